@@ -1,0 +1,28 @@
+"""Errors a user can act on: every message is one sentence that says what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DiffscaleError(Exception):
+    """Base of all errors of this library that a user can mend; the command line exits with 2."""
+
+
+class UnknownName(DiffscaleError):
+    """A model, search, verifier or suite was named that does not exist."""
+
+
+class BudgetTooSmall(DiffscaleError):
+    """The budget does not pay for one finished sample."""
+
+
+class AllCandidatesFailed(DiffscaleError):
+    """No candidate of a search got a finite score."""
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str]) -> UnknownName:
+    """The error for a wrong name: names `given`, the nearest match and all that is `allowed`."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return UnknownName(f"Unknown {kind} {given!r}{hint} Choose one of: {', '.join(names)}.")

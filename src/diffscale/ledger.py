@@ -1,0 +1,61 @@
+"""What a search has spent, and what it may spend.
+
+NFE as paper A counts them (Ma et al. 2025, arXiv 2501.09732, section 2): one denoiser evaluation
+of one sample is 1, whether or not guidance sends it through the network twice. `network_forwards`
+counts the rows that went through the network, so guidance shows there.
+"""
+
+from dataclasses import dataclass, field
+
+from diffscale.types import Predict, Request, Run, Sampler, Score
+
+
+class BudgetSpent(Exception):
+    """Raised inside a search that asked for more than its budget pays.
+
+    A search may catch it and ask for less; if it does not, it is over and keeps its best so far.
+    """
+
+
+@dataclass
+class Ledger:
+    """The account of one search. `nfe` never exceeds `budget`.
+
+    `seconds` are wall-clock, shared out by rows where searches ran in one batch. A forward that was
+    lost to an out-of-memory error did run, so it counts in `network_forwards`, but not in `nfe`.
+    """
+
+    budget: int
+    nfe: int = 0
+    network_forwards: int = 0
+    flops: float = 0.0
+    decodes: int = 0
+    verifier_calls: int = 0
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"denoise": 0.0, "decode": 0.0, "verify": 0.0}
+    )
+
+    @property
+    def left(self) -> int:
+        """NFE that the budget still pays."""
+        return self.budget - self.nfe
+
+    def charge(self, nfe: int) -> None:
+        """Take `nfe` from the budget, before anything runs; raises BudgetSpent, taking nothing."""
+        if nfe > self.left:
+            raise BudgetSpent(f"This request costs {nfe} NFE and {self.left} are left.")
+        self.nfe += nfe
+
+
+def price(request: Request, sampler: Sampler) -> int:
+    """NFE of `request`: evaluations a row times rows; scoring is free, and so is a prediction
+    that the state already holds."""
+    held = request.state.x0 is not None
+    match request:
+        case Run(state, to):
+            steps = (sampler.steps if to is None else to) - state.step
+            return len(state) * (steps - (held and steps > 0))
+        case Predict(state):
+            return 0 if held else len(state)
+        case Score():
+            return 0

@@ -1,0 +1,86 @@
+"""Models by name: the shipped ones, a local folder, or a Hub id, all through the same diffusers loader."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import DiffusionPipeline
+
+from diffscale.errors import DiffscaleError, unknown
+
+WEIGHTS: Final = Path(__file__).parent / "shapes" / "weights"
+"""Where the shipped networks lie."""
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class PlainCall:
+    """The call of a pipeline that its figures are made with.
+
+    `steps`: num_inference_steps. `args`: the other arguments, such as height, width and guidance.
+    """
+
+    steps: int
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def shipped() -> dict[str, str]:
+    """Name and one-line description of every shipped pipeline and verifier network."""
+    return {
+        folder.name: json.loads((folder / "diffscale.json").read_text())["description"]
+        for folder in sorted(WEIGHTS.iterdir())
+        if (folder / "diffscale.json").exists()
+    }
+
+
+def locate(model: str) -> str:
+    """The folder of a shipped model or of a local path, or the Hub id unchanged.
+
+    Raises UnknownName for a plain word that is neither (a Hub id has an owner: `owner/name`).
+    """
+    if (WEIGHTS / model / "diffscale.json").exists():
+        return str(WEIGHTS / model)
+    if Path(model).expanduser().is_dir():
+        return str(Path(model).expanduser())
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise unknown("model (neither shipped, nor a folder, nor a Hub id owner/name):", model, shipped())
+    return model
+
+
+def best_device() -> str:
+    """cuda, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_pipeline(model: str, device: str, dtype: str) -> Any:
+    """The diffusers pipeline of a shipped name, folder or Hub id, on `device` in `dtype` (see `DTYPES`).
+
+    Raises DiffscaleError if it cannot be loaded.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    try:
+        return DiffusionPipeline.from_pretrained(locate(model), torch_dtype=DTYPES[dtype]).to(device)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DiffscaleError(
+            f"The model {model!r} could not be loaded; check its name, the network and the files ({reason})."
+        ) from error
+
+
+def plain_call(model: str | None, pipe: Any) -> PlainCall:
+    """How figures call this pipeline: what the model's folder states, else the pipeline's own defaults."""
+    stated = Path(locate(model)) / "diffscale.json" if model else None
+    if stated is not None and stated.exists():
+        call = dict(json.loads(stated.read_text())["call"])
+        return PlainCall(call.pop("num_inference_steps"), call)
+    default = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
+    return PlainCall(int(default))

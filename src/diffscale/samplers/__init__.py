@@ -1,0 +1,1 @@
+"""Models that can be searched: anything of diffusers, and an analytic toy."""

@@ -1,0 +1,253 @@
+"""Any diffusers text-to-image pipeline as a Sampler, without forking it.
+
+Everything is a call of the pipeline with a window of the time grid (see `window.py`): encoding text
+is the empty window before the first step, a run [i, j), a prediction one step that is held back,
+and decoding the empty window after the last.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from diffscale import noise
+from diffscale.errors import DiffscaleError
+from diffscale.samplers.levels import clean, level
+from diffscale.samplers.text import Texts
+from diffscale.samplers.window import Window, windowed
+from diffscale.types import State, concat
+
+_OURS = {
+    "prompt",
+    "latents",
+    "num_inference_steps",
+    "num_images_per_prompt",
+    "output_type",
+    "return_dict",
+    "generator",
+    "callback_on_step_end",
+}
+
+
+class DiffusersSampler:
+    """A Sampler over `pipe`, any diffusers text-to-image pipeline whose call takes `latents`.
+
+    `pipe`: left as it is. `prompts`: at least one; rows of different prompts share batches.
+    `inference_steps`: the pipeline's num_inference_steps; `steps`, the denoiser evaluations of a
+    trajectory, is larger for some schedulers (Heun: 2 n - 1, PNDM: n + 1). `pipe_args`: other
+    arguments of the pipeline's call; a tensor with as many entries as there are prompts is dealt
+    out by rows, so embeddings made before can be given as `prompt_embeds=...`.
+
+    Building one encodes every prompt once and evaluates the denoiser once, in no ledger, to learn
+    the latents' shape, `forwards_per_nfe` (2 with classifier-free guidance; the ledger counts rows
+    as they run, so it is for information) and `flops_per_forward`.
+    Raises DiffscaleError for pipelines and schedulers that cannot be windowed.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        inference_steps: int,
+        pipe_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.prompts = list(prompts)
+        self.forwards = 0
+        self._inference_steps = inference_steps
+        self._args = dict(pipe_args or {})
+        self._check(pipe)
+        # A shallow copy shares the networks; what is set on it stays off the user's pipeline.
+        self._pipe = copy.copy(pipe)
+        self._pipe.set_progress_bar_config(disable=True)
+        self._scheduler = windowed(pipe.scheduler)
+        self._pipe.__dict__["scheduler"] = self._scheduler
+        self._texts = None if "prompt_embeds" in self._args else Texts(self._pipe)
+        self._denoisers: list[torch.nn.Module] = []
+        start = self._encode()
+        self._shape, self._like = start.shape[1:], start[:0]
+        with self._scheduler.whole():
+            self.steps = len(self._scheduler.timesteps)
+        self.forwards_per_nfe, self.flops_per_forward = self._probe()
+
+    def prior(self, keys: Tensor, rows: Tensor) -> State:
+        unit = noise.normal(keys, self._shape).to(self._like)
+        return State(unit * self._scheduler.prior_scale, 0, keys, rows)
+
+    def predict(self, state: State) -> State:
+        return self._by_layout(self._predict, state)
+
+    def step(self, state: State, noise: Tensor | None = None) -> State:
+        if state.out is None:
+            raise DiffscaleError(f"A step from step {state.step} needs Predict first.")
+        to = state.step + 1
+        window = Window(state.step, to, state.key, state.solver, noise=noise)
+        self._scheduler.open(window)
+        with self._scheduler.whole(), torch.no_grad():
+            t = self._scheduler.timesteps[state.step]
+        with torch.no_grad():
+            x = self._scheduler.step(state.out, t, state.x, return_dict=False, **self._extra)[0]
+        return self._at(state, x, to)
+
+    def renoise(self, state: State, to: int, noise: Tensor) -> State:
+        """Forward noising from grid step `state.step` to the noisier `to`; noise: [B, ...].
+
+        x_s = (a_s / a_t) x_t + sqrt(s_s^2 - (a_s / a_t)^2 s_t^2) eps, as search over paths needs it
+        (paper A, Ma et al. 2025, arXiv 2501.09732, section 3.2).
+        """
+        if not 0 <= to <= state.step:
+            raise DiffscaleError(f"Renoising goes from step {state.step} back, not to step {to}.")
+        alpha, sigma = level(self._scheduler, state.step)
+        alpha_to, sigma_to = level(self._scheduler, to)
+        scale = alpha_to / alpha
+        fresh = max(sigma_to**2 - (scale * sigma) ** 2, 0.0) ** 0.5
+        x = scale * state.x + fresh * noise.to(state.x)
+        return replace(state, x=x, step=to, x0=None, out=None, solver={})
+
+    def run(self, state: State, to: int | None = None) -> State:
+        to = self.steps if to is None else to
+        if not state.step <= to <= self.steps:
+            raise DiffscaleError(f"A run from step {state.step} cannot end at step {to}.")
+        if state.out is not None and state.step < to:
+            state = self.step(state)
+        if state.step == to:
+            return state
+        end = to
+        return self._by_layout(lambda rows: self._run(rows, end), state)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1]."""
+        # Only the number of prompts matters to an empty window.
+        window = Window(self.steps, self.steps)
+        images = self._call(latents, [0] * len(latents), window, "pt")
+        return images.float().clamp(0, 1)
+
+    def _predict(self, state: State) -> State:
+        window = Window(state.step, state.step + 1, state.key, state.solver, hold=True)
+        self._call(state.x, state.row.tolist(), window)
+        assert window.out is not None
+        self._extra = window.extra
+        x0 = clean(self._scheduler, state.step, state.x, window.out)
+        return replace(state, x0=x0, out=window.out)
+
+    def _run(self, state: State, to: int) -> State:
+        window = Window(state.step, to, state.key, state.solver)
+        x = self._call(state.x, state.row.tolist(), window)
+        return self._at(state, x, to)
+
+    def _at(self, state: State, x: Tensor, step: int) -> State:
+        memory = self._scheduler.memory(len(x)) if step < self.steps else {}
+        return replace(state, x=x, step=step, x0=None, out=None, solver=memory)
+
+    def _by_layout(self, work: Callable[[State], State], state: State) -> State:
+        """Do `work` on rows whose text has equal shapes, and put the rows back in order."""
+        if self._texts is None:
+            return work(state)
+        alike: dict[Any, list[int]] = {}
+        for i, row in enumerate(state.row.tolist()):
+            alike.setdefault(self._texts.layout(row), []).append(i)
+        if len(alike) == 1:
+            return work(state)
+        order = torch.tensor([i for rows in alike.values() for i in rows])
+        return concat([work(state[rows]) for rows in alike.values()])[order.argsort()]
+
+    def _call(
+        self, x: Tensor | None, rows: list[int], window: Window, output: str = "latent"
+    ) -> Tensor:
+        """Call the pipeline for `window`; without latents `x` it records the text of one row."""
+        args = {name: self._deal(value, rows) for name, value in self._args.items()}
+        if self._texts is not None:
+            if x is None:
+                # One prompt as a string, not a list: negative prompts must be of the same type.
+                self._texts.record()
+                args["prompt"] = self.prompts[rows[0]]
+            else:
+                self._texts.replay(rows)
+                args["prompt"] = [self.prompts[row] for row in rows]
+        # The pipeline may draw latents that are thrown away: not from the user's generator.
+        args["generator"] = torch.Generator().manual_seed(0)
+        self._scheduler._window = window
+        with _hooked(self._denoisers) as called:
+            try:
+                answer: tuple[Tensor, ...] = self._pipe(
+                    **args,
+                    latents=x,
+                    num_inference_steps=self._inference_steps,
+                    output_type=output,
+                    return_dict=False,
+                )
+            finally:
+                self.forwards += sum(rows for _, rows in called)
+        return answer[0]
+
+    def _deal(self, value: Any, rows: list[int]) -> Any:
+        each = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(self.prompts)
+        return value[rows] if each else value
+
+    def _encode(self) -> Tensor:
+        """Have every prompt encoded; returns latents that the pipeline drew itself [1, ...]."""
+        drawn = [self._call(None, [row], Window(0, 0)) for row in range(len(self.prompts))]
+        return drawn[0]
+
+    def _probe(self) -> tuple[float, float]:
+        """(forwards per NFE, FLOPs per forward), by evaluating the denoiser once for one row."""
+        networks = [n for n in self._pipe.components.values() if isinstance(n, torch.nn.Module)]
+        one = torch.zeros(1, dtype=torch.int64)
+        counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+        with _hooked(networks) as called, counter:
+            self._predict(self.prior(one, one))
+        if not called:
+            raise DiffscaleError(
+                f"No network of {type(self._pipe).__name__} was called in its first step, so its "
+                "cost cannot be counted; use another pipeline."
+            )
+        # Whatever is called last before the solver's step is the denoiser; pipelines with several
+        # (one for high and one for low noise) have them of one class.
+        kind = type(called[-1][0])
+        self._denoisers = [network for network in networks if type(network) is kind]
+        forwards = sum(rows for network, rows in called if type(network) is kind)
+        return float(forwards), counter.get_total_flops() / forwards
+
+    def _check(self, pipe: Any) -> None:
+        taken = inspect.signature(type(pipe).__call__).parameters
+        name = type(pipe).__name__
+        if "latents" not in taken or "output_type" not in taken:
+            raise DiffscaleError(f"{name} takes no latents, so its noise cannot be searched.")
+        if not self.prompts:
+            raise DiffscaleError("Give at least one prompt.")
+        if ours := sorted(_OURS & set(self._args)):
+            raise DiffscaleError(
+                f"Leave {', '.join(ours)} out of pipe_args: the sampler sets them."
+            )
+        if wrong := sorted(set(self._args) - set(taken)):
+            raise DiffscaleError(f"{name} does not take {', '.join(wrong)}; see its documentation.")
+
+
+@contextmanager
+def _hooked(networks: list[torch.nn.Module]) -> Iterator[list[tuple[torch.nn.Module, int]]]:
+    """Within it every call of `networks` is listed with its rows; no hook outlives it."""
+    called: list[tuple[torch.nn.Module, int]] = []
+
+    def note(network: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        inputs = [*args, *kwargs.values()]
+        called.append((network, len(next(v for v in inputs if torch.is_tensor(v) and v.ndim > 1))))
+
+    hooks = [network.register_forward_pre_hook(note, with_kwargs=True) for network in networks]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+# Torch's counter knows the attention kernels of GPUs only.
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}

@@ -1,0 +1,241 @@
+"""A scheduler that shows its pipeline a window of the time grid.
+
+An unmodified diffusers pipeline reads its scheduler's grid, loops over it and calls `step`. Give it
+a scheduler that shows only the steps [low, high), starts in the middle without rescaling the
+latents, and remembers what a multistep solver remembered there, and the pipeline runs exactly that
+part of the trajectory; an empty window only encodes text or decodes latents.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from diffscale import noise
+from diffscale.errors import DiffscaleError
+
+# What is ours, or follows from where the window starts, is no memory of the solver.
+_NO_MEMORY = {"_step_index", "_begin_index", "_window", "_fresh", "_whole"}
+
+
+@dataclass
+class Window:
+    """What the next call shall run: the steps [low, high) of the grid.
+
+    `keys`: int64 [B], where a stochastic solver's noise comes from, unless `noise` is given.
+    `solver`: its memory at `low`, see `State.solver`. `hold`: put the step's network output into
+    `out` instead of taking the step.
+    """
+
+    low: int
+    high: int
+    keys: Tensor | None = None
+    solver: Mapping[str, Tensor] = field(default_factory=dict)
+    hold: bool = False
+    noise: Tensor | None = None
+    out: Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    taken: int = 0
+
+
+class WindowedScheduler:
+    """Mixed in before a scheduler's own class by `windowed`."""
+
+    _window: Window
+    _grid: Any
+    _fresh: dict[str, Any]
+    _whole: bool
+
+    @property
+    def timesteps(self) -> Any:
+        return self._grid if self._whole else self._grid[self._window.low : self._window.high]
+
+    @timesteps.setter
+    def timesteps(self, grid: Any) -> None:
+        self._grid = grid
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """1: latents of a State are already scaled, at any step, so the pipeline must not."""
+        return 1.0
+
+    @init_noise_sigma.setter
+    def init_noise_sigma(self, scale: Any) -> None:
+        self.__dict__["init_noise_sigma"] = scale
+
+    @property
+    def prior_scale(self) -> float:
+        """What the solver multiplies unit noise with before its first step; flows do not."""
+        own = getattr(super(), "init_noise_sigma", None)
+        return float(self.__dict__.get("init_noise_sigma", 1.0) if own is None else own)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        if hasattr(super(), "set_begin_index"):
+            super().set_begin_index(begin_index + self._window.low)  # type: ignore[misc]
+
+    def open(self, window: Window) -> None:
+        """Forget all steps taken and stand at the start of `window`, on the grid set before."""
+        for name in set(self.__dict__) - set(self._fresh) - _NO_MEMORY:
+            del self.__dict__[name]
+        self.__dict__.update(_copy_lists(self._fresh))
+        self._window = window
+        if "_step_index" in self.__dict__:
+            self.__dict__["_step_index"] = None
+        self.set_begin_index(0)
+        _restore(self.__dict__, window.solver)
+
+    def memory(self, rows: int) -> dict[str, Tensor]:
+        """What the solver remembers, see `State.solver`: all that its steps changed on it."""
+        memory: dict[str, Tensor] = {}
+        for name in sorted(set(self.__dict__) - _NO_MEMORY):
+            now, before = self.__dict__[name], self._fresh.get(name)
+            items = enumerate(now) if isinstance(now, list) else [(None, now)]
+            for i, value in items:
+                held = before if i is None else _at(before, i)
+                if not _same(value, held):
+                    entry = name if i is None else f"{name}.{i}"
+                    memory |= _pack(entry, value, rows, type(self).__name__)
+        return memory
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within it the scheduler's own code sees its whole grid."""
+        before, self._whole = self._whole, True
+        try:
+            yield
+        finally:
+            self._whole = before
+
+
+def windowed(scheduler: Any) -> Any:
+    """A copy of `scheduler` that is also a WindowedScheduler, its class derived from its own.
+
+    Its methods keep their signatures, which pipelines inspect.
+    """
+    base: Any = type(scheduler)
+
+    @functools.wraps(base.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        with self.whole():
+            base.set_timesteps(self, *args, **kwargs)
+        kept = {name: v for name, v in self.__dict__.items() if name not in _NO_MEMORY}
+        self._fresh = _copy_lists(kept)
+        self.open(self._window)
+
+    @functools.wraps(base.step)
+    def step(
+        self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kw: Any
+    ) -> Any:
+        window: Window = self._window
+        # The pipeline's generator would make the noise depend on the batch.
+        kw.pop("generator", None)
+        window.extra = {name: value for name, value in kw.items() if name != "return_dict"}
+        if window.hold:
+            window.out = model_output
+            held = SchedulerOutput(prev_sample=sample)
+            return held if kw.get("return_dict", True) else (sample, sample)
+        source = KeyedNoise(window.keys, window.low + window.taken, window.noise)
+        with self.whole(), source:
+            stepped = base.step(self, model_output, timestep, sample, *args, **kw)
+        if window.noise is not None and not source.draws:
+            raise DiffscaleError(
+                f"{base.__name__} is deterministic and takes no noise; use a stochastic scheduler."
+            )
+        window.taken += 1
+        return stepped
+
+    own: dict[str, Callable[..., Any]] = {"set_timesteps": set_timesteps, "step": step}
+    if hasattr(base, "scale_model_input"):
+
+        @functools.wraps(base.scale_model_input)
+        def scale_model_input(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with self.whole():
+                return base.scale_model_input(self, *args, **kwargs)
+
+        own["scale_model_input"] = scale_model_input
+    view = copy.deepcopy(scheduler)
+    view.__dict__["_grid"] = view.__dict__.pop("timesteps", None)
+    view.__dict__["_window"] = Window(0, 0)
+    view.__dict__["_whole"] = False
+    view.__class__ = type(f"Windowed{base.__name__}", (WindowedScheduler, base), own)
+    return view
+
+
+class KeyedNoise(TorchFunctionMode):
+    """Within it torch's normal draws for a batch come from the rows' keys, or are `given`.
+
+    Schedulers draw in their own ways, some through a generator, some not; this catches them all.
+    """
+
+    def __init__(self, keys: Tensor | None, step: int, given: Tensor | None) -> None:
+        super().__init__()
+        self.keys, self.step, self.given, self.draws = keys, step, given, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = func(*args, **(kwargs or {}))
+        if func not in (torch.randn, torch.randn_like):
+            return drawn
+        if self.keys is None or len(drawn) != len(self.keys):
+            raise DiffscaleError(
+                f"The scheduler draws noise of shape {tuple(drawn.shape)}, which is not one a row; "
+                "use another scheduler."
+            )
+        self.draws += 1
+        if self.given is not None:
+            return self.given.to(drawn)
+        keys = noise.fold_rows(self.keys, "step", self.step, self.draws)
+        return noise.normal(keys, drawn.shape[1:]).to(drawn)
+
+
+def _copy_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, list) else v for name, v in fields.items()}
+
+
+def _at(items: Any, i: int) -> Any:
+    return items[i] if isinstance(items, list) and i < len(items) else None
+
+
+def _same(value: Any, before: Any) -> bool:
+    if value is None or value is before:
+        return True
+    if isinstance(value, Tensor):
+        # Schedulers move their tables between devices; those are tables still.
+        same_table = isinstance(before, Tensor) and value.shape == before.shape
+        return same_table and torch.equal(value.cpu(), before.cpu())
+    return isinstance(value, bool | int | float | str) and value == before
+
+
+def _pack(entry: str, value: Any, rows: int, scheduler: str) -> dict[str, Tensor]:
+    """`value` as an entry of State.solver; "()" marks a scalar that was a tensor."""
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return {f"{entry}()": value.cpu().expand(rows).clone()}
+    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows:
+        return {entry: value}
+    if isinstance(value, bool | int | float):
+        dtype = torch.float64 if isinstance(value, float) else None
+        return {entry: torch.full((rows,), value, dtype=dtype)}
+    raise DiffscaleError(
+        f"{scheduler} remembers {entry} ({type(value).__name__}) between steps, which cannot be "
+        "split by rows; use another scheduler."
+    )
+
+
+def _restore(fields: dict[str, Any], solver: Mapping[str, Tensor]) -> None:
+    for entry, packed in solver.items():
+        name, _, i = entry.removesuffix("()").partition(".")
+        value: Any = packed
+        if packed.ndim == 1:
+            value = packed[0] if entry.endswith("()") else packed[0].item()
+        if not i:
+            fields[name] = value
+            continue
+        items = fields[name]
+        items += [None] * (int(i) + 1 - len(items))
+        items[int(i)] = value

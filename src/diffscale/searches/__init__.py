@@ -1,0 +1,23 @@
+"""The search algorithms by name, each a plain function in a file of its own."""
+
+from collections.abc import Callable
+
+from diffscale.errors import unknown
+from diffscale.searches.random import random
+from diffscale.types import Search
+
+SEARCHES: dict[str, Callable[..., Search]] = {"random": random}
+
+
+def get(name: str) -> Callable[..., Search]:
+    """The search called `name`; raises UnknownName with the nearest match."""
+    if name not in SEARCHES:
+        raise unknown("search", name, SEARCHES)
+    return SEARCHES[name]
+
+
+def describe(name: str) -> tuple[str, str]:
+    """One-line description of the search `name` and its price formula in NFE."""
+    line = (get(name).__doc__ or "").strip().splitlines()[0]
+    description, _, formula = line.partition(" Price: ")
+    return description, formula.rstrip(".")

@@ -1,0 +1,157 @@
+"""Captions: a small grammar that says a description in words, and reads such words back.
+
+`say` varies the wording at random; `read` undoes every wording that `say` has (tested on random descriptions),
+and so gives the judge the meaning of a prompt that a user typed.
+"""
+
+from __future__ import annotations
+
+import re
+from random import Random
+from typing import Final
+
+from diffscale.shapes.scenes import (
+    COLOURS,
+    MAX_COUNT,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Description,
+    Spec,
+)
+
+NUMBERS: Final = ("one", "two", "three", "four", "five", "six")
+_SIZE_WORDS: Final = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
+_TEXTURE_WORDS: Final = {"solid": ("solid", "plain"), "striped": ("striped",), "dotted": ("dotted",)}
+_RELATION_WORDS: Final = {
+    "left of": ("to the left of", "left of"),
+    "right of": ("to the right of", "right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+_OPENINGS: Final = ("a picture of", "an image of")
+_PLURALS: Final = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+
+WORDS: Final = tuple(
+    dict.fromkeys(
+        word
+        for phrase in (
+            *COLOURS,
+            *SHAPES,
+            *_PLURALS.values(),
+            *NUMBERS,
+            *(w for words in _SIZE_WORDS.values() for w in words),
+            *(w for words in _TEXTURE_WORDS.values() for w in words),
+            *(w for words in _RELATION_WORDS.values() for w in words),
+            *_OPENINGS,
+            "a an and with",
+        )
+        for word in phrase.split()
+    )
+)
+"""Every word of the grammar; the only other sign is the comma."""
+
+
+def say(description: Description, rng: Random) -> str:
+    """One caption of the description, at most 23 words and commas, without a full stop."""
+    parts = [_say_spec(spec, rng) for spec in description.specs]
+    if description.relation is not None:
+        first, second, *rest = parts
+        parts = [f"{first} {rng.choice(_RELATION_WORDS[description.relation])} {second}", *rest]
+    if len(parts) == 1:
+        text = parts[0]
+    else:
+        *before, last = parts
+        text = ", ".join(before) + rng.choice((" and ", " and ", " with ") if len(parts) == 2 else (" and ", ", and ")) + last
+    if description.category != "complex" and rng.random() < 0.15:
+        text = f"{rng.choice(_OPENINGS)} {text}"
+    return text
+
+
+def _say_spec(spec: Spec, rng: Random) -> str:
+    words = [
+        *([rng.choice(_SIZE_WORDS[spec.size])] if spec.size else []),
+        *([rng.choice(_TEXTURE_WORDS[spec.texture])] if spec.texture else []),
+        *([spec.colour] if spec.colour else []),
+        spec.shape if spec.count == 1 else _PLURALS[spec.shape],
+    ]
+    if spec.texture and spec.colour and rng.random() < 0.3:
+        words[-3:-1] = words[-2], words[-3]  # "red striped" as well as "striped red"
+    if spec.count > 1:
+        return " ".join([NUMBERS[spec.count - 1], *words])
+    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
+
+_MEANING: Final = {
+    **{word: ("size", size) for size, words in _SIZE_WORDS.items() for word in words},
+    **{word: ("texture", texture) for texture, words in _TEXTURE_WORDS.items() for word in words},
+    **{colour: ("colour", colour) for colour in COLOURS},
+}
+_NOUNS: Final = {
+    **{shape: shape for shape in SHAPES},
+    **{plural: shape for shape, plural in _PLURALS.items()},
+}
+_COUNTS: Final = {"a": 1, "an": 1, "the": 1} | {word: n for n, word in enumerate(NUMBERS, 1)}
+_RELATION_PATTERN: Final = re.compile(
+    r"\b(?:is |are |stands? )?(?:(?:to|on) the )?(left of|right of|above|over|below|under|beneath)\b"
+)
+_RELATION_MEANING: Final = {"over": "above", "under": "below", "beneath": "below"}
+
+
+def read(text: str) -> Description | None:
+    """The meaning of a caption, or None if it has a word or an order that the grammar lacks.
+
+    The category is that of the T2I-CompBench family which the description belongs to; a description that fits
+    none is `complex`.
+    """
+    plain = re.sub(r"[.!]", " ", text.lower()).strip()
+    plain = re.sub(r"^(?:an?|the) (?:picture|image|photo|drawing) of ", "", plain)
+    relation_match = _RELATION_PATTERN.search(plain)
+    relation = None
+    if relation_match:
+        said = relation_match[1]
+        relation = _RELATION_MEANING.get(said, said)
+        plain = f"{plain[: relation_match.start()]} <rel> {plain[relation_match.end() :]}"
+    pieces = [p.split() for p in re.split(r",? and |,| with |<rel>", plain)]
+    specs = [_read_spec(words) for words in pieces if words]
+    if not specs or any(spec is None for spec in specs):
+        return None
+    if relation and (len(specs) < 2 or plain.index("<rel>") > len(_first_piece(plain))):
+        return None
+    known = tuple(spec for spec in specs if spec is not None)
+    return Description(_category(known, relation), known, relation)
+
+
+def _first_piece(plain: str) -> str:
+    return re.split(r",? and |,| with |<rel>", plain)[0]
+
+
+def _read_spec(words: list[str]) -> Spec | None:
+    *before, noun = words
+    if noun not in _NOUNS:
+        return None
+    count, said = 1, {}
+    for position, word in enumerate(before):
+        if position == 0 and word in _COUNTS:
+            count = _COUNTS[word]
+        elif word in _MEANING and _MEANING[word][0] not in said:
+            kind, value = _MEANING[word]
+            said[kind] = value
+        else:
+            return None
+    return Spec(_NOUNS[noun], count=min(count, MAX_COUNT), **said)
+
+
+def _category(specs: tuple[Spec, ...], relation: str | None) -> str:
+    if relation:
+        plain = len(specs) == 2 and all(s.texture is None and s.size is None for s in specs)
+        return "spatial" if plain else "complex"
+    if len(specs) == 1 or any(spec.count > 1 for spec in specs):
+        return "numeracy"
+    if all(spec.texture for spec in specs):
+        return "texture"
+    if any(spec.texture for spec in specs) or any(s.size and s.colour for s in specs):
+        return "complex"
+    return "shape" if all(spec.colour is None for spec in specs) else "colour"
+
+

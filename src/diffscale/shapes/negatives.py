@@ -1,0 +1,78 @@
+"""Captions that are nearly right: what a verifier must tell from the true one to be of use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from random import Random
+
+from diffscale.shapes.scenes import (
+    COLOURS,
+    MAX_COUNT,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Description,
+    Obj,
+    Scene,
+    Spec,
+    related,
+)
+
+_VALUES = {"colour": COLOURS, "shape": SHAPES, "texture": TEXTURES, "size": SIZES}
+
+
+def holds(description: Description, scene: Scene) -> bool:
+    """Whether the scene has exactly the objects that are described, related as is said."""
+    wanted = [spec for spec in description.specs for _ in range(spec.count)]
+    if len(wanted) != len(scene):
+        return False
+
+    def assign(done: list[Obj], left: tuple[Obj, ...]) -> bool:
+        if description.relation and len(done) == 2 and not related(done[0], done[1], description.relation):
+            return False
+        if not left:
+            return True
+        spec = wanted[len(done)]
+        return any(
+            spec.admits(obj) and assign([*done, obj], left[:i] + left[i + 1 :]) for i, obj in enumerate(left)
+        )
+
+    return assign([], scene)
+
+
+def hard_negatives(description: Description, scene: Scene, rng: Random) -> list[Description]:
+    """Descriptions one step from the true one that do not hold of the scene, in random order; never empty."""
+    found = {near.key(): near for near in _near(description, rng) if not holds(near, scene)}
+    near = list(found.values())
+    rng.shuffle(near)
+    return near
+
+
+def _near(description: Description, rng: Random) -> Iterator[Description]:
+    specs = description.specs
+
+    def with_specs(*changed: Spec) -> Description:
+        return replace(description, specs=changed)
+
+    if description.relation:
+        yield replace(description, relation=rng.choice([r for r in RELATIONS if r != description.relation]))
+        yield with_specs(specs[1], specs[0], *specs[2:])
+    for attribute, values in _VALUES.items():
+        for i, spec in enumerate(specs):
+            said = getattr(spec, attribute)
+            if said is None:
+                continue
+            other = rng.choice([v for v in values if v != said])
+            yield with_specs(*specs[:i], replace(spec, **{attribute: other}), *specs[i + 1 :])
+            for j in range(i):  # the swap keeps every word and moves it to the wrong object
+                swapped = list(specs)
+                swapped[i] = replace(spec, **{attribute: getattr(specs[j], attribute)})
+                swapped[j] = replace(specs[j], **{attribute: said})
+                yield with_specs(*swapped)
+    if description.category == "numeracy":
+        for i, spec in enumerate(specs):
+            for count in (spec.count - 1, spec.count + 1):
+                if 1 <= count <= MAX_COUNT:
+                    yield with_specs(*specs[:i], replace(spec, count=count), *specs[i + 1 :])

@@ -1,0 +1,119 @@
+"""Drawing a scene: antialiased sprites pasted at whole pixels on a dark canvas.
+
+A sprite depends on (shape, size, texture) alone, so the judge can draw exactly what the generator draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffscale.shapes.scenes import CANVAS, RADIUS, Obj
+
+BACKGROUND: Final = np.array((18, 20, 31), np.float32) / 255
+RGB: Final = {
+    name: np.array(value, np.float32) / 255
+    for name, value in {
+        "red": (226, 38, 46),
+        "orange": (255, 137, 20),
+        "yellow": (250, 226, 60),
+        "green": (44, 184, 76),
+        "cyan": (70, 220, 230),
+        "blue": (52, 92, 246),
+        "purple": (176, 66, 222),
+        "white": (240, 240, 240),
+    }.items()
+}
+"""Colours as RGB in [0, 1]. On the dark canvas an antialiased edge keeps its object's hue."""
+
+DARK: Final = 0.42
+"""Brightness of a texture's dark part, relative to its object's colour."""
+
+_SUPER: Final = 8  # samples per pixel and axis for antialiasing
+_STRIPE: Final = 4  # pixels per period of stripes, half of it dark
+_DOT: Final = 5  # pixels between dots
+_DOT_RADIUS: Final = 1.4
+
+
+def render(scene: Sequence[Obj]) -> NDArray[np.float32]:
+    """The scene as an RGB picture [64, 64, 3] in [0, 1]. An object that reaches over the edge is clipped."""
+    picture = np.broadcast_to(BACKGROUND, (CANVAS, CANVAS, 3)).copy()
+    for obj in scene:
+        paste(picture, obj)
+    return picture
+
+
+def paste(picture: NDArray[np.float32], obj: Obj) -> None:
+    """Draw one object onto `picture` [64, 64, 3] in place."""
+    r = RADIUS[obj.size]
+    alpha, shade = sprite(obj.shape, obj.size, obj.texture)
+    top, left = max(obj.y - r, 0), max(obj.x - r, 0)
+    bottom, right = min(obj.y + r + 1, CANVAS), min(obj.x + r + 1, CANVAS)
+    rows, columns = slice(top - obj.y + r, bottom - obj.y + r), slice(left - obj.x + r, right - obj.x + r)
+    a, s = alpha[rows, columns, None], shade[rows, columns, None]
+    view = picture[top:bottom, left:right]
+    view *= 1 - a
+    view += a * s * RGB[obj.colour]
+
+
+@cache
+def sprite(shape: str, size: str, texture: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Coverage and brightness of an object, each [2r+1, 2r+1] in [0, 1], r = `RADIUS[size]`."""
+    r = RADIUS[size]
+    side = 2 * r + 1
+    ticks = (np.arange(side * _SUPER) + 0.5) / _SUPER - side / 2
+    x, y = np.meshgrid(ticks, ticks)
+    inside = _inside(shape, x / (side / 2), y / (side / 2)).astype(np.float32)
+    bright = np.where(_dark(texture, x, y), DARK, 1).astype(np.float32)
+
+    def pool(fine: NDArray[np.float32]) -> NDArray[np.float32]:
+        return fine.reshape(side, _SUPER, side, _SUPER).mean((1, 3)).astype(np.float32)
+
+    alpha = pool(inside)
+    # Brightness is averaged over the covered part of a pixel only, or edges would take on the texture outside.
+    return alpha, pool(inside * bright) / np.maximum(alpha, 1e-6)
+
+
+def _inside(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The outline in a box of [-1, 1] on both axes, y downwards."""
+    if shape == "circle":
+        return np.asarray(x**2 + y**2 <= 1)
+    if shape == "square":
+        return np.asarray(np.maximum(abs(x), abs(y)) <= 0.88)
+    if shape == "triangle":
+        return np.asarray((y <= 0.9) & (abs(x) <= (y + 1) / 1.9))
+    if shape == "diamond":
+        return np.asarray(abs(x) / 0.8 + abs(y) <= 1)
+    if shape == "cross":
+        return np.asarray(np.minimum(abs(x), abs(y)) <= 0.34)
+    if shape == "star":
+        return _star(x, y)
+    raise KeyError(shape)
+
+
+def _star(x: NDArray[np.float64], y: NDArray[np.float64], waist: float = 0.45) -> NDArray[np.bool_]:
+    """A five-pointed star, one point up; `waist` is the inner radius over the outer."""
+    y = y + 0.05  # a star with its centre at the origin is lighter below
+    sector = math.pi / 5
+    angle = abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)  # 0 at a point, `sector` at a notch
+    radius = np.hypot(x, y)
+    u, v = radius * np.cos(angle), radius * np.sin(angle)
+    # Left of the line from the tip (1, 0) to the notch at the waist.
+    nu, nv = waist * math.cos(sector), waist * math.sin(sector)
+    return np.asarray((1 - u) * nv - v * (1 - nu) >= 0)
+
+
+def _dark(texture: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    if texture == "solid":
+        return np.zeros_like(x, bool)
+    if texture == "striped":
+        return np.asarray((y + 0.5) % _STRIPE >= _STRIPE / 2)
+    if texture == "dotted":
+        fold_x, fold_y = ((v + _DOT / 2) % _DOT - _DOT / 2 for v in (x, y))
+        return np.asarray(np.hypot(fold_x, fold_y) <= _DOT_RADIUS)
+    raise KeyError(texture)

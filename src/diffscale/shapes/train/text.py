@@ -1,0 +1,49 @@
+"""Tokenizers of the Shapes networks, in the formats of the real ones: a word of the grammar is one token."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from string import ascii_lowercase
+from typing import Final
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer, T5Tokenizer
+
+from diffscale.shapes.captions import WORDS
+
+MAX_TOKENS: Final = 24
+"""T5 tokens per caption, the end sign included; the grammar's longest caption has 18."""
+
+CLIP_TOKENS: Final = MAX_TOKENS + 2
+"""CLIP tokens per caption, begin and end signs included."""
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A unigram tokenizer whose pieces are the grammar's words; other words fall into letters."""
+    words = [*WORDS, *(word.capitalize() for word in WORDS)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -12.0), (",", -2.0), (".", -2.0)]
+    pieces += [(f"▁{word}", -2.0) for word in words if len(word) > 1 or word == "a" or word == "A"]
+    pieces += [(letter, -12.0) for letter in ascii_lowercase]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
+
+
+@cache
+def clip_tokenizer() -> CLIPTokenizer:
+    """A byte-pair tokenizer trained until every word of the grammar is one token; it folds case as CLIP's does."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner.train_from_iterator([*WORDS, ",", "."] * 2, trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    pieces = [*alphabet, *(f"{sign}</w>" for sign in alphabet), *("".join(pair) for pair in merges)]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[special] = len(vocab)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_TOKENS)

@@ -1,0 +1,42 @@
+"""Verifiers by name. Each is a factory whose signature is its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from diffscale.named import parse
+from diffscale.types import Verifier
+from diffscale.verifiers.clip import ClipScore
+
+
+def clip(model: str | None = None, *, device: Any = "cpu", generator: str = "") -> Verifier:
+    """CLIPScore, 2.5 max(cos, 0), of picture and prompt; `model` is a CLIP by Hub id, folder or name."""
+    if model is None:
+        model = "shapes-clip" if generator.startswith("shapes-") else "openai/clip-vit-large-patch14"
+    return ClipScore.load(model, device=device)
+
+
+def shapes_judge(*, device: Any = "cpu", generator: str = "") -> Verifier:
+    """The exact judge of Shapes used as an oracle: an upper bound, not a verifier anybody has."""
+    from diffscale.shapes.oracle import Oracle
+
+    return Oracle()
+
+
+VERIFIERS: dict[str, Callable[..., Verifier]] = {"clip": clip, "shapes-judge": shapes_judge}
+
+
+def load(text: str, *, device: Any = "cpu", generator: str = "") -> Verifier:
+    """The verifier that "name key=value ..." says, on `device`.
+
+    `generator` is the name of the model whose pictures it will see: the Shapes models have verifiers of their own.
+    Raises UnknownName for an unknown name, DiffscaleError for bad arguments or weights.
+    """
+    name, arguments = parse(text, "verifier", VERIFIERS)
+    return VERIFIERS[name](**arguments, device=device, generator=generator)
+
+
+def describe(name: str) -> str:
+    """The first line of what a verifier says of itself."""
+    return (VERIFIERS[name].__doc__ or "").strip().splitlines()[0]

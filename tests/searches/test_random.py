@@ -1,0 +1,35 @@
+"""Random search and the registry."""
+
+import pytest
+
+from diffscale import searches
+from diffscale.driver import Task, drive
+from diffscale.errors import UnknownName
+from diffscale.samplers.toy import ToySampler
+from diffscale.searches.random import random
+
+
+def test_spends_the_budget_or_n(verifier):
+    sampler = ToySampler(steps=4)
+    for n, budget, spent in [(None, 4 * 7 + 3, 4 * 7), (3, 100, 12), (50, 9, 8)]:
+        task = Task(lambda env, n=n: random(env, n), 0, 1, budget)
+        (result,) = drive([task], sampler, verifier)
+        assert result.ledger.nfe == spent
+
+
+def test_more_candidates_are_never_worse(verifier):
+    scores = []
+    for n in (1, 2, 4, 8, 16):
+        (result,) = drive([Task(random, 0, 5, 4 * n)], ToySampler(steps=4), verifier)
+        scores.append(result.best.score)
+        assert result.baseline.score == scores[0]
+    assert scores == sorted(scores) and scores[-1] > scores[0]
+
+
+def test_registry_describes_and_suggests():
+    assert searches.get("random") is random
+    description, formula = searches.describe("random")
+    assert description.startswith("Best of n independent noises")
+    assert formula == "n * steps"
+    with pytest.raises(UnknownName, match="did you mean 'random'"):
+        searches.get("randm")

@@ -1,0 +1,60 @@
+"""Imports point one way: held on the syntax trees of the library."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import diffscale.types
+
+ROOT = Path(diffscale.types.__file__).parent
+# What each part may import of the library; parts that are not named here stand above all of these.
+ALLOWED = {
+    "errors": set(),
+    "types": set(),
+    "noise": set(),
+    "batching": set(),
+    "ledger": {"types"},
+    "environment": {"types", "noise", "ledger"},
+    "searches": {"types", "noise", "errors", "searches"},
+    "samplers": {"types", "noise", "errors", "samplers"},
+    "verifiers": {"types", "errors", "verifiers"},
+    "driver": {"types", "ledger", "errors", "environment", "batching"},
+}
+HEAVY = {"diffusers", "transformers"}
+MAY_BE_HEAVY = {"samplers", "verifiers"}
+
+
+def imported(path):
+    """Dotted names imported when `path` runs; what is only for the type checker does not count."""
+    tree = ast.parse(path.read_text())
+    checker = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in checker:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def core_files():
+    for part in ALLOWED:
+        yield from ((part, path) for path in [ROOT / f"{part}.py"] if path.exists())
+        yield from ((part, path) for path in (ROOT / part).rglob("*.py"))
+
+
+@pytest.mark.parametrize(("part", "path"), [*core_files()], ids=lambda value: Path(value).stem)
+def test_imports_point_one_way(part, path):
+    for name in imported(path):
+        package, _, rest = name.partition(".")
+        if package == "diffscale":
+            assert rest.partition(".")[0] in ALLOWED[part], f"{part} imports {name}"
+        elif package in HEAVY:
+            assert part in MAY_BE_HEAVY, f"{part} imports {name}"
