@@ -1,0 +1,152 @@
+"""Does search find better pictures than more denoising steps do, and what does the engine cost on top?
+
+    python benchmarks/first_search.py [--suite shapes-mini] [--seeds 1] [--candidates 64]
+
+Judge means with 95% bootstrap intervals over prompts, for the best of 1, 4, 16, 64 candidates by CLIPScore and by the
+oracle, next to one sample with 1, 4, 16, 64 times the denoising steps (paper A, figure 1). Then seconds: NFE a second,
+wall time of the search over the bare network calls at the same batch, and the share of each kind of call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffscale import noise
+from diffscale.api import make_sampler
+from diffscale.driver import Task, drive
+from diffscale.samplers.diffusers import DiffusersSampler
+from diffscale.searches.random import random
+from diffscale.shapes.judge import judge_batch
+from diffscale.shapes.suite import Prompt, suite
+from diffscale.verifiers import load
+
+MODEL = "shapes-flux"
+
+
+class Record:
+    """Keeps both scores of every candidate: [search][i] = (verifier, judge)."""
+
+    def __init__(self, prompts: list[Prompt]) -> None:
+        self.prompts, self.seen = prompts, [[] for _ in prompts]
+
+    def __call__(self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
+        judged = judge_batch(images, [self.prompts[search].description] * len(images))
+        self.seen[search] += list(zip(scores.tolist(), judged.tolist(), strict=True))
+
+
+def sampler_for(prompts: list[Prompt], steps: int | None = None) -> DiffusersSampler:
+    return make_sampler(MODEL, [p.text for p in prompts], steps=steps, pipe_args={}, device="cpu", dtype="float32")
+
+
+def candidates(prompts: list[Prompt], n: int, seed: int, steps: int | None = None) -> NDArray[np.float64]:
+    """Scores [prompts, n, 2] of n candidates a prompt: by CLIPScore and by the judge."""
+    sampler, record = sampler_for(prompts, steps), Record(prompts)
+    root = noise.root(seed)
+    tasks = [
+        Task(partial(random, n=n), row, noise.fold(root, prompt.text, 0), n * sampler.steps)
+        for row, prompt in enumerate(prompts)
+    ]
+    drive(tasks, sampler, load("clip", generator=MODEL), observers=[record])
+    return np.array(record.seen)
+
+
+def best_of(scores: NDArray[np.float64], n: int, by: int) -> NDArray[np.float64]:
+    """Judge score of the best of n by column `by`, per prompt, averaged over the disjoint groups of n."""
+    groups = scores.reshape(len(scores), -1, n, 2)
+    chosen = groups[..., by].argmax(-1)[..., None]
+    return np.take_along_axis(groups[..., 1], chosen, -1)[..., 0].mean(-1)
+
+
+def interval(values: NDArray[np.float64], draws: int = 4000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean."""
+    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(values[picks].mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def shown(values: NDArray[np.float64]) -> str:
+    low, high = interval(values)
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def quality(prompts: list[Prompt], most: int, seeds: int) -> None:
+    scores = np.stack([candidates(prompts, most, seed) for seed in range(seeds)])
+    base = sampler_for(prompts[:1]).steps
+    print(f"judge mean over {len(prompts)} prompts, {seeds} seed(s), 95% interval over prompts")
+    print(f"{'NFE':>6} {'best by clip':>22} {'best by oracle':>22} {'NFE on steps':>22}")
+    n = 1
+    while n <= most:
+        clip, oracle = (np.mean([best_of(s, n, by) for s in scores], 0) for by in (0, 1))
+        steps = np.mean([candidates(prompts, 1, seed, base * n)[:, 0, 1] for seed in range(seeds)], 0)
+        print(f"{base * n:>6} {shown(clip):>22} {shown(oracle):>22} {shown(steps):>22}", flush=True)
+        if n == most:
+            for name, gain in (("clip", clip - steps), ("oracle", oracle - steps)):
+                print(f"search by {name} over the same NFE on steps: {shown(gain)}, ratio {(gain + steps).mean() / steps.mean():.2f}")
+        n *= 4
+
+
+@torch.no_grad()
+def cost(prompt: Prompt, n: int, repeats: int = 5) -> None:
+    """Wall time of a search, over that of the bare calls that it consists of, interleaved."""
+    sampler, verifier = sampler_for([prompt]), load("clip", generator=MODEL)
+    networks = {"forward": sampler.pipe.transformer, "decode": sampler.pipe.vae.decoder, "verify": verifier}
+    inputs: dict[str, tuple[tuple, dict]] = {}
+
+    def recorded(name):
+        return lambda module, args, kwargs: inputs.__setitem__(name, (args, kwargs))
+
+    hooks = [networks[k].register_forward_pre_hook(recorded(k), with_kwargs=True) for k in ("forward", "decode")]
+    task = Task(partial(random, n=n), 0, noise.root(0), n * sampler.steps)
+
+    def search() -> None:
+        drive([task], sampler, verifier, batch_size=n)
+
+    search()
+    for hook in hooks:
+        hook.remove()
+    pictures = torch.rand(n, 3, 64, 64)
+    inputs["verify"] = ((pictures, [prompt.text] * n), {})
+    calls = {"forward": sampler.steps, "decode": 1, "verify": 1}
+    walls, bare = [], {name: [] for name in calls}
+    for _ in range(repeats):
+        began = time.perf_counter()
+        search()
+        walls.append(time.perf_counter() - began)
+        for name, times in calls.items():
+            args, kwargs = inputs[name]
+            began = time.perf_counter()
+            for _ in range(times):
+                networks[name](*args, **kwargs)
+            bare[name].append(time.perf_counter() - began)
+    total = np.sum([bare[name] for name in calls], 0)
+    ratios = np.array(walls) / total
+    low, high = interval(ratios)
+    print(f"\n{n} candidates in one batch, {repeats} repeats: {n * sampler.steps / np.median(walls):.0f} NFE/s")
+    print(f"wall over bare calls {ratios.mean():.3f} [{low:.3f}, {high:.3f}] (bar: 1.15)")
+    for name in calls:
+        print(f"  {name:8s} {np.sum(bare[name]) / total.sum():6.1%} of the bare time")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", default="shapes-mini", choices=("shapes", "shapes-mini"))
+    parser.add_argument("--limit", type=int, help="prompts, evenly over the suite")
+    parser.add_argument("--candidates", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=1)
+    options = parser.parse_args()
+    prompts = list(suite(options.suite))
+    if options.limit:
+        prompts = prompts[:: len(prompts) // options.limit][: options.limit]
+    cost(prompts[0], options.candidates)
+    quality(prompts, options.candidates, options.seeds)
+
+
+if __name__ == "__main__":
+    main()

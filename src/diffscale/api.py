@@ -1,0 +1,65 @@
+"""The library's one call: search for a better sample of any diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from diffscale import noise
+from diffscale.driver import Task, drive
+from diffscale.models import best_device, load_pipeline, plain_call
+from diffscale.named import parse
+from diffscale.samplers.diffusers import DiffusersSampler
+from diffscale.searches import SEARCHES
+from diffscale.types import Observer, Result, Verifier
+from diffscale.verifiers import load as load_verifier
+
+
+def make_sampler(
+    model: Any, prompts: Sequence[str], *, steps: int | None, pipe_args: Mapping[str, Any], device: str, dtype: str
+) -> DiffusersSampler:
+    """The sampler of a pipeline or a model name, called as its folder states unless `steps` or `pipe_args` say otherwise."""
+    name = model if isinstance(model, str) else None
+    pipe = load_pipeline(name, device, dtype) if name else model
+    call = plain_call(name, pipe)
+    return DiffusersSampler(pipe, prompts, steps or call.steps, {**call.args, **pipe_args})
+
+
+def search(
+    pipe_or_id: Any,
+    prompt: str,
+    *,
+    search: str = "random",
+    verifier: str | Verifier = "clip",
+    nfe: int = 1280,
+    seed: int = 0,
+    steps: int | None = None,
+    pipe_args: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    observers: Sequence[Observer] = (),
+) -> Result:
+    """Search for the sample of `prompt` that the verifier likes best.
+
+    `pipe_or_id`: a diffusers pipeline already loaded (used where and as it is), or a shipped name
+    (`shapes-flux`), a folder or a Hub id, loaded on `device` (None: cuda, else mps, else cpu) in `dtype`.
+    `search`, `verifier`: "name key=value ..." as `diffscale list` shows them; a verifier may also be any object
+    as `types.Verifier` describes. `nfe`: the whole budget in denoiser evaluations. `steps`: denoising steps of one
+    sample, `pipe_args`: further arguments of the pipeline's call; what they leave open is as the model's
+    folder states, else the pipeline's default. `batch_size`: most rows at once, None finds it by itself.
+
+    The result is a function of the arguments up to `dtype`, not of `batch_size`. Raises DiffscaleError
+    (UnknownName, BudgetTooSmall, AllCandidatesFailed) with a sentence that says what to do.
+    """
+    algorithm, options = parse(search, "search", SEARCHES)
+    device = device or best_device()
+    if isinstance(verifier, str):
+        name = pipe_or_id if isinstance(pipe_or_id, str) else ""
+        verifier = load_verifier(verifier, device=device, generator=name)
+    sampler = make_sampler(
+        pipe_or_id, [prompt], steps=steps, pipe_args=pipe_args or {}, device=device, dtype=dtype
+    )
+    task = Task(partial(SEARCHES[algorithm], **options), row=0, key=noise.fold(noise.root(seed), prompt, 0), budget=nfe)
+    return drive([task], sampler, verifier, batch_size, observers)[0]

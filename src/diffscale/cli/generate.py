@@ -1,0 +1,118 @@
+"""`diffscale generate`: search for the best sample of one prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from diffscale import config
+from diffscale.config import GenerateConfig
+from diffscale.errors import DiffscaleError
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
+    model: Annotated[str | None, typer.Option(help="Shipped name, folder or Hub id. [shapes-flux]")] = None,
+    search: Annotated[str | None, typer.Option(help='Search, as "random" or "random n=8". [random]')] = None,
+    verifier: Annotated[str | None, typer.Option(help='Verifier, as "clip" or "clip model=ID". [clip]')] = None,
+    budget: Annotated[int | None, typer.Option(help="Total NFE, final denoising included. [1280]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all noise. [0]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps of one sample. [as the model states]")] = None,
+    pipe_arg: Annotated[
+        list[str] | None, typer.Option(help="name=value for the pipeline's call, such as height=512; repeatable.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Most rows at once. [found by itself]")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu. [the first of these there is]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [float32]")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="YAML with these settings; flags override it.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("outputs/generate"),
+) -> None:
+    """Search over the noise of PROMPT for the sample that the verifier likes best."""
+    flags: dict[str, Any] = {
+        "prompt": prompt,
+        "model": model,
+        "search": search,
+        "verifier": verifier,
+        "budget": budget,
+        "seed": seed,
+        "steps": steps,
+        "pipe_args": dict(map(_pair, pipe_arg)) if pipe_arg else None,
+        "batch_size": batch_size,
+        "device": device,
+        "dtype": dtype,
+    }
+    settings = config.resolve(config_file, flags)
+
+    # Imported late: diffusers takes seconds, and wrong flags should be told at once.
+    from diffscale import generate as job
+
+    console = Console()
+    summary = job.prepare(output, settings)
+    if summary is not None:
+        console.print(f"{output} already holds this run; nothing was computed.", highlight=False)
+    else:
+        with _progress(console, settings) as (progress, observer):
+            summary = job.run(settings, output, [observer])
+            progress.stop()
+    _tell(console, summary, output)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise DiffscaleError(f"Write --pipe-arg as name=value, not {text!r}.")
+    return name, yaml.safe_load(value)
+
+
+class _progress:
+    """A bar in NFE with the best score so far, and the observer that moves it."""
+
+    def __init__(self, console: Console, settings: GenerateConfig) -> None:
+        self.best = -math.inf
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("NFE, best {task.fields[best]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.bar = self.progress.add_task("searching", total=settings.budget, best="-")
+
+    def __enter__(self) -> tuple[Progress, Callable[..., None]]:
+        self.progress.start()
+        return self.progress, self._observe
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def _observe(self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
+        self.best = max(self.best, float(scores.max()))
+        self.progress.update(self.bar, completed=nfe[-1], best=f"{self.best:.4f}")
+
+
+def _tell(console: Console, summary: dict[str, Any], output: Path) -> None:
+    best, first, verifier = summary["best"]["score"], summary["baseline"]["score"], summary["verifier"].split()[0]
+    console.print(
+        f"{verifier}: first sample {first:.4f}, best of {summary['verifier_calls']} {best:.4f} ({best - first:+.4f}) "
+        f"for {summary['nfe']:,} NFE in {summary['seconds']['total']:.1f} s",
+        highlight=False,
+    )
+    for name, judged in summary["judges"].items():
+        held_out = "the oracle searched with" if judged["searched_with"] else "not searched with"
+        before, after = judged["baseline"]["score"], judged["best"]["score"]
+        console.print(
+            f"{name} ({held_out}): first sample {before:.2f}, best {after:.2f} ({after - before:+.2f})",
+            highlight=False,
+        )
+    console.print(f"pictures, plot and figures are in {output}", highlight=False, soft_wrap=True)

@@ -1,0 +1,55 @@
+"""`diffscale list`: what there is by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from diffscale.errors import unknown
+
+
+def list_names(
+    what: Annotated[str, typer.Argument(metavar="models|searches|verifiers|suites", help="What to list.")],
+) -> None:
+    """List the models, searches, verifiers or suites that can be named."""
+    kinds: dict[str, Callable[[], tuple[list[str], Iterable[tuple[str, ...]]]]] = {
+        "models": _models,
+        "searches": _searches,
+        "verifiers": _verifiers,
+        "suites": _suites,
+    }
+    if what not in kinds:
+        raise unknown("list", what, kinds)
+    columns, rows = kinds[what]()
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _models() -> tuple[list[str], Iterable[tuple[str, ...]]]:
+    from diffscale.models import shipped
+
+    return ["model", "what it is (any Hub id or folder works too)"], shipped().items()
+
+
+def _searches() -> tuple[list[str], Iterable[tuple[str, ...]]]:
+    from diffscale.searches import SEARCHES, describe
+
+    return ["search", "what it does", "price in NFE"], [(name, *describe(name)) for name in SEARCHES]
+
+
+def _verifiers() -> tuple[list[str], Iterable[tuple[str, ...]]]:
+    from diffscale.verifiers import VERIFIERS, describe
+
+    return ["verifier", "what it scores"], [(name, describe(name)) for name in VERIFIERS]
+
+
+def _suites() -> tuple[list[str], Iterable[tuple[str, ...]]]:
+    from diffscale.shapes.suite import PER_CATEGORY, suite
+
+    return ["suite", "prompts"], [(name, str(len(suite(name)))) for name in PER_CATEGORY]

@@ -1,0 +1,46 @@
+"""`diffscale`: the commands together, and what an error looks like."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import diffscale
+from diffscale.cli import shapes
+from diffscale.cli.generate import generate
+from diffscale.cli.list import list_names
+from diffscale.errors import DiffscaleError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(generate)
+app.command("list")(list_names)
+app.add_typer(shapes.app, name="shapes")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"diffscale {diffscale.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Spend compute at inference, get better samples."""
+
+
+def run() -> None:
+    """Entry point: errors a user can mend are one sentence and exit code 2, an interrupt is 130."""
+    try:
+        app()
+    except DiffscaleError as error:
+        Console(stderr=True, soft_wrap=True).print("error:", str(error), style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,72 @@
+"""Pictures for people: single samples and grids of candidates with their scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_LEAST: Final = 128  # pixels a side below which a picture is enlarged
+_PAPER: Final = (255, 255, 255)
+_INK: Final = (40, 40, 40)
+_ACCENT: Final = (0, 110, 60)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """A float picture [3, H, W] in [0, 1] as an 8-bit RGB picture of the same size."""
+    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy(), "RGB")
+
+
+def enlarge(picture: Image.Image, least: int = _LEAST) -> Image.Image:
+    """The picture by the smallest whole factor that makes its shorter side at least `least`, without blur."""
+    factor = math.ceil(least / min(picture.size))
+    if factor <= 1:
+        return picture
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def shrink(picture: Image.Image, most: int = 256) -> Image.Image:
+    """The picture with its longer side at most `most` pixels: grids of large pictures stay handy."""
+    small = picture.copy()
+    small.thumbnail((most, most), Image.Resampling.LANCZOS)
+    return small
+
+
+def grid(pictures: Sequence[Image.Image], captions: Sequence[str], title: str, mark: int | None = None) -> Image.Image:
+    """A sheet of equally large pictures, row by row, each with its caption below; `mark` is framed.
+
+    Raises ValueError without pictures.
+    """
+    if not pictures:
+        raise ValueError("a grid needs at least one picture")
+    tiles = [enlarge(picture) for picture in pictures]
+    width, height = tiles[0].size
+    columns = max(1, min(len(tiles), math.ceil(math.sqrt(len(tiles) * 1.3))))
+    rows = math.ceil(len(tiles) / columns)
+    gap, line, head = 8, 18, 34
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, head + rows * (height + line + gap) + gap), _PAPER
+    )
+    draw = ImageDraw.Draw(sheet)
+    small, large = ImageFont.load_default(13), ImageFont.load_default(15)
+    draw.text((gap, 9), _fit(draw, title, sheet.width - 2 * gap, large), _INK, large)
+    for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        left, top = gap + i % columns * (width + gap), head + i // columns * (height + line + gap)
+        if i == mark:
+            draw.rectangle((left - 3, top - 3, left + width + 2, top + height + 2), outline=_ACCENT, width=3)
+        sheet.paste(tile, (left, top))
+        text = _fit(draw, caption, width, small)
+        draw.text((left + width / 2, top + height + 3), text, _ACCENT if i == mark else _INK, small, "ma")
+    return sheet
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font) > width:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,36 @@
+"""Plots of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+matplotlib.use("Agg")
+
+
+def scaling(trace: Sequence[tuple[int, float]], first: int, title: str, verifier: str, path: Path) -> None:
+    """Best score so far against NFE, as a PNG at `path`; `first` is the NFE of the first sample."""
+    figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    nfe, score = zip(*trace, strict=True)
+    axes.step(nfe, score, where="post", color="#1f5fa8", linewidth=2)
+    axes.plot(nfe[:-1] or nfe, score[:-1] or score, "o", color="#1f5fa8", markersize=4.5)
+    axes.axhline(score[0], color="#888888", linewidth=1, linestyle="--")
+    axes.annotate("first sample", (nfe[-1], score[0]), ha="right", va="bottom", color="#666666", fontsize=9)
+    if nfe[-1] > first:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(first * 0.9, nfe[-1] * 1.08)
+    ticks = [first * 2**i for i in range(20) if first * 2**i <= nfe[-1]]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel("NFE (denoiser evaluations)")
+    axes.set_ylabel(f"best {verifier} score so far")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)

@@ -1,0 +1,37 @@
+"""The judge as a verifier, for upper bounds: a search by it must never be reported as judged by it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+from torch import Tensor
+
+from diffscale.errors import DiffscaleError
+from diffscale.shapes.captions import read
+from diffscale.shapes.judge import judge_batch
+from diffscale.shapes.scenes import Description
+
+
+class Oracle:
+    """Verifier whose score is the judge's, float64 in [0, 1]; not differentiable.
+
+    Raises DiffscaleError for a prompt that the grammar of Shapes cannot read.
+    """
+
+    name: Final = "shapes-judge"
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts."""
+        return judge_batch(images, [_meaning(prompt) for prompt in prompts])
+
+
+@cache
+def _meaning(prompt: str) -> Description:
+    meaning = read(prompt)
+    if meaning is None:
+        raise DiffscaleError(
+            f"The Shapes judge cannot read {prompt!r}: describe objects as in `a small red circle above two blue "
+            "squares`, or use another verifier."
+        )
+    return meaning

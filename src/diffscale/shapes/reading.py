@@ -1,0 +1,148 @@
+"""Reading a picture back into its objects, without a trained network: analysis by synthesis.
+
+Pixels unlike the background fall into connected components; in each, the sprite (shape, size, texture, colour, place)
+that takes away most of the squared error is read and subtracted, until nothing is left that looks like an object.
+A second pass reads every object again with all others subtracted, which mends what overlaps misled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from diffscale.shapes.render import BACKGROUND, RGB, paste, sprite
+from diffscale.shapes.scenes import CANVAS, COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, Obj
+
+Floats = NDArray[np.float32]
+
+_CONTRAST: Final = 0.15  # a spot further from the background than this, in any channel, belongs to an object
+_LEAST_GAIN: Final = 5.0  # squared error, summed over pixels and channels: a dim small object has about 15
+_LEAST_FIT: Final = 0.25  # share of its own energy that an object must explain
+_MOST: Final = 12  # objects read at the most; scenes have six
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An object read from a picture, and how well it fits there: 1 for an exact fit, at least 0.25."""
+
+    obj: Obj
+    fit: float
+
+
+def read_picture(picture: Floats) -> list[Reading]:
+    """The objects of an RGB picture [64, 64, 3] in [0, 1], most certain first; an empty list for an empty one.
+
+    Raises ValueError for another shape or for values that are not finite.
+    """
+    if picture.shape != (CANVAS, CANVAS, 3) or not np.isfinite(picture).all():
+        raise ValueError(f"the judge reads finite pictures of shape [64, 64, 3], not {picture.shape}")
+    rest = picture.astype(np.float32) - BACKGROUND
+    found: list[tuple[float, Obj]] = []
+    blobs, _ = ndimage.label(_foreground(rest), np.ones((3, 3)))
+    for number, box in enumerate(ndimage.find_objects(blobs), 1):
+        while len(found) < _MOST:
+            here = (blobs[box] == number) & _foreground(rest)[box]
+            if not here.any() or (best := _best(rest, box, here)) is None:
+                break
+            found.append(best)
+            _add(rest, best[1], -1)
+    return _again(rest, found)
+
+
+def _foreground(rest: Floats) -> NDArray[np.bool_]:
+    # Averaged over 3x3 pixels, so that noise makes no objects.
+    return np.asarray(abs(ndimage.uniform_filter(rest, (3, 3, 1))).max(-1) > _CONTRAST)
+
+
+def _again(rest: Floats, found: list[tuple[float, Obj]]) -> list[Reading]:
+    readings = []
+    for _, obj in sorted(found, key=lambda one: -one[0]):
+        _add(rest, obj, 1)
+        r = RADIUS[obj.size] // 2
+        box = tuple(slice(max(v - r, 0), min(v + r + 1, CANVAS)) for v in (obj.y, obj.x))
+        here = _foreground(rest)[box]
+        best = _best(rest, box, here) if here.any() else None
+        if best is None:
+            continue
+        gain, obj = best
+        readings.append(Reading(obj, min(gain / float((_painted(obj) ** 2).sum()), 1.0)))
+        _add(rest, obj, -1)
+    return sorted(readings, key=lambda reading: -reading.fit)
+
+
+def _best(rest: Floats, box: tuple[slice, ...], here: NDArray[np.bool_]) -> tuple[float, Obj] | None:
+    """The object centred in `box` that takes most squared error from `rest`, with that gain; None if none does."""
+    candidates = []
+    for colour, size in product(_colours(rest[box][here]), SIZES):
+        r = RADIUS[size]
+        padded = np.pad(rest[max(box[0].start - r, 0) : box[0].stop + r, max(box[1].start - r, 0) : box[1].stop + r],
+                        ((max(r - box[0].start, 0), max(box[0].stop + r - CANVAS, 0)),
+                         (max(r - box[1].start, 0), max(box[1].stop + r - CANVAS, 0)), (0, 0)))  # fmt: skip
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * r + 1, 2 * r + 1), axis=(0, 1))
+        kernels, energy = _kernels(size, colour)
+        # ||D||^2 - ||D - T||^2 = 2 <D, T> - ||T||^2 for the residual D and the painted sprite T
+        flat = windows.reshape(windows.shape[0] * windows.shape[1], -1)
+        gains = 2 * flat @ kernels - energy
+        place, kind = np.unravel_index(int(gains.argmax()), gains.shape)
+        y, x = divmod(int(place), windows.shape[1])
+        shape, texture = _KINDS[kind]
+        obj = Obj(shape, colour, texture, size, box[1].start + x, box[0].start + y)
+        candidates.append((float(gains[place, kind]), float(energy[kind]), obj))
+    gain, energy_of_best, obj = max(candidates, key=lambda one: one[0])
+    return (gain, obj) if gain >= max(_LEAST_GAIN, _LEAST_FIT * energy_of_best) else None
+
+
+_KINDS: Final = tuple(product(SHAPES, TEXTURES))
+
+
+@cache
+def _kernels(size: str, colour: str) -> tuple[Floats, Floats]:
+    """Painted sprites as columns [3 * side^2, kinds], channels first, and their squared norms [kinds]."""
+    columns = [_painted(Obj(shape, colour, texture, size, 0, 0)) for shape, texture in _KINDS]
+    kernels = np.stack([c.transpose(2, 0, 1).ravel() for c in columns], 1)
+    return kernels, (kernels**2).sum(0)
+
+
+@cache
+def _painted_as(shape: str, size: str, texture: str, colour: str) -> Floats:
+    alpha, shade = sprite(shape, size, texture)
+    return np.asarray(alpha[..., None] * (shade[..., None] * RGB[colour] - BACKGROUND), np.float32)
+
+
+def _painted(obj: Obj) -> Floats:
+    """What the object adds to an empty canvas, [side, side, 3]."""
+    return _painted_as(obj.shape, obj.size, obj.texture, obj.colour)
+
+
+def _add(rest: Floats, obj: Obj, sign: int) -> None:
+    r = RADIUS[obj.size]
+    top, left = max(obj.y - r, 0), max(obj.x - r, 0)
+    bottom, right = min(obj.y + r + 1, CANVAS), min(obj.x + r + 1, CANVAS)
+    part = _painted(obj)[top - obj.y + r : bottom - obj.y + r, left - obj.x + r : right - obj.x + r]
+    rest[top:bottom, left:right] += sign * part
+
+
+_DIRECTIONS: Final = np.stack([RGB[c] / np.linalg.norm(RGB[c]) for c in COLOURS], 1)
+
+
+def _colours(pixels: Floats) -> list[str]:
+    """Up to three colours that pixels [n, 3] (less the background) vote for, each by its strength."""
+    strength = np.linalg.norm(pixels, axis=1)
+    votes = np.bincount((pixels @ _DIRECTIONS).argmax(1), strength, len(COLOURS))
+    order = votes.argsort()[::-1][:3]
+    return [COLOURS[i] for i in order if votes[i] >= 0.15 * votes.sum()]
+
+
+def redraw(readings: Sequence[Reading]) -> Floats:
+    """The picture [64, 64, 3] of what was read."""
+    picture = np.broadcast_to(BACKGROUND, (CANVAS, CANVAS, 3)).copy()
+    for reading in reversed(readings):
+        paste(picture, reading.obj)
+    return picture

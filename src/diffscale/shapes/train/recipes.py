@@ -1,0 +1,68 @@
+"""One recipe per shipped network: train (or go on), write the folder, measure it, write its figures beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+from torch import nn
+
+from diffscale.shapes.train import autoencoder, clip, flux
+from diffscale.shapes.train.text import MAX_TOKENS, clip_tokenizer
+
+FLUX_CALL: Final = {
+    "num_inference_steps": 20,
+    "height": 64,
+    "width": 64,
+    "guidance_scale": 1.0,
+    "max_sequence_length": MAX_TOKENS,
+}
+"""The plain call of shapes-flux that every figure uses."""
+
+
+def train_flux(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+    """Autoencoder, then transformer and text encoders; the folder loads with FluxPipeline.from_pretrained."""
+    vae = autoencoder.train(checkpoints / "autoencoder")
+    net = flux.train(vae, checkpoints / "flux", steps or flux.STEPS)
+    write_flux(vae, net, folder)
+    figures = {"autoencoder": _last(checkpoints / "autoencoder"), "flux": _last(checkpoints / "flux")}
+    _write(folder / "figures.json", figures)
+
+
+def write_flux(vae: AutoencoderKL, net: flux.TextToVelocity, folder: Path) -> None:
+    """The pipeline folder, weights in fp16, and how it is called."""
+    pipe: FluxPipeline = flux.pipeline(vae, net)
+    pipe.to(torch.float16).save_pretrained(folder)
+    about = "FluxPipeline trained on Shapes, 64x64, 20 steps"
+    _write(folder / "diffscale.json", {"description": about, "call": FLUX_CALL})
+
+
+def train_clip(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+    """The contrastive model; the folder loads with CLIPModel.from_pretrained."""
+    net = clip.train(checkpoints / "clip", steps or clip.STEPS)
+    write_clip(net, folder)
+    _write(folder / "figures.json", {"clip": _last(checkpoints / "clip")})
+
+
+def write_clip(net: nn.Module, folder: Path) -> None:
+    """The model folder, weights in fp16, with tokenizer and image processor."""
+    net.half().save_pretrained(folder)  # type: ignore[operator]
+    clip_tokenizer().save_pretrained(folder)
+    clip.image_processor().save_pretrained(folder)
+    about = "CLIPModel trained on Shapes captions and their hard negatives (a verifier)"
+    _write(folder / "diffscale.json", {"description": about, "call": {}})
+
+
+RECIPES: Final[dict[str, Callable[[Path, Path, int | None], None]]] = {"flux": train_flux, "clip": train_clip}
+
+
+def _last(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "log.jsonl").read_text().splitlines()[-1]))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
