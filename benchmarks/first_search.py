@@ -88,7 +88,8 @@ def quality(prompts: list[Prompt], most: int, seeds: int) -> None:
         print(f"{base * n:>6} {shown(clip):>22} {shown(oracle):>22} {shown(steps):>22}", flush=True)
         if n == most:
             for name, gain in (("clip", clip - steps), ("oracle", oracle - steps)):
-                print(f"search by {name} over the same NFE on steps: {shown(gain)}, ratio {(gain + steps).mean() / steps.mean():.2f}")
+                ratio = (gain + steps).mean() / steps.mean()
+                print(f"search by {name} over the same NFE on steps: {shown(gain)}, ratio {ratio:.2f}")
         n *= 4
 
 

@@ -114,9 +114,7 @@ def tiny_flux(scheduler: Any, true_cfg: bool = False) -> SimpleNamespace:
         pooled_projection_dim=32,
         axes_dims_rope=[4, 4, 8],
     ).eval()
-    vae = _vae(
-        1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5
-    )
+    vae = _vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5)
     pipe = FluxPipeline(
         scheduler=scheduler,
         vae=vae,
@@ -164,9 +162,7 @@ def tiny_pixart(scheduler: Any) -> SimpleNamespace:
         norm_elementwise_affine=False,
         norm_eps=1e-6,
     ).eval()
-    pipe = PixArtSigmaPipeline(
-        tokenizer=None, text_encoder=None, vae=_vae(), transformer=net, scheduler=scheduler
-    )
+    pipe = PixArtSigmaPipeline(tokenizer=None, text_encoder=None, vae=_vae(), transformer=net, scheduler=scheduler)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     args = {
         "negative_prompt": None,

@@ -17,9 +17,15 @@ from diffscale.verifiers import load as load_verifier
 
 
 def make_sampler(
-    model: Any, prompts: Sequence[str], *, steps: int | None, pipe_args: Mapping[str, Any], device: str, dtype: str
+    model: Any,
+    prompts: Sequence[str],
+    *,
+    steps: int | None,
+    pipe_args: Mapping[str, Any],
+    device: str,
+    dtype: str,
 ) -> DiffusersSampler:
-    """The sampler of a pipeline or a model name, called as its folder states unless `steps` or `pipe_args` say otherwise."""
+    """The sampler of a pipeline or model name, called as its folder states where `steps` and `pipe_args` are silent."""
     name = model if isinstance(model, str) else None
     pipe = load_pipeline(name, device, dtype) if name else model
     call = plain_call(name, pipe)
@@ -58,8 +64,11 @@ def search(
     if isinstance(verifier, str):
         name = pipe_or_id if isinstance(pipe_or_id, str) else ""
         verifier = load_verifier(verifier, device=device, generator=name)
-    sampler = make_sampler(
-        pipe_or_id, [prompt], steps=steps, pipe_args=pipe_args or {}, device=device, dtype=dtype
+    sampler = make_sampler(pipe_or_id, [prompt], steps=steps, pipe_args=pipe_args or {}, device=device, dtype=dtype)
+    task = Task(
+        partial(SEARCHES[algorithm], **options),
+        row=0,
+        key=noise.fold(noise.root(seed), prompt, 0),
+        budget=nfe,
     )
-    task = Task(partial(SEARCHES[algorithm], **options), row=0, key=noise.fold(noise.root(seed), prompt, 0), budget=nfe)
     return drive([task], sampler, verifier, batch_size, observers)[0]

@@ -66,6 +66,4 @@ class MicroBatch:
         self.size, self._growing = max(1, rows // 2), False
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(
-            f"Out of memory with {rows} rows, going on with {self.size}: {failed}", stacklevel=4
-        )
+        warnings.warn(f"Out of memory with {rows} rows, going on with {self.size}: {failed}", stacklevel=4)

@@ -298,9 +298,7 @@ class _Driver:
         text = f"Dropped a candidate of {prompt!r}: verifier {self.verifier.name!r} {what}."
         warnings.warn(text, DroppedCandidate, stacklevel=2)
 
-    def _book(
-        self, group: _Group, part: slice, kind: str, seconds: float, forwards: int = 0
-    ) -> None:
+    def _book(self, group: _Group, part: slice, kind: str, seconds: float, forwards: int = 0) -> None:
         """Share out what a micro-batch took among its searches, by rows."""
         rows = part.stop - part.start
         for member, low, high in group.shares(part):

@@ -31,9 +31,7 @@ class Ledger:
     flops: float = 0.0
     decodes: int = 0
     verifier_calls: int = 0
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"denoise": 0.0, "decode": 0.0, "verify": 0.0}
-    )
+    seconds: dict[str, float] = field(default_factory=lambda: {"denoise": 0.0, "decode": 0.0, "verify": 0.0})
 
     @property
     def left(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 
 from diffscale.errors import DiffscaleError, unknown
 
@@ -69,7 +70,7 @@ def load_pipeline(model: str, device: str, dtype: str) -> Any:
         raise unknown("dtype", dtype, DTYPES)
     try:
         return DiffusionPipeline.from_pretrained(locate(model), torch_dtype=DTYPES[dtype]).to(device)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DiffscaleError(
             f"The model {model!r} could not be loaded; check its name, the network and the files ({reason})."

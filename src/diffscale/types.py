@@ -55,10 +55,7 @@ class State:
     @property
     def kin(self) -> Hashable:
         """States with equal `kin` can be concatenated and run together."""
-        memory = (
-            (name, value[0].item() if value.ndim == 1 else None)
-            for name, value in sorted(self.solver.items())
-        )
+        memory = ((name, value[0].item() if value.ndim == 1 else None) for name, value in sorted(self.solver.items()))
         return self.step, self.x0 is not None, tuple(self.x.shape[1:]), tuple(memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> State:
@@ -76,9 +73,7 @@ class State:
 def concat(states: Sequence[State]) -> State:
     """One state with the rows of all, in order; raises ValueError if they are of unequal kin."""
     if len({state.kin for state in states}) != 1:
-        raise ValueError(
-            "only states at the same step and with the same solver history concatenate"
-        )
+        raise ValueError("only states at the same step and with the same solver history concatenate")
     first = states[0]
 
     def join(values: Sequence[Tensor | None]) -> Tensor | None:
@@ -232,8 +227,6 @@ class Result:
 class Observer(Protocol):
     """Told of every micro-batch of finished candidates, as it is scored."""
 
-    def __call__(
-        self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]
-    ) -> None:
+    def __call__(self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
         """`search`: index of the task; `keys` int64 [b]; `scores` float64 [b], -inf if dropped;
         `images` float32 [b, 3, H, W]; `nfe`: what the search had spent at each candidate."""

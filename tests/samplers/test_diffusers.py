@@ -72,9 +72,7 @@ def name(value):
 @pytest.mark.parametrize(("tiny", "scheduler"), DETERMINISTIC, ids=name)
 def test_equals_the_pipelines_own_call(tiny, scheduler, rows_of):
     t = tiny(scheduler)
-    given = {
-        k: v[ROWS] if isinstance(v, torch.Tensor) and len(v) == 3 else v for k, v in t.args.items()
-    }
+    given = {k: v[ROWS] if isinstance(v, torch.Tensor) and len(v) == 3 else v for k, v in t.args.items()}
     t.pipe.set_progress_bar_config(disable=True)
     sampler = DiffusersSampler(t.pipe, PROMPTS, STEPS, t.args)
     start = sampler.prior(KEYS, ROWS)

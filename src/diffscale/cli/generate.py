@@ -27,7 +27,8 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Seed of all noise. [0]")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps of one sample. [as the model states]")] = None,
     pipe_arg: Annotated[
-        list[str] | None, typer.Option(help="name=value for the pipeline's call, such as height=512; repeatable.")
+        list[str] | None,
+        typer.Option(help="name=value for the pipeline's call, such as height=512; repeatable."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Most rows at once. [found by itself]")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu. [the first of these there is]")] = None,
@@ -56,7 +57,7 @@ def generate(
     # Imported late: diffusers takes seconds, and wrong flags should be told at once.
     from diffscale import generate as job
 
-    console = Console()
+    console = Console(soft_wrap=True)
     summary = job.prepare(output, settings)
     if summary is not None:
         console.print(f"{output} already holds this run; nothing was computed.", highlight=False)
@@ -102,7 +103,11 @@ class _progress:
 
 
 def _tell(console: Console, summary: dict[str, Any], output: Path) -> None:
-    best, first, verifier = summary["best"]["score"], summary["baseline"]["score"], summary["verifier"].split()[0]
+    best, first, verifier = (
+        summary["best"]["score"],
+        summary["baseline"]["score"],
+        summary["verifier"].split()[0],
+    )
     console.print(
         f"{verifier}: first sample {first:.4f}, best of {summary['verifier_calls']} {best:.4f} ({best - first:+.4f}) "
         f"for {summary['nfe']:,} NFE in {summary['seconds']['total']:.1f} s",
@@ -115,4 +120,4 @@ def _tell(console: Console, summary: dict[str, Any], output: Path) -> None:
             f"{name} ({held_out}): first sample {before:.2f}, best {after:.2f} ({after - before:+.2f})",
             highlight=False,
         )
-    console.print(f"pictures, plot and figures are in {output}", highlight=False, soft_wrap=True)
+    console.print(f"pictures, plot and figures are in {output}", highlight=False)

@@ -48,9 +48,7 @@ def grid(pictures: Sequence[Image.Image], captions: Sequence[str], title: str, m
     columns = max(1, min(len(tiles), math.ceil(math.sqrt(len(tiles) * 1.3))))
     rows = math.ceil(len(tiles) / columns)
     gap, line, head = 8, 18, 34
-    sheet = Image.new(
-        "RGB", (columns * (width + gap) + gap, head + rows * (height + line + gap) + gap), _PAPER
-    )
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, head + rows * (height + line + gap) + gap), _PAPER)
     draw = ImageDraw.Draw(sheet)
     small, large = ImageFont.load_default(13), ImageFont.load_default(15)
     draw.text((gap, 9), _fit(draw, title, sheet.width - 2 * gap, large), _INK, large)

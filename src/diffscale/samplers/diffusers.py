@@ -156,9 +156,7 @@ class DiffusersSampler:
         order = torch.tensor([i for rows in alike.values() for i in rows])
         return concat([work(state[rows]) for rows in alike.values()])[order.argsort()]
 
-    def _call(
-        self, x: Tensor | None, rows: list[int], window: Window, output: str = "latent"
-    ) -> Tensor:
+    def _call(self, x: Tensor | None, rows: list[int], window: Window, output: str = "latent") -> Tensor:
         """Call the pipeline for `window`; without latents `x` it records the text of one row."""
         args = {name: self._deal(value, rows) for name, value in self._args.items()}
         if self._texts is not None:
@@ -221,9 +219,7 @@ class DiffusersSampler:
         if not self.prompts:
             raise DiffscaleError("Give at least one prompt.")
         if ours := sorted(_OURS & set(self._args)):
-            raise DiffscaleError(
-                f"Leave {', '.join(ours)} out of pipe_args: the sampler sets them."
-            )
+            raise DiffscaleError(f"Leave {', '.join(ours)} out of pipe_args: the sampler sets them.")
         if wrong := sorted(set(self._args) - set(taken)):
             raise DiffscaleError(f"{name} does not take {', '.join(wrong)}; see its documentation.")
 

@@ -21,9 +21,7 @@ def level(scheduler: Any, step: int) -> tuple[float, float]:
         table: Any = getattr(scheduler, "alphas_cumprod", None)
         sigmas: Any = getattr(scheduler, "sigmas", None)
         if hasattr(scheduler, "precondition_outputs") or (table is None and sigmas is None):
-            raise DiffscaleError(
-                f"{type(scheduler).__name__} has no known noise levels; use another scheduler."
-            )
+            raise DiffscaleError(f"{type(scheduler).__name__} has no known noise levels; use another scheduler.")
         if sigmas is None:
             kept = float(table[int(grid[step])])
             return math.sqrt(kept), math.sqrt(1 - kept)

@@ -130,9 +130,7 @@ def windowed(scheduler: Any) -> Any:
         self.open(self._window)
 
     @functools.wraps(base.step)
-    def step(
-        self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kw: Any
-    ) -> Any:
+    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kw: Any) -> Any:
         window: Window = self._window
         # The pipeline's generator would make the noise depend on the batch.
         kw.pop("generator", None)
@@ -145,9 +143,7 @@ def windowed(scheduler: Any) -> Any:
         with self.whole(), source:
             stepped = base.step(self, model_output, timestep, sample, *args, **kw)
         if window.noise is not None and not source.draws:
-            raise DiffscaleError(
-                f"{base.__name__} is deterministic and takes no noise; use a stochastic scheduler."
-            )
+            raise DiffscaleError(f"{base.__name__} is deterministic and takes no noise; use a stochastic scheduler.")
         window.taken += 1
         return stepped
 

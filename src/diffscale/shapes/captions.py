@@ -14,8 +14,6 @@ from diffscale.shapes.scenes import (
     COLOURS,
     MAX_COUNT,
     SHAPES,
-    SIZES,
-    TEXTURES,
     Description,
     Spec,
 )
@@ -62,7 +60,11 @@ def say(description: Description, rng: Random) -> str:
         text = parts[0]
     else:
         *before, last = parts
-        text = ", ".join(before) + rng.choice((" and ", " and ", " with ") if len(parts) == 2 else (" and ", ", and ")) + last
+        text = (
+            ", ".join(before)
+            + rng.choice((" and ", " and ", " with ") if len(parts) == 2 else (" and ", ", and "))
+            + last
+        )
     if description.category != "complex" and rng.random() < 0.15:
         text = f"{rng.choice(_OPENINGS)} {text}"
     return text
@@ -153,5 +155,3 @@ def _category(specs: tuple[Spec, ...], relation: str | None) -> str:
     if any(spec.texture for spec in specs) or any(s.size and s.colour for s in specs):
         return "complex"
     return "shape" if all(spec.colour is None for spec in specs) else "colour"
-
-

@@ -49,7 +49,7 @@ def judge(picture: NDArray[np.float32], description: Description) -> Verdict:
 
 
 def cleanliness(picture: NDArray[np.float32], readings: Sequence[Reading]) -> float:
-    """1 - |picture - redrawn| / |redrawn - background|, at least 0: 1 for a picture that the renderer could have made."""
+    """1 - |picture - redrawn| / |redrawn - background|, at least 0: 1 for what the renderer could have drawn."""
     redrawn = redraw(readings)
     off = float(np.linalg.norm(picture - redrawn))
     # An empty picture is compared with a small object's energy, so that it can be clean or dirty too.
@@ -69,7 +69,12 @@ def judge_batch(images: Tensor, descriptions: Sequence[Description]) -> Tensor:
 
 def _share(spec: Spec, obj: Obj) -> float:
     """Share of the said attributes that the object has."""
-    said = [(spec.shape, obj.shape), (spec.colour, obj.colour), (spec.texture, obj.texture), (spec.size, obj.size)]
+    said = [
+        (spec.shape, obj.shape),
+        (spec.colour, obj.colour),
+        (spec.texture, obj.texture),
+        (spec.size, obj.size),
+    ]
     hits = [wanted == has for wanted, has in said if wanted is not None]
     return sum(hits) / len(hits)
 
@@ -99,8 +104,6 @@ def _binding(description: Description, objects: list[Obj]) -> float:
 
 def _numeracy(description: Description, objects: list[Obj]) -> float:
     counts = [sum(spec.admits(obj) for obj in objects) for spec in description.specs]
-    each = [
-        0.5 * (n > 0) + 0.5 * (n == spec.count) for n, spec in zip(counts, description.specs, strict=True)
-    ]
+    each = [0.5 * (n > 0) + 0.5 * (n == spec.count) for n, spec in zip(counts, description.specs, strict=True)]
     strangers = sum(not any(spec.admits(obj) for spec in description.specs) for obj in objects)
     return float(np.mean(each)) * (1 - _EXTRA) ** strangers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from diffscale.shapes.scenes import (
     COLOURS,
@@ -35,9 +36,7 @@ def holds(description: Description, scene: Scene) -> bool:
         if not left:
             return True
         spec = wanted[len(done)]
-        return any(
-            spec.admits(obj) and assign([*done, obj], left[:i] + left[i + 1 :]) for i, obj in enumerate(left)
-        )
+        return any(spec.admits(obj) and assign([*done, obj], left[:i] + left[i + 1 :]) for i, obj in enumerate(left))
 
     return assign([], scene)
 
@@ -65,14 +64,19 @@ def _near(description: Description, rng: Random) -> Iterator[Description]:
             if said is None:
                 continue
             other = rng.choice([v for v in values if v != said])
-            yield with_specs(*specs[:i], replace(spec, **{attribute: other}), *specs[i + 1 :])
+            yield with_specs(*specs[:i], _saying(spec, attribute, other), *specs[i + 1 :])
             for j in range(i):  # the swap keeps every word and moves it to the wrong object
                 swapped = list(specs)
-                swapped[i] = replace(spec, **{attribute: getattr(specs[j], attribute)})
-                swapped[j] = replace(specs[j], **{attribute: said})
+                swapped[i] = _saying(spec, attribute, getattr(specs[j], attribute))
+                swapped[j] = _saying(specs[j], attribute, said)
                 yield with_specs(*swapped)
     if description.category == "numeracy":
         for i, spec in enumerate(specs):
             for count in (spec.count - 1, spec.count + 1):
                 if 1 <= count <= MAX_COUNT:
                     yield with_specs(*specs[:i], replace(spec, count=count), *specs[i + 1 :])
+
+
+def _saying(spec: Spec, attribute: str, value: str | None) -> Spec:
+    changed: dict[str, Any] = {attribute: value}
+    return replace(spec, **changed)

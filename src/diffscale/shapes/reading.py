@@ -17,10 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from diffscale.shapes.render import BACKGROUND, RGB, paste, sprite
+from diffscale.shapes.render import BACKGROUND, RGB, Floats, paste, sprite
 from diffscale.shapes.scenes import CANVAS, COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, Obj
-
-Floats = NDArray[np.float32]
 
 _CONTRAST: Final = 0.15  # a spot further from the background than this, in any channel, belongs to an object
 _LEAST_GAIN: Final = 5.0  # squared error, summed over pixels and channels: a dim small object has about 15
@@ -49,7 +47,9 @@ def read_picture(picture: Floats) -> list[Reading]:
     for number, box in enumerate(ndimage.find_objects(blobs), 1):
         while len(found) < _MOST:
             here = (blobs[box] == number) & _foreground(rest)[box]
-            if not here.any() or (best := _best(rest, box, here)) is None:
+            # Other blobs are hidden, or a large sprite would cover some of a bright neighbour to gain from it.
+            mine = np.where((blobs == number) | (blobs == 0), 1, 0).astype(np.float32)[..., None]
+            if not here.any() or (best := _best(rest * mine, box, here)) is None:
                 break
             found.append(best)
             _add(rest, best[1], -1)

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from diffscale.shapes.scenes import CANVAS, RADIUS, Obj
 
-BACKGROUND: Final = np.array((18, 20, 31), np.float32) / 255
+Floats = NDArray[np.float32]
+
+BACKGROUND: Final = np.array((18 / 255, 20 / 255, 31 / 255), np.float32)
 RGB: Final = {
-    name: np.array(value, np.float32) / 255
+    name: np.array([v / 255 for v in value], np.float32)
     for name, value in {
         "red": (226, 38, 46),
         "orange": (255, 137, 20),
@@ -40,7 +42,7 @@ _DOT: Final = 5  # pixels between dots
 _DOT_RADIUS: Final = 1.4
 
 
-def render(scene: Sequence[Obj]) -> NDArray[np.float32]:
+def render(scene: Sequence[Obj]) -> Floats:
     """The scene as an RGB picture [64, 64, 3] in [0, 1]. An object that reaches over the edge is clipped."""
     picture = np.broadcast_to(BACKGROUND, (CANVAS, CANVAS, 3)).copy()
     for obj in scene:
@@ -48,7 +50,7 @@ def render(scene: Sequence[Obj]) -> NDArray[np.float32]:
     return picture
 
 
-def paste(picture: NDArray[np.float32], obj: Obj) -> None:
+def paste(picture: Floats, obj: Obj) -> None:
     """Draw one object onto `picture` [64, 64, 3] in place."""
     r = RADIUS[obj.size]
     alpha, shade = sprite(obj.shape, obj.size, obj.texture)
@@ -62,7 +64,7 @@ def paste(picture: NDArray[np.float32], obj: Obj) -> None:
 
 
 @cache
-def sprite(shape: str, size: str, texture: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def sprite(shape: str, size: str, texture: str) -> tuple[Floats, Floats]:
     """Coverage and brightness of an object, each [2r+1, 2r+1] in [0, 1], r = `RADIUS[size]`."""
     r = RADIUS[size]
     side = 2 * r + 1
@@ -71,12 +73,12 @@ def sprite(shape: str, size: str, texture: str) -> tuple[NDArray[np.float32], ND
     inside = _inside(shape, x / (side / 2), y / (side / 2)).astype(np.float32)
     bright = np.where(_dark(texture, x, y), DARK, 1).astype(np.float32)
 
-    def pool(fine: NDArray[np.float32]) -> NDArray[np.float32]:
-        return fine.reshape(side, _SUPER, side, _SUPER).mean((1, 3)).astype(np.float32)
+    def pool(fine: Floats) -> Floats:
+        return np.asarray(fine.reshape(side, _SUPER, side, _SUPER).mean((1, 3)), np.float32)
 
     alpha = pool(inside)
     # Brightness is averaged over the covered part of a pixel only, or edges would take on the texture outside.
-    return alpha, pool(inside * bright) / np.maximum(alpha, 1e-6)
+    return alpha, np.asarray(pool(inside * bright) / np.maximum(alpha, 1e-6), np.float32)
 
 
 def _inside(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -83,9 +84,7 @@ class Description:
         """A text equal for two descriptions that say the same (order of mention and side of telling aside)."""
 
         def one(spec: Spec) -> str:
-            return ",".join(
-                str(v or "-") for v in (spec.count, spec.size, spec.texture, spec.colour, spec.shape)
-            )
+            return ",".join(str(v or "-") for v in (spec.count, spec.size, spec.texture, spec.colour, spec.shape))
 
         specs, relation = list(map(one, self.specs)), self.relation
         if relation is None:
@@ -136,9 +135,7 @@ def _colour(rng: Random) -> Description:
 def _shape(rng: Random) -> Description:
     shapes = rng.sample(SHAPES, 3 if rng.random() < 0.5 else 2)
     # Shapes alone make few descriptions; sizes make enough that 50 can be kept out of training.
-    return Description(
-        "shape", tuple(Spec(s, size=rng.choice(SIZES) if rng.random() < 0.75 else None) for s in shapes)
-    )
+    return Description("shape", tuple(Spec(s, size=rng.choice(SIZES) if rng.random() < 0.75 else None) for s in shapes))
 
 
 def _texture(rng: Random) -> Description:
@@ -146,8 +143,7 @@ def _texture(rng: Random) -> Description:
     return Description(
         "texture",
         tuple(
-            Spec(rng.choice(SHAPES), rng.choice(COLOURS) if coloured else None, rng.choice(TEXTURES))
-            for _ in range(2)
+            Spec(rng.choice(SHAPES), rng.choice(COLOURS) if coloured else None, rng.choice(TEXTURES)) for _ in range(2)
         ),
     )
 
@@ -164,9 +160,7 @@ def _numeracy(rng: Random) -> Description:
         )
     first = rng.randint(1, 4)
     counts = (first, rng.randint(1 if first > 1 else 2, MAX_COUNT - first))
-    return Description(
-        "numeracy", tuple(Spec(rng.choice(SHAPES), rng.choice(COLOURS), count=n) for n in counts)
-    )
+    return Description("numeracy", tuple(Spec(rng.choice(SHAPES), rng.choice(COLOURS), count=n) for n in counts))
 
 
 def _complex(rng: Random) -> Description:
@@ -204,8 +198,8 @@ def _fill(spec: Spec, rng: Random, small: bool) -> Iterator[Obj]:
 def _place(objects: list[Obj], relation: str | None, rng: Random) -> Scene | None:
     placed: list[Obj] = []
     for obj in objects:
-        other = placed[0] if relation and len(placed) == 1 else None
-        put = _drop(obj, placed, rng, lambda o, other=other: other is None or related(other, o, relation))
+        held = partial(related, placed[0], relation=relation) if relation and len(placed) == 1 else lambda _: True
+        put = _drop(obj, placed, rng, held)
         if put is None:
             return None
         placed.append(put)
@@ -222,9 +216,7 @@ def pack(objects: list[Obj], rng: Random) -> Scene:
     return tuple(placed)
 
 
-def _drop(
-    obj: Obj, placed: list[Obj], rng: Random, wanted: Callable[[Obj], bool] = lambda _: True
-) -> Obj | None:
+def _drop(obj: Obj, placed: list[Obj], rng: Random, wanted: Callable[[Obj], bool] = lambda _: True) -> Obj | None:
     """The object at a random free place, or None if 40 tries found none."""
     low, high = MARGIN + RADIUS[obj.size], CANVAS - 1 - MARGIN - RADIUS[obj.size]
     for _ in range(40):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
@@ -41,7 +42,7 @@ class ClipScore:
             net = CLIPModel.from_pretrained(where, dtype=torch.float32, use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(where)
             processor = AutoImageProcessor.from_pretrained(where, backend="pil")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise DiffscaleError(
                 f"The CLIP model {model!r} could not be loaded: give a Hub id, a folder with config.json and "
                 f"safetensors weights, or shapes-clip ({str(error).splitlines()[0]})."

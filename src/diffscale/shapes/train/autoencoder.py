@@ -12,8 +12,18 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from diffscale.shapes.render import render
-from diffscale.shapes.scenes import CATEGORIES, COLOURS, SHAPES, SIZES, TEXTURES, Obj, Scene
-from diffscale.shapes.scenes import draw_description, draw_scene, pack
+from diffscale.shapes.scenes import (
+    CATEGORIES,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Obj,
+    Scene,
+    draw_description,
+    draw_scene,
+    pack,
+)
 from diffscale.shapes.train.loop import fit
 
 STEPS = 1900
@@ -49,8 +59,7 @@ def pictures(scenes: list[Scene]) -> Tensor:
 def crowded(rng: Random) -> Scene:
     """As many unlike objects as fit: one picture teaches the decoder more than a scene of two would."""
     wanted = [
-        Obj(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(TEXTURES), rng.choice(SIZES), 0, 0)
-        for _ in range(9)
+        Obj(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(TEXTURES), rng.choice(SIZES), 0, 0) for _ in range(9)
     ]
     return pack(wanted, rng)
 
@@ -85,7 +94,11 @@ def train(folder: Path, steps: int = STEPS) -> AutoencoderKL:
             z = mean.encode(x).latent_dist.mode()  # type: ignore[operator]
             y = mean.decode(z).sample  # type: ignore[operator]
         mse = ((y.clamp(-1, 1) - x) / 2).square().mean()
-        return {"psnr": float(-10 * mse.log10()), "latent_mean": float(z.mean()), "latent_std": float(z.std())}
+        return {
+            "psnr": float(-10 * mse.log10()),
+            "latent_mean": float(z.mean()),
+            "latent_std": float(z.std()),
+        }
 
     mean = fit(net, loss, folder=folder, steps=steps, lr=1e-3, warmup=100, evaluate=evaluate)
     normalise(mean)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from diffscale.shapes.captions import say
 from diffscale.shapes.negatives import hard_negatives
@@ -49,9 +49,9 @@ def build() -> CLIPModel:
     )
 
 
-def image_processor() -> CLIPImageProcessor:
+def image_processor() -> CLIPImageProcessorPil:
     """What the folder says of preprocessing: 64x64, [0, 1] to [-1, 1]."""
-    return CLIPImageProcessor(
+    return CLIPImageProcessorPil(
         size={"shortest_edge": 64},
         crop_size={"height": 64, "width": 64},
         image_mean=[0.5] * 3,
@@ -75,7 +75,7 @@ def weathered(x: Tensor, generator: torch.Generator) -> Tensor:
     return x + 0.15 * (strength[:, 1] - 0.4).clamp(min=0) * torch.randn(x.shape, generator=generator)
 
 
-def train(folder: Path, steps: int = STEPS, **options) -> CLIPModel:
+def train(folder: Path, steps: int = STEPS, every: int = 500) -> CLIPModel:
     """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
     torch.manual_seed(0)
     net = build()
@@ -98,9 +98,7 @@ def train(folder: Path, steps: int = STEPS, **options) -> CLIPModel:
         label = torch.arange(BATCH)
         return (F.cross_entropy(logits, label) + F.cross_entropy(logits[:, :BATCH].T, label)) / 2
 
-    return fit(
-        net, loss, folder=folder, steps=steps, lr=1e-3, evaluate=lambda mean, _: accuracy(mean), **options
-    )  # type: ignore[return-value]
+    return fit(net, loss, folder=folder, steps=steps, lr=1e-3, evaluate=lambda mean, _: accuracy(mean), every=every)  # type: ignore[return-value]
 
 
 class _Encode(nn.Module):

@@ -143,7 +143,9 @@ def caption(description: Description, rng: Random) -> str:
     return text + "." if rng.random() < 0.05 else text
 
 
-def train(vae: AutoencoderKL, folder: Path, steps: int = STEPS, scenes: int = SCENES, **options) -> TextToVelocity:
+def train(
+    vae: AutoencoderKL, folder: Path, steps: int = STEPS, scenes: int = SCENES, every: int = 500
+) -> TextToVelocity:
     """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged networks."""
     descriptions, latents = encode_scenes(vae, folder, scenes)
     torch.manual_seed(0)
@@ -162,7 +164,7 @@ def train(vae: AutoencoderKL, folder: Path, steps: int = STEPS, scenes: int = SC
             v = net(x, t, torch.ones(BATCH), states, pooled)
         return (v.float() - (eps - x0)).square().mean()
 
-    return fit(net, loss, folder=folder, steps=steps, lr=1e-3, **options)  # type: ignore[return-value]
+    return fit(net, loss, folder=folder, steps=steps, lr=1e-3, every=every)  # type: ignore[return-value]
 
 
 def pipeline(vae: AutoencoderKL, net: TextToVelocity) -> FluxPipeline:

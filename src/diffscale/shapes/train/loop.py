@@ -34,9 +34,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     mean = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=_ramped_average(average))
     mean.requires_grad_(False)
-    optimiser = torch.optim.AdamW(
-        net.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
-    )
+    optimiser = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
     saved = folder / "checkpoint.pt"
     first = 0
     if saved.exists():

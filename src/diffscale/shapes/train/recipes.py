@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from diffusers import AutoencoderKL, FluxPipeline
 from torch import nn
 
@@ -34,9 +33,14 @@ def train_flux(checkpoints: Path, folder: Path, steps: int | None = None) -> Non
 
 
 def write_flux(vae: AutoencoderKL, net: flux.TextToVelocity, folder: Path) -> None:
-    """The pipeline folder, weights in fp16, and how it is called."""
-    pipe: FluxPipeline = flux.pipeline(vae, net)
-    pipe.to(torch.float16).save_pretrained(folder)
+    """The pipeline folder, and how it is called.
+
+    The large networks are stored in fp16, which diffusers loads as fp32; transformers would load the text
+    encoders in the dtype that they are stored in, and the pipeline would mix dtypes.
+    """
+    pipe: FluxPipeline = flux.pipeline(vae.half(), net)
+    net.transformer.half()
+    pipe.save_pretrained(folder)
     about = "FluxPipeline trained on Shapes, 64x64, 20 steps"
     _write(folder / "diffscale.json", {"description": about, "call": FLUX_CALL})
 
@@ -49,8 +53,8 @@ def train_clip(checkpoints: Path, folder: Path, steps: int | None = None) -> Non
 
 
 def write_clip(net: nn.Module, folder: Path) -> None:
-    """The model folder, weights in fp16, with tokenizer and image processor."""
-    net.half().save_pretrained(folder)  # type: ignore[operator]
+    """The model folder, with tokenizer and image processor."""
+    net.save_pretrained(folder)  # type: ignore[operator]
     clip_tokenizer().save_pretrained(folder)
     clip.image_processor().save_pretrained(folder)
     about = "CLIPModel trained on Shapes captions and their hard negatives (a verifier)"

@@ -1,0 +1,107 @@
+"""The judge: exact on clean pictures, exact partial credit on wrong ones, graceful on dirty ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffscale.errors import DiffscaleError
+from diffscale.shapes.captions import read
+from diffscale.shapes.judge import judge, judge_batch
+from diffscale.shapes.oracle import Oracle
+from diffscale.shapes.reading import read_picture
+from diffscale.shapes.render import render
+from diffscale.shapes.scenes import CATEGORIES, Obj, draw_description, draw_scene
+
+RED = Obj("circle", "red", "solid", "large", 16, 18)
+BLUE = Obj("square", "blue", "striped", "small", 44, 20)
+GREEN = Obj("star", "green", "dotted", "large", 30, 48)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(CATEGORIES), st.integers(0, 10**9))
+def test_a_clean_picture_is_read_exactly_and_scores_one(category: str, seed: int) -> None:
+    rng = Random(seed)
+    description = draw_description(rng, category)
+    scene = draw_scene(description, rng)
+    verdict = judge(render(scene), description)
+    assert sorted(reading.obj for reading in verdict.readings) == sorted(scene)
+    assert verdict.score == 1
+    assert verdict.cleanliness == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scene", "text", "score"),
+    [
+        ([RED, BLUE], "a red circle and a blue square", 1),
+        ([RED, BLUE], "a green circle and a blue square", 0.75),
+        ([RED, BLUE], "a blue circle and a red square", 0.5),
+        ([RED], "a red circle and a blue square", 0.5),
+        ([RED, BLUE, GREEN], "a red circle and a blue square", 0.85),
+        ([], "a red circle and a blue square", 0),
+        ([RED, BLUE], "a large circle and a large square", 0.75),
+        ([RED, BLUE], "a striped circle and a striped square", 0.75),
+        ([RED, BLUE], "a red circle to the left of a blue square", 1),
+        ([RED, BLUE], "a red circle right of a blue square", 0.5),
+        ([RED, BLUE], "a green circle left of a blue square", 0.375 + 0.25),
+        ([RED], "a red circle left of a blue square", 0.25),
+        ([RED, BLUE], "a red circle", 0.85),
+        ([RED, BLUE], "two red circles and a blue square", 0.75),
+        ([RED, BLUE], "two green circles", 0),
+        ([RED, BLUE, GREEN], "a large red circle left of a striped blue square and a dotted green star", 1),
+        (
+            [RED, BLUE, GREEN],
+            "a large red circle right of a striped blue square and a dotted green star",
+            2 / 3,
+        ),
+    ],
+)
+def test_partial_credit(scene: list[Obj], text: str, score: float) -> None:
+    description = read(text)
+    assert description is not None
+    assert judge(render(scene), description).score == pytest.approx(score)
+
+
+def test_noise_and_touching_objects_are_survived() -> None:
+    touching = [RED, replace(RED, colour="green", x=RED.x + 25)]
+    picture = render(touching)
+    picture += 0.05 * np.random.default_rng(0).standard_normal(picture.shape).astype(np.float32)
+    assert sorted(reading.obj for reading in read_picture(picture.clip(0, 1))) == sorted(touching)
+
+
+def test_noise_alone_is_no_object_and_dirt_shows() -> None:
+    description = read("a red circle and a blue square")
+    assert description is not None
+    rng = np.random.default_rng(0)
+    clean = render([RED, BLUE])
+    noise = rng.standard_normal(clean.shape).astype(np.float32)
+    assert read_picture((render([]) + 0.08 * noise).clip(0, 1)) == []
+    seen = [judge((clean + s * noise).clip(0, 1), description).cleanliness for s in (0, 0.02, 0.05, 0.1)]
+    assert seen == sorted(seen, reverse=True)
+    assert seen[0] > seen[-1] + 0.2
+
+
+def test_the_judge_refuses_what_is_no_picture() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        read_picture(np.full((64, 64, 3), np.nan, np.float32))
+
+
+def test_the_oracle_scores_batches_of_any_size() -> None:
+    image = torch.from_numpy(render([RED, BLUE])).permute(2, 0, 1)[None]
+    doubled = torch.nn.functional.interpolate(image, scale_factor=2, mode="bilinear")
+    texts = ["a red circle and a blue square", "a red circle left of a blue square"]
+    assert Oracle()(image.repeat(2, 1, 1, 1), texts).tolist() == [1, 1]
+    description = read(texts[0])
+    assert description is not None
+    assert judge_batch(doubled, [description]).item() == 1
+
+
+def test_the_oracle_says_what_it_cannot_read() -> None:
+    with pytest.raises(DiffscaleError, match="cannot read 'a dog'"):
+        Oracle()(torch.zeros(1, 3, 64, 64), ["a dog"])
