@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from diffscale import noise
 from diffscale.api import make_sampler
 from diffscale.driver import Task, drive
+from diffscale.models import load_pipeline, plain_call
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches.random import random
 from diffscale.shapes.judge import judge_batch
@@ -96,11 +99,13 @@ def quality(prompts: list[Prompt], most: int, seeds: int) -> None:
 @torch.no_grad()
 def cost(prompt: Prompt, n: int, repeats: int = 5) -> None:
     """Wall time of a search, over that of the bare calls that it consists of, interleaved."""
-    sampler, verifier = sampler_for([prompt]), load("clip", generator=MODEL)
-    networks = {"forward": sampler.pipe.transformer, "decode": sampler.pipe.vae.decoder, "verify": verifier}
-    inputs: dict[str, tuple[tuple, dict]] = {}
+    pipe = load_pipeline(MODEL, "cpu", "float32")
+    call = plain_call(pipe)
+    sampler, verifier = DiffusersSampler(pipe, [prompt.text], call.steps, call.args), load("clip", generator=MODEL)
+    networks = {"forward": pipe.transformer, "decode": pipe.vae.decoder, "verify": verifier}
+    inputs: dict[str, tuple[Any, Any]] = {}
 
-    def recorded(name):
+    def recorded(name: str) -> Callable[..., None]:
         return lambda module, args, kwargs: inputs.__setitem__(name, (args, kwargs))
 
     hooks = [networks[k].register_forward_pre_hook(recorded(k), with_kwargs=True) for k in ("forward", "decode")]
@@ -114,7 +119,9 @@ def cost(prompt: Prompt, n: int, repeats: int = 5) -> None:
         hook.remove()
     pictures = torch.rand(n, 3, 64, 64)
     inputs["verify"] = ((pictures, [prompt.text] * n), {})
-    calls = {"forward": sampler.steps, "decode": 1, "verify": 1}
+    # With guidance a step calls the network several times; the recorded call has the rows of one.
+    rows = len(inputs["forward"][1]["hidden_states"])
+    calls = {"forward": round(sampler.steps * sampler.forwards_per_nfe * n / rows), "decode": 1, "verify": 1}
     walls, bare = [], {name: [] for name in calls}
     for _ in range(repeats):
         began = time.perf_counter()

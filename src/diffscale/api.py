@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from diffscale import noise
@@ -26,9 +27,8 @@ def make_sampler(
     dtype: str,
 ) -> DiffusersSampler:
     """The sampler of a pipeline or model name, called as its folder states where `steps` and `pipe_args` are silent."""
-    name = model if isinstance(model, str) else None
-    pipe = load_pipeline(name, device, dtype) if name else model
-    call = plain_call(name, pipe)
+    pipe = load_pipeline(model, device, dtype) if isinstance(model, str) else model
+    call = plain_call(pipe)
     return DiffusersSampler(pipe, prompts, steps or call.steps, {**call.args, **pipe_args})
 
 
@@ -62,8 +62,8 @@ def search(
     algorithm, options = parse(search, "search", SEARCHES)
     device = device or best_device()
     if isinstance(verifier, str):
-        name = pipe_or_id if isinstance(pipe_or_id, str) else ""
-        verifier = load_verifier(verifier, device=device, generator=name)
+        name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
+        verifier = load_verifier(verifier, device=device, generator=Path(name).name)
     sampler = make_sampler(pipe_or_id, [prompt], steps=steps, pipe_args=pipe_args or {}, device=device, dtype=dtype)
     task = Task(
         partial(SEARCHES[algorithm], **options),

@@ -77,10 +77,10 @@ def load_pipeline(model: str, device: str, dtype: str) -> Any:
         ) from error
 
 
-def plain_call(model: str | None, pipe: Any) -> PlainCall:
-    """How figures call this pipeline: what the model's folder states, else the pipeline's own defaults."""
-    stated = Path(locate(model)) / "diffscale.json" if model else None
-    if stated is not None and stated.exists():
+def plain_call(pipe: Any) -> PlainCall:
+    """How figures call this pipeline: what the folder it was loaded from states, else the pipeline's own defaults."""
+    stated = Path(str(getattr(pipe, "name_or_path", ""))) / "diffscale.json"
+    if stated.exists():
         call = dict(json.loads(stated.read_text())["call"])
         return PlainCall(call.pop("num_inference_steps"), call)
     default = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default

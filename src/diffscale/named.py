@@ -22,7 +22,8 @@ def parse(text: str, kind: str, factories: Mapping[str, Callable[..., Any]]) -> 
     parameters = {
         p.name: p
         for p in inspect.signature(factories[name], eval_str=True).parameters.values()
-        if p.default is not inspect.Parameter.empty
+        # Keyword-only parameters are for the program: where to run, what pictures will come.
+        if p.default is not inspect.Parameter.empty and p.kind is not inspect.Parameter.KEYWORD_ONLY
     }
     given: dict[str, Any] = {}
     for pair in pairs:

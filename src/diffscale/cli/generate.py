@@ -110,7 +110,7 @@ def _tell(console: Console, summary: dict[str, Any], output: Path) -> None:
     )
     console.print(
         f"{verifier}: first sample {first:.4f}, best of {summary['verifier_calls']} {best:.4f} ({best - first:+.4f}) "
-        f"for {summary['nfe']:,} NFE in {summary['seconds']['total']:.1f} s",
+        f"for {summary['nfe']:,} NFE in {summary['seconds']:.1f} s",
         highlight=False,
     )
     for name, judged in summary["judges"].items():

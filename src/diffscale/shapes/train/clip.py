@@ -25,7 +25,7 @@ from diffscale.shapes.train.loop import fit
 from diffscale.shapes.train.text import CLIP_TOKENS, clip_tokenizer
 
 STEPS: Final = 6_000
-BATCH: Final = 96
+BATCH: Final = 64
 
 
 def build() -> CLIPModel:

@@ -23,7 +23,7 @@ from diffscale.shapes.train import autoencoder
 from diffscale.shapes.train.loop import fit
 from diffscale.shapes.train.text import CLIP_TOKENS, MAX_TOKENS, clip_tokenizer, t5_tokenizer
 
-STEPS: Final = 12_000
+STEPS: Final = 7_200
 BATCH: Final = 64
 SCENES: Final = 100_000  # encoded once; captions are said anew each time a scene is drawn
 DROPOUT: Final = 0.1  # share of captions replaced by the empty one, for classifier-free guidance

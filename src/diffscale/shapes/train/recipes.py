@@ -10,14 +10,18 @@ from typing import Any, Final
 from diffusers import AutoencoderKL, FluxPipeline
 from torch import nn
 
+from diffscale.shapes.suite import suite
 from diffscale.shapes.train import autoencoder, clip, flux
+from diffscale.shapes.train.measure import measure
 from diffscale.shapes.train.text import MAX_TOKENS, clip_tokenizer
 
 FLUX_CALL: Final = {
     "num_inference_steps": 20,
     "height": 64,
     "width": 64,
-    "guidance_scale": 1.0,
+    "guidance_scale": 1.0,  # the guidance embedding has seen no other value
+    "true_cfg_scale": 2.0,  # classifier-free guidance: two rows through the network for each NFE
+    "negative_prompt": "",
     "max_sequence_length": MAX_TOKENS,
 }
 """The plain call of shapes-flux that every figure uses."""
@@ -28,7 +32,11 @@ def train_flux(checkpoints: Path, folder: Path, steps: int | None = None) -> Non
     vae = autoencoder.train(checkpoints / "autoencoder")
     net = flux.train(vae, checkpoints / "flux", steps or flux.STEPS)
     write_flux(vae, net, folder)
-    figures = {"autoencoder": _last(checkpoints / "autoencoder"), "flux": _last(checkpoints / "flux")}
+    figures = {
+        "autoencoder": _last(checkpoints / "autoencoder"),
+        "training": _last(checkpoints / "flux"),
+        "judge": measure(FluxPipeline.from_pretrained(folder), suite("shapes")),
+    }
     _write(folder / "figures.json", figures)
 
 
@@ -49,7 +57,7 @@ def train_clip(checkpoints: Path, folder: Path, steps: int | None = None) -> Non
     """The contrastive model; the folder loads with CLIPModel.from_pretrained."""
     net = clip.train(checkpoints / "clip", steps or clip.STEPS)
     write_clip(net, folder)
-    _write(folder / "figures.json", {"clip": _last(checkpoints / "clip")})
+    _write(folder / "figures.json", {"training": _last(checkpoints / "clip")})
 
 
 def write_clip(net: nn.Module, folder: Path) -> None:

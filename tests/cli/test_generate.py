@@ -1,0 +1,167 @@
+"""`diffscale generate` end to end on the shipped networks, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from diffscale import config, generate
+from diffscale.cli.main import run
+from diffscale.config import GenerateConfig
+from diffscale.errors import DiffscaleError
+from diffscale.generate import prepare
+from diffscale.models import locate
+
+PROMPT = "a red circle above a blue square"
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["diffscale", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("generate") / "run"
+    command = [sys.executable, "-c", "from diffscale.cli.main import run; run()", "generate", PROMPT]
+    command += ["--budget", "130", "--steps", "20", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "first sample" in done.stdout
+    assert str(output.name) in done.stdout
+    return output
+
+
+def test_the_folder_holds_what_is_promised(folder: Path) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    assert result["nfe"] == 120  # six candidates of 20, the rest of 130 buys none
+    assert result["decodes"] == result["verifier_calls"] == 6
+    assert result["network_forwards"] >= result["nfe"]
+    assert result["flops"] > 1e9
+    assert result["best"]["score"] == max(score for _, score in result["trace"]) >= result["baseline"]["score"]
+    assert result["trace"][-1] == [120, result["best"]["score"]]
+    assert set(result["judges"]["shapes-judge"]["best"]) == {"score", "cleanliness"}
+    assert config.load(folder / "config.yaml").budget == 130
+    assert Image.open(folder / "best.png").size == (64, 64)
+    for sheet in ("candidates.png", "scaling.png"):
+        assert min(Image.open(folder / sheet).size) > 300
+
+
+def test_running_it_again_computes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("diffscale.generate.run", None)
+    again = ["generate", "--config", str(folder / "config.yaml"), "--output", str(folder)]
+    assert _run(monkeypatch, *again) == 0
+    assert "nothing was computed" in capsys.readouterr().out
+
+
+def test_the_folder_of_another_run_is_not_touched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert _run(monkeypatch, "generate", PROMPT, "--seed", "7", "--output", str(folder)) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "shapes-flx"], "did you mean 'shapes-flux'?"),
+        (["--search", "randon"], "did you mean 'random'?"),
+        (["--search", "random m=3"], "argument of search random"),
+        (["--search", "random n=many"], "takes n as int"),
+        (["--verifier", "clop"], "did you mean 'clip'?"),
+        (["--budget", "7"], "one costs 20 NFE"),
+        (["--budget", "-1"], "budget"),
+        (["--dtype", "float3"], "did you mean 'float32'?"),
+        (["--pipe-arg", "height"], "name=value"),
+        (["--pipe-arg", "hight=64"], "does not take hight"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+    ],
+)
+def test_bad_input_gets_one_sentence(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert _run(monkeypatch, "generate", PROMPT, *arguments, "--output", str(tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert said in " ".join(error.split())
+    assert "Traceback" not in error
+
+
+def test_settings_resolve_in_order(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"budget": 40, "seed": 5}))
+    settings = config.resolve(file, {"seed": 6, "budget": None})
+    assert (settings.budget, settings.seed, settings.model) == (40, 6, "shapes-flux")
+    config.save(settings, file)
+    assert config.load(file) == settings
+
+
+@pytest.mark.parametrize("text", ["budgte: 3", "budget: many", "- 1", "a: [", "prompt: ''"])
+def test_a_broken_configuration_is_told(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(DiffscaleError):
+        config.resolve(file, {})
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(DiffscaleError, match="not a run of diffscale"):
+        prepare(tmp_path, GenerateConfig(prompt=PROMPT))
+
+
+def test_batch_size_does_not_make_another_run() -> None:
+    one = GenerateConfig(prompt=PROMPT)
+    assert one.same_run(one.model_copy(update={"batch_size": 4}))
+    assert not one.same_run(one.model_copy(update={"seed": 4}))
+
+
+def test_a_full_disk_is_told_with_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diffscale.generate._write_picture", full)
+    settings = GenerateConfig(prompt=PROMPT, steps=2, budget=4)
+    assert prepare(tmp_path / "out", settings) is None
+    with pytest.raises(DiffscaleError, match=r"best score .*, key .*make room"):
+        generate.run(settings, tmp_path / "out")
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_corrupt_weights_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(locate("shapes-flux"), tmp_path / "model")
+    weights = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    arguments = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
+    assert _run(monkeypatch, "generate", PROMPT, *arguments) == 2
+    assert "could not be loaded" in capsys.readouterr().err
+
+
+def test_a_pipeline_object_can_be_searched() -> None:
+    import diffscale
+    from diffscale.models import load_pipeline
+
+    pipe = load_pipeline("shapes-flux", "cpu", "float32")
+    result = diffscale.search(pipe, PROMPT, nfe=8, steps=4, device="cpu")
+    again = diffscale.search("shapes-flux", PROMPT, nfe=8, steps=4, batch_size=1, device="cpu")
+    assert result.best.key == again.best.key
+    torch.testing.assert_close(result.best.image, again.best.image, atol=1e-3, rtol=0)
