@@ -18,6 +18,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -176,6 +178,32 @@ def tiny_pixart(scheduler: Any) -> SimpleNamespace:
         "use_resolution_binning": False,
     }
     return SimpleNamespace(pipe=pipe, args=args, net=net, forwards=2)
+
+
+def tiny_zimage(scheduler: Any) -> SimpleNamespace:
+    """Its network takes the batch, and its text, as lists with a tensor for each row."""
+    torch.manual_seed(0)
+    net = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[64, 32, 32],
+    ).eval()
+    vae = _vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5)
+    pipe = ZImagePipeline(scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None, transformer=net)
+    texts = {prompt: torch.randn(4, 16) for prompt in [*PROMPTS, ""]}
+
+    def encode_prompt(prompt: str | list[str], **_: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return [texts[p] for p in prompts], [texts[""] for _ in prompts]
+
+    pipe.encode_prompt = encode_prompt
+    return SimpleNamespace(pipe=pipe, args={"height": 32, "width": 32, "guidance_scale": 5.0}, net=net, forwards=2)
 
 
 def with_text(pipe: Any) -> None:

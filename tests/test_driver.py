@@ -263,6 +263,35 @@ def test_renoising_and_running_on(verifier):
     assert result.ledger.nfe == sampler.forwards == 2 * 3 + 4 * 2 + 4 * 1 + 4 * 1
 
 
+def test_running_backwards_refunds_nothing(verifier):
+    def cheat(env):
+        state = yield Run(env.prior(1), 3)
+        yield Run(state, 1)
+
+    with pytest.raises(DiffscaleError, match="from step 3 cannot end at step 1"):
+        drive([task(99, cheat)], ToySampler(steps=5), verifier)
+
+
+def test_scores_leave_the_device_before_they_become_float64():
+    class NoFloat64(torch.Tensor):
+        """Scores on a device like Apple's, which knows no float64."""
+
+        def double(self):
+            raise TypeError("no float64 here")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    class OnDevice:
+        name = "on-device"
+
+        def __call__(self, images, prompts):
+            return images.mean((1, 2, 3)).as_subclass(NoFloat64)
+
+    (result,) = drive([task(8)], ToySampler(steps=4), OnDevice())
+    assert result.dropped == 0
+
+
 def test_score_needs_a_picture(verifier):
     def early(env):
         yield Score(env.prior(1))

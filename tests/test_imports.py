@@ -11,6 +11,7 @@ ROOT = Path(diffscale.types.__file__).parent
 # What each part may import of the library; parts that are not named here stand above all of these.
 ALLOWED = {
     "errors": set(),
+    "named": {"errors"},
     "types": set(),
     "noise": set(),
     "batching": set(),
@@ -18,11 +19,12 @@ ALLOWED = {
     "environment": {"types", "noise", "ledger"},
     "searches": {"types", "noise", "errors", "searches"},
     "samplers": {"types", "noise", "errors", "samplers"},
-    "verifiers": {"types", "errors", "verifiers"},
+    "models": {"errors"},
+    "verifiers": {"types", "errors", "named", "models", "shapes", "verifiers"},
     "driver": {"types", "ledger", "errors", "environment", "batching"},
 }
 HEAVY = {"diffusers", "transformers"}
-MAY_BE_HEAVY = {"samplers", "verifiers"}
+MAY_BE_HEAVY = {"samplers", "verifiers", "models"}
 
 
 def imported(path):

@@ -23,8 +23,8 @@ def out_of_memory(error: BaseException) -> bool:
 class MicroBatch:
     """Runs work on slices of rows; `size` is how many rows go at once.
 
-    Without `fixed` the size starts at 8 and doubles as long as full micro-batches get at least 5%
-    faster a row. Out of memory halves it for good, and only the failed slice is run again.
+    Without `fixed` the size starts at 8 and doubles as long as full micro-batches do at least
+    5% more work a second. Out of memory halves it for good, and only the failed slice is run again.
     """
 
     def __init__(self, fixed: int | None = None) -> None:
@@ -32,9 +32,13 @@ class MicroBatch:
         self._growing = fixed is None
         self._pace = 0.0
 
-    def map(self, work: Callable[[slice], T], rows: int) -> Iterator[tuple[slice, T]]:
+    def map(self, work: Callable[[slice], T], rows: int, each: int = 1) -> Iterator[tuple[slice, T]]:
         """Yield (slice, work(slice)) over all `rows`, in order. Errors other than out-of-memory
-        pass through, and so does that one for a single row."""
+        pass through, and so does that one for a single row.
+
+        `each`: how much work a row is, so that a long run after a short one does not look slow;
+        work of 0 says nothing about pace.
+        """
         start = 0
         while start < rows:
             part = slice(start, min(start + self.size, rows))
@@ -46,17 +50,17 @@ class MicroBatch:
                     raise
                 failed = str(error)
             else:
-                self._grow(part.stop - part.start, time.perf_counter() - began)
+                self._grow(part.stop - part.start, each, time.perf_counter() - began)
                 start = part.stop
                 yield part, done
                 continue
             # Outside the except block, where the traceback no longer holds the failed tensors.
             self._shrink(part.stop - part.start, failed)
 
-    def _grow(self, rows: int, seconds: float) -> None:
-        if not self._growing or rows < self.size:
+    def _grow(self, rows: int, each: int, seconds: float) -> None:
+        if not self._growing or rows < self.size or not each:
             return
-        pace = rows / max(seconds, 1e-9)
+        pace = rows * each / max(seconds, 1e-9)
         self._growing = self.size < _LARGEST and pace > self._pace * _GAIN
         self._pace = pace
         if self._growing:

@@ -204,10 +204,12 @@ class _Driver:
                 return self.sampler.run(state, request.to)
             return state if state.x0 is not None else self.sampler.predict(state)
 
+        # `request` is the first member's; a row costs the same in all requests of a group.
+        evaluations = price(request, self.sampler) // len(request.state)
         done = []
         forwards = self.sampler.forwards
         began = time.perf_counter()
-        for part, state in self.denoising.map(work, len(group.state)):
+        for part, state in self.denoising.map(work, len(group.state), evaluations):
             _wait(state.x)
             rows = self.sampler.forwards - forwards
             self._book(group, part, "denoise", time.perf_counter() - began, rows)
@@ -288,7 +290,8 @@ class _Driver:
                 f"Verifier {self.verifier.name!r} must return one score a picture, shape "
                 f"({len(prompts)},), but returned shape {tuple(raw.shape)}."
             )
-        scores = raw.detach().double().cpu().reshape(-1).clone()
+        # To the CPU first: not every device has float64.
+        scores = raw.detach().cpu().double().reshape(-1).clone()
         for at in (~scores.isfinite()).nonzero().flatten().tolist():
             self._warn(f"gave {scores[at].item()}", prompts[at])
             scores[at] = -math.inf

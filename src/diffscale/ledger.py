@@ -51,7 +51,8 @@ def price(request: Request, sampler: Sampler) -> int:
     held = request.state.x0 is not None
     match request:
         case Run(state, to):
-            steps = (sampler.steps if to is None else to) - state.step
+            # A run backwards is refused by the sampler; until then it must not refund anything.
+            steps = max(0, (sampler.steps if to is None else to) - state.step)
             return len(state) * (steps - (held and steps > 0))
         case Predict(state):
             return 0 if held else len(state)

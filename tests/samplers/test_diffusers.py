@@ -9,6 +9,7 @@ from conftest import (
     tiny_pixart,
     tiny_sd,
     tiny_sdxl,
+    tiny_zimage,
     with_text,
 )
 from diffusers import (
@@ -208,3 +209,19 @@ def test_every_prompt_is_encoded_once_and_dealt_out_by_rows(rows_of):
         **args | {"negative_prompt": ["blurry"] * 3},
     ).images
     assert distance(end.x, theirs) <= 1e-5
+
+
+def test_a_network_that_takes_its_batch_as_a_list():
+    t = tiny_zimage(FlowMatchEulerDiscreteScheduler())
+    sampler = DiffusersSampler(t.pipe, PROMPTS, STEPS, t.args)
+    start = sampler.prior(KEYS, ROWS)
+    end = sampler.run(start)
+    assert sampler.forwards_per_nfe == 2 and sampler.forwards == 2 * 3 * STEPS
+    theirs = t.pipe(
+        [PROMPTS[row] for row in ROWS.tolist()],
+        latents=start.x,
+        num_inference_steps=STEPS,
+        output_type="pt",
+        **t.args,
+    ).images
+    assert (sampler.decode(end.x) - theirs).abs().max() <= 1e-4

@@ -4,7 +4,7 @@ import pytest
 
 from diffscale import searches
 from diffscale.driver import Task, drive
-from diffscale.errors import UnknownName
+from diffscale.errors import DiffscaleError, UnknownName
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches.random import random
 
@@ -24,6 +24,12 @@ def test_more_candidates_are_never_worse(verifier):
         scores.append(result.best.score)
         assert result.baseline.score == scores[0]
     assert scores == sorted(scores) and scores[-1] > scores[0]
+
+
+@pytest.mark.parametrize("n", [0, -2])
+def test_refuses_to_draw_nothing(verifier, n):
+    with pytest.raises(DiffscaleError, match=f"1 or more candidates, not {n}"):
+        drive([Task(lambda env: random(env, n), 0, 1, 100)], ToySampler(steps=4), verifier)
 
 
 def test_registry_describes_and_suggests():

@@ -230,8 +230,7 @@ def _hooked(networks: list[torch.nn.Module]) -> Iterator[list[tuple[torch.nn.Mod
     called: list[tuple[torch.nn.Module, int]] = []
 
     def note(network: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        inputs = [*args, *kwargs.values()]
-        called.append((network, len(next(v for v in inputs if torch.is_tensor(v) and v.ndim > 1))))
+        called.append((network, _rows([*args, *kwargs.values()])))
 
     hooks = [network.register_forward_pre_hook(note, with_kwargs=True) for network in networks]
     try:
@@ -239,6 +238,11 @@ def _hooked(networks: list[torch.nn.Module]) -> Iterator[list[tuple[torch.nn.Mod
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _rows(inputs: list[Any]) -> int:
+    """Rows of a network's first batched input: a tensor, or a list with a tensor for each row."""
+    return next(len(v) for v in inputs if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1))
 
 
 def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

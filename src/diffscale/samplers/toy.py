@@ -61,7 +61,10 @@ class ToySampler:
         return replace(state, x=scale * state.x + fresh * noise, step=to, x0=None, out=None)
 
     def run(self, state: State, to: int | None = None) -> State:
-        while state.step < (self.steps if to is None else to):
+        to = self.steps if to is None else to
+        if not state.step <= to <= self.steps:
+            raise DiffscaleError(f"A run from step {state.step} cannot end at step {to}.")
+        while state.step < to:
             state = self.step(state if state.out is not None else self.predict(state))
         return state
 

@@ -1,5 +1,6 @@
 """Random search: best of N independent noises."""
 
+from diffscale.errors import DiffscaleError
 from diffscale.types import Environment, Run, Score, Search
 
 
@@ -7,8 +8,10 @@ def random(env: Environment, n: int | None = None) -> Search:
     """Best of n independent noises, by default as many as the budget pays. Price: n * steps.
 
     Paper A (Ma et al. 2025, arXiv 2501.09732), section 3.2. Finished candidates are handed over in
-    chunks, so memory does not grow with n.
+    chunks, so memory does not grow with n. Raises DiffscaleError if n is less than 1.
     """
+    if n is not None and n < 1:
+        raise DiffscaleError(f"Random search draws n = 1 or more candidates, not {n}.")
     affordable = env.nfe_left // env.steps
     left = affordable if n is None else min(n, affordable)
     while left > 0:
