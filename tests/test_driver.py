@@ -292,6 +292,14 @@ def test_scores_leave_the_device_before_they_become_float64():
     assert result.dropped == 0
 
 
+def test_a_request_needs_rows(verifier):
+    def empty(env):
+        yield Run(env.prior(0))
+
+    with pytest.raises(DiffscaleError, match="Run of no rows"):
+        drive([task(99, empty)], ToySampler(), verifier)
+
+
 def test_score_needs_a_picture(verifier):
     def early(env):
         yield Score(env.prior(1))

@@ -91,6 +91,9 @@ class _Running:
                     break
                 except BudgetSpent as spent:
                     request = self.generator.throw(spent)
+            if not len(request.state):
+                name = type(request).__name__
+                raise DiffscaleError(f"A search asked for {name} of no rows; let it end instead of asking.")
             self.pending = request
         except (StopIteration, BudgetSpent):
             self.pending, self.over = None, True

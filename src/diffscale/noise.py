@@ -39,7 +39,7 @@ def normal(keys: Tensor, shape: Sequence[int]) -> Tensor:
     size = math.prod(shape)
     counter = _splitmix(torch.arange(2 * ((size + 1) // 2)) * _signed(_GOLDEN))
     rows = [_normal_row(key, counter)[:size] for key in keys.cpu()]
-    return torch.stack(rows).view(len(rows), *shape)
+    return torch.stack(rows).view(len(rows), *shape) if rows else torch.empty(0, *shape)
 
 
 def _normal_row(key: Tensor, counter: Tensor) -> Tensor:
