@@ -19,12 +19,12 @@ ALLOWED = {
     "environment": {"types", "noise", "ledger"},
     "searches": {"types", "noise", "errors", "searches"},
     "samplers": {"types", "noise", "errors", "samplers"},
-    "models": {"errors"},
-    "verifiers": {"types", "errors", "named", "models", "shapes", "verifiers"},
+    "weights": {"errors"},
+    "verifiers": {"types", "errors", "named", "weights", "shapes", "verifiers"},
     "driver": {"types", "ledger", "errors", "environment", "batching"},
 }
 HEAVY = {"diffusers", "transformers"}
-MAY_BE_HEAVY = {"samplers", "verifiers", "models"}
+MAY_BE_HEAVY = {"samplers", "verifiers"}
 
 
 def imported(path):

@@ -13,9 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
 from diffscale.errors import DiffscaleError, unknown
-
-WEIGHTS: Final = Path(__file__).parent / "shapes" / "weights"
-"""Where the shipped networks lie."""
+from diffscale.weights import locate
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,29 +27,6 @@ class PlainCall:
 
     steps: int
     args: dict[str, Any] = field(default_factory=dict)
-
-
-def shipped() -> dict[str, str]:
-    """Name and one-line description of every shipped pipeline and verifier network."""
-    return {
-        folder.name: json.loads((folder / "diffscale.json").read_text())["description"]
-        for folder in sorted(WEIGHTS.iterdir())
-        if (folder / "diffscale.json").exists()
-    }
-
-
-def locate(model: str) -> str:
-    """The folder of a shipped model or of a local path, or the Hub id unchanged.
-
-    Raises UnknownName for a plain word that is neither (a Hub id has an owner: `owner/name`).
-    """
-    if (WEIGHTS / model / "diffscale.json").exists():
-        return str(WEIGHTS / model)
-    if Path(model).expanduser().is_dir():
-        return str(Path(model).expanduser())
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise unknown("model (neither shipped, nor a folder, nor a Hub id owner/name):", model, shipped())
-    return model
 
 
 def best_device() -> str:

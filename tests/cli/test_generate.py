@@ -18,7 +18,7 @@ from diffscale.cli.main import run
 from diffscale.config import GenerateConfig
 from diffscale.errors import DiffscaleError
 from diffscale.generate import prepare
-from diffscale.models import locate
+from diffscale.weights import locate
 
 PROMPT = "a red circle above a blue square"
 

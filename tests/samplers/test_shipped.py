@@ -7,8 +7,9 @@ import torch
 from diffusers import FluxPipeline
 
 from diffscale import noise
-from diffscale.models import locate, plain_call
+from diffscale.models import plain_call
 from diffscale.samplers.diffusers import DiffusersSampler
+from diffscale.weights import locate
 
 PROMPTS = ["a red circle above a blue square", "three dotted green stars"]
 

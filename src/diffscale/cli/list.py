@@ -32,7 +32,7 @@ def list_names(
 
 
 def _models() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.models import shipped
+    from diffscale.weights import shipped
 
     return ["model", "what it is (any Hub id or folder works too)"], shipped().items()
 

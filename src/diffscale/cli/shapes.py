@@ -27,8 +27,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Training steps. [those of the recipe]")] = None,
 ) -> None:
     """Train a Shapes network from nothing, or go on from its checkpoint, and write its folder."""
-    from diffscale.models import WEIGHTS
     from diffscale.shapes.train import recipes
+    from diffscale.weights import WEIGHTS
 
     if network not in recipes.RECIPES:
         raise unknown("network", network, recipes.RECIPES)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from diffscale.errors import DiffscaleError
-from diffscale.models import locate
 from diffscale.verifiers.preprocess import prepare
+from diffscale.weights import locate
 
 
 @dataclass
