@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 from random import Random
 
 import numpy as np
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from diffscale.errors import DiffscaleError
 from diffscale.shapes.captions import read
-from diffscale.shapes.judge import judge, judge_batch
-from diffscale.shapes.oracle import Oracle
+from diffscale.shapes.judge import judge, judge_batch, score_of
+from diffscale.shapes.oracle import Oracle, UnreadablePrompt
 from diffscale.shapes.reading import read_picture
 from diffscale.shapes.render import render
 from diffscale.shapes.scenes import CATEGORIES, Obj, draw_description, draw_scene
@@ -24,7 +25,7 @@ BLUE = Obj("square", "blue", "striped", "small", 44, 20)
 GREEN = Obj("star", "green", "dotted", "large", 30, 48)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=200)
 @given(st.sampled_from(CATEGORIES), st.integers(0, 10**9))
 def test_a_clean_picture_is_read_exactly_and_scores_one(category: str, seed: int) -> None:
     rng = Random(seed)
@@ -45,6 +46,8 @@ def test_a_clean_picture_is_read_exactly_and_scores_one(category: str, seed: int
         ([RED], "a red circle and a blue square", 0.5),
         ([RED, BLUE, GREEN], "a red circle and a blue square", 0.85),
         ([], "a red circle and a blue square", 0),
+        ([], "two red circles", 0),
+        ([], "a red circle left of a blue square", 0),
         ([RED, BLUE], "a large circle and a large square", 0.75),
         ([RED, BLUE], "a striped circle and a striped square", 0.75),
         ([RED, BLUE], "a red circle to the left of a blue square", 1),
@@ -66,6 +69,52 @@ def test_partial_credit(scene: list[Obj], text: str, score: float) -> None:
     description = read(text)
     assert description is not None
     assert judge(render(scene), description).score == pytest.approx(score)
+
+
+def _at(shape: str, colour: str, x: int, y: int) -> Obj:
+    return Obj(shape, colour, "solid", "small", x, y)
+
+
+@pytest.mark.parametrize(
+    ("scene", "text", "score"),
+    [
+        # The upper circle is left of the square, the lower one of the star only: whichever is read first.
+        (
+            [_at("circle", "red", 10, 50), _at("circle", "red", 10, 12),
+             _at("star", "green", 40, 54), _at("square", "blue", 40, 12)],
+            "a red circle left of a blue square",
+            0.85**2,
+        ),
+        (
+            [_at("circle", "red", 28, 20), _at("circle", "red", 48, 12), _at("square", "blue", 32, 50)],
+            "two red circles above a blue square",
+            1,
+        ),
+        (
+            [_at("circle", "red", 28, 20), _at("circle", "red", 50, 48), _at("square", "blue", 28, 50)],
+            "two red circles above a blue square",
+            0.75,
+        ),
+        (
+            [_at("circle", "red", 10, 10), _at("circle", "blue", 32, 12), _at("circle", "green", 50, 50)],
+            "two circles and a red circle",
+            1,
+        ),
+        ([_at("circle", "red", 10, 10)], "two circles and a red circle", 0.5),
+    ],
+)  # fmt: skip
+def test_the_score_does_not_depend_on_the_order_of_reading(scene: list[Obj], text: str, score: float) -> None:
+    description = read(text)
+    assert description is not None
+    for order in permutations(scene):
+        assert score_of(list(order), description) == pytest.approx(score)
+
+
+def test_a_blob_that_only_covers_an_object_fits_it_less_well() -> None:
+    blob = [RED, replace(RED, shape="square", x=RED.x + 3)]
+    fits = [max(reading.fit for reading in read_picture(render(scene))) for scene in ([RED], blob)]
+    assert fits[0] == pytest.approx(1, abs=1e-4)
+    assert fits[1] < 0.97
 
 
 def test_noise_and_touching_objects_are_survived() -> None:
@@ -103,5 +152,6 @@ def test_the_oracle_scores_batches_of_any_size() -> None:
 
 
 def test_the_oracle_says_what_it_cannot_read() -> None:
-    with pytest.raises(DiffscaleError, match="cannot read 'a dog'"):
+    assert issubclass(UnreadablePrompt, DiffscaleError) and issubclass(UnreadablePrompt, ValueError)
+    with pytest.raises(UnreadablePrompt, match="cannot read 'a dog'"):
         Oracle()(torch.zeros(1, 3, 64, 64), ["a dog"])

@@ -17,9 +17,12 @@ from diffscale.shapes.scenes import (
     CANVAS,
     CATEGORIES,
     COLOURS,
+    MAX_COUNT,
     RADIUS,
     RELATIONS,
     SHAPES,
+    SIZES,
+    TEXTURES,
     Description,
     Obj,
     Spec,
@@ -132,6 +135,9 @@ def test_training_keeps_clear_of_the_suite_but_not_of_its_words_and_pairs() -> N
     assert not held_out() & {description.key() for description in seen}
     specs = [spec for description in seen for spec in description.specs]
     assert {(spec.colour, spec.shape) for spec in specs} >= {(c, s) for c in COLOURS for s in SHAPES}
+    for attribute, values in (("texture", TEXTURES), ("size", SIZES), ("count", range(1, MAX_COUNT + 1))):
+        assert {getattr(spec, attribute) for spec in specs} >= set(values)
+    assert {description.relation for description in seen} >= set(RELATIONS)
     evaluated = {s for prompt in suite("shapes") for s in prompt.description.specs}
     share = sum(spec in set(specs) for spec in evaluated) / len(evaluated)
     assert share > 0.95

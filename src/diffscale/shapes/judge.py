@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Final
 
 import numpy as np
@@ -39,13 +40,24 @@ def judge(picture: NDArray[np.float32], description: Description) -> Verdict:
 
     colour, shape, texture: mean over specs of the share of said attributes (the shape among them) that its object has,
     objects assigned to specs one to one for the best total. spatial, complex: a half (spatial) or a third (complex) of
-    the score is the relation, worth the product of the two objects' shares, the rest that mean. numeracy: per spec,
-    0.5 if any object has all that is said and 0.5 if exactly `count` do. Raises ValueError as `read_picture` does.
+    the score is the relation, the rest that mean; where the relation holds it is worth the product of the two objects'
+    shares (the mean over pairs, if a spec has a count), where it does not, nothing. Of assignments with equal totals
+    the one in which the relation holds counts. numeracy: mean over specs of 0.5 if any object has all that is said and
+    0.5 if exactly `count` do. All are multiplied by 0.85 for each object too many; in numeracy, where a wrong count
+    costs already, for each that no spec admits.
+
+    Free are: a colour, texture or size that a spec does not say; places, but for the sign and the dominance of the
+    offset that a relation names (`related`); the order of objects. Never free is the number of objects: "a red circle"
+    is one red circle and nothing else. Raises ValueError as `read_picture` does.
     """
     readings = read_picture(picture)
-    objects = [reading.obj for reading in readings]
-    score = (_numeracy if description.category == "numeracy" else _binding)(description, objects)
+    score = score_of([reading.obj for reading in readings], description)
     return Verdict(score, cleanliness(picture, readings), tuple(readings))
+
+
+def score_of(objects: list[Obj], description: Description) -> float:
+    """The score in [0, 1] that `judge` gives a picture of exactly these objects, whatever their order."""
+    return (_numeracy if description.category == "numeracy" else _binding)(description, objects)
 
 
 def cleanliness(picture: NDArray[np.float32], readings: Sequence[Reading]) -> float:
@@ -80,30 +92,66 @@ def _share(spec: Spec, obj: Obj) -> float:
 
 
 def _binding(description: Description, objects: list[Obj]) -> float:
-    specs = [spec for spec in description.specs for _ in range(spec.count)]
     if not objects:
         return 0.0
-    shares = np.array([[_share(spec, obj) for obj in objects] for spec in specs])
-    # Among assignments of equal shares prefer one in which the relation holds: two alike objects may be swapped.
-    bonus = np.zeros_like(shares)
-    if description.relation and len(specs) > 1:
-        for j, obj in enumerate(objects):
-            bonus[0, j] = sum(related(obj, other, description.relation) for other in objects)
-            bonus[1, j] = sum(related(other, obj, description.relation) for other in objects)
-    rows, columns = linear_sum_assignment(shares + 1e-6 * bonus, maximize=True)
-    credit, match = np.zeros(len(specs)), dict(zip(rows.tolist(), columns.tolist(), strict=True))
-    for row, column in match.items():
-        credit[row] = shares[row, column]
-    score = float(credit.mean())
-    if description.relation:
-        holds = 0 in match and 1 in match and related(objects[match[0]], objects[match[1]], description.relation)
+    row_of = [k for k, spec in enumerate(description.specs) for _ in range(spec.count)]
+    # Columns beyond the objects stand for objects that are missing: nothing they have is right.
+    places = max(len(row_of), len(objects))
+    shares = np.zeros((len(row_of), places))
+    for row, k in enumerate(row_of):
+        shares[row, : len(objects)] = [_share(description.specs[k], obj) for obj in objects]
+    if description.relation and len(description.specs) > 1:
+        holds = np.zeros((places, places))
+        holds[: len(objects), : len(objects)] = [
+            [related(a, b, description.relation) for b in objects] for a in objects
+        ]
+        total, held = _best_related(shares, holds, np.array(row_of))
         weight = 1 / 2 if description.category == "spatial" else 1 / 3
-        score = (1 - weight) * score + weight * holds * float(credit[0] * credit[1])
-    return score * (1 - _EXTRA) ** max(len(objects) - len(specs), 0)
+        score = (1 - weight) * total / len(row_of) + weight * held
+    else:
+        score = float(shares[linear_sum_assignment(shares, maximize=True)].mean())
+    return score * (1 - _EXTRA) ** max(len(objects) - len(row_of), 0)
+
+
+def _best_related(
+    shares: NDArray[np.float64], holds: NDArray[np.float64], row_of: NDArray[np.int_]
+) -> tuple[float, float]:
+    """The best assignment's sum of shares and its relation's worth in [0, 1].
+
+    shares [rows, columns], holds [columns, columns], row_of [rows] the spec of a row. More shares go before more of the
+    relation, so that a relation is never gained by calling an object what it is not. With the objects of the second
+    spec fixed, the worth of each first object is known and the rest is a linear assignment.
+    """
+    first, second, others = np.flatnonzero(row_of == 0), np.flatnonzero(row_of == 1), np.flatnonzero(row_of != 1)
+    found = []
+    for chosen in combinations(range(shares.shape[1]), len(second)):
+        of_second = shares[second[0], chosen]
+        worth = np.zeros_like(shares)
+        worth[first] = shares[first] * (holds[:, chosen] @ of_second) / (len(first) * len(second))
+        free = np.delete(np.arange(shares.shape[1]), chosen)
+        here = np.ix_(others, free)
+        # 1e-3 stays below the least step between sums of shares, a twelfth.
+        matched = linear_sum_assignment(shares[here] + 1e-3 * worth[here], maximize=True)
+        total = float(shares[here][matched].sum() + of_second.sum())
+        found.append((round(total, 9), float(worth[here][matched].sum())))
+    return max(found)
 
 
 def _numeracy(description: Description, objects: list[Obj]) -> float:
-    counts = [sum(spec.admits(obj) for obj in objects) for spec in description.specs]
-    each = [0.5 * (n > 0) + 0.5 * (n == spec.count) for n, spec in zip(counts, description.specs, strict=True)]
-    strangers = sum(not any(spec.admits(obj) for spec in description.specs) for obj in objects)
-    return float(np.mean(each)) * (1 - _EXTRA) ** strangers
+    specs = description.specs
+    admits = np.array([[spec.admits(obj) for obj in objects] for spec in specs], bool).reshape(len(specs), len(objects))
+    # An object that two specs admit counts for one that lacks it, as in "two circles and a red circle"; when too few
+    # are there, for the one that says more.
+    row_of = np.repeat(np.arange(len(specs)), [spec.count for spec in specs])
+    worth = admits * np.array([[1 + 0.01 * _said(spec)] for spec in specs])
+    rows, columns = linear_sum_assignment(worth[row_of], maximize=True)
+    taken = admits[row_of[rows], columns]
+    counts = np.bincount(row_of[rows[taken]], minlength=len(specs))
+    surplus = np.setdiff1d(np.flatnonzero(admits.any(0)), columns[taken])
+    counts += np.bincount(admits[:, surplus].argmax(0), minlength=len(specs))
+    each = [0.5 * (n > 0) + 0.5 * (n == spec.count) for n, spec in zip(counts, specs, strict=True)]
+    return float(np.mean(each)) * (1 - _EXTRA) ** int((~admits.any(0)).sum())
+
+
+def _said(spec: Spec) -> int:
+    return sum(v is not None for v in (spec.colour, spec.texture, spec.size))

@@ -13,10 +13,14 @@ from diffscale.shapes.judge import judge_batch
 from diffscale.shapes.scenes import Description
 
 
+class UnreadablePrompt(DiffscaleError, ValueError):
+    """A prompt is outside the grammar of Shapes, so that nothing can be judged by it."""
+
+
 class Oracle:
     """Verifier whose score is the judge's, float64 in [0, 1]; not differentiable.
 
-    Raises DiffscaleError for a prompt that the grammar of Shapes cannot read.
+    Raises UnreadablePrompt for a prompt that the grammar of Shapes cannot read.
     """
 
     name: Final = "shapes-judge"
@@ -30,7 +34,7 @@ class Oracle:
 def _meaning(prompt: str) -> Description:
     meaning = read(prompt)
     if meaning is None:
-        raise DiffscaleError(
+        raise UnreadablePrompt(
             f"The Shapes judge cannot read {prompt!r}: describe objects as in `a small red circle above two blue "
             "squares`, or use another verifier."
         )

@@ -28,7 +28,11 @@ _MOST: Final = 12  # objects read at the most; scenes have six
 
 @dataclass(frozen=True)
 class Reading:
-    """An object read from a picture, and how well it fits there: 1 for an exact fit, at least 0.25."""
+    """An object read from a picture, and how well it fits there.
+
+    `fit` is 1 - |rest - sprite|^2 / |sprite|^2 in the sprite's box, at least 0, where `rest` is the picture less the
+    background and all other objects: 1 for an exact fit; what the sprite leaves over counts against it as well.
+    """
 
     obj: Obj
     fit: float
@@ -71,9 +75,10 @@ def _again(rest: Floats, found: list[tuple[float, Obj]]) -> list[Reading]:
         best = _best(rest, box, here) if here.any() else None
         if best is None:
             continue
-        gain, obj = best
-        readings.append(Reading(obj, min(gain / float((_painted(obj) ** 2).sum()), 1.0)))
+        obj = best[1]
         _add(rest, obj, -1)
+        off = float((_box_of(rest, obj) ** 2).sum())
+        readings.append(Reading(obj, max(0.0, 1 - off / float((_painted(obj) ** 2).sum()))))
     return sorted(readings, key=lambda reading: -reading.fit)
 
 
@@ -121,12 +126,15 @@ def _painted(obj: Obj) -> Floats:
     return _painted_as(obj.shape, obj.size, obj.texture, obj.colour)
 
 
-def _add(rest: Floats, obj: Obj, sign: int) -> None:
+def _box_of(rest: Floats, obj: Obj) -> Floats:
     r = RADIUS[obj.size]
-    top, left = max(obj.y - r, 0), max(obj.x - r, 0)
-    bottom, right = min(obj.y + r + 1, CANVAS), min(obj.x + r + 1, CANVAS)
-    part = _painted(obj)[top - obj.y + r : bottom - obj.y + r, left - obj.x + r : right - obj.x + r]
-    rest[top:bottom, left:right] += sign * part
+    return rest[max(obj.y - r, 0) : obj.y + r + 1, max(obj.x - r, 0) : obj.x + r + 1]
+
+
+def _add(rest: Floats, obj: Obj, sign: int) -> None:
+    r, view = RADIUS[obj.size], _box_of(rest, obj)
+    top, left = max(r - obj.y, 0), max(r - obj.x, 0)
+    view += sign * _painted(obj)[top : top + view.shape[0], left : left + view.shape[1]]
 
 
 _DIRECTIONS: Final = np.stack([RGB[c] / np.linalg.norm(RGB[c]) for c in COLOURS], 1)
