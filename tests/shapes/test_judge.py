@@ -124,6 +124,20 @@ def test_noise_and_touching_objects_are_survived() -> None:
     assert sorted(reading.obj for reading in read_picture(picture.clip(0, 1))) == sorted(touching)
 
 
+def test_half_an_object_and_a_faint_one_are_read_with_a_low_fit_but_a_speck_is_not() -> None:
+    half = render([RED])
+    half[:, RED.x :] = half[0, 0]
+    faint = render([]) + 0.5 * (render([RED]) - render([]))
+    for picture in (half, faint):
+        (reading,) = read_picture(picture)
+        assert reading.obj.colour == "red"
+        assert reading.fit < 0.9
+    speck = render([])
+    speck[30:33, 30:33] = (1, 0, 0)
+    ghost = render([]) + 0.25 * (render([RED]) - render([]))
+    assert read_picture(speck) == read_picture(ghost) == []
+
+
 def test_noise_alone_is_no_object_and_dirt_shows() -> None:
     description = read("a red circle and a blue square")
     assert description is not None

@@ -2,13 +2,14 @@
 
 Pixels unlike the background fall into connected components; in each, the sprite (shape, size, texture, colour, place)
 that takes away most of the squared error is read and subtracted, until nothing is left that looks like an object.
+A blob in which nothing is read this way is too faint or too incomplete; the sprite of the best scaled fit is read then.
 A second pass reads every object again with all others subtracted, which mends what overlaps misled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Final
@@ -23,6 +24,7 @@ from diffscale.shapes.scenes import CANVAS, COLOURS, RADIUS, SHAPES, SIZES, TEXT
 _CONTRAST: Final = 0.15  # a spot further from the background than this, in any channel, belongs to an object
 _LEAST_GAIN: Final = 5.0  # squared error, summed over pixels and channels: a dim small object has about 15
 _LEAST_FIT: Final = 0.25  # share of its own energy that an object must explain
+_LEAST_STRENGTH: Final = 0.35  # of an object that is faint or partly there: a half object has 0.5
 _MOST: Final = 12  # objects read at the most; scenes have six
 
 
@@ -46,17 +48,21 @@ def read_picture(picture: Floats) -> list[Reading]:
     if picture.shape != (CANVAS, CANVAS, 3) or not np.isfinite(picture).all():
         raise ValueError(f"the judge reads finite pictures of shape [64, 64, 3], not {picture.shape}")
     rest = picture.astype(np.float32) - BACKGROUND
-    found: list[tuple[float, Obj]] = []
+    found: list[_Found] = []
     blobs, _ = ndimage.label(_foreground(rest), np.ones((3, 3)))
     for number, box in enumerate(ndimage.find_objects(blobs), 1):
+        empty = True
         while len(found) < _MOST:
             here = (blobs[box] == number) & _foreground(rest)[box]
             # Other blobs are hidden, or a large sprite would cover some of a bright neighbour to gain from it.
             mine = np.where((blobs == number) | (blobs == 0), 1, 0).astype(np.float32)[..., None]
-            if not here.any() or (best := _best(rest * mine, box, here)) is None:
+            # Only while nothing is read, or what a deformed object leaves over would be read as a faint one.
+            best = _best(rest * mine, box, here, faint=empty) if here.any() else None
+            if best is None:
                 break
             found.append(best)
-            _add(rest, best[1], -1)
+            empty = False
+            _add(rest, best.obj, -1)
     return _again(rest, found)
 
 
@@ -65,43 +71,73 @@ def _foreground(rest: Floats) -> NDArray[np.bool_]:
     return np.asarray(abs(ndimage.uniform_filter(rest, (3, 3, 1))).max(-1) > _CONTRAST)
 
 
-def _again(rest: Floats, found: list[tuple[float, Obj]]) -> list[Reading]:
+def _again(rest: Floats, found: list[_Found]) -> list[Reading]:
     readings = []
-    for _, obj in sorted(found, key=lambda one: -one[0]):
+    for first in sorted(found, key=lambda one: -one.gain):
+        obj = first.obj
         _add(rest, obj, 1)
         r = RADIUS[obj.size] // 2
         box = tuple(slice(max(v - r, 0), min(v + r + 1, CANVAS)) for v in (obj.y, obj.x))
         here = _foreground(rest)[box]
-        best = _best(rest, box, here) if here.any() else None
+        best = _best(rest, box, here, faint=first.faint) if here.any() else None
         if best is None:
             continue
-        obj = best[1]
+        obj = best.obj
         _add(rest, obj, -1)
         off = float((_box_of(rest, obj) ** 2).sum())
         readings.append(Reading(obj, max(0.0, 1 - off / float((_painted(obj) ** 2).sum()))))
     return sorted(readings, key=lambda reading: -reading.fit)
 
 
-def _best(rest: Floats, box: tuple[slice, ...], here: NDArray[np.bool_]) -> tuple[float, Obj] | None:
-    """The object centred in `box` that takes most squared error from `rest`, with that gain; None if none does."""
-    candidates = []
+@dataclass(frozen=True)
+class _Found:
+    """An object, the squared error it takes away, and whether that is at less than its full strength."""
+
+    gain: float
+    obj: Obj
+    faint: bool
+
+
+def _best(rest: Floats, box: tuple[slice, ...], here: NDArray[np.bool_], faint: bool) -> _Found | None:
+    """The object centred in `box` that takes most squared error from `rest`, None if none takes enough.
+
+    With `faint`, if none does at full strength, the one that does so at the strength that suits it best.
+    """
+    at_full, scaled = [], []
     for colour, size in product(_colours(rest[box][here]), SIZES):
-        r = RADIUS[size]
-        padded = np.pad(rest[max(box[0].start - r, 0) : box[0].stop + r, max(box[1].start - r, 0) : box[1].stop + r],
-                        ((max(r - box[0].start, 0), max(box[0].stop + r - CANVAS, 0)),
-                         (max(r - box[1].start, 0), max(box[1].stop + r - CANVAS, 0)), (0, 0)))  # fmt: skip
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * r + 1, 2 * r + 1), axis=(0, 1))
+        windows = _windows(rest, box, RADIUS[size])
         kernels, energy = _kernels(size, colour)
+        dots = windows.reshape(windows.shape[0] * windows.shape[1], -1) @ kernels
+        across = windows.shape[1]
         # ||D||^2 - ||D - T||^2 = 2 <D, T> - ||T||^2 for the residual D and the painted sprite T
-        flat = windows.reshape(windows.shape[0] * windows.shape[1], -1)
-        gains = 2 * flat @ kernels - energy
-        place, kind = np.unravel_index(int(gains.argmax()), gains.shape)
-        y, x = divmod(int(place), windows.shape[1])
-        shape, texture = _KINDS[kind]
-        obj = Obj(shape, colour, texture, size, box[1].start + x, box[0].start + y)
-        candidates.append((float(gains[place, kind]), float(energy[kind]), obj))
-    gain, energy_of_best, obj = max(candidates, key=lambda one: one[0])
-    return (gain, obj) if gain >= max(_LEAST_GAIN, _LEAST_FIT * energy_of_best) else None
+        at_full.append(_top(2 * dots - energy, energy, across, colour, size))
+        if faint:
+            # ||D||^2 - ||D - s T||^2 = <D, T>^2 / ||T||^2 at the best strength s = <D, T> / ||T||^2
+            scaled.append(_top(np.maximum(dots, 0) ** 2 / energy, energy, across, colour, size))
+    for matches, least in ((at_full, _LEAST_FIT), (scaled, _LEAST_STRENGTH**2)):
+        if not matches:
+            continue
+        gain, energy_of_best, obj = max(matches, key=lambda one: one[0])
+        if gain >= max(_LEAST_GAIN, least * energy_of_best):
+            placed = replace(obj, x=obj.x + box[1].start, y=obj.y + box[0].start)
+            return _Found(gain, placed, matches is scaled)
+    return None
+
+
+def _top(gains: Floats, energy: Floats, across: int, colour: str, size: str) -> tuple[float, float, Obj]:
+    """The greatest of gains [places, kinds], the energy [kinds] of its sprite, and its object, placed in the box."""
+    place, kind = np.unravel_index(int(gains.argmax()), gains.shape)
+    y, x = divmod(int(place), across)
+    shape, texture = _KINDS[kind]
+    return float(gains[place, kind]), float(energy[kind]), Obj(shape, colour, texture, size, x, y)
+
+
+def _windows(rest: Floats, box: tuple[slice, ...], r: int) -> Floats:
+    """Views [h, w, 3, 2r+1, 2r+1] of `rest` around every pixel of the box; beyond the canvas there is nothing."""
+    rows, columns = (slice(max(side.start - r, 0), side.stop + r) for side in box)
+    beyond = [(max(r - side.start, 0), max(side.stop + r - CANVAS, 0)) for side in box]
+    padded = np.pad(rest[rows, columns], (*beyond, (0, 0)))
+    return np.lib.stride_tricks.sliding_window_view(padded, (2 * r + 1, 2 * r + 1), axis=(0, 1))
 
 
 _KINDS: Final = tuple(product(SHAPES, TEXTURES))
