@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from diffscale.shapes.captions import WORDS
-from diffscale.shapes.train.autoencoder import build
+from diffscale.shapes.scenes import COLOURS, RADIUS, SHAPES, SIZES, TEXTURES
+from diffscale.shapes.train.autoencoder import build, crowded
+from diffscale.shapes.train.clip import patch_labels
+from diffscale.shapes.train.distil import guided
 from diffscale.shapes.train.flux import TextToVelocity, encode_scenes, scene
 from diffscale.shapes.train.loop import fit
 from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer
 
 
-def _train(folder: Path, steps: int, stop: int | None = None, poison: int | None = None) -> nn.Module:
+def _train(
+    folder: Path, steps: int, stop: int | None = None, poison: int | None = None, muon: bool = False
+) -> nn.Module:
     torch.manual_seed(0)
     net = nn.Linear(3, 1)
 
@@ -25,14 +32,15 @@ def _train(folder: Path, steps: int, stop: int | None = None, poison: int | None
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
         return (net(x) - x.sum(1, keepdim=True)).square().mean() * (torch.nan if step == poison else 1)
 
-    return fit(net, loss, folder=folder, steps=steps, lr=0.05, warmup=5, every=10)
+    return fit(net, loss, folder=folder, steps=steps, lr=0.05, muon=muon, warmup=5, every=10)
 
 
-def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
-    whole = _train(tmp_path / "whole", 40)
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, muon: bool) -> None:
+    whole = _train(tmp_path / "whole", 40, muon=muon)
     with pytest.raises(KeyboardInterrupt):
-        _train(tmp_path / "killed", 40, stop=25)
-    resumed = _train(tmp_path / "killed", 40)
+        _train(tmp_path / "killed", 40, stop=25, muon=muon)
+    resumed = _train(tmp_path / "killed", 40, muon=muon)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
 
@@ -58,13 +66,45 @@ def test_scenes_are_encoded_once_and_alike(tmp_path: Path) -> None:
     assert latents.shape == (6, 16, 32)
 
 
-def test_the_velocity_depends_on_the_caption() -> None:
+@pytest.fixture
+def untrained() -> TextToVelocity:
     torch.manual_seed(0)
     net = TextToVelocity().eval()
     nn.init.normal_(net.transformer.proj_out.weight)
     nn.init.normal_(net.transformer.norm_out.linear.weight, std=0.1)
+    return net
+
+
+def test_the_velocity_depends_on_the_caption(untrained: TextToVelocity) -> None:
+    net = untrained
     states, pooled = net.encode(["a red circle", "two stars left of a square"])
     x = torch.randn(1, 16, 32).expand(2, -1, -1)
     v = net(x, torch.tensor([0.5, 0.5]), torch.ones(2), states, pooled)
     assert v.shape == (2, 16, 32)
     assert not torch.allclose(v[0], v[1])
+
+
+def test_the_student_is_shown_classifier_free_guidance(untrained: TextToVelocity) -> None:
+    x, t, captions = torch.randn(3, 16, 32), torch.full((3,), 0.3), ["a red circle", "a star", "three blue squares"]
+
+    def alone(texts: list[str]) -> Tensor:
+        return untrained(x, t, torch.ones(3), *untrained.encode(texts))
+
+    target, states, _ = guided(untrained, x, t, torch.tensor([0.0, 1.0, 3.0]), captions)
+    with_caption, without = alone(captions), alone([""] * 3)
+    torch.testing.assert_close(target[0], without[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(target[1], with_caption[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(target[2], without[2] + 3 * (with_caption[2] - without[2]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(states, untrained.encode(captions)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_patches_are_labelled_by_the_object_whose_box_holds_their_centre() -> None:
+    scene = crowded(Random(3))
+    labels = patch_labels([scene])[0].view(4, 8, 8)
+    for row, column in product(range(8), range(8)):
+        x, y = 8 * column + 3.5, 8 * row + 3.5
+        there = [o for o in scene if abs(o.x - x) <= RADIUS[o.size] and abs(o.y - y) <= RADIUS[o.size]]
+        assert [int(v) for v in labels[:, row, column]] == (
+            [COLOURS.index(there[0].colour) + 1, SHAPES.index(there[0].shape) + 1,
+             TEXTURES.index(there[0].texture) + 1, SIZES.index(there[0].size) + 1] if there else [0] * 4
+        )  # fmt: skip

@@ -1,7 +1,9 @@
 """shapes-clip: a CLIP model trained contrastively on captions and their hard negatives.
 
-The loss is CLIP's (Radford et al. 2021, section 2.3) with one hard negative caption for each picture added to the
-candidates of the image-to-text direction, as in NegCLIP (Yuksekgonul et al. 2023).
+The loss is CLIP's (Radford et al. 2021, section 2.3) with hard negative captions of each picture added to the
+candidates of the image-to-text direction, as in NegCLIP (Yuksekgonul et al. 2023). From captions alone so small a
+vision tower learns colours and little else in thousands of steps; so a head that is thrown away tells, patch by patch,
+what object is there, first on crowded pictures and then beside the contrast.
 """
 
 from __future__ import annotations
@@ -18,14 +20,27 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from diffscale.shapes.captions import say
 from diffscale.shapes.negatives import hard_negatives
-from diffscale.shapes.scenes import CATEGORIES, draw_scene
+from diffscale.shapes.scenes import (
+    CANVAS,
+    CATEGORIES,
+    COLOURS,
+    RADIUS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    draw_scene,
+)
 from diffscale.shapes.suite import held_out, suite, training_example
-from diffscale.shapes.train.autoencoder import pictures
+from diffscale.shapes.train.autoencoder import crowded, pictures
 from diffscale.shapes.train.loop import fit
 from diffscale.shapes.train.text import CLIP_TOKENS, clip_tokenizer
 
-STEPS: Final = 6_000
+STEPS: Final = 3_000
+VISION_STEPS: Final = 800  # on crowded pictures, before
 BATCH: Final = 64
+NEGATIVES: Final = 3  # hard negatives for each picture
+PATCH: Final = 8  # pixels
 
 
 def build() -> CLIPModel:
@@ -43,7 +58,7 @@ def build() -> CLIPModel:
                 "eos_token_id": tokenizer.eos_token_id,
                 "pad_token_id": tokenizer.pad_token_id,
             },
-            vision_config={**shared, "num_hidden_layers": 4, "image_size": 64, "patch_size": 8},
+            vision_config={**shared, "num_hidden_layers": 4, "image_size": CANVAS, "patch_size": PATCH},
             projection_dim=128,
         )
     )
@@ -75,58 +90,118 @@ def weathered(x: Tensor, generator: torch.Generator) -> Tensor:
     return x + 0.15 * (strength[:, 1] - 0.4).clamp(min=0) * torch.randn(x.shape, generator=generator)
 
 
+_ATTRIBUTES: Final = {"colour": COLOURS, "shape": SHAPES, "texture": TEXTURES, "size": SIZES}
+
+
+class _Training(nn.Module):
+    """CLIP and the head of the patches, in one graph for torch.compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = build()
+        kinds = sum(len(values) + 1 for values in _ATTRIBUTES.values())
+        self.head = nn.Linear(self.clip.config.vision_config.hidden_size, kinds)
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of pictures [B, 128] and captions [C, 128], and the head's logits [B, 64, kinds]."""
+        seen = self.clip.vision_model(pixel_values=pixels)
+        text = self.clip.text_projection(self.clip.text_model(input_ids=ids).pooler_output)
+        return self.clip.visual_projection(seen.pooler_output), text, self.head(seen.last_hidden_state[:, 1:])
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """The head's logits [B, 64, kinds] alone."""
+        return self.head(self.clip.vision_model(pixel_values=pixels).last_hidden_state[:, 1:])  # type: ignore[no-any-return]
+
+
+def patch_labels(scenes: Sequence[Scene]) -> Tensor:
+    """Which value of each attribute the object at each patch has, [B, 4, 64]; 0 where no bounding box reaches."""
+    side = CANVAS // PATCH
+    labels = torch.zeros(len(scenes), len(_ATTRIBUTES), side, side, dtype=torch.long)
+    for row, scene in zip(labels, scenes, strict=True):
+        for obj in scene:
+            values = [kinds.index(getattr(obj, attribute)) + 1 for attribute, kinds in _ATTRIBUTES.items()]
+            r = RADIUS[obj.size]
+            # The patches whose centres lie in the bounding box.
+            y, x = (slice((v - r + PATCH // 2) // PATCH, (v + r + PATCH // 2) // PATCH) for v in (obj.y, obj.x))
+            row[:, y, x] = torch.tensor(values)[:, None, None]
+    return labels.flatten(2)
+
+
 def train(folder: Path, steps: int = STEPS, every: int = 500) -> CLIPModel:
     """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
     torch.manual_seed(0)
-    net = build()
-    encode = torch.compile(_Encode(net))
+    net = _Training()
+    if not (folder / "checkpoint.pt").exists():
+        net = _see(net, folder / "vision")
+    fast = torch.compile(net)
 
     def loss(step: int) -> Tensor:
         rng = Random(f"shapes-clip step {step}")
-        true, wrong, scenes = [], [], []
-        for _ in range(BATCH):
-            description, scene = training_example(rng)
-            scenes.append(scene)
-            true.append(say(description, rng))
+        examples = [training_example(rng) for _ in range(BATCH)]
+        scenes = [scene for _, scene in examples]
+        captions = [say(description, rng) for description, _ in examples]
+        for description, scene in examples:
             near = [d for d in hard_negatives(description, scene, rng) if d.key() not in held_out()]
-            wrong.append(say((near or [description])[0], rng))
+            wrong = [say(d, rng) for d in near[:NEGATIVES]]
+            captions += wrong + [""] * (NEGATIVES - len(wrong))  # one graph for every batch
         x = weathered(pictures(scenes), torch.Generator().manual_seed(step))
         with torch.autocast("cpu", torch.bfloat16):
-            image, text = encode(x, tokens([*true, *wrong]))
+            image, text, patches = fast(x, tokens(captions))
         image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
-        logits = net.logit_scale.exp().clamp(max=100) * image @ text.T
+        logits = net.clip.logit_scale.exp().clamp(max=100) * image @ text.T
         label = torch.arange(BATCH)
-        return (F.cross_entropy(logits, label) + F.cross_entropy(logits[:, :BATCH].T, label)) / 2
+        contrast = F.cross_entropy(logits, label) + F.cross_entropy(logits[:, :BATCH].T, label)
+        return contrast / 2 + patch_loss(patches.float(), patch_labels(scenes))
 
-    return fit(net, loss, folder=folder, steps=steps, lr=1e-3, evaluate=lambda mean, _: accuracy(mean), every=every)  # type: ignore[return-value]
+    return fit(
+        net,
+        loss,
+        folder=folder,
+        steps=steps,
+        lr=1e-3,
+        muon=True,
+        every=every,
+        evaluate=lambda mean, _: accuracy(mean.clip),
+    ).clip  # type: ignore[arg-type, return-value]
 
 
-class _Encode(nn.Module):
-    """Both projections in one graph for torch.compile."""
+def _see(net: _Training, folder: Path) -> _Training:
+    """`net` with the vision tower and the head trained on crowded pictures."""
+    fast = torch.compile(net.patches)
 
-    def __init__(self, net: CLIPModel) -> None:
-        super().__init__()
-        self.net = net
+    def loss(step: int) -> Tensor:
+        rng = Random(f"shapes-clip vision step {step}")
+        scenes = [crowded(rng) for _ in range(BATCH)]
+        x = weathered(pictures(scenes), torch.Generator().manual_seed(step))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = fast(x)
+        return patch_loss(logits.float(), patch_labels(scenes))
 
-    def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        image = self.net.visual_projection(self.net.vision_model(pixel_values=pixels).pooler_output)
-        text = self.net.text_projection(self.net.text_model(input_ids=ids).pooler_output)
-        return image, text
+    seen = fit(net, loss, folder=folder, steps=VISION_STEPS, lr=1e-3, muon=True, every=200)
+    return seen.requires_grad_(True)  # type: ignore[return-value]
+
+
+def patch_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the head's logits [B, 64, kinds] over patches and attributes of `labels` [B, 4, 64]."""
+    parts = logits.split([len(values) + 1 for values in _ATTRIBUTES.values()], dim=-1)
+    each = [F.cross_entropy(part.transpose(1, 2), label) for part, label in zip(parts, labels.unbind(1), strict=True)]
+    return torch.stack(each).mean()
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module) -> dict[str, float]:
+def accuracy(net: CLIPModel) -> dict[str, float]:
     """Share of pairs in which the true caption scores above one hard negative, per category of the suite.
 
     For each of the 300 prompts: one fresh scene and every hard negative of it.
     """
-    encode = _Encode(net).eval()  # type: ignore[arg-type]
+    net.eval()
     right: dict[str, list[bool]] = {category: [] for category in CATEGORIES}
     rng = Random("shapes-clip evaluation")
     for prompt in suite("shapes"):
         scene = draw_scene(prompt.description, rng)
         wrong = hard_negatives(prompt.description, scene, rng)
-        image, text = encode(pictures([scene]), tokens([prompt.text, *(say(d, rng) for d in wrong)]))
-        scores = F.cosine_similarity(image, text)
+        scores = net(
+            pixel_values=pictures([scene]), input_ids=tokens([prompt.text, *(say(d, rng) for d in wrong)])
+        ).logits_per_image[0]
         right[prompt.description.category] += (scores[0] > scores[1:]).tolist()
     return {category: sum(values) / len(values) for category, values in right.items()}

@@ -144,10 +144,9 @@ def caption(description: Description, rng: Random) -> str:
 
 
 def train(
-    vae: AutoencoderKL, folder: Path, steps: int = STEPS, scenes: int = SCENES, every: int = 500
+    descriptions: list[Description], latents: Tensor, folder: Path, steps: int = STEPS, every: int = 500
 ) -> TextToVelocity:
-    """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged networks."""
-    descriptions, latents = encode_scenes(vae, folder, scenes)
+    """Train on what `encode_scenes` gives, or go on from the checkpoint in `folder`; returns the averaged networks."""
     torch.manual_seed(0)
     net = TextToVelocity()
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from diffscale.shapes.suite import suite
 from diffscale.shapes.train import autoencoder, clip, flux
+from diffscale.shapes.train.distil import distil
 from diffscale.shapes.train.measure import measure
 from diffscale.shapes.train.text import MAX_TOKENS, clip_tokenizer
 
@@ -19,22 +20,26 @@ FLUX_CALL: Final = {
     "num_inference_steps": 20,
     "height": 64,
     "width": 64,
-    "guidance_scale": 1.0,  # the guidance embedding has seen no other value
-    "true_cfg_scale": 2.0,  # classifier-free guidance: two rows through the network for each NFE
-    "negative_prompt": "",
+    "guidance_scale": 2.0,  # distilled: one row through the network for each NFE
     "max_sequence_length": MAX_TOKENS,
 }
 """The plain call of shapes-flux that every figure uses."""
 
 
 def train_flux(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
-    """Autoencoder, then transformer and text encoders; the folder loads with FluxPipeline.from_pretrained."""
+    """Autoencoder, then transformer and text encoders, then guidance distillation.
+
+    The folder loads with FluxPipeline.from_pretrained.
+    """
     vae = autoencoder.train(checkpoints / "autoencoder")
-    net = flux.train(vae, checkpoints / "flux", steps or flux.STEPS)
+    descriptions, latents = flux.encode_scenes(vae, checkpoints / "flux", flux.SCENES)
+    teacher = flux.train(descriptions, latents, checkpoints / "flux", steps or flux.STEPS)
+    net = distil(teacher, descriptions, latents, checkpoints / "flux-distilled")
+    autoencoder.polish(vae, checkpoints / "decoder")
     write_flux(vae, net, folder)
+    stages = {"autoencoder": "autoencoder", "training": "flux", "distillation": "flux-distilled", "decoder": "decoder"}
     figures = {
-        "autoencoder": _last(checkpoints / "autoencoder"),
-        "training": _last(checkpoints / "flux"),
+        **{stage: _last(checkpoints / name) for stage, name in stages.items()},
         "judge": measure(FluxPipeline.from_pretrained(folder), suite("shapes")),
     }
     _write(folder / "figures.json", figures)
