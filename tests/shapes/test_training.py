@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from diffscale.shapes.captions import WORDS
 from diffscale.shapes.scenes import COLOURS, RADIUS, SHAPES, SIZES, TEXTURES
-from diffscale.shapes.train.autoencoder import build, crowded
+from diffscale.shapes.train.autoencoder import build, crowded, polish
 from diffscale.shapes.train.clip import patch_labels
-from diffscale.shapes.train.distil import guided
+from diffscale.shapes.train.distil import distil, guided
 from diffscale.shapes.train.flux import TextToVelocity, encode_scenes, scene
 from diffscale.shapes.train.loop import fit
 from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer
@@ -108,3 +108,23 @@ def test_patches_are_labelled_by_the_object_whose_box_holds_their_centre() -> No
             [COLOURS.index(there[0].colour) + 1, SHAPES.index(there[0].shape) + 1,
              TEXTURES.index(there[0].texture) + 1, SIZES.index(there[0].size) + 1] if there else [0] * 4
         )  # fmt: skip
+
+
+def test_polishing_trains_the_decoder_alone(tmp_path: Path) -> None:
+    vae = build().requires_grad_(False)
+    encoder, decoder = ({k: v.clone() for k, v in part.state_dict().items()} for part in (vae.encoder, vae.decoder))
+    polish(vae, tmp_path, steps=2)
+    assert all(torch.equal(v, encoder[k]) for k, v in vae.encoder.state_dict().items())
+    assert not all(torch.equal(v, decoder[k]) for k, v in vae.decoder.state_dict().items())
+
+
+def test_distilling_trains_the_transformer_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = TextToVelocity()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    descriptions = [scene(i)[0] for i in range(2)]
+    with torch.compiler.set_stance("force_eager"):
+        student = distil(teacher, descriptions, torch.randn(2, 16, 32), tmp_path, steps=2)
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    changed = {k for k, v in student.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(name.startswith(("transformer.", "fast_transformer.")) for name in changed)

@@ -27,7 +27,7 @@ from diffscale.shapes.scenes import (
 from diffscale.shapes.train.loop import fit
 
 STEPS = 1900
-POLISH_STEPS = 3000
+POLISH_STEPS = 2500
 BATCH = 16
 NOISE = 0.1  # the posterior's fixed standard deviation: neighbouring latents must mean the same picture
 NOISE_RAMP = 1000  # steps; noise from the start taught the decoder to ignore the latents (measured: 14 dB for ever)
@@ -97,6 +97,7 @@ def polish(net: AutoencoderKL, folder: Path, steps: int = POLISH_STEPS) -> Autoe
     Absolute error weighs as much as squared error here: it is what makes plain areas plain.
     """
     net.encoder.requires_grad_(False)
+    net.decoder.requires_grad_(True)
 
     def loss(step: int) -> Tensor:
         x = batch(Random(f"autoencoder polish {step}"))

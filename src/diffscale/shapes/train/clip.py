@@ -9,6 +9,7 @@ what object is there, first on crowded pictures and then beside the contrast.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -36,7 +37,7 @@ from diffscale.shapes.train.autoencoder import crowded, pictures
 from diffscale.shapes.train.loop import fit
 from diffscale.shapes.train.text import CLIP_TOKENS, clip_tokenizer
 
-STEPS: Final = 3_000
+STEPS: Final = 2_000
 VISION_STEPS: Final = 800  # on crowded pictures, before
 BATCH: Final = 64
 NEGATIVES: Final = 3  # hard negatives for each picture
@@ -74,9 +75,12 @@ def image_processor() -> CLIPImageProcessorPil:
     )
 
 
+_tokenizer = cache(clip_tokenizer)
+
+
 def tokens(captions: Sequence[str]) -> Tensor:
     """Token ids [B, 26] as `shapes-clip` takes them."""
-    batch = clip_tokenizer()(
+    batch = _tokenizer()(
         list(captions), padding="max_length", max_length=CLIP_TOKENS, truncation=True, return_tensors="pt"
     )
     return batch.input_ids

@@ -18,7 +18,7 @@ from diffscale.shapes.scenes import Description
 from diffscale.shapes.train.flux import BATCH, TextToVelocity, caption
 from diffscale.shapes.train.loop import fit
 
-STEPS: Final = 1_500
+STEPS: Final = 1_000
 SCALES: Final = (1.0, 4.0)  # guidance scales are drawn uniformly from here
 
 

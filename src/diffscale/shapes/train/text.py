@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
+from pathlib import Path
 from string import ascii_lowercase
 from typing import Final
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from diffscale.shapes.captions import WORDS
@@ -28,20 +27,15 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
 
 
-@cache
 def clip_tokenizer() -> CLIPTokenizer:
-    """A byte-pair tokenizer trained until every word of the grammar is one token; it folds case as CLIP's does."""
+    """A byte-pair tokenizer for which every word of the grammar is one token; it folds case as CLIP's does.
+
+    `merges.txt` was learned once from the words, by the tokenizers library's BpeTrainer with end_of_word_suffix "</w>":
+    it breaks ties differently from run to run, and a network must find the token numbers that it was trained with.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    learner.train_from_iterator([*WORDS, ",", "."] * 2, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    lines = Path(__file__).with_name("merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    merges = [tuple(line.split(" ")) for line in lines]
     pieces = [*alphabet, *(f"{sign}</w>" for sign in alphabet), *("".join(pair) for pair in merges)]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     for special in ("<|startoftext|>", "<|endoftext|>"):
