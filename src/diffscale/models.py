@@ -44,7 +44,7 @@ def load_pipeline(model: str, device: str, dtype: str) -> Any:
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     try:
-        return DiffusionPipeline.from_pretrained(locate(model), torch_dtype=DTYPES[dtype]).to(device)
+        return DiffusionPipeline.from_pretrained(locate(model), dtype=DTYPES[dtype]).to(device)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DiffscaleError(
