@@ -21,7 +21,10 @@ ALLOWED = {
     "samplers": {"types", "noise", "errors", "samplers"},
     "weights": {"errors"},
     "verifiers": {"types", "errors", "named", "weights", "shapes", "verifiers"},
-    "driver": {"types", "ledger", "errors", "environment", "batching"},
+    "journal": {"errors"},
+    "judging": {"types", "errors", "batching"},
+    "searching": {"types", "ledger", "errors", "journal"},
+    "driver": {"types", "ledger", "errors", "environment", "batching", "journal", "judging", "searching"},
 }
 HEAVY = {"diffusers", "transformers"}
 MAY_BE_HEAVY = {"samplers", "verifiers"}

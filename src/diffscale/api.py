@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffscale import noise
 from diffscale.driver import Task, drive
+from diffscale.journal import Journal
 from diffscale.models import best_device, load_pipeline, plain_call
 from diffscale.named import parse
 from diffscale.samplers.diffusers import DiffusersSampler
@@ -46,6 +47,9 @@ def search(
     device: str | None = None,
     dtype: str = "float32",
     observers: Sequence[Observer] = (),
+    gallery: int = 0,
+    journal: str | Path | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> Result:
     """Search for the sample of `prompt` that the verifier likes best.
 
@@ -55,12 +59,16 @@ def search(
     as `types.Verifier` describes. `nfe`: the whole budget in denoiser evaluations. `steps`: denoising steps of one
     sample, `pipe_args`: further arguments of the pipeline's call; what they leave open is as the model's
     folder states, else the pipeline's default. `batch_size`: most rows at once, None finds it by itself.
+    `gallery`: how many of the best candidates come back as thumbnails. `journal`: a file in which everything paid for
+    is kept; the same call with the same file goes on where the last one was stopped. `progress`: called with the NFE
+    spent so far and the best score.
 
     The result is a function of the arguments up to `dtype`, not of `batch_size`. Raises DiffscaleError
     (UnknownName, BudgetTooSmall, AllCandidatesFailed) with a sentence that says what to do.
     """
     algorithm, options = parse(search, "search", SEARCHES)
     device = device or best_device()
+    asked = verifier if isinstance(verifier, str) else verifier.name
     if isinstance(verifier, str):
         name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
         verifier = load_verifier(verifier, device=device, generator=Path(name).name)
@@ -71,4 +79,26 @@ def search(
         key=noise.fold(noise.root(seed), prompt, 0),
         budget=nfe,
     )
-    return drive([task], sampler, verifier, batch_size, observers)[0]
+    if journal is None:
+        return drive([task], sampler, verifier, batch_size, observers, gallery=gallery, progress=progress)[0]
+    settings = {
+        "model": pipe_or_id
+        if isinstance(pipe_or_id, str)
+        else f"{type(pipe_or_id).__name__} {getattr(pipe_or_id, 'name_or_path', '')}",
+        "prompt": prompt,
+        "search": search,
+        "verifier": asked,
+        "nfe": nfe,
+        "seed": seed,
+        "steps": sampler.steps,
+        "pipe_args": {name: repr(value) for name, value in (pipe_args or {}).items()},
+        "dtype": dtype,
+        "gallery": gallery,
+    }
+    kept = Journal(Path(journal), settings)
+    try:
+        return drive(
+            [task], sampler, verifier, batch_size, observers, gallery=gallery, journal=kept, progress=progress
+        )[0]
+    finally:
+        kept.close()

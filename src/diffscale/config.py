@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffscale.errors import DiffscaleError
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class GenerateConfig(BaseModel):
@@ -40,7 +42,9 @@ def resolve(file: Path | None, flags: dict[str, Any]) -> GenerateConfig:
 
     Raises DiffscaleError for a file that cannot be read and for values out of range, naming them.
     """
-    return _validated(({} if file is None else read(file)) | {k: v for k, v in flags.items() if v is not None})
+    return validated(
+        GenerateConfig, ({} if file is None else read(file)) | {k: v for k, v in flags.items() if v is not None}
+    )
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def read(file: Path) -> dict[str, Any]:
 
 def load(file: Path) -> GenerateConfig:
     """The settings of a saved run."""
-    return _validated(read(file))
+    return validated(GenerateConfig, read(file))
 
 
 def save(config: GenerateConfig, file: Path) -> None:
@@ -65,13 +69,14 @@ def save(config: GenerateConfig, file: Path) -> None:
     file.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
 
 
-def _validated(settings: dict[str, Any]) -> GenerateConfig:
+def validated(kind: type[Settings], settings: dict[str, Any]) -> Settings:
+    """The settings as `kind`; raises DiffscaleError that names the first wrong one."""
     try:
-        return GenerateConfig(**settings)
+        return kind(**settings)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        allowed = ", ".join(GenerateConfig.model_fields)
+        allowed = ", ".join(kind.model_fields)
         hint = f" (settings are: {allowed})" if first["type"] == "extra_forbidden" else ""
         raise DiffscaleError(f"The setting {where} is not right: {first['msg']}{hint}.") from error
     except TypeError as error:

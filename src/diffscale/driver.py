@@ -1,52 +1,56 @@
-"""The driver: runs many searches at once in full micro-batches, charges, and keeps the best."""
+"""The driver: runs many searches at once in full micro-batches, charges, journals, and keeps the best."""
+
+from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from diffscale.batching import MicroBatch, out_of_memory
+from diffscale.batching import MicroBatch
 from diffscale.environment import SearchEnvironment
-from diffscale.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError
-from diffscale.ledger import BudgetSpent, Ledger, price
+from diffscale.errors import BudgetTooSmall, DiffscaleError
+from diffscale.journal import Journal, Reply
+from diffscale.judging import judge, one_each, usable
+from diffscale.ledger import Ledger, price
+from diffscale.searching import Piece, Searching, shares, tensors_of
 from diffscale.types import (
-    Candidate,
     Environment,
+    Evaluate,
+    Gradient,
     Observer,
-    Predict,
     Request,
     Result,
     Run,
     Sampler,
     Score,
     Search,
+    Solve,
     State,
     Verifier,
     concat,
 )
 
-
-class DroppedCandidate(UserWarning):
-    """A candidate could not be scored and takes no further part."""
+_CHUNK = 64  # rows that all searches together are told to ask for, unless the micro-batch is given
 
 
 @dataclass(frozen=True)
 class Task:
     """One search to run: `search` makes the generator, `row` is its prompt, `budget` is in NFE.
 
-    All randomness descends from `key` (`noise.fold(noise.root(seed), prompt, repeat)`), so a task
-    gives the same result alone or among others.
+    All randomness descends from `key` (`noise.fold(noise.root(seed), prompt, repeat)`), so a task gives the same result
+    alone or among others. `name` is what a journal knows it by; without one it is its number.
     """
 
     search: Callable[[Environment], Search]
     row: int
     key: int
     budget: int
+    name: str = ""
 
 
 def drive(
@@ -55,267 +59,207 @@ def drive(
     verifier: Verifier,
     batch_size: int | None = None,
     observers: Sequence[Observer] = (),
+    *,
+    gallery: int = 0,
+    journal: Journal | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> list[Result]:
     """Run all `tasks` to their end, their requests batched together; results in the same order.
 
-    `batch_size`: most rows at once (None: found by itself); halved whenever memory runs out. Raises
-    BudgetTooSmall if a budget does not pay for one sample (before anything runs) or a search
-    finishes none, and AllCandidatesFailed if a search got no finite score.
+    `batch_size`: most rows at once (None: found by itself); halved whenever memory runs out. `gallery`: how many of a
+    search's best candidates come back as thumbnails. `journal`: replies are taken from there and written there.
+    `progress`: called with the NFE computed so far and the best score, over all tasks.
+
+    Raises BudgetTooSmall if a budget does not pay for one sample (before anything runs) or a search finishes none, and
+    AllCandidatesFailed if a search got no finite score; both only when all other searches are done.
     """
-    return _Driver(tasks, sampler, verifier, batch_size, observers).drive()
+    for outcome in (outcomes := attempt(tasks, sampler, verifier, batch_size, observers, gallery, journal, progress)):
+        if isinstance(outcome, DiffscaleError):
+            raise outcome
+    return [outcome for outcome in outcomes if isinstance(outcome, Result)]
+
+
+def attempt(
+    tasks: Sequence[Task],
+    sampler: Sampler,
+    verifier: Verifier,
+    batch_size: int | None = None,
+    observers: Sequence[Observer] = (),
+    gallery: int = 0,
+    journal: Journal | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> list[Result | DiffscaleError]:
+    """As `drive`, with the error in place of the result of a search that found nothing."""
+    driver = _Driver(sampler, verifier, batch_size, progress)
+    for index, task in enumerate(tasks):
+        if task.budget < sampler.steps:
+            raise BudgetTooSmall(
+                f"A budget of {task.budget} NFE does not pay for one sample; one costs {sampler.steps} NFE, so give at "
+                "least that."
+            )
+        name = task.name or str(index)
+        # Fixed for the whole search, so that it asks for the same rows when it is resumed, or among others.
+        chunk = max(1, (batch_size or _CHUNK) // len(tasks))
+        if journal is not None:
+            chunk = journal.chunk(name, chunk)
+        ledger = Ledger(task.budget)
+        generator = task.search(SearchEnvironment(sampler, task.row, task.key, ledger, chunk))
+        driver.searches.append(Searching(index, name, sampler, generator, ledger, tuple(observers), gallery, journal))
+    driver.drive()
+    outcomes: list[Result | DiffscaleError] = []
+    for search in driver.searches:
+        try:
+            outcomes.append(search.result())
+        except DiffscaleError as error:
+            outcomes.append(error)
+    return outcomes
 
 
 @dataclass
-class _Running:
-    """A search on its way: its generator, its account and the best so far."""
+class _Done:
+    """What one micro-batch gave and took: tensors by rows, pictures and latents of finished candidates."""
 
-    index: int
-    task: Task
-    ledger: Ledger
-    generator: Search
-    pending: Request | None = None
-    over: bool = False
-    best: Candidate | None = None
-    baseline: Candidate | None = None
-    trace: list[tuple[int, float]] = field(default_factory=list)
-    finished_nfe: int = 0
-    dropped: int = 0
-
-    def advance(self, reply: Any, sampler: Sampler) -> None:
-        """Hand over `reply` and take the next request that can be paid for, or end the search."""
-        try:
-            request = self.generator.send(reply)
-            while True:
-                try:
-                    self.ledger.charge(price(request, sampler))
-                    break
-                except BudgetSpent as spent:
-                    request = self.generator.throw(spent)
-            if not len(request.state):
-                name = type(request).__name__
-                raise DiffscaleError(f"A search asked for {name} of no rows; let it end instead of asking.")
-            self.pending = request
-        except (StopIteration, BudgetSpent):
-            self.pending, self.over = None, True
-
-    def finish(self, state: State, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
-        """Let the finished candidates of `state` compete; copies only those that lead."""
-        for at, score in enumerate(scores.tolist()):
-            if not math.isfinite(score) or (self.best and score <= self.best.score):
-                continue
-            candidate = Candidate(
-                image=images[at].detach().float().cpu().clone(),
-                latents=state.x[at].detach().cpu().clone(),
-                key=int(state.key[at]),
-                score=score,
-                nfe=nfe[at],
-            )
-            self.baseline = self.baseline or candidate
-            self.best = candidate
-            self.trace.append((candidate.nfe, score))
-
-    def result(self, steps: int) -> Result:
-        if self.best is None or self.baseline is None:
-            if self.dropped:
-                raise AllCandidatesFailed(
-                    f"None of the {self.dropped} candidates of search {self.index} got a finite "
-                    "score; see the warnings above and mend the verifier or the model."
-                )
-            raise BudgetTooSmall(
-                f"Search {self.index} spent {self.ledger.nfe} NFE and finished no sample; one "
-                f"costs {steps} NFE, so give it a larger budget."
-            )
-        if self.trace[-1][0] < self.ledger.nfe:
-            self.trace.append((self.ledger.nfe, self.best.score))
-        return Result(self.best, self.baseline, self.trace, self.ledger, self.dropped)
+    tensors: dict[str, Tensor]
+    seconds: dict[str, float] = field(default_factory=dict)
+    forwards: int = 0
+    images: Tensor | None = None
+    latents: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Requests of several searches that run as one: `sizes[i]` rows belong to `members[i]`."""
-
-    members: list[_Running]
-    sizes: list[int]
-    state: State
-
-    def shares(self, part: slice) -> Iterator[tuple[_Running, int, int]]:
-        """(search, its first row, its end) of the rows in `part`, numbered within the group."""
-        start = 0
-        for member, size in zip(self.members, self.sizes, strict=True):
-            low, high = max(start, part.start), min(start + size, part.stop)
-            if low < high:
-                yield member, low, high
-            start += size
-
-
+@dataclass
 class _Driver:
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        sampler: Sampler,
-        verifier: Verifier,
-        batch_size: int | None,
-        observers: Sequence[Observer],
-    ) -> None:
-        self.sampler, self.verifier, self.observers = sampler, verifier, observers
-        self.denoising, self.scoring = MicroBatch(batch_size), MicroBatch(batch_size)
-        self.running: list[_Running] = []
-        for index, task in enumerate(tasks):
-            if task.budget < sampler.steps:
-                raise BudgetTooSmall(
-                    f"A budget of {task.budget} NFE does not pay for one sample; one costs "
-                    f"{sampler.steps} NFE, so give at least that."
-                )
-            ledger = Ledger(task.budget)
-            environment = SearchEnvironment(sampler, task.row, task.key, ledger, self._chunk)
-            self.running.append(_Running(index, task, ledger, task.search(environment)))
+    sampler: Sampler
+    verifier: Verifier
+    batch_size: int | None
+    progress: Callable[[int, float], None] | None
+    searches: list[Searching] = field(default_factory=list)
 
-    def drive(self) -> list[Result]:
-        for search in self.running:
-            search.advance(None, self.sampler)
+    def __post_init__(self) -> None:
+        self.booked = self.sampler.forwards
+        self.batches = {kind: MicroBatch(self.batch_size) for kind in ("denoise", "score", "gradient")}
+
+    def drive(self) -> None:
+        for search in self.searches:
+            search.begin()
         while groups := self._groups():
-            for group, request in groups:
-                if isinstance(request, Score):
-                    self._score(group)
-                else:
-                    self._denoise(group, request)
-        return [search.result(self.sampler.steps) for search in self.running]
+            for members, request in groups:
+                self._serve(members, request)
 
-    def _chunk(self) -> int:
-        """A fair share of the micro-batch, so that all live searches together fill one."""
-        live = sum(not search.over for search in self.running)
-        return max(1, self.denoising.size // live)
+    def _groups(self) -> list[tuple[list[Searching], Request]]:
+        """Searches whose requests run together, with the first one's request."""
+        alike: dict[Hashable, list[Searching]] = {}
+        for search in self.searches:
+            if (request := search.request) is not None:
+                asked = getattr(request, "to", None), getattr(request, "level", None), getattr(request, "steps", None)
+                alike.setdefault((type(request), asked, request.state.kin), []).append(search)
+        return [(members, members[0].request) for members in alike.values() if members[0].request is not None]
 
-    def _groups(self) -> list[tuple[_Group, Request]]:
-        alike: dict[Hashable, list[_Running]] = {}
-        for search in self.running:
-            if (request := search.pending) is not None:
-                kind = type(request), getattr(request, "to", None), request.state.kin
-                alike.setdefault(kind, []).append(search)
-        groups = []
-        for members in alike.values():
-            states = [search.pending.state for search in members if search.pending]
-            request = members[0].pending
-            assert request is not None
-            groups.append((_Group(members, [len(s) for s in states], concat(states)), request))
-        return groups
-
-    def _denoise(self, group: _Group, request: Run | Predict) -> None:
-        def work(part: slice) -> State:
-            state = group.state[part]
-            if isinstance(request, Run):
-                return self.sampler.run(state, request.to)
-            return state if state.x0 is not None else self.sampler.predict(state)
-
-        # `request` is the first member's; a row costs the same in all requests of a group.
+    def _serve(self, members: list[Searching], request: Request) -> None:
+        """Compute all missing rows of the members' requests, micro-batch after micro-batch."""
+        pieces = [Piece(s, low, high) for s in members for low, high in s.missing]
+        group = concat([p.search.request.state[p.low : p.high] for p in pieces if p.search.request])
+        kind = {Score: "score", Gradient: "gradient"}.get(type(request), "denoise")
+        # A row costs the same in all requests of a group.
         evaluations = price(request, self.sampler) // len(request.state)
-        done = []
-        forwards = self.sampler.forwards
-        began = time.perf_counter()
-        for part, state in self.denoising.map(work, len(group.state), evaluations):
-            _wait(state.x)
-            rows = self.sampler.forwards - forwards
-            self._book(group, part, "denoise", time.perf_counter() - began, rows)
-            done.append(state)
-            forwards, began = self.sampler.forwards, time.perf_counter()
-        whole = concat(done)
-        for member, low, high in group.shares(slice(0, len(whole))):
-            member.advance(whole[low:high], self.sampler)
+        work = partial(self._compute, request, group)
+        for part, done in self.batches[kind].map(work, len(group), evaluations or kind == "score"):
+            for piece, rows in shares(pieces, part):
+                reply = Reply(piece.low, piece.high, {name: t[rows] for name, t in done.tensors.items()}, {})
+                reply.costs.update(self._costs(request, done, rows, part.stop - part.start))
+                piece.search.absorb(reply, *(None if t is None else t[rows] for t in (done.images, done.latents)))
+            if self.progress is not None:
+                bests = [search.best.score for search in self.searches if search.best]
+                self.progress(sum(search.spent for search in self.searches), max(bests, default=-math.inf))
 
-    def _score(self, group: _Group) -> None:
-        state = group.state
+    def _compute(self, request: Request, group: State, part: slice) -> _Done:
+        """One micro-batch of any request."""
+        clock = _Clock()
+        state = group[part]
+        if isinstance(request, Gradient):
+            done = self._differentiate(state, clock)
+        elif isinstance(request, Score):
+            done = self._score(state, clock)
+        else:
+            after = self._denoise(request, state)
+            clock.lap("denoise", after.x)
+            done = self._score(after, clock) if isinstance(request, Evaluate) else _Done(tensors_of(request, after))
+        # Counted from the last micro-batch that went well: rows lost to a lack of memory did run.
+        done.seconds, done.forwards = clock.seconds, self.sampler.forwards - self.booked
+        self.booked = self.sampler.forwards
+        return done
+
+    def _denoise(self, request: Request, state: State) -> State:
+        match request:
+            case Run(_, to):
+                return self.sampler.run(state, to)
+            case Evaluate():
+                return self.sampler.run(state)
+            case Solve(_, level, steps):
+                return self.sampler.solve(state, level, steps)
+            case _:
+                return self.sampler.predict(state)
+
+    def _score(self, state: State, clock: _Clock) -> _Done:
         final = state.step == self.sampler.steps
         latents = state.x if final else state.x0
         if latents is None:
             raise DiffscaleError(
-                f"A state at step {state.step} of {self.sampler.steps} has no picture to score; "
-                "the search must yield Predict first."
+                f"A state at step {state.step} of {self.sampler.steps} has no picture to score; the search must yield "
+                "Predict first."
             )
+        images = self.sampler.decode(latents)
+        clock.lap("decode", images)
+        scores = judge(self.verifier, images, self._prompts(state))
+        clock.lap("verify", images)
+        return _Done({"scores": scores}, images=images, latents=latents) if final else _Done({"scores": scores})
 
-        def work(part: slice) -> tuple[Tensor, Tensor]:
-            began = time.perf_counter()
-            images = self.sampler.decode(latents[part])
-            _wait(images)
-            decoded = time.perf_counter()
-            prompts = [self.sampler.prompts[row] for row in state.row[part].tolist()]
-            scores = self._judge(images, prompts)
-            self._book(group, part, "decode", decoded - began)
-            self._book(group, part, "verify", time.perf_counter() - decoded)
-            return images, scores
+    def _differentiate(self, state: State, clock: _Clock) -> _Done:
+        prompts = self._prompts(state)
 
-        replies = torch.empty(len(state), dtype=torch.float64)
-        nfe = self._nfe_of_rows(group)
-        for part, (images, scores) in self.scoring.map(work, len(state)):
-            replies[part] = scores
-            for member, low, high in group.shares(part):
-                mine, pictures = replies[low:high], images[low - part.start : high - part.start]
-                member.ledger.decodes += high - low
-                member.ledger.verifier_calls += high - low
-                member.dropped += int(mine.isinf().sum())
-                if final:
-                    spent = nfe[low:high]
-                    member.finish(state[low:high], mine, pictures, spent)
-                    for observe in self.observers:
-                        observe(member.index, state.key[low:high], mine, pictures, spent)
-        for member, low, high in group.shares(slice(0, len(state))):
-            if final:
-                member.finished_nfe = member.ledger.nfe
-            member.advance(replies[low:high].clone(), self.sampler)
+        def score(images: Tensor) -> Tensor:
+            raw = one_each(self.verifier, self.verifier(images, prompts), prompts)
+            if not raw.requires_grad:
+                raise DiffscaleError(
+                    f"Verifier {self.verifier.name!r} has no gradient: search with another verifier, or by another "
+                    "algorithm."
+                )
+            return raw
 
-    def _nfe_of_rows(self, group: _Group) -> list[int]:
-        """What each row's search had spent when the row was done: the NFE since its last finished
-        candidates, dealt out evenly, so that traces do not depend on the chunk."""
-        spent = []
-        for member, size in zip(group.members, group.sizes, strict=True):
-            since = member.ledger.nfe - member.finished_nfe
-            spent += [member.finished_nfe + since * (i + 1) // size for i in range(size)]
-        return spent
+        after, images, raw, grad = self.sampler.gradient(state, score)
+        clock.lap("denoise", grad)
+        scores = usable(self.verifier, raw, prompts)
+        return _Done({"scores": scores, "grad": grad}, images=images, latents=after.x)
 
-    def _judge(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores float64 [b] on the CPU; -inf, with a warning, for what cannot be scored."""
-        try:
-            return self._checked(self.verifier(images, prompts), prompts)
-        except DiffscaleError:
-            raise
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            if len(images) == 1:
-                self._warn(f"raised {type(error).__name__}: {error}", prompts[0])
-                return torch.full((1,), -math.inf, dtype=torch.float64)
-        # One of the batch made the verifier raise: find out which, and keep the others.
-        alone = [self._judge(images[i : i + 1], [prompt]) for i, prompt in enumerate(prompts)]
-        return torch.cat(alone)
+    def _prompts(self, state: State) -> list[str]:
+        return [self.sampler.prompts[row] for row in state.row.tolist()]
 
-    def _checked(self, raw: Tensor, prompts: list[str]) -> Tensor:
-        if tuple(raw.shape) not in ((len(prompts),), (len(prompts), 1)):
-            raise DiffscaleError(
-                f"Verifier {self.verifier.name!r} must return one score a picture, shape "
-                f"({len(prompts)},), but returned shape {tuple(raw.shape)}."
-            )
-        # To the CPU first: not every device has float64.
-        scores = raw.detach().cpu().double().reshape(-1).clone()
-        for at in (~scores.isfinite()).nonzero().flatten().tolist():
-            self._warn(f"gave {scores[at].item()}", prompts[at])
-            scores[at] = -math.inf
-        return scores
-
-    def _warn(self, what: str, prompt: str) -> None:
-        text = f"Dropped a candidate of {prompt!r}: verifier {self.verifier.name!r} {what}."
-        warnings.warn(text, DroppedCandidate, stacklevel=2)
-
-    def _book(self, group: _Group, part: slice, kind: str, seconds: float, forwards: int = 0) -> None:
-        """Share out what a micro-batch took among its searches, by rows."""
-        rows = part.stop - part.start
-        for member, low, high in group.shares(part):
-            # Differences of rounded totals, so that the shares add up to what was counted.
-            mine = forwards * (high - part.start) // rows - forwards * (low - part.start) // rows
-            member.ledger.seconds[kind] += seconds * (high - low) / rows
-            member.ledger.network_forwards += mine
-            member.ledger.flops += mine * self.sampler.flops_per_forward
+    def _costs(self, request: Request, done: _Done, rows: slice, size: int) -> dict[str, float]:
+        """What these rows took of what the micro-batch of `size` rows did."""
+        mine = rows.stop - rows.start
+        # Differences of rounded totals, so that the shares add up to what was counted.
+        forwards = done.forwards * rows.stop // size - done.forwards * rows.start // size
+        # Backward is worth two forwards, and a gradient's rows are counted twice already: there and recomputed.
+        backward = 2 if isinstance(request, Gradient) else 1
+        pictures = mine if "scores" in done.tensors else 0
+        return {
+            "network_forwards": forwards,
+            "flops": forwards * backward * self.sampler.flops_per_forward,
+            "decodes": pictures,
+            "verifier_calls": pictures,
+            **{f"seconds.{kind}": seconds * mine / size for kind, seconds in done.seconds.items()},
+        }
 
 
-def _wait(tensor: Tensor) -> None:
-    """CUDA runs behind Python's back; seconds are only true after waiting for it."""
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
+class _Clock:
+    """Laps by kind; waits for CUDA, which runs behind Python's back."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, kind: str, made: Tensor) -> None:
+        if made.is_cuda:
+            torch.cuda.synchronize(made.device)
+        now = time.perf_counter()
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + now - self._last
+        self._last = now

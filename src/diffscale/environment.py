@@ -1,6 +1,6 @@
 """What a search sees: fresh keys, the sampler's free algebra, and how much it may still spend."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ class SearchEnvironment:
     row: int
     key: int
     ledger: Ledger
-    suggest_chunk: Callable[[], int]
+    chunk: int
     drawn: int = 0
 
     @property
@@ -27,27 +27,40 @@ class SearchEnvironment:
         return self.sampler.steps
 
     @property
+    def levels(self) -> Sequence[float]:
+        return self.sampler.levels
+
+    @property
     def nfe_left(self) -> int:
         return self.ledger.left
 
-    @property
-    def chunk(self) -> int:
-        return self.suggest_chunk()
-
     def prior(self, n: int) -> State:
         return self.sampler.prior(self._fresh_keys(n), torch.full((n,), self.row))
+
+    def start(self, x: Tensor) -> State:
+        return State(x, 0, self._fresh_keys(len(x)), torch.full((len(x),), self.row))
+
+    def neighbours(self, state: State, n: int, cosine: float) -> State:
+        near = noise.neighbours(state.x.repeat_interleave(n, 0), self._fresh_keys(len(state) * n), cosine)
+        return self.start(near)
 
     def branch(self, state: State, n: int) -> State:
         copies = state.repeat(n)
         return replace(copies, key=self._fresh_keys(len(copies)))
 
-    def step(self, state: State, noise: Tensor | None = None) -> State:
-        return self.sampler.step(state, noise)
+    def noise(self, state: State) -> Tensor:
+        return noise.normal(self._fresh_keys(len(state)), state.x.shape[1:]).to(state.x.device)
 
-    def renoise(self, state: State, to: int) -> State:
-        keys = noise.fold_rows(state.key, "renoise", state.step, to)
-        fresh = noise.normal(keys, state.x.shape[1:])
-        return self.sampler.renoise(state, to, fresh.to(state.x))
+    def uniform(self, n: int) -> Tensor:
+        return noise.uniform(self._fresh_keys(n))
+
+    def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
+        if eta and noise is None and state.step + 1 < self.steps:
+            noise = self.noise(state)
+        return self.sampler.step(state, noise, eta)
+
+    def renoise(self, state: State, level: float) -> State:
+        return self.sampler.renoise(state, level, self.noise(state))
 
     def _fresh_keys(self, n: int) -> Tensor:
         first, self.drawn = self.drawn, self.drawn + n

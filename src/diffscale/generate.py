@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-import heapq
 import json
-import math
 import os
 import shutil
-from collections.abc import Sequence
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from diffscale import api, config
 from diffscale.config import GenerateConfig
 from diffscale.errors import DiffscaleError
+from diffscale.judges import judged
 from diffscale.report import pictures, plots
-from diffscale.types import Candidate, Observer, Result
+from diffscale.types import Result
 
 SHOWN = 64
 """Candidates on the sheet; a longer search shows its best ones."""
-
-
-class Album:
-    """An observer that keeps small pictures of the `SHOWN` best candidates, however many there are."""
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[float, int, Image.Image]] = []
-        self._order = count()
-
-    def __call__(self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
-        for score, image in zip(scores.tolist(), images, strict=True):
-            entry = (score, -next(self._order))
-            if not math.isfinite(score) or (len(self._kept) == SHOWN and entry < self._kept[0][:2]):
-                continue
-            keep = heapq.heappush if len(self._kept) < SHOWN else heapq.heapreplace
-            keep(self._kept, (*entry, pictures.shrink(pictures.to_pil(image))))
-
-    def sheet(self, title: str) -> Image.Image:
-        """The kept candidates, best first, with their scores."""
-        ranked = sorted(self._kept, key=lambda kept: kept[:2], reverse=True)
-        captions = [f"{score:.4f}" + (" (first)" if order == 0 else "") for score, order, _ in ranked]
-        return pictures.grid([picture for *_, picture in ranked], captions, title, mark=0)
 
 
 def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
@@ -71,12 +46,11 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     return None
 
 
-def run(settings: GenerateConfig, folder: Path, observers: Sequence[Observer] = ()) -> dict[str, Any]:
+def run(settings: GenerateConfig, folder: Path, progress: Callable[[int, float], None] | None = None) -> dict[str, Any]:
     """Search as `settings` say and write the results to the prepared `folder`; returns what result.json holds.
 
     Raises DiffscaleError for settings that cannot be met and for a full disk.
     """
-    album = Album()
     result = api.search(
         settings.model,
         settings.prompt,
@@ -89,7 +63,9 @@ def run(settings: GenerateConfig, folder: Path, observers: Sequence[Observer] = 
         batch_size=settings.batch_size,
         device=settings.device,
         dtype=settings.dtype,
-        observers=(album, *observers),
+        gallery=SHOWN,
+        journal=folder / "journal.sqlite",
+        progress=progress,
     )
     summary = _summary(settings, result)
     title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{settings.prompt}”"
@@ -97,7 +73,7 @@ def run(settings: GenerateConfig, folder: Path, observers: Sequence[Observer] = 
     try:
         _write_picture(pictures.to_pil(result.best.image), folder / "best.png")
         _write_picture(pictures.to_pil(result.baseline.image), folder / "baseline.png")
-        _write_picture(album.sheet(f"{title}, by {verifier} score"), folder / "candidates.png")
+        _write_picture(_sheet(result, f"{title}, by {verifier} score"), folder / "candidates.png")
         plots.scaling(result.trace, result.baseline.nfe, title, verifier, folder / "scaling.png")
         # Last, and in one go: a folder with a result.json is a finished run.
         fresh = folder / "result.json.new"
@@ -110,6 +86,15 @@ def run(settings: GenerateConfig, folder: Path, observers: Sequence[Observer] = 
             f"written to ({error.strerror}, {free:.0f} MiB free): make room and run the same command again."
         ) from error
     return summary
+
+
+def _sheet(result: Result, title: str) -> Image.Image:
+    """The best candidates, best first, with their scores; the first sample is named if it is among them."""
+    captions = [
+        f"{shown.score:.4f}" + (" (first)" if shown.number == result.baseline.number else "")
+        for shown in result.gallery
+    ]
+    return pictures.grid([pictures.to_pil(shown.image / 255) for shown in result.gallery], captions, title, mark=0)
 
 
 def _write_picture(picture: Image.Image, path: Path) -> None:
@@ -142,23 +127,7 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
 
 
 def _judges(settings: GenerateConfig, result: Result) -> dict[str, Any]:
-    """What judges that took no part in the search say of the best and of the first picture."""
-    from diffscale.shapes.captions import read
-    from diffscale.shapes.judge import judge
-
-    meaning = read(settings.prompt)
-    if meaning is None or not settings.model.startswith("shapes-"):
-        return {}
-
-    def verdict(candidate: Candidate) -> dict[str, float]:
-        seen = judge(candidate.image.permute(1, 2, 0).numpy(), meaning)
-        return {"score": seen.score, "cleanliness": seen.cleanliness}
-
-    return {
-        "shapes-judge": {
-            "category": meaning.category,
-            "searched_with": settings.verifier.split()[0] == "shapes-judge",
-            "best": verdict(result.best),
-            "baseline": verdict(result.baseline),
-        }
-    }
+    """What judges say of the best and of the first picture, and whether the search was by them."""
+    verdicts = judged(settings.model, settings.prompt, {"best": result.best.image, "baseline": result.baseline.image})
+    searched_with = settings.verifier.split()[0] == "shapes-judge"
+    return {"shapes-judge": {"searched_with": searched_with, **verdicts}} if verdicts else {}

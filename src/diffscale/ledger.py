@@ -5,9 +5,10 @@ of one sample is 1, whether or not guidance sends it through the network twice. 
 counts the rows that went through the network, so guidance shows there.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from diffscale.types import Predict, Request, Run, Sampler, Score
+from diffscale.types import Evaluate, Gradient, Predict, Request, Run, Sampler, Score, Solve
 
 
 class BudgetSpent(Exception):
@@ -44,17 +45,37 @@ class Ledger:
             raise BudgetSpent(f"This request costs {nfe} NFE and {self.left} are left.")
         self.nfe += nfe
 
+    def add(self, costs: Mapping[str, float]) -> None:
+        """Book what a part of a request took; names as in the fields, seconds as `seconds.denoise` and so on."""
+        for name, cost in costs.items():
+            kind = name.removeprefix("seconds.")
+            if kind != name:
+                self.seconds[kind] += cost
+            elif name == "flops":
+                self.flops += cost
+            else:
+                setattr(self, name, getattr(self, name) + int(cost))
+
 
 def price(request: Request, sampler: Sampler) -> int:
-    """NFE of `request`: evaluations a row times rows; scoring is free, and so is a prediction
-    that the state already holds."""
-    held = request.state.x0 is not None
+    """NFE of `request`: evaluations a row times rows; scoring is free, and so is a prediction that the state holds.
+
+    A gradient costs 4 NFE an evaluation (paper A's rule): forward, forward again, and twice that for the way back.
+    """
+    state = request.state
+    held = state.x0 is not None
     match request:
-        case Run(state, to):
+        case Run(_, to):
             # A run backwards is refused by the sampler; until then it must not refund anything.
             steps = max(0, (sampler.steps if to is None else to) - state.step)
             return len(state) * (steps - (held and steps > 0))
-        case Predict(state):
+        case Evaluate():
+            return price(Run(state), sampler)
+        case Gradient():
+            return 4 * price(Run(state), sampler)
+        case Solve(_, _, steps):
+            return len(state) * steps
+        case Predict():
             return 0 if held else len(state)
         case Score():
             return 0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_BLOCK = 2**18  # numbers drawn at once
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
@@ -38,16 +39,38 @@ def normal(keys: Tensor, shape: Sequence[int]) -> Tensor:
     """
     size = math.prod(shape)
     counter = _splitmix(torch.arange(2 * ((size + 1) // 2)) * _signed(_GOLDEN))
-    rows = [_normal_row(key, counter)[:size] for key in keys.cpu()]
-    return torch.stack(rows).view(len(rows), *shape) if rows else torch.empty(0, *shape)
+    # A few rows at a time: small noises at once, large ones without large intermediates.
+    blocks = keys.cpu().split(max(1, _BLOCK // max(1, len(counter))))
+    rows = [_normal_rows(block, counter)[:, :size] for block in blocks]
+    return torch.cat(rows).view(len(keys), *shape)
 
 
-def _normal_row(key: Tensor, counter: Tensor) -> Tensor:
-    uniform = (_shift(_splitmix(counter ^ key), 11).double() + 0.5) * 2.0**-53
-    radius, angle = uniform.chunk(2)
+def uniform(keys: Tensor) -> Tensor:
+    """Uniform draws in (0, 1), float64 [B], one from each key."""
+    return (_shift(_splitmix(_splitmix(keys) ^ _signed(_GOLDEN)), 11).double() + 0.5) * 2.0**-53
+
+
+def neighbours(x: Tensor, keys: Tensor, cosine: float) -> Tensor:
+    """Noises [B, ...] near those of `x`: each at that cosine similarity to its row of `x` and of the same norm.
+
+    y = |x| (c u + sqrt(1 - c^2) w), u = x / |x|, w the unit vector of v - <v, u> u for normal v from `keys`: zero-order
+    search of paper A (Ma et al. 2025, arXiv 2501.09732, section 3.2), as its authors write it.
+    """
+    flat = x.flatten(1).double()
+    norm = flat.norm(dim=1, keepdim=True)
+    u = flat / norm
+    v = normal(keys, x.shape[1:]).to(x.device).flatten(1).double()
+    w = v - (v * u).sum(1, keepdim=True) * u
+    w = w / w.norm(dim=1, keepdim=True)
+    return (norm * (cosine * u + (1 - cosine**2) ** 0.5 * w)).to(x.dtype).view_as(x)
+
+
+def _normal_rows(keys: Tensor, counter: Tensor) -> Tensor:
+    uniform = (_shift(_splitmix(counter ^ keys[:, None]), 11).double() + 0.5) * 2.0**-53
+    radius, angle = uniform.chunk(2, dim=1)
     radius = (-2 * radius.log()).sqrt()
     angle = 2 * math.pi * angle
-    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten().float()
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(1).float()
 
 
 def _splitmix(bits: Tensor) -> Tensor:

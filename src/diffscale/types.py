@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """A batch of B partial trajectories, all at the same step of the sampler's grid.
+    """A batch of B partial trajectories, all at the same noise level.
 
-    `x`: latents [B, ...]. `step`: denoiser evaluations done, 0 (noise) to `sampler.steps` (clean).
+    `x`: latents [B, ...]. `step`: denoiser evaluations done, 0 (noise) to `sampler.steps` (clean). `level`: where the
+    latents are if that is off the sampler's grid, between steps `step` and `step + 1`; None on the grid.
     `key`: random key of each row, int64 [B], on the CPU. `row`: index of each row's prompt,
     int64 [B], on the CPU. `x0`, `out`: clean prediction and raw output (after guidance), shaped
     like `x`, set by `Predict` and cleared by a step. `solver`: what the solver remembers of earlier
@@ -36,6 +37,7 @@ class State:
     x0: Tensor | None = None
     out: Tensor | None = None
     solver: Mapping[str, Tensor] = field(default_factory=dict)
+    level: float | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -56,7 +58,7 @@ class State:
     def kin(self) -> Hashable:
         """States with equal `kin` can be concatenated and run together."""
         memory = ((name, value[0].item() if value.ndim == 1 else None) for name, value in sorted(self.solver.items()))
-        return self.step, self.x0 is not None, tuple(self.x.shape[1:]), tuple(memory)
+        return self.step, self.level, self.x0 is not None, tuple(self.x.shape[1:]), tuple(memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> State:
         return replace(
@@ -93,10 +95,19 @@ def concat(states: Sequence[State]) -> State:
 
 @dataclass(frozen=True)
 class Run:
-    """Denoise up to grid step `to` (None: to the end). Answer: the State there."""
+    """Denoise up to grid step `to` (None: to the end). Answer: the State there. Needs a state on the grid."""
 
     state: State
     to: int | None = None
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Denoise to any cleaner noise `level` in `steps` deterministic steps of equal length. Answer: the State there."""
+
+    state: State
+    level: float
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,28 @@ class Score:
     state: State
 
 
-Request = Run | Predict | Score
+@dataclass(frozen=True)
+class Evaluate:
+    """Run to the end and judge what is there, for who needs no more than the scores. Answer: as of Score.
+
+    Rows are forgotten as soon as they are scored, so that memory is bounded by the micro-batch.
+    """
+
+    state: State
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Evaluate, and differentiate the scores with respect to the latents, through all steps and the decoder.
+
+    Answer: scores float64 [B] and gradients [B, ...] shaped like `state.x`. Recomputes every step on the way back, so
+    that memory does not grow with their number; costs 4 NFE a step and row (forward, again, and twice for backward).
+    """
+
+    state: State
+
+
+Request = Run | Solve | Predict | Score | Evaluate | Gradient
 Search = Generator[Request, Any, None]
 
 
@@ -124,12 +156,15 @@ class Sampler(Protocol):
     """One model with its time grid, solver, guidance and prompts.
 
     `steps`: denoiser evaluations of one whole trajectory. `prompts`: what `State.row` points into.
+    `levels`: the noise level at each of the steps + 1 grid points, see `samplers.formulas`.
     `forwards`: rows sent through the network so far, guidance's extra rows included; only grows.
     `flops_per_forward`: floating point operations of one row through the network.
     """
 
     @property
     def steps(self) -> int: ...
+    @property
+    def levels(self) -> Sequence[float]: ...
     @property
     def prompts(self) -> Sequence[str]: ...
     @property
@@ -143,18 +178,30 @@ class Sampler(Protocol):
     def predict(self, state: State) -> State:
         """One denoiser evaluation a row: the state with `x0` and `out` set. Costs 1 NFE a row."""
 
-    def step(self, state: State, noise: Tensor | None = None) -> State:
-        """The solver's update of a predicted state; free. A stochastic solver uses `noise`
-        ([B, ...]), or draws it from the rows' keys."""
+    def predicted(self, state: State, out: Tensor) -> State:
+        """What `predict` gives where the network's output is `out` [B, ...]; free."""
 
-    def renoise(self, state: State, to: int, noise: Tensor) -> State:
-        """Back to the noisier grid step `to`, keeping the marginal law; free. Clears the solver."""
+    def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
+        """The update of a predicted state on the grid; free.
+
+        `eta` None: the solver's own; a stochastic one uses `noise` ([B, ...]), or draws it from the rows' keys.
+        Else the first-order step of `formulas.denoise` with that share of `noise`, which any solver allows.
+        """
+
+    def renoise(self, state: State, level: float, noise: Tensor) -> State:
+        """Forward to the noisier `level`, keeping the marginal law; free. Clears the solver."""
 
     def run(self, state: State, to: int | None = None) -> State:
         """Predict and step until grid step `to` (None: the end)."""
 
+    def solve(self, state: State, level: float, steps: int) -> State:
+        """Deterministic steps of equal length to any cleaner `level`; costs `steps` NFE a row. Clears the solver."""
+
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1]."""
+
+    def gradient(self, state: State, score: Callable[[Tensor], Tensor]) -> tuple[State, Tensor, Tensor, Tensor]:
+        """Finished state, pictures, scores [B] and the scores' gradients with respect to `state.x`."""
 
 
 class Verifier(Protocol):
@@ -170,12 +217,15 @@ class Verifier(Protocol):
 class Environment(Protocol):
     """All that a search sees of the world; everything on it is free of NFE.
 
-    `steps`: NFE of one whole trajectory. `nfe_left`: what the budget still pays.
-    `chunk`: how many rows to ask for at once, so that memory stays bounded.
+    `steps`: NFE of one whole trajectory. `levels`: noise levels of the grid, steps + 1 of them. `nfe_left`: what the
+    budget still pays. `chunk`: how many rows to ask for at once, so that memory stays bounded. Every draw is fresh:
+    the same call twice gives two draws.
     """
 
     @property
     def steps(self) -> int: ...
+    @property
+    def levels(self) -> Sequence[float]: ...
     @property
     def nfe_left(self) -> int: ...
     @property
@@ -184,22 +234,35 @@ class Environment(Protocol):
     def prior(self, n: int) -> State:
         """`n` fresh noises [n, ...] at step 0, with keys never used before in this search."""
 
+    def start(self, x: Tensor) -> State:
+        """Latents `x` [B, ...] of the search's own making, at step 0."""
+
+    def neighbours(self, state: State, n: int, cosine: float) -> State:
+        """`n` noises around each noise of `state`: of the same norm, at that cosine similarity, [B * n]."""
+
     def branch(self, state: State, n: int) -> State:
         """Each row `n` times [B * n], every copy with a fresh key and so its own noise to come."""
 
-    def step(self, state: State, noise: Tensor | None = None) -> State:
-        """The solver's update of a predicted state, see `Sampler.step`."""
+    def noise(self, state: State) -> Tensor:
+        """Standard normal noise shaped like `state.x`."""
 
-    def renoise(self, state: State, to: int) -> State:
-        """Back to grid step `to` with noise from the rows' keys, see `Sampler.renoise`."""
+    def uniform(self, n: int) -> Tensor:
+        """`n` uniform draws in (0, 1), float64, for choices."""
+
+    def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
+        """The update of a predicted state, see `Sampler.step`; with `eta` and no `noise`, noise is drawn."""
+
+    def renoise(self, state: State, level: float) -> State:
+        """Forward to the noisier `level` with fresh noise, see `Sampler.renoise`."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One finished picture: `image` float32 [3, H, W] in [0, 1] and `latents`, both on the CPU.
+    """One finished picture: `image` float32 [3, H, W] in [0, 1], in 256 steps as files hold it, and `latents`; on CPU.
 
-    `key` replays it: `sampler.run(sampler.prior(key, row))`, unless the search intervened on the
-    way. `nfe`: what the search had spent when it was done.
+    `key` replays it where the search drew its noise and did not intervene on the way:
+    `sampler.run(sampler.prior(key, row))`. `nfe`: what the search had spent when it was done. `number`: how many
+    candidates were finished before it.
     """
 
     image: Tensor
@@ -207,26 +270,37 @@ class Candidate:
     key: int
     score: float
     nfe: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A candidate as a contact sheet shows it: `image` uint8 [3, h, w], at most `driver.THUMBNAIL` pixels a side."""
+
+    image: Tensor
+    score: float
+    number: int
 
 
 @dataclass(frozen=True)
 class Result:
     """What a search found. `baseline` is its first candidate, what one plain sample would give.
 
-    `trace`: (NFE, best score so far), a point wherever the best improved and one at the end.
-    `dropped`: candidates without a usable score.
+    `gallery`: the best candidates, best first, as many as were asked for. `trace`: (NFE, best score so far), a point
+    wherever the best improved and one at the end. `dropped`: candidates without a usable score.
     """
 
     best: Candidate
     baseline: Candidate
+    gallery: list[Thumbnail]
     trace: list[tuple[int, float]]
     ledger: Ledger
     dropped: int
 
 
 class Observer(Protocol):
-    """Told of every micro-batch of finished candidates, as it is scored."""
+    """Told of every micro-batch of finished candidates, as it is scored; not of what a journal replays."""
 
     def __call__(self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
-        """`search`: index of the task; `keys` int64 [b]; `scores` float64 [b], -inf if dropped;
-        `images` float32 [b, 3, H, W]; `nfe`: what the search had spent at each candidate."""
+        """`search`: index of the task; `keys` int64 [b]; `scores` float64 [b], -inf if dropped; `images` float32
+        [b, 3, H, W]; `nfe`: what the search had spent at each candidate."""

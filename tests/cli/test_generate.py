@@ -164,4 +164,28 @@ def test_a_pipeline_object_can_be_searched() -> None:
     result = diffscale.search(pipe, PROMPT, nfe=8, steps=4, device="cpu")
     again = diffscale.search("shapes-flux", PROMPT, nfe=8, steps=4, batch_size=1, device="cpu")
     assert result.best.key == again.best.key
-    torch.testing.assert_close(result.best.image, again.best.image, atol=1e-3, rtol=0)
+    torch.testing.assert_close(result.best.image, again.best.image, atol=1 / 255 + 1e-3, rtol=0)
+
+
+def test_killed_and_run_again_it_ends_with_the_same_files(tmp_path: Path) -> None:
+    settings = GenerateConfig(prompt=PROMPT, budget=40, steps=4, batch_size=3, search="zero_order policy=greedy")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def interrupt(nfe: int, best: float) -> None:
+        if nfe > 20:
+            raise KeyboardInterrupt
+
+    prepare(whole, settings)
+    expected = generate.run(settings, whole)
+    prepare(killed, settings)
+    with pytest.raises(KeyboardInterrupt):
+        generate.run(settings, killed, interrupt)
+    assert prepare(killed, settings) is None
+    spent = []
+    result = generate.run(settings, killed, lambda nfe, best: spent.append(nfe))
+    assert spent[0] > 20  # what was paid for before is not run again
+    assert {k: v for k, v in result.items() if "seconds" not in k} == {
+        k: v for k, v in expected.items() if "seconds" not in k
+    }
+    for name in ("best.png", "baseline.png", "candidates.png", "scaling.png"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()

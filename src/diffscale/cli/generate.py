@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +12,8 @@ import typer
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from diffscale import config
-from diffscale.config import GenerateConfig
 from diffscale.errors import DiffscaleError
 
 
@@ -47,7 +46,7 @@ def generate(
         "budget": budget,
         "seed": seed,
         "steps": steps,
-        "pipe_args": dict(map(_pair, pipe_arg)) if pipe_arg else None,
+        "pipe_args": dict(map(pair, pipe_arg)) if pipe_arg else None,
         "batch_size": batch_size,
         "device": device,
         "dtype": dtype,
@@ -56,50 +55,45 @@ def generate(
 
     # Imported late: diffusers takes seconds, and wrong flags should be told at once.
     from diffscale import generate as job
+    from diffscale.cli.quiet import quiet
+
+    quiet()
 
     console = Console(soft_wrap=True)
     summary = job.prepare(output, settings)
     if summary is not None:
         console.print(f"{output} already holds this run; nothing was computed.", highlight=False)
     else:
-        with _progress(console, settings) as (progress, observer):
-            summary = job.run(settings, output, [observer])
-            progress.stop()
+        with _bar(console, settings.budget) as move:
+            summary = job.run(settings, output, move)
     _tell(console, summary, output)
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def pair(text: str) -> tuple[str, Any]:
+    """Name and value of a --pipe-arg."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise DiffscaleError(f"Write --pipe-arg as name=value, not {text!r}.")
     return name, yaml.safe_load(value)
 
 
-class _progress:
-    """A bar in NFE with the best score so far, and the observer that moves it."""
+@contextmanager
+def _bar(console: Console, budget: int) -> Iterator[Callable[[int, float], None]]:
+    """A bar in NFE with the best score so far, and what moves it."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("NFE, best {task.fields[best]}"),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        bar = progress.add_task("searching", total=budget, best="-")
 
-    def __init__(self, console: Console, settings: GenerateConfig) -> None:
-        self.best = -math.inf
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("NFE, best {task.fields[best]}"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self.bar = self.progress.add_task("searching", total=settings.budget, best="-")
+        def move(nfe: int, best: float) -> None:
+            progress.update(bar, completed=nfe, best=f"{best:.4f}" if math.isfinite(best) else "-")
 
-    def __enter__(self) -> tuple[Progress, Callable[..., None]]:
-        self.progress.start()
-        return self.progress, self._observe
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def _observe(self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
-        self.best = max(self.best, float(scores.max()))
-        self.progress.update(self.bar, completed=nfe[-1], best=f"{self.best:.4f}")
+        yield move
 
 
 def _tell(console: Console, summary: dict[str, Any], output: Path) -> None:

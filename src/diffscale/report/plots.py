@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 matplotlib.use("Agg")
 
@@ -33,4 +33,32 @@ def scaling(trace: Sequence[tuple[int, float]], first: int, title: str, verifier
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+_STYLES = ("-", "--", "-.", ":")
+
+
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]], ylabel: str, title: str, path: Path
+) -> None:
+    """Lines of (NFE, {mean, low, high}) with their bands, as a PNG at `path`; told apart in grey by their dashes."""
+    figure = Figure(figsize=(6.8, 4.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(lines.items()):
+        nfe = [x for x, _ in points]
+        colour = f"C{number % 10}"
+        axes.fill_between(nfe, [y["low"] for _, y in points], [y["high"] for _, y in points], color=colour, alpha=0.15)
+        style = _STYLES[number // 10 % 4] if len(lines) > 10 else _STYLES[number % 4]
+        marker = "o" if len(points) < 12 else None
+        axes.plot(nfe, [y["mean"] for _, y in points], style, color=colour, marker=marker, markersize=4, label=name)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.minorticks_off()
+    axes.set_xlabel("NFE a prompt (denoiser evaluations)")
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
     figure.savefig(path)

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from diffscale import noise
 from diffscale.errors import DiffscaleError
-from diffscale.samplers.levels import clean, level
+from diffscale.samplers import levels
+from diffscale.samplers.formulas import Marginal, denoise, noised
 from diffscale.samplers.text import Texts
 from diffscale.samplers.window import Window, windowed
 from diffscale.types import State, concat
@@ -61,6 +63,7 @@ class DiffusersSampler:
         self.forwards = 0
         self._inference_steps = inference_steps
         self._args = dict(pipe_args or {})
+        self._differentiating = False
         self._check(pipe)
         # A shallow copy shares the networks; what is set on it stays off the user's pipeline.
         self._pipe = copy.copy(pipe)
@@ -73,6 +76,7 @@ class DiffusersSampler:
         self._shape, self._like = start.shape[1:], start[:0]
         with self._scheduler.whole():
             self.steps = len(self._scheduler.timesteps)
+        self.levels = [levels.on_grid(self._scheduler, i).level for i in range(self.steps + 1)]
         self.forwards_per_nfe, self.flops_per_forward = self._probe()
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
@@ -82,36 +86,64 @@ class DiffusersSampler:
     def predict(self, state: State) -> State:
         return self._by_layout(self._predict, state)
 
-    def step(self, state: State, noise: Tensor | None = None) -> State:
-        if state.out is None:
-            raise DiffscaleError(f"A step from step {state.step} needs Predict first.")
+    def predicted(self, state: State, out: Tensor) -> State:
+        return replace(state, x0=levels.clean(self._scheduler, self._at(state), state.x, out), out=out)
+
+    def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
+        if state.out is None or state.x0 is None or state.level is not None:
+            raise DiffscaleError(f"A step from step {state.step} needs a state on the grid, and Predict first.")
         to = state.step + 1
+        if eta is not None:
+            x, x0 = state.x.float(), state.x0.float()
+            at, there = (levels.on_grid(self._scheduler, i) for i in (state.step, to))
+            x = denoise(x, x0, at, there, eta, noise if noise is None else noise.to(x))
+            return replace(state, x=x.to(state.x), step=to, x0=None, out=None, solver={})
         window = Window(state.step, to, state.key, state.solver, noise=noise)
         self._scheduler.open(window)
         with self._scheduler.whole(), torch.no_grad():
             t = self._scheduler.timesteps[state.step]
         with torch.no_grad():
             x = self._scheduler.step(state.out, t, state.x, return_dict=False, **self._extra)[0]
-        return self._at(state, x, to)
+        return self._arrived(state, x, to)
 
-    def renoise(self, state: State, to: int, noise: Tensor) -> State:
-        """Forward noising from grid step `state.step` to the noisier `to`; noise: [B, ...].
+    def renoise(self, state: State, level: float, noise: Tensor) -> State:
+        here = state.level if state.level is not None else self.levels[state.step]
+        if not here - 1e-9 <= level <= self.levels[0] + 1e-9:
+            raise DiffscaleError(
+                f"Renoising goes from level {here:.3g} up to {self.levels[0]:.3g} at most, not to {level:.3g}."
+            )
+        step, off = self._place(level)
+        to = self._marginal(step, off)
+        x = noised(state.x.float(), self._at(state), to, noise.to(state.x.device).float()).to(state.x)
+        return replace(state, x=x, step=step, level=off, x0=None, out=None, solver={})
 
-        x_s = (a_s / a_t) x_t + sqrt(s_s^2 - (a_s / a_t)^2 s_t^2) eps, as search over paths needs it
-        (paper A, Ma et al. 2025, arXiv 2501.09732, section 3.2).
-        """
-        if not 0 <= to <= state.step:
-            raise DiffscaleError(f"Renoising goes from step {state.step} back, not to step {to}.")
-        alpha, sigma = level(self._scheduler, state.step)
-        alpha_to, sigma_to = level(self._scheduler, to)
-        scale = alpha_to / alpha
-        fresh = max(sigma_to**2 - (scale * sigma) ** 2, 0.0) ** 0.5
-        x = scale * state.x + fresh * noise.to(state.x)
-        return replace(state, x=x, step=to, x0=None, out=None, solver={})
+    def solve(self, state: State, level: float, steps: int) -> State:
+        here = state.level if state.level is not None else self.levels[state.step]
+        if not 0 <= level < here or steps < 1:
+            raise DiffscaleError(f"Solving goes from level {here:.3g} down in 1 step or more, not to {level:.3g}.")
+        stops = [here + (level - here) * i / steps for i in range(steps)] + [level]
+
+        def through(rows: State) -> State:
+            return replace(rows, x=self._call(rows.x, rows.row.tolist(), Window(0, 0, rows.key, levels=stops)))
+
+        x = self._by_layout(through, state).x
+        step, off = self._place(level)
+        return replace(state, x=x, step=step, level=off, x0=None, out=None, solver={})
+
+    def _place(self, level: float) -> tuple[int, float | None]:
+        """Step and off-grid level of a state at `level`: on the grid if it is a grid point."""
+        step = max(i for i, grid in enumerate(self.levels) if grid >= level - 1e-9)
+        return step, None if abs(self.levels[step] - level) < 1e-9 else level
+
+    def _at(self, state: State) -> Marginal:
+        return self._marginal(state.step, state.level)
+
+    def _marginal(self, step: int, level: float | None) -> Marginal:
+        return levels.on_grid(self._scheduler, step) if level is None else self._scheduler.at(level)
 
     def run(self, state: State, to: int | None = None) -> State:
         to = self.steps if to is None else to
-        if not state.step <= to <= self.steps:
+        if not state.step <= to <= self.steps or state.level is not None:
             raise DiffscaleError(f"A run from step {state.step} cannot end at step {to}.")
         if state.out is not None and state.step < to:
             state = self.step(state)
@@ -127,20 +159,39 @@ class DiffusersSampler:
         images = self._call(latents, [0] * len(latents), window, "pt")
         return images.float().clamp(0, 1)
 
+    def gradient(self, state: State, score: Callable[[Tensor], Tensor]) -> tuple[State, Tensor, Tensor, Tensor]:
+        """As `Sampler.gradient`: each step, and the decoding, is recomputed on the way back, so memory is that of one.
+
+        The network's rows are counted when they are recomputed too.
+        """
+        self._differentiating = True
+        try:
+            with torch.enable_grad(), set_checkpoint_early_stop(False):
+                x = state.x.detach().clone().requires_grad_()
+                now = replace(state, x=x)
+                for to in range(state.step + 1, self.steps + 1):
+                    now = checkpoint(self.run, now, to, use_reentrant=False, preserve_rng_state=False)
+                images = checkpoint(self.decode, now.x, use_reentrant=False, preserve_rng_state=False)
+                scores = score(images)
+                (grad,) = torch.autograd.grad(scores.sum(), x)
+        finally:
+            self._differentiating = False
+        return replace(now, x=now.x.detach()), images.detach(), scores.detach(), grad
+
     def _predict(self, state: State) -> State:
-        window = Window(state.step, state.step + 1, state.key, state.solver, hold=True)
+        off = None if state.level is None else [state.level, 0.0]
+        window = Window(state.step, state.step + 1, state.key, state.solver, hold=True, levels=off)
         self._call(state.x, state.row.tolist(), window)
         assert window.out is not None
         self._extra = window.extra
-        x0 = clean(self._scheduler, state.step, state.x, window.out)
-        return replace(state, x0=x0, out=window.out)
+        return self.predicted(state, window.out)
 
     def _run(self, state: State, to: int) -> State:
         window = Window(state.step, to, state.key, state.solver)
         x = self._call(state.x, state.row.tolist(), window)
-        return self._at(state, x, to)
+        return self._arrived(state, x, to)
 
-    def _at(self, state: State, x: Tensor, step: int) -> State:
+    def _arrived(self, state: State, x: Tensor, step: int) -> State:
         memory = self._scheduler.memory(len(x)) if step < self.steps else {}
         return replace(state, x=x, step=step, x0=None, out=None, solver=memory)
 
@@ -170,9 +221,12 @@ class DiffusersSampler:
         # The pipeline may draw latents that are thrown away: not from the user's generator.
         args["generator"] = torch.Generator().manual_seed(0)
         self._scheduler._window = window
-        with _hooked(self._denoisers) as called:
+        # Pipelines' calls are decorated with no_grad; the plain function lets gradients through.
+        call = inspect.unwrap(type(self._pipe).__call__)
+        with _hooked(self._denoisers) as called, torch.set_grad_enabled(self._differentiating):
             try:
-                answer: tuple[Tensor, ...] = self._pipe(
+                answer: tuple[Tensor, ...] = call(
+                    self._pipe,
                     **args,
                     latents=x,
                     num_inference_steps=self._inference_steps,

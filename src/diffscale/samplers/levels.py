@@ -1,35 +1,74 @@
-"""Signal and noise levels of a diffusers scheduler's grid, and the clean prediction there.
+"""What the latents of a diffusers scheduler mean: noise levels, on its grid and off it, and the clean prediction."""
 
-With x = alpha x0 + sigma eps: variance preserving (alpha^2 + sigma^2 = 1), noise in units of the
-signal (alpha = 1, Euler), or a linear flow (alpha = 1 - sigma).
-"""
+from __future__ import annotations
 
 import math
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from diffscale.errors import DiffscaleError
+from diffscale.samplers.formulas import Marginal, marginal
 
 
-def level(scheduler: Any, step: int) -> tuple[float, float]:
-    """(alpha, sigma) of the latents that enter grid step `step`; (1, 0) after the last one."""
+def on_grid(scheduler: Any, step: int) -> Marginal:
+    """Alpha and sigma of the latents that enter grid step `step`; (1, 0) after the last one."""
     with scheduler.whole():
         grid = scheduler.timesteps
         if step == len(grid):
-            return 1.0, 0.0
+            return Marginal(1.0, 0.0)
         table: Any = getattr(scheduler, "alphas_cumprod", None)
         sigmas: Any = getattr(scheduler, "sigmas", None)
         if hasattr(scheduler, "precondition_outputs") or (table is None and sigmas is None):
             raise DiffscaleError(f"{type(scheduler).__name__} has no known noise levels; use another scheduler.")
         if sigmas is None:
             kept = float(table[int(grid[step])])
-            return math.sqrt(kept), math.sqrt(1 - kept)
+            return Marginal(math.sqrt(kept), math.sqrt(1 - kept))
         if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
             alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigmas[step])
-            return float(alpha), float(sigma)
+            return Marginal(float(alpha), float(sigma))
         sigma = float(sigmas[step])
-        return (1 - sigma if predicts(scheduler) == "flow_prediction" else 1.0), sigma
+        return Marginal(1 - sigma if predicts(scheduler) == "flow_prediction" else 1.0, sigma)
+
+
+def form(scheduler: Any) -> str:
+    """Which of `formulas.FORMS` the scheduler's levels have; raises DiffscaleError if none."""
+    with scheduler.whole():
+        found = [on_grid(scheduler, i) for i in range(len(scheduler.timesteps))]
+    norms = {
+        "flow": [at.alpha + at.sigma for at in found],
+        "vp": [math.hypot(*at) for at in found],
+        "ve": [at.alpha for at in found],
+    }
+    for name, values in norms.items():
+        if all(abs(value - 1) < 1e-4 for value in values):
+            return name
+    raise DiffscaleError(
+        f"The noise levels of {type(scheduler).__name__} are neither those of a linear flow nor variance preserving "
+        "nor variance exploding; use a search over whole trajectories, or another scheduler."
+    )
+
+
+def off_grid(scheduler: Any, level: float) -> tuple[Marginal, float]:
+    """Alpha and sigma at any level in [0, 1), and the timestep that the network is told there."""
+    at = marginal(form(scheduler), level)
+    with scheduler.whole():
+        table: Any = getattr(scheduler, "alphas_cumprod", None)
+        if table is not None:
+            kept = table.double().cpu().numpy()
+            ratios = 0.5 * np.log((1 - kept) / kept)
+            return at, float(np.interp(math.log(at.sigma / at.alpha), ratios, np.arange(len(kept))))
+        # A flow's network is told the level, in the units of the scheduler's own grid.
+        sigmas = scheduler.sigmas[: len(scheduler.timesteps)].double().cpu()
+        unit = float((scheduler.timesteps.double().cpu() / sigmas).median())
+        return at, at.sigma * unit
+
+
+def model_input(scheduler: Any, x: Tensor, at: Marginal) -> Tensor:
+    """The latents as the network takes them: variance-exploding ones are brought to variance 1."""
+    return x / math.hypot(*at) if form(scheduler) == "ve" else x
 
 
 def predicts(scheduler: Any) -> str:
@@ -38,9 +77,9 @@ def predicts(scheduler: Any) -> str:
     return "flow_prediction" if flow else str(scheduler.config.prediction_type)
 
 
-def clean(scheduler: Any, step: int, x: Tensor, out: Tensor) -> Tensor:
-    """The x0-prediction from latents `x` and network output `out`, both [B, ...], at `step`."""
-    alpha, sigma = level(scheduler, step)
+def clean(scheduler: Any, at: Marginal, x: Tensor, out: Tensor) -> Tensor:
+    """The x0-prediction from latents `x` and network output `out`, both [B, ...], at a noise level."""
+    alpha, sigma = at
     match predicts(scheduler):
         case "flow_prediction":
             return x - sigma * out
@@ -56,3 +95,11 @@ def clean(scheduler: Any, step: int, x: Tensor, out: Tensor) -> Tensor:
                 f"Networks that predict {other!r} are not supported; use one that predicts "
                 "epsilon, v_prediction, sample or flow_prediction."
             )
+
+
+def timesteps(scheduler: Any, levels: list[float]) -> Tensor:
+    """What the network is told at `levels`, as the scheduler's own timesteps are typed, but not rounded."""
+    with scheduler.whole():
+        own = scheduler.timesteps
+    dtype = own.dtype if own.is_floating_point() else torch.float32
+    return torch.tensor([off_grid(scheduler, level)[1] for level in levels], dtype=dtype, device=own.device)

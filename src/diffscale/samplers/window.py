@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from diffscale import noise
 from diffscale.errors import DiffscaleError
+from diffscale.samplers import levels
+from diffscale.samplers.formulas import Marginal, denoise
 
 # What is ours, or follows from where the window starts, is no memory of the solver.
 _NO_MEMORY = {"_step_index", "_begin_index", "_window", "_fresh", "_whole"}
@@ -32,6 +34,8 @@ class Window:
     `keys`: int64 [B], where a stochastic solver's noise comes from, unless `noise` is given.
     `solver`: its memory at `low`, see `State.solver`. `hold`: put the step's network output into
     `out` instead of taking the step.
+    `levels`: noise levels off the grid to go through instead, from the first, where the latents are, to the last; by
+    our own deterministic solver, whatever the scheduler's is.
     """
 
     low: int
@@ -39,6 +43,7 @@ class Window:
     keys: Tensor | None = None
     solver: Mapping[str, Tensor] = field(default_factory=dict)
     hold: bool = False
+    levels: list[float] | None = None
     noise: Tensor | None = None
     out: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +60,11 @@ class WindowedScheduler:
 
     @property
     def timesteps(self) -> Any:
-        return self._grid if self._whole else self._grid[self._window.low : self._window.high]
+        if self._whole:
+            return self._grid
+        if self._window.levels is not None:
+            return levels.timesteps(self, self._window.levels[:-1])
+        return self._grid[self._window.low : self._window.high]
 
     @timesteps.setter
     def timesteps(self, grid: Any) -> None:
@@ -104,6 +113,10 @@ class WindowedScheduler:
                     memory |= _pack(entry, value, rows, type(self).__name__)
         return memory
 
+    def at(self, level: float) -> Marginal:
+        """Alpha and sigma at any level."""
+        return levels.off_grid(self, level)[0] if level else Marginal(1.0, 0.0)
+
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Within it the scheduler's own code sees its whole grid."""
@@ -137,8 +150,12 @@ def windowed(scheduler: Any) -> Any:
         window.extra = {name: value for name, value in kw.items() if name != "return_dict"}
         if window.hold:
             window.out = model_output
-            held = SchedulerOutput(prev_sample=sample)
-            return held if kw.get("return_dict", True) else (sample, sample)
+            return _answer(sample, kw)
+        if window.levels is not None:
+            at, to = (self.at(level) for level in window.levels[window.taken : window.taken + 2])
+            window.taken += 1
+            moved = denoise(sample.float(), levels.clean(self, at, sample.float(), model_output.float()), at, to)
+            return _answer(moved.to(sample), kw)
         source = KeyedNoise(window.keys, window.low + window.taken, window.noise)
         with self.whole(), source:
             stepped = base.step(self, model_output, timestep, sample, *args, **kw)
@@ -151,9 +168,11 @@ def windowed(scheduler: Any) -> Any:
     if hasattr(base, "scale_model_input"):
 
         @functools.wraps(base.scale_model_input)
-        def scale_model_input(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def scale_model_input(self: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._window.levels is not None and not self._whole:
+                return levels.model_input(self, sample, self.at(self._window.levels[self._window.taken]))
             with self.whole():
-                return base.scale_model_input(self, *args, **kwargs)
+                return base.scale_model_input(self, sample, *args, **kwargs)
 
         own["scale_model_input"] = scale_model_input
     view = copy.deepcopy(scheduler)
@@ -188,6 +207,10 @@ class KeyedNoise(TorchFunctionMode):
             return self.given.to(drawn)
         keys = noise.fold_rows(self.keys, "step", self.step, self.draws)
         return noise.normal(keys, drawn.shape[1:]).to(drawn)
+
+
+def _answer(sample: Any, kw: Mapping[str, Any]) -> Any:
+    return SchedulerOutput(prev_sample=sample) if kw.get("return_dict", True) else (sample, sample)
 
 
 def _copy_lists(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,20 @@
 from collections.abc import Callable
 
 from diffscale.errors import unknown
+from diffscale.searches.bayes import bayes
+from diffscale.searches.demon import demon
+from diffscale.searches.first_order import first_order
+from diffscale.searches.fk import fk
+from diffscale.searches.free2guide import free2guide
+from diffscale.searches.paths import paths
 from diffscale.searches.random import random
+from diffscale.searches.svdd import svdd
+from diffscale.searches.zero_order import zero_order
 from diffscale.types import Search
 
-SEARCHES: dict[str, Callable[..., Search]] = {"random": random}
+SEARCHES: dict[str, Callable[..., Search]] = {
+    search.__name__: search for search in (random, zero_order, paths, first_order, demon, free2guide, bayes, fk, svdd)
+}
 
 
 def get(name: str) -> Callable[..., Search]:

@@ -1,7 +1,7 @@
 """Random search: best of N independent noises."""
 
 from diffscale.errors import DiffscaleError
-from diffscale.types import Environment, Run, Score, Search
+from diffscale.types import Environment, Evaluate, Search
 
 
 def random(env: Environment, n: int | None = None) -> Search:
@@ -16,5 +16,5 @@ def random(env: Environment, n: int | None = None) -> Search:
     left = affordable if n is None else min(n, affordable)
     while left > 0:
         now = min(left, env.chunk)
-        yield Score((yield Run(env.prior(now))))
+        yield Evaluate(env.prior(now))
         left -= now

@@ -58,11 +58,14 @@ class ClipScore:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
+        texts = torch.stack([self._text(prompt) for prompt in prompts])
+        return 2.5 * F.cosine_similarity(self.features(images), texts).clamp(min=0)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Projected picture embeddings [B, D], not normalised, of `images` [B, 3, H, W] in [0, 1]."""
         device = next(self.net.parameters()).device
         pixels = prepare(images.to(device).float(), self.side, self.mean, self.std)
-        pictures = self.net.visual_projection(self.net.vision_model(pixel_values=pixels).pooler_output)
-        texts = torch.stack([self._text(prompt) for prompt in prompts])
-        return 2.5 * F.cosine_similarity(pictures, texts).clamp(min=0)
+        return self.net.visual_projection(self.net.vision_model(pixel_values=pixels).pooler_output)
 
     @torch.no_grad()
     def _text(self, prompt: str) -> Tensor:

@@ -1,0 +1,168 @@
+"""Which search finds the best pictures for its NFE, and for its seconds?
+
+    python benchmarks/quality_per_nfe.py [--limit 12] [--verifier clip] [--search ...] [--output outputs/quality]
+
+All algorithms x verifiers x budgets of 4, 16, 64 and 128 candidates, on prompts of shapes-mini, two repeats each;
+resumable (`diffscale bench` runs it). For each cell: the mean of the held-out judge with a 95% bootstrap interval over
+prompts, its difference to random search at the same budget (paired by prompt), the verifier's own score, the diversity
+(mean over prompts of the distance 1 - cos between shapes-clip features of the two repeats' best pictures), and the
+multiplier: how many times more NFE, and seconds, random search needs for the same judge mean (interpolated in log NFE;
+`>` where its largest budget does not reach it).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffscale.bench import prompts as prompt_files
+from diffscale.bench.config import BenchConfig
+from diffscale.bench.report import write
+from diffscale.bench.run import Cell, cells, run
+from diffscale.bench.tables import interval
+from diffscale.report import plots
+from diffscale.searches import SEARCHES
+from diffscale.verifiers import load
+
+STEPS = 20
+CANDIDATES = (4, 16, 64, 128)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--limit", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--verifier", action="append", help="[clip and shapes-judge]")
+    parser.add_argument("--search", action="append", help="[all]")
+    parser.add_argument("--candidates", type=int, action="append", help="[4 16 64 128]")
+    parser.add_argument("--output", type=Path, default=Path("outputs/quality"))
+    options = parser.parse_args()
+    searches = options.search or list(SEARCHES)
+    settings = BenchConfig(
+        search=searches if "random" in searches else ["random", *searches],
+        verifier=options.verifier or ["clip", "shapes-judge"],
+        budget=[STEPS * n for n in options.candidates or CANDIDATES],
+        repeats=options.repeats,
+        limit=options.limit,
+    )
+    prompts = prompt_files.load(settings.suite, settings.limit)
+    options.output.mkdir(parents=True, exist_ok=True)
+    # The oracle has no gradient.
+    wanted = [c for c in cells(settings) if (c.search.split()[0], c.verifier) != ("first_order", "shapes-judge")]
+    samples = run(settings, prompts, options.output, lambda cell, spent, total: None, only=wanted)
+    write(settings, wanted, samples, options.output)
+    table = [row_of(cell, samples, options.output) for cell in wanted]
+    for row in table:
+        row |= multipliers(row, [r for r in table if (r["search"], r["verifier"]) == ("random", row["verifier"])])
+    show(table, len(prompts), options.repeats, options.output)
+
+
+def row_of(cell: Cell, samples: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Judge, score, diversity, cost of a cell, by prompt in the order of the prompts."""
+    mine = [
+        s for s in samples if (s["search"], s["verifier"], s["budget"]) == (cell.search, cell.verifier, cell.budget)
+    ]
+    good = [s for s in mine if "error" not in s]
+    row: dict[str, Any] = {
+        "search": cell.search,
+        "verifier": cell.verifier,
+        "budget": cell.budget,
+        "failed": len(mine) - len(good),
+    }
+    if row["failed"]:
+        return row
+    return row | {
+        "judge": by_prompt(good, lambda s: s["judge"]["best"]["score"]),
+        "score": by_prompt(good, lambda s: s["score"]["best"]),
+        "nfe": float(np.mean([s["nfe"] for s in good])),
+        "seconds": float(np.mean([sum(s["seconds"].values()) for s in good])),
+        "diversity": diversity(good, folder),
+    }
+
+
+def by_prompt(samples: list[dict[str, Any]], value: Any) -> NDArray[np.float64]:
+    groups: dict[str, list[float]] = {}
+    for sample in samples:
+        groups.setdefault(sample["prompt"], []).append(value(sample))
+    return np.array([np.mean(values) for values in groups.values()])
+
+
+@torch.no_grad()
+def diversity(samples: list[dict[str, Any]], folder: Path) -> float:
+    """Mean over prompts of the mean pairwise 1 - cos of shapes-clip picture features of its repeats."""
+    clip = load("clip", generator="shapes-flux")
+    groups: dict[str, list[torch.Tensor]] = {}
+    for sample in samples:
+        picture = np.asarray(Image.open(folder / sample["image"]), np.float32) / 255
+        groups.setdefault(sample["prompt"], []).append(torch.from_numpy(picture).permute(2, 0, 1))
+    distances = []
+    for pictures in groups.values():
+        features = torch.nn.functional.normalize(clip.features(torch.stack(pictures)), dim=-1)
+        pairs = torch.triu_indices(len(features), len(features), 1)
+        distances += (1 - (features @ features.T)[pairs[0], pairs[1]]).tolist()
+    return float(np.mean(distances)) if distances else float("nan")
+
+
+def multipliers(row: dict[str, Any], random: list[dict[str, Any]]) -> dict[str, str]:
+    """NFE and seconds that random search needs for the judge mean of `row`, over what the row took."""
+    if row["failed"] or any(r["failed"] for r in random):
+        return {"times_nfe": "-", "times_seconds": "-"}
+    reached = row["judge"].mean()
+    # Its best mean so far: a larger budget can be used as a smaller one.
+    means = np.maximum.accumulate([r["judge"].mean() for r in random])
+    found = {}
+    for kind in ("nfe", "seconds"):
+        cost = np.log([r[kind] for r in random])
+        if reached > means[-1]:
+            found[f"times_{kind}"] = f">{np.exp(cost[-1]) / row[kind]:.2f}"
+        elif reached <= means[0]:
+            found[f"times_{kind}"] = f"<{np.exp(cost[0]) / row[kind]:.2f}"
+        else:
+            rising = np.concatenate([[True], np.diff(means) > 0])
+            found[f"times_{kind}"] = f"{np.exp(np.interp(reached, means[rising], cost[rising])) / row[kind]:.2f}"
+    return found
+
+
+def show(table: list[dict[str, Any]], prompts: int, repeats: int, folder: Path) -> None:
+    lines = [
+        f"shapes-flux, {prompts} prompts of shapes-mini, {repeats} repeats, 95% bootstrap intervals over prompts",
+        "",
+    ]
+    lines += [
+        "| verifier | search | NFE | judge | minus random | own score | diversity | x NFE | x seconds |",
+        "|" + "---|" * 9,
+    ]
+    curves: dict[str, dict[str, list[tuple[float, dict[str, float]]]]] = {}
+    for row in table:
+        if row["failed"]:
+            lines.append(
+                f"| {row['verifier']} | {row['search']} | {row['budget']} | {row['failed']} failed | | | | | |"
+            )
+            continue
+        (base,) = [
+            r for r in table if (r["search"], r["verifier"], r["budget"]) == ("random", row["verifier"], row["budget"])
+        ]
+        judge, gain = interval(row["judge"]), interval(row["judge"] - base["judge"])
+        curves.setdefault(row["verifier"], {}).setdefault(row["search"], []).append((row["nfe"], judge))
+        lines.append(
+            f"| {row['verifier']} | {row['search']} | {row['nfe']:.0f} | {shown(judge)} | {shown(gain)} | "
+            f"{row['score'].mean():.3f} | {row['diversity']:.3f} | {row['times_nfe']} | {row['times_seconds']} |"
+        )
+    (folder / "quality_per_nfe.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    for verifier, by_search in curves.items():
+        plots.curves(by_search, "judge mean", f"searched by {verifier}", folder / f"quality_per_nfe-{verifier}.png")
+
+
+def shown(values: dict[str, float]) -> str:
+    return f"{values['mean']:.3f} [{values['low']:.3f}, {values['high']:.3f}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Many prompts, several searches, verifiers and budgets: what `diffscale bench` does."""

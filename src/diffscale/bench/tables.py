@@ -1,0 +1,92 @@
+"""Means with intervals over prompts, as a table, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffscale.bench.run import Cell
+
+_DRAWS: Final = 4000
+
+
+def interval(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
+    """Mean and 95% bootstrap interval of the mean; the interval of one value is that value."""
+    data = np.asarray(values, float)
+    picks = np.random.default_rng(0).integers(len(data), size=(_DRAWS, len(data)))
+    low, high = np.quantile(data[picks].mean(1), (0.025, 0.975))
+    return {"mean": float(data.mean()), "low": float(low), "high": float(high)}
+
+
+def summarise(cells: Sequence[Cell], samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each cell: means over prompts, repeats of a prompt averaged first, since they are no independent samples."""
+    rows = []
+    for cell in cells:
+        mine = [
+            s for s in samples if (s["search"], s["verifier"], s["budget"]) == (cell.search, cell.verifier, cell.budget)
+        ]
+        good = [s for s in mine if "error" not in s]
+        row: dict[str, Any] = {
+            "search": cell.search, "verifier": cell.verifier, "budget": cell.budget, "samples": len(mine),
+            "failed": len(mine) - len(good),
+        }  # fmt: skip
+        if good:
+            row |= {
+                "score": interval(_by_prompt(good, lambda s: s["score"]["best"])),
+                "baseline_score": interval(_by_prompt(good, lambda s: s["score"]["baseline"])),
+                "other_verifiers": {
+                    name: interval(_by_prompt(good, lambda s, name=name: s["scores"][name]["best"]))  # type: ignore[misc]
+                    for name in good[0]["scores"]
+                    if name != cell.verifier
+                },
+                "nfe": float(np.mean([s["nfe"] for s in good])),
+                "network_forwards": float(np.mean([s["network_forwards"] for s in good])),
+                "flops": float(np.mean([s["flops"] for s in good])),
+                "seconds": float(np.mean([sum(s["seconds"].values()) for s in good])),
+                "dropped": sum(s["dropped"] for s in good),
+            }
+            if all(s["judge"] for s in good):
+                row["judge"] = interval(_by_prompt(good, lambda s: s["judge"]["best"]["score"]))
+                row["judge_baseline"] = interval(_by_prompt(good, lambda s: s["judge"]["baseline"]["score"]))
+                row["judge_searched_with"] = cell.verifier.split()[0] == "shapes-judge"
+        rows.append(row)
+    return rows
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows with intervals spread over columns `name`, `name_low`, `name_high`."""
+    flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names)
+    writer.writeheader()
+    writer.writerows(flat)
+    return file.getvalue()
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict) and set(value) == {"mean", "low", "high"}:
+            flat |= {
+                prefix + name: value["mean"],
+                f"{prefix}{name}_low": value["low"],
+                f"{prefix}{name}_high": value["high"],
+            }
+        elif isinstance(value, dict):
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _by_prompt(samples: Sequence[dict[str, Any]], value: Any) -> NDArray[np.float64]:
+    prompts: dict[str, list[float]] = {}
+    for sample in samples:
+        prompts.setdefault(sample["prompt"], []).append(value(sample))
+    return np.array([np.mean(values) for values in prompts.values()])

@@ -1,0 +1,108 @@
+"""`diffscale bench`: searches x verifiers x budgets on many prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from diffscale import config
+from diffscale.bench.config import BenchConfig
+from diffscale.cli.generate import pair
+
+if TYPE_CHECKING:
+    from diffscale.bench.run import Cell
+
+
+def bench(
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE|FILE", help="Prompts: a suite, or a txt, jsonl or csv file.")
+    ] = "shapes-mini",
+    model: Annotated[str | None, typer.Option(help="Shipped name, folder or Hub id. [shapes-flux]")] = None,
+    search: Annotated[list[str] | None, typer.Option(help="Algorithm, with arguments; repeatable. [random]")] = None,
+    verifier: Annotated[list[str] | None, typer.Option(help="What to search with; repeatable. [clip]")] = None,
+    budget: Annotated[list[int] | None, typer.Option(help="NFE a prompt; repeatable. [1280]")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Searches a prompt, each from its own noise. [1]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts, evenly over the suite. [all]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Every noise follows from it. [0]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps of one sample. [as the model states]")] = None,
+    pipe_arg: Annotated[list[str] | None, typer.Option(help="name=value for the pipeline's call; repeatable.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Most rows at once. [found by itself]")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu. [the first of these there is]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [float32]")] = None,
+    output: Annotated[Path, typer.Option(help="Folder; what is done in it is not done again.")] = Path("outputs/bench"),
+) -> None:
+    """Compare searches, verifiers and budgets on many prompts."""
+    flags = {
+        "suite": suite, "model": model, "search": search, "verifier": verifier, "budget": budget, "repeats": repeats,
+        "limit": limit, "seed": seed, "steps": steps, "pipe_args": dict(map(pair, pipe_arg)) if pipe_arg else None,
+        "batch_size": batch_size, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    settings = config.validated(BenchConfig, {name: value for name, value in flags.items() if value is not None})
+
+    # Imported late: diffusers takes seconds, and wrong flags should be told at once.
+    from diffscale.bench import prompts as prompt_files
+    from diffscale.bench import run as job
+    from diffscale.bench.report import write
+    from diffscale.cli.quiet import quiet
+
+    quiet()
+
+    console = Console(soft_wrap=True)
+    prompts = prompt_files.load(settings.suite, settings.limit)
+    output.mkdir(parents=True, exist_ok=True)
+    with _bars(console) as told:
+        samples = job.run(settings, prompts, output, told)
+    rows = write(settings, job.cells(settings), samples, output)
+    _tell(console, rows, output)
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Any]:
+    """A bar for each cell, in NFE over all its prompts."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("NFE"),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        bars: dict[str, Any] = {}
+
+        def told(cell: Cell, spent: int, total: int) -> None:
+            if cell.name not in bars:
+                bars[cell.name] = progress.add_task(cell.name, total=total)
+            progress.update(bars[cell.name], completed=spent)
+
+        yield told
+
+
+def _tell(console: Console, rows: Sequence[dict[str, Any]], output: Path) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("search", "verifier", "NFE", "score", "first sample", "judge", "seconds", "failed"):
+        table.add_column(name, justify="left" if name in ("search", "verifier") else "right")
+    for row in rows:
+        if "score" not in row:
+            table.add_row(row["search"], row["verifier"], str(row["budget"]), "-", "-", "-", "-", str(row["failed"]))
+            continue
+        judge = _shown(row["judge"]) + ("*" if row["judge_searched_with"] else "") if "judge" in row else "-"
+        table.add_row(
+            row["search"], row["verifier"], f"{row['nfe']:,.0f}", _shown(row["score"]), _shown(row["baseline_score"]),
+            judge, f"{row['seconds']:.1f}", str(row["failed"]),
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        "means over prompts and half their 95% bootstrap intervals; * searched with the judge itself", highlight=False
+    )
+    console.print(f"results.json, results.csv, samples.jsonl, pictures and plots are in {output}", highlight=False)
+
+
+def _shown(interval: dict[str, float]) -> str:
+    return f"{interval['mean']:.3f} ±{(interval['high'] - interval['low']) / 2:.3f}"

@@ -1,0 +1,20 @@
+"""What judges that took no part in a search say of a picture."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from diffscale.shapes.captions import read
+from diffscale.shapes.judge import judge
+
+
+def judged(model: str, prompt: str, images: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Judge scores in [0, 1] of named pictures [3, H, W] in [0, 1] of `prompt`; empty where no judge can tell.
+
+    The judge of Shapes speaks of prompts in its grammar and pictures of the shipped models.
+    """
+    meaning = read(prompt)
+    if meaning is None or not model.startswith("shapes-"):
+        return {}
+    verdicts = {name: judge(image.permute(1, 2, 0).numpy(), meaning) for name, image in images.items()}
+    return {name: {"score": seen.score, "cleanliness": seen.cleanliness} for name, seen in verdicts.items()}

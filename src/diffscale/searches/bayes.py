@@ -1,0 +1,94 @@
+"""Bayesian optimisation of the noise in a random subspace, within a trust region."""
+
+import warnings
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from diffscale.errors import DiffscaleError
+from diffscale.searches.ask_tell import ask_tell
+from diffscale.types import Environment, Search
+
+_EDGE = 3.0  # the box in standard deviations of a noise's coordinate
+_LEAST, _FIRST, _MOST = 0.5**7, 0.8, 1.6  # side of the trust region, as a share of the box
+_SUCCESSES = 3  # asks in a row that improve, before it doubles
+_TRIED = 512  # points that a Thompson draw chooses from
+
+
+def bayes(env: Environment, dimensions: int = 8, n: int = 4, initial: int | None = None) -> Search:
+    """Gaussian process over a random subspace of the noise, in a trust region. Price: candidates * steps.
+
+    Thompson draws as in TuRBO-1 (Eriksson et al. 2019, arXiv 1910.01739), with botorch, on random coordinates (Wang et
+    al. 2016, arXiv 1301.1942). `dimensions` of the subspace; `n`: candidates at a time; `initial`: random candidates
+    before the first model, by default twice the dimensions, the first plain sample among them. Needs
+    `pip install 'diffscale[bo]'`.
+
+    Raises DiffscaleError for values out of range and if botorch is not installed.
+    """
+    initial = 2 * dimensions if initial is None else initial
+    if dimensions < 1 or n < 1 or initial < 1:
+        raise DiffscaleError(
+            f"Bayesian optimisation takes dimensions, n and initial >= 1, not dimensions={dimensions}, n={n}, "
+            f"initial={initial}."
+        )
+    try:
+        import botorch  # noqa: F401
+    except ImportError as error:
+        raise DiffscaleError("The search bayes needs botorch: pip install 'diffscale[bo]'.") from error
+    yield from ask_tell(env, partial(TrustRegion, env, initial), dimensions, n)
+
+
+class TrustRegion:
+    """The optimiser: see `bayes`. `first` [1, d] is the first point."""
+
+    def __init__(self, env: Environment, initial: int, first: Tensor) -> None:
+        self.env, self.initial, self.first = env, initial, first
+        self.points, self.scores = first[:0], first[:0, 0]
+        self.side, self.successes, self.failures = _FIRST, 0, 0
+
+    def ask(self, n: int) -> Tensor:
+        """The first point and random ones, then Thompson draws."""
+        asked = len(self.points)
+        if asked >= self.initial and len(self.scores) > 1 and self.scores.std() > 0:
+            return self._thompson(n)
+        drawn = torch.special.ndtri(self.env.uniform(n * self.first.shape[1])).view(n, -1).clamp(-_EDGE, _EDGE)
+        return torch.cat([self.first, drawn])[:n] if not asked else drawn
+
+    def tell(self, points: Tensor, scores: Tensor) -> None:
+        """Dropped candidates are forgotten; the region grows after improvements and shrinks after failures."""
+        usable = scores.isfinite()
+        before = self.scores.max() if len(self.scores) else None
+        modelled = len(self.points) >= self.initial
+        self.points = torch.cat([self.points, points[usable]])
+        self.scores = torch.cat([self.scores, scores[usable].double()])
+        if before is None or not modelled:
+            return
+        improved = bool(usable.any()) and bool(scores[usable].max() > before + 1e-3 * before.abs())
+        self.successes, self.failures = (self.successes + 1, 0) if improved else (0, self.failures + 1)
+        if self.successes == _SUCCESSES:
+            self.side, self.successes = min(2 * self.side, _MOST), 0
+        elif self.failures == max(1, round(self.points.shape[1] / len(points))):
+            self.side, self.failures = self.side / 2, 0
+            if self.side < _LEAST:
+                self.side = _FIRST
+
+    def _thompson(self, n: int) -> Tensor:
+        from botorch.fit import fit_gpytorch_mll
+        from botorch.generation.sampling import MaxPosteriorSampling
+        from botorch.models import SingleTaskGP
+        from gpytorch.mlls import ExactMarginalLogLikelihood
+
+        unit = self.points / (2 * _EDGE) + 0.5
+        values = ((self.scores - self.scores.mean()) / self.scores.std())[:, None]
+        # botorch draws from torch's global generator: it gets a keyed one, and the user's is put back.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # Of jitter added to covariances of nearly equal points, which is what it is for.
+            warnings.simplefilter("ignore")
+            torch.manual_seed(int(self.env.uniform(1) * 2**31))
+            model = SingleTaskGP(unit, values, outcome_transform=None)
+            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+            best = unit[self.scores.argmax()]
+            tried = best + self.side * (torch.rand(_TRIED, unit.shape[1], dtype=torch.float64) - 0.5)
+            chosen = MaxPosteriorSampling(model, replacement=False)(tried.clamp(0, 1), num_samples=n)
+        return (chosen - 0.5) * 2 * _EDGE

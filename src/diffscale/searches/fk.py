@@ -1,0 +1,53 @@
+"""Feynman-Kac steering: particles that are resampled on the way."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from diffscale.errors import DiffscaleError
+from diffscale.searches.budget import afford
+from diffscale.searches.particles import Potential, steer
+from diffscale.searches.resampling import RESAMPLERS
+from diffscale.types import Environment, Search
+
+
+def fk(
+    env: Environment,
+    k: int | None = None,
+    strength: float = 2.0,
+    units: Literal["std", "raw"] = "std",
+    potential: Potential = "max",
+    interval: int | None = None,
+    resampler: Literal["systematic", "ssp", "multinomial"] = "systematic",
+    ess: float = 0.5,
+    eta: float | None = 1.0,
+) -> Search:
+    """Sequential Monte Carlo on the scores of x0-predictions. Price: k steps.
+
+    FK steering (Singhal et al. 2025, arXiv 2501.06848, section 4, algorithm 1). `k`: particles, by default as many as
+    the budget pays (paper: 4). `strength`: the paper's lambda; in `raw` units of the verifier, as in the paper, or in
+    standard deviations of the particles' values at that step (`std`, ours: verifiers differ by orders of magnitude).
+    `potential`: of the max, difference or sum of a particle's scores, or the current one. `interval`: steps between
+    scorings, by default a fifth of all. `resampler`: when the effective sample size is below `ess` k. `eta`: share of
+    fresh noise in each step, see `formulas.denoise`; null for the solver's own noise.
+
+    Raises DiffscaleError for values out of range, BudgetTooSmall if the budget does not pay for it.
+    """
+    k = env.nfe_left // env.steps if k is None else k
+    interval = max(1, env.steps // 5) if interval is None else interval
+    if k < 1 or interval < 1 or strength < 0 or not 0 <= ess <= 1:
+        raise DiffscaleError(
+            f"FK steering takes k and interval >= 1, strength >= 0 and ess in [0, 1], not k={k}, interval={interval}, "
+            f"strength={strength}, ess={ess}."
+        )
+    afford(env, k * env.steps, f"FK steering with k={k}")
+
+    def scale(step: int, values: Tensor) -> float:
+        finite = values[values.isfinite()]
+        spread = float(finite.std()) if units == "std" and len(finite) > 1 else 0.0
+        return strength / spread if spread else strength
+
+    yield from steer(
+        env, k, children=1, potential=potential, strength=scale, resample=RESAMPLERS[resampler], threshold=ess,
+        interval=interval, eta=eta,
+    )  # fmt: skip

@@ -1,0 +1,48 @@
+"""Zero-order search: walk from noise to neighbouring noise, as the verifier says."""
+
+from typing import Literal
+
+from diffscale.errors import DiffscaleError
+from diffscale.types import Environment, Evaluate, Search, concat
+
+
+def zero_order(
+    env: Environment,
+    n: int = 2,
+    cosine: float = 0.95,
+    policy: Literal["best", "greedy", "restart"] = "best",
+    iterations: int | None = None,
+) -> Search:
+    """The best of n neighbours of a pivot noise is the next pivot. Price: (iterations n + (0 if best else 1)) steps.
+
+    Paper A (Ma et al. 2025, arXiv 2501.09732), section 3.2; neighbours as its authors write them, see
+    `noise.neighbours`. `cosine`: similarity to the pivot in (-1, 1), smaller is a larger stride. `policy`: `best`
+    always moves to the best neighbour, so the first pivot is never sampled; `greedy` (ours) moves only when that is
+    better than the pivot; `restart` (the authors' code) draws a fresh pivot when it is not, which is the first of the
+    next n candidates. Both pay for the first pivot, and for no pivot twice. `iterations`: by default as many as the
+    budget pays; the last one may have fewer neighbours. The best ever seen is returned.
+
+    Raises DiffscaleError for values out of range.
+    """
+    if n < 1 or not -1 < cosine < 1 or policy not in ("best", "greedy", "restart"):
+        raise DiffscaleError(
+            f"Zero-order search takes n >= 1, cosine in (-1, 1) and policy best, greedy or restart, not n={n}, "
+            f"cosine={cosine}, policy={policy}."
+        )
+    pivot, score = env.prior(1), float("-inf")
+    if policy != "best":
+        score = float((yield Evaluate(pivot))[0])
+    fresh = False
+    while iterations != 0 and (now := min(n, env.nfe_left // env.steps)):
+        if fresh:
+            near = concat([pivot, env.neighbours(pivot, now - 1, cosine)]) if now > 1 else pivot
+        else:
+            near = env.neighbours(pivot, now, cosine)
+        scores = yield Evaluate(near)
+        best = int(scores.argmax())
+        fresh = policy == "restart" and not scores[best] > score
+        if fresh:
+            pivot, score = env.prior(1), float("-inf")
+        elif policy == "best" or scores[best] > score:
+            pivot, score = near[[best]], float(scores[best])
+        iterations = None if iterations is None else iterations - 1

@@ -1,0 +1,113 @@
+"""`diffscale bench`: adds up, skips what is done, goes on after a kill, and says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffscale.bench import prompts
+from diffscale.bench.run import Cell
+from diffscale.bench.tables import interval, summarise
+from diffscale.cli.main import run
+from diffscale.errors import DiffscaleError
+
+ARGUMENTS = ["--steps", "4", "--limit", "2", "--budget", "8", "--budget", "16", "--search", "random",
+             "--search", "zero_order n=1"]  # fmt: skip
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["diffscale", *arguments])
+    try:
+        run()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_a_bench_adds_up_and_is_not_done_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bench"
+    arguments = ["bench", "shapes-mini", *ARGUMENTS, "--output", str(folder)]
+    assert _run(monkeypatch, *arguments) == 0
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 2 * 2 * 2 and {sample["nfe"] for sample in samples} == {8, 16}
+    for sample in samples:
+        assert Image.open(folder / sample["image"]).size == (64, 64)
+        assert sample["score"]["best"] >= sample["score"]["baseline"]
+        assert 0 <= sample["judge"]["best"]["score"] <= 1
+    # All searches of a prompt begin at the same noise, but zero-order search does not sample it.
+    first = {(s["prompt"], s["score"]["baseline"]) for s in samples if s["search"] == "random"}
+    assert len(first) == 2
+    rows = json.loads((folder / "results.json").read_text())["cells"]
+    assert [row["samples"] for row in rows] == [2] * 4
+    table = list(csv.DictReader((folder / "results.csv").open()))
+    assert float(table[0]["judge_low"]) <= float(table[0]["judge"]) <= float(table[0]["judge_high"])
+    assert {path.name for path in folder.glob("*.png")} == {"scaling-clip.png", "judge-clip.png"}
+
+    before = (folder / "samples.jsonl").read_bytes()
+    monkeypatch.setattr("diffscale.bench.run.make_sampler", None)  # nothing may be loaded
+    assert _run(monkeypatch, *arguments) == 0
+    assert (folder / "samples.jsonl").read_bytes() == before
+    # A line that was cut off is run again: from the journal, for nothing.
+    monkeypatch.undo()
+    (folder / "samples.jsonl").write_bytes(before[:-30])
+    assert _run(monkeypatch, *arguments) == 0
+    again = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert again == samples
+    assert _run(monkeypatch, *arguments, "--seed", "1") == 2
+    assert "seed was 0, now 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shapes-mni"], "did you mean 'shapes-mini'"),
+        (["nowhere/prompts.txt"], "There is no file"),
+        (["shapes-mini", "--search", "radnom"], "did you mean 'random'"),
+        (["shapes-mini", "--verifier", "clop"], "did you mean 'clip'"),
+        (["shapes-mini", "--budget", "0"], "budget"),
+        (["shapes-mini", "--budget", "3"], "one costs"),
+    ],
+)
+def test_what_is_wrong_is_said_and_the_exit_code_is_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert _run(monkeypatch, "bench", *arguments, "--limit", "1", "--output", str(tmp_path / "out")) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_prompts_from_files(tmp_path: Path) -> None:
+    text, lines, table = tmp_path / "p.txt", tmp_path / "p.jsonl", tmp_path / "p.csv"
+    text.write_text("a cat\n\na dog\na cat\n")
+    lines.write_text('{"prompt": "a cat"}\n{"caption": "a dog"}\n')
+    table.write_text('id,prompt\n1,"a cat, asleep"\n2,a dog\n')
+    assert prompts.load(str(text)) == prompts.load(str(lines)) == ["a cat", "a dog"]
+    assert prompts.load(str(table)) == ["a cat, asleep", "a dog"]
+    table.write_text("id,words\n1,a cat\n")
+    with pytest.raises(DiffscaleError, match="needs a column `prompt`"):
+        prompts.load(str(table))
+    assert len(prompts.load("shapes-mini", 6)) == 6
+
+
+def test_means_are_over_prompts_and_failures_are_counted() -> None:
+    def sample(prompt: str, repeat: int, score: float) -> dict[str, object]:
+        both = {"best": score, "baseline": 0.0}
+        return {"search": "s", "verifier": "v", "budget": 8, "prompt": prompt, "repeat": repeat, "score": both,
+                "scores": {"v": both}, "nfe": 8, "network_forwards": 8, "flops": 1.0, "seconds": {"denoise": 1.0},
+                "dropped": 0, "judge": {}}  # fmt: skip
+
+    samples = [sample("a", 0, 1.0), sample("a", 1, 3.0), sample("b", 0, 6.0)]
+    samples.append({"search": "s", "verifier": "v", "budget": 8, "prompt": "b", "repeat": 1, "error": "none"})
+    (row,) = summarise([Cell("s", "v", 8)], samples)
+    assert row["score"]["mean"] == 4.0 and row["failed"] == 1 and row["samples"] == 4
+    wide = interval([0.0, 1.0] * 50)
+    assert wide["mean"] == 0.5 and 0.35 < wide["low"] < 0.45 < 0.55 < wide["high"] < 0.65

@@ -1,0 +1,169 @@
+"""What holds for every algorithm: its price, its budget, and that nothing but the seed decides its result."""
+
+import warnings
+
+import pytest
+import torch
+from conftest import PROMPTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import PRICED, Near, make, task
+
+from diffscale.driver import attempt, drive
+from diffscale.journal import Journal
+from diffscale.samplers.toy import ToySampler
+from diffscale.searches import SEARCHES, describe
+from diffscale.types import Result
+
+SLOW = {"bayes"}
+QUICK = [name for name in PRICED if name not in SLOW]
+
+
+def same(a, b):
+    return (
+        a.best.score == b.best.score
+        and a.best.key == b.best.key
+        and torch.equal(a.best.latents, b.best.latents)
+        and torch.equal(a.best.image, b.best.image)
+        and a.trace == b.trace
+        and a.ledger.nfe == b.ledger.nfe
+        and a.ledger.network_forwards == b.ledger.network_forwards
+        and a.ledger.decodes == b.ledger.decodes
+        and [(g.score, g.number) for g in a.gallery] == [(g.score, g.number) for g in b.gallery]
+    )
+
+
+@pytest.mark.parametrize("form", ["flow", "vp"])
+@pytest.mark.parametrize("setting", [name for name in PRICED if PRICED[name][1]])
+def test_costs_what_it_says(setting, form):
+    sampler = ToySampler(steps=10, form=form)
+    (result,) = drive([task(setting)], sampler, Near())
+    price = PRICED[setting][1](10)
+    assert result.ledger.nfe == price
+    # A gradient step is 4 NFE of work, and 2 rows through the network: there, and again on the way back.
+    assert result.ledger.network_forwards == sampler.forwards == (price // 2 if setting == "first_order" else price)
+    assert result.ledger.flops == price * sampler.flops_per_forward
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([name for name in SEARCHES if name not in SLOW]), st.integers(5, 200), st.integers(1, 9))
+def test_no_budget_is_exceeded(name, budget, size):
+    """With no settings at all: an algorithm spends the budget on what it thinks best, or says that it is too small."""
+    sampler = ToySampler(steps=5)
+    (outcome,) = attempt([task(SEARCHES[name], budget)], sampler, Near(), size)
+    if isinstance(outcome, Result):
+        assert 0 < outcome.ledger.nfe <= budget
+        assert sampler.forwards <= outcome.ledger.nfe
+    else:
+        assert "give" in str(outcome)
+
+
+@pytest.mark.parametrize("setting", PRICED)
+def test_only_the_seed_decides(setting):
+    def run(tasks, size):
+        return drive(tasks, ToySampler([*PROMPTS] * 6, steps=6), Near(), size, gallery=3)
+
+    budget = 90 if setting in SLOW else 400
+    tasks = [task(setting, budget, row) for row in range(3 if setting in SLOW else 16)]
+    together = run(tasks, None)
+    for size in (1, 7):
+        assert all(map(same, together, run(tasks, size)))
+    for row in (0, 2):
+        assert same(together[row], *run([tasks[row]], None))
+    assert not same(*drive([task(setting, budget, 0, seed) for seed in (0, 1)], ToySampler(steps=6), Near()))
+
+
+class Killed(BaseException):
+    """As a signal would end the process: nothing may catch it."""
+
+
+class Fragile(Near):
+    """Is killed at its n-th call."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.left = n
+
+    def __call__(self, images, prompts):
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        return super().__call__(images, prompts)
+
+
+class FragileToy(ToySampler):
+    """Is killed at its n-th prediction."""
+
+    def __init__(self, n, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.left = n
+
+    def predict(self, state):
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        return super().predict(state)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(QUICK), st.integers(0, 12), st.integers(0, 40), st.sampled_from([2, 5, None]))
+def test_killed_anywhere_it_goes_on_and_ends_alike(tmp_path_factory, setting, verified, predicted, size):
+    folder = tmp_path_factory.mktemp("journal")
+    tasks = [task(setting, 400, row) for row in range(3)]
+    whole_sampler = ToySampler(PROMPTS, steps=5)
+    whole = drive(tasks, whole_sampler, Near(), size, gallery=4)
+
+    forwards = 0
+    for verifier, sampler in (
+        (Fragile(verified), ToySampler(PROMPTS, steps=5)),
+        (Near(), FragileToy(predicted, PROMPTS, steps=5)),
+        (Near(), ToySampler(PROMPTS, steps=5)),
+    ):
+        journal = Journal(folder / "journal.sqlite", {"setting": setting})
+        try:
+            resumed = drive(tasks, sampler, verifier, size, gallery=4, journal=journal)
+        except Killed:
+            resumed = None
+        finally:
+            journal.close()
+            forwards += sampler.forwards
+        if resumed is not None:
+            break
+    assert resumed is not None and all(map(same, whole, resumed))
+    # Twice killed, at most two micro-batches ran in vain: of all rows of three searches, to the end, with gradients.
+    lost = max(len(PROMPTS) * 20, 1) * 5 * 2
+    assert whole_sampler.forwards <= forwards <= whole_sampler.forwards + 2 * lost
+
+
+def test_a_finished_run_is_replayed_for_nothing(tmp_path):
+    tasks = [task("svdd", row=row) for row in range(2)]
+    results = []
+    for _ in range(2):
+        sampler = ToySampler(PROMPTS, steps=5)
+        journal = Journal(tmp_path / "journal.sqlite", {})
+        results.append(drive(tasks, sampler, Near(), journal=journal))
+        journal.close()
+    assert sampler.forwards == 0
+    assert all(map(same, *results))
+
+
+@pytest.mark.parametrize("setting", QUICK)
+def test_dropped_candidates_are_survived(setting):
+    class Moody(Near):
+        def __call__(self, images, prompts):
+            scores = super().__call__(images, prompts)
+            return torch.where((images[:, 0, 0, 0] * 1000).long() % 3 == 0, torch.nan, scores)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcomes = attempt([task(setting, 300, seed=seed) for seed in range(4)], ToySampler(steps=6), Moody())
+    assert any(isinstance(outcome, Result) and outcome.dropped for outcome in outcomes)
+    assert all(isinstance(o, Result) or "finite" in str(o) for o in outcomes)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_is_described_with_its_price(name):
+    description, price = describe(name)
+    assert description and price
+    assert make  # settings exist for every algorithm
+    assert any(setting.split()[0] == name for setting in PRICED)

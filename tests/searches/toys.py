@@ -1,0 +1,58 @@
+"""What all tests of searches share: settings of every algorithm, and verifiers of the toy's points."""
+
+from functools import partial
+
+import torch
+
+from diffscale import noise
+from diffscale.driver import Task
+from diffscale.searches import SEARCHES
+
+EXTENT = 6.0
+
+
+def points(images):
+    """The points that pictures of the toy stand for, [B, 2]."""
+    return images[:, :2, 0, 0].double() * 2 * EXTENT - EXTENT
+
+
+class Near:
+    """The negative squared distance to a target, which lies just off one of the mixture's Gaussians."""
+
+    name = "near"
+
+    def __init__(self, target=(4.2, 0.3)):
+        self.target = torch.tensor(target, dtype=torch.float64)
+
+    def __call__(self, images, prompts):
+        return -(points(images) - self.target).square().sum(1)
+
+
+# Settings with a price that is known, and that price, on a grid of `s` steps from level 1 to 0.
+PRICED = {
+    "random": ({"n": 5}, lambda s: 5 * s),
+    "zero_order": ({"n": 3, "iterations": 4}, lambda s: 4 * 3 * s),
+    "zero_order greedy": ({"n": 2, "iterations": 4, "policy": "greedy"}, lambda s: (4 * 2 + 1) * s),
+    "zero_order restart": ({"n": 2, "iterations": 6, "policy": "restart"}, lambda s: (6 * 2 + 1) * s),
+    "paths": ({"n": 2, "m": 3, "length": 4}, lambda s: 2 * (s - s // 10) + 2 * 3 * (4 * 5 - 1)),
+    "first_order": ({"iterations": 3}, lambda s: 4 * 3 * s),
+    "demon": ({"k": 4}, lambda s: 1 + 5 * (s - 1)),
+    "demon softmax": ({"k": 3, "weights": "softmax", "temperature": 0.5}, lambda s: 1 + 4 * (s - 1)),
+    "free2guide": ({"k": 4, "guided": 3}, lambda s: s + 3 * 3),
+    "free2guide drawn": ({"k": 3, "guided": 2, "temperature": 0.3}, lambda s: s + 2 * 2),
+    "bayes": ({"dimensions": 2, "initial": 4, "n": 3}, None),
+    "fk": ({"k": 6}, lambda s: 6 * s),
+    "fk difference": ({"k": 5, "potential": "difference", "resampler": "ssp", "units": "raw"}, lambda s: 5 * s),
+    "fk sum": ({"k": 5, "potential": "sum", "ess": 1.0, "interval": 1}, lambda s: 5 * s),
+    "svdd": ({"b": 2, "m": 3}, lambda s: 2 + 2 * 3 * (s - 1)),
+}
+
+
+def make(setting):
+    """The search of a setting of `PRICED`, ready for a Task."""
+    return partial(SEARCHES[setting.split()[0]], **PRICED[setting][0])
+
+
+def task(setting, budget=10_000, row=0, seed=0):
+    search = make(setting) if isinstance(setting, str) else setting
+    return Task(search, row, noise.fold(noise.root(seed), row), budget, f"{row}")
