@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffscale import noise
-from diffscale.driver import Task, drive
+from diffscale.driver import Task, attempt, drive, plain
 from diffscale.journal import Journal
 from diffscale.models import best_device, load_pipeline, plain_call
 from diffscale.named import parse
@@ -63,7 +65,8 @@ def search(
     is kept; the same call with the same file goes on where the last one was stopped. `progress`: called with the NFE
     spent so far and the best score.
 
-    The result is a function of the arguments up to `dtype`, not of `batch_size`. Raises DiffscaleError
+    `Result.baseline` is one plain sample of the first noise, with `number` -1 and not in the ledger if the search did
+    not sample it. The result is a function of the arguments up to `dtype`, not of `batch_size`. Raises DiffscaleError
     (UnknownName, BudgetTooSmall, AllCandidatesFailed) with a sentence that says what to do.
     """
     algorithm, options = parse(search, "search", SEARCHES)
@@ -79,12 +82,8 @@ def search(
         key=noise.fold(noise.root(seed), prompt, 0),
         budget=nfe,
     )
-    if journal is None:
-        return drive([task], sampler, verifier, batch_size, observers, gallery=gallery, progress=progress)[0]
     settings = {
-        "model": pipe_or_id
-        if isinstance(pipe_or_id, str)
-        else f"{type(pipe_or_id).__name__} {getattr(pipe_or_id, 'name_or_path', '')}",
+        "model": pipe_or_id if isinstance(pipe_or_id, str) else type(pipe_or_id).__name__,
         "prompt": prompt,
         "search": search,
         "verifier": asked,
@@ -95,10 +94,12 @@ def search(
         "dtype": dtype,
         "gallery": gallery,
     }
-    kept = Journal(Path(journal), settings)
-    try:
-        return drive(
+    with closing(Journal(Path(journal), settings)) if journal is not None else nullcontext() as kept:
+        (result,) = drive(
             [task], sampler, verifier, batch_size, observers, gallery=gallery, journal=kept, progress=progress
-        )[0]
-    finally:
-        kept.close()
+        )
+        if algorithm == "random":
+            return result
+        # Other searches may never sample their first noise as it is. A verifier may fail on it alone.
+        (first,) = attempt([plain(task)], sampler, verifier, batch_size, journal=kept)
+    return replace(result, baseline=replace(first.best, number=-1)) if isinstance(first, Result) else result

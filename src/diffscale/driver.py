@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -51,6 +51,15 @@ class Task:
     key: int
     budget: int
     name: str = ""
+
+
+def plain(task: Task) -> Task:
+    """One sample of the first noise of `task`'s key: by it all searches with that key are measured."""
+    return replace(task, search=_one_sample, name=f"{task.name} | plain")
+
+
+def _one_sample(env: Environment) -> Search:
+    yield Evaluate(env.prior(1))
 
 
 def drive(

@@ -15,8 +15,11 @@ from diffscale import api, config
 from diffscale.config import GenerateConfig
 from diffscale.errors import DiffscaleError
 from diffscale.judges import judged
+from diffscale.named import parse
 from diffscale.report import pictures, plots
+from diffscale.searches import SEARCHES
 from diffscale.types import Result
+from diffscale.verifiers import VERIFIERS
 
 SHOWN = 64
 """Candidates on the sheet; a longer search shows its best ones."""
@@ -26,8 +29,10 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     """Make `folder` ready for the run; the finished result if the same run is already in it, else None.
 
     The settings are written first, so that a folder that cannot be written to is found out before anything is
-    computed. Raises DiffscaleError if the folder holds anything else than this run.
+    computed. Raises DiffscaleError if the folder holds anything else than this run, and for unknown names.
     """
+    parse(settings.search, "search", SEARCHES)
+    parse(settings.verifier, "verifier", VERIFIERS)
     saved, done = folder / "config.yaml", folder / "result.json"
     if saved.exists():
         if not config.load(saved).same_run(settings):
@@ -116,6 +121,7 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
         "flops": ledger.flops,
         "decodes": ledger.decodes,
         "verifier_calls": ledger.verifier_calls,
+        "candidates": result.candidates,
         "dropped": result.dropped,
         "seconds": round(sum(ledger.seconds.values()), 3),
         "seconds_by_kind": {kind: round(seconds, 3) for kind, seconds in ledger.seconds.items()},

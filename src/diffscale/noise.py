@@ -56,13 +56,13 @@ def neighbours(x: Tensor, keys: Tensor, cosine: float) -> Tensor:
     y = |x| (c u + sqrt(1 - c^2) w), u = x / |x|, w the unit vector of v - <v, u> u for normal v from `keys`: zero-order
     search of paper A (Ma et al. 2025, arXiv 2501.09732, section 3.2), as its authors write it.
     """
-    flat = x.flatten(1).double()
+    flat = x.cpu().flatten(1).double()  # not every device has float64
     norm = flat.norm(dim=1, keepdim=True)
     u = flat / norm
-    v = normal(keys, x.shape[1:]).to(x.device).flatten(1).double()
+    v = normal(keys, x.shape[1:]).flatten(1).double()
     w = v - (v * u).sum(1, keepdim=True) * u
     w = w / w.norm(dim=1, keepdim=True)
-    return (norm * (cosine * u + (1 - cosine**2) ** 0.5 * w)).to(x.dtype).view_as(x)
+    return (norm * (cosine * u + (1 - cosine**2) ** 0.5 * w)).view(x.shape).to(x)
 
 
 def _normal_rows(keys: Tensor, counter: Tensor) -> Tensor:

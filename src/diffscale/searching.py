@@ -106,7 +106,7 @@ class Searching:
             trace.append((self.ledger.nfe, self.best.score))
         ranked = sorted(self._shown, key=lambda shown: shown[:2], reverse=True)
         gallery = [Thumbnail(image, score, -number) for score, number, image in ranked]
-        return Result(self.best, self.baseline, gallery, trace, self.ledger, self.dropped)
+        return Result(self.best, self.baseline, gallery, trace, self.ledger, self.finished, self.dropped)
 
     def _advance(self, answer: Any) -> None:
         """Hand over `answer` and take requests until one needs computing, or the search ends."""

@@ -284,10 +284,11 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Result:
-    """What a search found. `baseline` is its first candidate, what one plain sample would give.
+    """What a search found. `baseline` is its first candidate.
 
-    `gallery`: the best candidates, best first, as many as were asked for. `trace`: (NFE, best score so far), a point
-    wherever the best improved and one at the end. `dropped`: candidates without a usable score.
+    `candidates`: how many were finished. `gallery`: the best of them, best first, as many as were asked for. `trace`:
+    (NFE, best score so far), a point wherever the best improved and one at the end. `dropped`: how many scores were
+    not usable.
     """
 
     best: Candidate
@@ -295,6 +296,7 @@ class Result:
     gallery: list[Thumbnail]
     trace: list[tuple[int, float]]
     ledger: Ledger
+    candidates: int
     dropped: int
 
 

@@ -38,11 +38,10 @@ def test_a_bench_adds_up_and_is_not_done_twice(
     assert len(samples) == 2 * 2 * 2 and {sample["nfe"] for sample in samples} == {8, 16}
     for sample in samples:
         assert Image.open(folder / sample["image"]).size == (64, 64)
-        assert sample["score"]["best"] >= sample["score"]["baseline"]
         assert 0 <= sample["judge"]["best"]["score"] <= 1
-    # All searches of a prompt begin at the same noise, but zero-order search does not sample it.
-    first = {(s["prompt"], s["score"]["baseline"]) for s in samples if s["search"] == "random"}
-    assert len(first) == 2
+        assert sample["score"]["best"] >= sample["score"]["baseline"] or sample["search"] != "random"
+    # All searches of a prompt are measured by one plain sample of the same noise, also if they never sample it.
+    assert len({(sample["prompt"], sample["score"]["baseline"]) for sample in samples}) == 2
     rows = json.loads((folder / "results.json").read_text())["cells"]
     assert [row["samples"] for row in rows] == [2] * 4
     table = list(csv.DictReader((folder / "results.csv").open()))

@@ -189,3 +189,16 @@ def test_killed_and_run_again_it_ends_with_the_same_files(tmp_path: Path) -> Non
     }
     for name in ("best.png", "baseline.png", "candidates.png", "scaling.png"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_every_search_is_measured_by_the_same_plain_sample() -> None:
+    import diffscale
+
+    results = [
+        diffscale.search("shapes-flux", PROMPT, search=search, nfe=24, steps=4, device="cpu")
+        for search in ("random", "zero_order", "svdd")
+    ]
+    assert [result.ledger.nfe for result in results] == [24, 24, 22]
+    for result in results[1:]:
+        assert result.baseline.key == results[0].baseline.key and result.baseline.number == -1
+        assert abs(result.baseline.score - results[0].baseline.score) < 1e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from diffscale import noise
 from diffscale.api import make_sampler
 from diffscale.bench.config import BenchConfig
-from diffscale.driver import Task, attempt
+from diffscale.driver import Task, attempt, plain
 from diffscale.errors import DiffscaleError
 from diffscale.journal import Journal
 from diffscale.judges import judged
@@ -22,7 +22,7 @@ from diffscale.models import best_device
 from diffscale.named import parse
 from diffscale.report.pictures import to_pil
 from diffscale.searches import SEARCHES
-from diffscale.types import Result, Verifier
+from diffscale.types import Candidate, Result, Verifier
 from diffscale.verifiers import load as load_verifier
 
 
@@ -75,8 +75,11 @@ def run(
                 settings.model, prompts, steps=settings.steps, pipe_args=settings.pipe_args, device=device,
                 dtype=settings.dtype,
             )  # fmt: skip
+            first: dict[tuple[str, str, int], Candidate] = {}
             for cell in chosen:
-                for sample in _run_cell(cell, settings, prompts, sampler, verifiers, done, journal, folder, told):
+                for sample in _run_cell(
+                    cell, settings, prompts, sampler, verifiers, done, journal, folder, told, first
+                ):
                     done[sample["name"]] = sample
     finally:
         journal.close()
@@ -120,6 +123,7 @@ def _run_cell(
     journal: Journal,
     folder: Path,
     told: Callable[[Cell, int, int], None] | None,
+    first: dict[tuple[str, str, int], Candidate],
 ) -> Iterator[dict[str, Any]]:
     algorithm, options = parse(cell.search, "search", SEARCHES)
     left = [
@@ -139,6 +143,7 @@ def _run_cell(
         )
         for row, repeat in left
     ]  # fmt: skip
+    _sample_plainly(cell, prompts, left, tasks, sampler, verifiers[cell.verifier], settings, journal, first)
     total = cell.budget * len(tasks)
     progress = None if told is None else lambda spent, best: told(cell, spent, total)
     outcomes = attempt(
@@ -151,15 +156,43 @@ def _run_cell(
                 sample = base | {"error": str(outcome)}
             else:
                 picture = _save(outcome, folder / "pictures" / _slug(cell.name), f"{row:04d}-{repeat}.png")
-                sample = base | _sample(outcome, settings.model, prompts[row], verifiers)
+                plainly = first.get((cell.verifier, prompts[row], repeat), outcome.baseline)
+                sample = base | _sample(outcome, plainly, settings.model, prompts[row], verifiers)
                 sample["image"] = str(picture.relative_to(folder))
             file.write(json.dumps(sample, ensure_ascii=False) + "\n")
             file.flush()
             yield sample
 
 
-def _sample(result: Result, model: str, prompt: str, verifiers: dict[str, Verifier]) -> dict[str, Any]:
-    images = {"best": result.best.image, "baseline": result.baseline.image}
+def _sample_plainly(
+    cell: Cell,
+    prompts: list[str],
+    left: list[tuple[int, int]],
+    tasks: list[Task],
+    sampler: Any,
+    verifier: Verifier,
+    settings: BenchConfig,
+    journal: Journal,
+    first: dict[tuple[str, str, int], Candidate],
+) -> None:
+    """Sample the first noises that no cell with this verifier has sampled yet, into `first`; not in any ledger."""
+    keys = [(cell.verifier, prompts[row], repeat) for row, repeat in left]
+    fresh = [
+        (key, replace(plain(task), budget=sampler.steps, name=" | ".join(map(str, (*key, "plain")))))
+        for key, task in zip(keys, tasks, strict=True)
+        if key not in first
+    ]
+    if fresh:
+        outcomes = attempt([task for _, task in fresh], sampler, verifier, settings.batch_size, journal=journal)
+        for (key, _), outcome in zip(fresh, outcomes, strict=True):
+            if isinstance(outcome, Result):
+                first[key] = outcome.best
+
+
+def _sample(
+    result: Result, baseline: Candidate, model: str, prompt: str, verifiers: dict[str, Verifier]
+) -> dict[str, Any]:
+    images = {"best": result.best.image, "baseline": baseline.image}
     ledger = result.ledger
     return {
         "nfe": ledger.nfe,
@@ -168,9 +201,10 @@ def _sample(result: Result, model: str, prompt: str, verifiers: dict[str, Verifi
         "decodes": ledger.decodes,
         "verifier_calls": ledger.verifier_calls,
         "seconds": ledger.seconds,
+        "candidates": result.candidates,
         "dropped": result.dropped,
         "key": result.best.key,
-        "score": {"best": result.best.score, "baseline": result.baseline.score},
+        "score": {"best": result.best.score, "baseline": baseline.score},
         "scores": {name: _scored(verifier, images, prompt) for name, verifier in verifiers.items()},
         "judge": judged(model, prompt, images),
         "trace": result.trace,

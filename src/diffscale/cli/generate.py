@@ -103,7 +103,7 @@ def _tell(console: Console, summary: dict[str, Any], output: Path) -> None:
         summary["verifier"].split()[0],
     )
     console.print(
-        f"{verifier}: first sample {first:.4f}, best of {summary['verifier_calls']} {best:.4f} ({best - first:+.4f}) "
+        f"{verifier}: first sample {first:.4f}, best of {summary['candidates']} {best:.4f} ({best - first:+.4f}) "
         f"for {summary['nfe']:,} NFE in {summary['seconds']:.1f} s",
         highlight=False,
     )

@@ -20,7 +20,7 @@ def first_order(env: Environment, iterations: int | None = None, rate: float = 0
     state = env.prior(1)
     while iterations != 0:
         _, gradient = yield Gradient(state)
-        x, g = state.x.double(), gradient.double()
+        x, g = state.x.cpu().double(), gradient.cpu().double()
         g = g - (g * x).sum() / x.square().sum() * x
         if not g.norm() > 0:
             state = env.prior(1)  # a plateau, or a dropped candidate: no way up from here
