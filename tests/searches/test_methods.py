@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from toys import Near, task
 from diffscale import noise
 from diffscale.driver import Task, drive
 from diffscale.errors import DiffscaleError
+from diffscale.judging import DroppedCandidate
 from diffscale.named import parse
 from diffscale.samplers.formulas import marginal
 from diffscale.samplers.toy import ToySampler
@@ -282,3 +284,18 @@ def test_all_requests_off_the_grid():
 
     (result,) = drive([task(wander)], ToySampler(steps=5), Near())
     assert result.ledger.nfe == 2 * (3 + 1 + 1 + 4 * 1 + 1)
+
+
+@pytest.mark.parametrize("potential", ["max", "difference", "sum"])
+def test_particles_that_were_all_dropped_go_on(potential):
+    class Blind(Tilt):
+        calls = 0
+
+        def __call__(self, images, prompts):
+            Blind.calls += 1
+            return super().__call__(images, prompts) if Blind.calls > 1 else torch.full((len(images),), math.nan)
+
+    search = partial(SEARCHES["fk"], k=4, interval=2, potential=potential)
+    with pytest.warns(DroppedCandidate):
+        (result,) = drive([Task(search, 0, 1, 10_000)], ToySampler(steps=8), Blind())
+    assert result.dropped == 4 and math.isfinite(result.best.score)

@@ -86,14 +86,16 @@ def steer(
 def _weighed(
     cloud: Cloud, scores: Tensor, potential: Potential, strength: Callable[[int, Tensor], float], step: int
 ) -> Cloud:
-    highest, total = torch.maximum(cloud.highest, scores), cloud.total + scores
+    usable = scores.isfinite()
+    highest = torch.maximum(cloud.highest, scores)
+    total = torch.where(usable, cloud.total + scores, cloud.total)
     value = {"max": highest, "difference": scores - cloud.last, "sum": total, "current": scores}[potential]
-    # A dropped candidate has weight 0; its ancestors' scores are no excuse for it.
-    log_g = torch.where(scores.isfinite(), strength(step, value) * value, -math.inf)
+    log_g = torch.where(usable, strength(step, value) * value, 0.0)
+    # A dropped candidate has weight 0. If all are dropped they go on as if they had not been scored.
     return replace(
         cloud,
-        log_weight=cloud.log_weight + log_g,
-        last=scores,
+        log_weight=torch.where(usable, cloud.log_weight + log_g, -math.inf),
+        last=torch.where(usable, scores, cloud.last),
         highest=highest,
         total=total,
         spent=cloud.spent + log_g,
