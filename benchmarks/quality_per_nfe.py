@@ -2,12 +2,14 @@
 
     python benchmarks/quality_per_nfe.py [--limit 12] [--verifier clip] [--search ...] [--output outputs/quality]
 
-All algorithms x verifiers x budgets of 4, 16, 64 and 128 candidates, on prompts of shapes-mini, two repeats each;
-resumable (`diffscale bench` runs it). For each cell: the mean of the held-out judge with a 95% bootstrap interval over
-prompts, its difference to random search at the same budget (paired by prompt), the verifier's own score, the diversity
-(mean over prompts of the distance 1 - cos between shapes-clip features of the two repeats' best pictures), and the
-multiplier: how many times more NFE, and seconds, random search needs for the same judge mean (interpolated in log NFE;
-`>` where its largest budget does not reach it).
+All algorithms x verifiers x budgets of 4, 16, 64 and 128 candidates, on prompts of shapes-mini, in bfloat16; resumable
+(`diffscale bench` runs it), with a folder for each verifier, so that two can run side by side. Cells add up over calls:
+the table shows all that are complete for `--limit` prompts. For each cell: the mean of the held-out judge with a 95%
+bootstrap interval over prompts, its difference to random search at the same budget (paired by prompt), the verifier's
+own score, the diversity (mean over prompts of the mean distance 1 - cos between shapes-clip features of its repeats'
+best pictures; - with one repeat), and the multiplier: how many times more NFE, and seconds, random search needs for
+the same judge mean (interpolated in log NFE; `>`: its largest budget does not reach it, `<`: its smallest has it).
+With the verifier shapes-judge the judge is what was searched with: an oracle, an upper bound for any verifier.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from PIL import Image
 from diffscale.bench import prompts as prompt_files
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.report import write
-from diffscale.bench.run import Cell, cells, run
+from diffscale.bench.run import Cell, cells, read_samples, run
 from diffscale.bench.tables import interval
 from diffscale.report import plots
 from diffscale.searches import SEARCHES
@@ -37,38 +39,55 @@ CANDIDATES = (4, 16, 64, 128)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limit", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2, help="at least 2 for the diversity")
     parser.add_argument("--verifier", action="append", help="[clip and shapes-judge]")
     parser.add_argument("--search", action="append", help="[all]")
     parser.add_argument("--candidates", type=int, action="append", help="[4 16 64 128]")
     parser.add_argument("--output", type=Path, default=Path("outputs/quality"))
     options = parser.parse_args()
     searches = options.search or list(SEARCHES)
-    settings = BenchConfig(
-        search=searches if "random" in searches else ["random", *searches],
-        verifier=options.verifier or ["clip", "shapes-judge"],
-        budget=[STEPS * n for n in options.candidates or CANDIDATES],
-        repeats=options.repeats,
-        limit=options.limit,
-    )
-    prompts = prompt_files.load(settings.suite, settings.limit)
-    options.output.mkdir(parents=True, exist_ok=True)
-    # The oracle has no gradient.
-    wanted = [c for c in cells(settings) if (c.search.split()[0], c.verifier) != ("first_order", "shapes-judge")]
-    samples = run(settings, prompts, options.output, lambda cell, spent, total: None, only=wanted)
-    write(settings, wanted, samples, options.output)
-    table = [row_of(cell, samples, options.output) for cell in wanted]
-    for row in table:
-        row |= multipliers(row, [r for r in table if (r["search"], r["verifier"]) == ("random", row["verifier"])])
-    show(table, len(prompts), options.repeats, options.output)
+    for verifier in options.verifier or ["clip", "shapes-judge"]:
+        settings = BenchConfig(
+            search=searches if "random" in searches else ["random", *searches],
+            verifier=[verifier],
+            budget=[STEPS * n for n in options.candidates or CANDIDATES],
+            repeats=options.repeats,
+            limit=options.limit,
+            dtype="bfloat16",
+        )
+        folder = options.output / verifier
+        folder.mkdir(parents=True, exist_ok=True)
+        # The oracle has no gradient.
+        wanted = [c for c in cells(settings) if (c.search.split()[0], c.verifier) != ("first_order", "shapes-judge")]
+        samples = run(settings, prompt_files.load(settings.suite, settings.limit), folder, only=wanted)
+        write(settings, wanted, samples, folder)
+    show(options.output, options.limit)
 
 
-def row_of(cell: Cell, samples: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """Judge, score, diversity, cost of a cell, by prompt in the order of the prompts."""
-    mine = [
-        s for s in samples if (s["search"], s["verifier"], s["budget"]) == (cell.search, cell.verifier, cell.budget)
-    ]
+def show(output: Path, limit: int) -> None:
+    """The table and the figures of all cells in `output` that are complete for `limit` prompts."""
+    prompts = prompt_files.load("shapes-mini", limit)
+    table = []
+    for verifier in sorted(path.parent.name for path in output.glob("*/samples.jsonl")):
+        samples = [s for s in read_samples(output / verifier / "samples.jsonl") if s["prompt"] in prompts]
+        rows = [row_of(cell, samples, prompts, output / verifier) for cell in dict.fromkeys(map(cell_of, samples))]
+        rows = [row for row in rows if row]
+        for row in rows:
+            row |= multipliers(row, [r for r in rows if r["search"] == "random"])
+        table += rows
+    write_table(table, limit, output)
+
+
+def cell_of(sample: dict[str, Any]) -> Cell:
+    return Cell(sample["search"], sample["verifier"], sample["budget"])
+
+
+def row_of(cell: Cell, samples: list[dict[str, Any]], prompts: list[str], folder: Path) -> dict[str, Any]:
+    """Judge, score, diversity, cost of a cell, by prompt in the order of the prompts; nothing if one is missing."""
+    mine = [s for s in samples if cell_of(s) == cell]
     good = [s for s in mine if "error" not in s]
+    if {s["prompt"] for s in mine} != set(prompts):
+        return {}
     row: dict[str, Any] = {
         "search": cell.search,
         "verifier": cell.verifier,
@@ -78,18 +97,19 @@ def row_of(cell: Cell, samples: list[dict[str, Any]], folder: Path) -> dict[str,
     if row["failed"]:
         return row
     return row | {
-        "judge": by_prompt(good, lambda s: s["judge"]["best"]["score"]),
-        "score": by_prompt(good, lambda s: s["score"]["best"]),
+        "judge": by_prompt(good, prompts, lambda s: s["judge"]["best"]["score"]),
+        "score": by_prompt(good, prompts, lambda s: s["score"]["best"]),
         "nfe": float(np.mean([s["nfe"] for s in good])),
         "seconds": float(np.mean([sum(s["seconds"].values()) for s in good])),
+        "repeats": len(good) / len(prompts),
         "diversity": diversity(good, folder),
     }
 
 
-def by_prompt(samples: list[dict[str, Any]], value: Any) -> NDArray[np.float64]:
-    groups: dict[str, list[float]] = {}
+def by_prompt(samples: list[dict[str, Any]], prompts: list[str], value: Any) -> NDArray[np.float64]:
+    groups: dict[str, list[float]] = {prompt: [] for prompt in prompts}
     for sample in samples:
-        groups.setdefault(sample["prompt"], []).append(value(sample))
+        groups[sample["prompt"]].append(value(sample))
     return np.array([np.mean(values) for values in groups.values()])
 
 
@@ -129,20 +149,17 @@ def multipliers(row: dict[str, Any], random: list[dict[str, Any]]) -> dict[str, 
     return found
 
 
-def show(table: list[dict[str, Any]], prompts: int, repeats: int, folder: Path) -> None:
-    lines = [
-        f"shapes-flux, {prompts} prompts of shapes-mini, {repeats} repeats, 95% bootstrap intervals over prompts",
-        "",
-    ]
+def write_table(table: list[dict[str, Any]], prompts: int, folder: Path) -> None:
+    lines = [f"shapes-flux, {prompts} prompts of shapes-mini, 95% bootstrap intervals over prompts", ""]
     lines += [
-        "| verifier | search | NFE | judge | minus random | own score | diversity | x NFE | x seconds |",
-        "|" + "---|" * 9,
+        "| verifier | search | NFE | repeats | judge | minus random | own score | diversity | x NFE | x seconds |",
+        "|" + "---|" * 10,
     ]
     curves: dict[str, dict[str, list[tuple[float, dict[str, float]]]]] = {}
     for row in table:
         if row["failed"]:
             lines.append(
-                f"| {row['verifier']} | {row['search']} | {row['budget']} | {row['failed']} failed | | | | | |"
+                f"| {row['verifier']} | {row['search']} | {row['budget']} | | {row['failed']} failed | | | | | |"
             )
             continue
         (base,) = [
@@ -151,13 +168,16 @@ def show(table: list[dict[str, Any]], prompts: int, repeats: int, folder: Path) 
         judge, gain = interval(row["judge"]), interval(row["judge"] - base["judge"])
         curves.setdefault(row["verifier"], {}).setdefault(row["search"], []).append((row["nfe"], judge))
         lines.append(
-            f"| {row['verifier']} | {row['search']} | {row['nfe']:.0f} | {shown(judge)} | {shown(gain)} | "
-            f"{row['score'].mean():.3f} | {row['diversity']:.3f} | {row['times_nfe']} | {row['times_seconds']} |"
+            f"| {row['verifier']} | {row['search']} | {row['nfe']:.0f} | {row['repeats']:.0f} | {shown(judge)} | "
+            f"{shown(gain)} | {row['score'].mean():.3f} | "
+            f"{row['diversity']:.3f} | {row['times_nfe']} | {row['times_seconds']} |".replace("| nan |", "| - |")
         )
-    (folder / "quality_per_nfe.md").write_text("\n".join(lines) + "\n")
+    (folder / f"quality_per_nfe-{prompts}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     for verifier, by_search in curves.items():
-        plots.curves(by_search, "judge mean", f"searched by {verifier}", folder / f"quality_per_nfe-{verifier}.png")
+        plots.curves(
+            by_search, "judge mean", f"searched by {verifier}", folder / f"quality_per_nfe-{prompts}-{verifier}.png"
+        )
 
 
 def shown(values: dict[str, float]) -> str:
