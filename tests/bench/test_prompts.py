@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from diffscale.bench import prompts
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.run import run
 from diffscale.cli.main import run as command
+from diffscale.errors import DiffscaleError
 from diffscale.shapes.captions import read
 from diffscale.shapes.classes import CLASSES, class_description
 from diffscale.types import ClassLabel
@@ -68,3 +70,43 @@ def test_a_bench_by_class_goes_on_where_it_stopped(tmp_path, monkeypatch):
 def _made(folder):
     folder.mkdir()
     return folder
+
+
+def test_columns_by_other_names_other_layouts_and_categories(tmp_path: Path) -> None:
+    (tmp_path / "drawbench.csv").write_text('Prompts,Category\n"A red, round car",Colors\nTwo dogs,Counting\n')
+    (tmp_path / "geneval.jsonl").write_text('{"tag": "single_object", "prompt": "a photo of a bench"}\n')
+    (tmp_path / "list.json").write_text('["one", {"caption": "two"}]')
+    (tmp_path / "tabs.tsv").write_text("text\tother\na bear\t1\n")
+    assert prompts.load(str(tmp_path / "drawbench.csv")) == ["A red, round car", "Two dogs"]
+    assert prompts.categories(str(tmp_path / "drawbench.csv")) == {"A red, round car": "Colors", "Two dogs": "Counting"}
+    assert prompts.categories(str(tmp_path / "geneval.jsonl")) == {"a photo of a bench": "single_object"}
+    assert prompts.load(str(tmp_path / "list.json")) == ["one", "two"]
+    assert prompts.load(str(tmp_path / "tabs.tsv")) == ["a bear"]
+    assert prompts.categories("shapes-mini") == {}
+
+
+def test_imagenet_has_all_its_classes_though_two_are_called_alike() -> None:
+    classes = prompts.load("imagenet")
+    assert [label.class_id for label in classes] == list(range(1000)) and len(set(classes)) < 1000
+    assert [label.class_id for label in prompts.load("imagenet", 4)] == [0, 250, 500, 750]
+
+
+def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    file = tmp_path / "p.csv"
+    file.write_text("prompt\na bear\n")
+    files = ["README.md", "p.csv"]
+    asked = []
+
+    def download(repository: str, name: str, repo_type: str) -> str:
+        asked.append((repository, name, repo_type))
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert prompts.load("owner/name") == prompts.load("owner/name:p.csv") == ["a bear"]
+    assert asked == [("owner/name", "p.csv", "dataset")] * 2
+    files.append("other.txt")
+    with pytest.raises(DiffscaleError, match=r"other\.txt, p\.csv.*owner/name:FILE"):
+        prompts.load("owner/name")

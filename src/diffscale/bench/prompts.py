@@ -1,57 +1,116 @@
-"""Prompts to measure on: a suite by name, or a file."""
+"""Prompts to measure on: a suite by name, a file, or a data set of the Hub."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from diffscale.errors import DiffscaleError, unknown
 from diffscale.shapes.prompts import SUITES
+from diffscale.types import ClassLabel
+from diffscale.verifiers import imagenet
+
+COLUMNS: Final = ("prompt", "prompts", "caption", "text")
+CATEGORIES: Final = ("category", "tag", "challenge")
+"""What the columns of prompts and of their categories may be called, in any case."""
+_SUFFIXES: Final = (".csv", ".tsv", ".jsonl", ".json", ".txt")
+_HUB: Final = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
+
+T = TypeVar("T")
 
 
 def load(source: str, limit: int | None = None) -> list[str]:
-    """Prompts of a suite (one of `SUITES`) or of a file: text with a prompt a line, or JSONL or CSV with a column
-    `prompt` (or `caption`, `text`).
+    """Prompts of a suite (one of `SUITES`, or `imagenet`, its 1000 classes) or of a file: text with a prompt a line, or
+    JSONL, JSON, CSV or TSV with a column `prompt` (or `caption`, `text`); GenEval's and DrawBench's files are such.
 
-    `limit`: that many, evenly over all, so that every category of a suite has its share. Raises DiffscaleError for a
-    file without prompts, UnknownName for what is neither.
+    `owner/name` or `owner/name:file` is a data set of the Hub with such a file, which is downloaded. `limit`: that
+    many, evenly over all, so that every category of a suite has its share. Raises DiffscaleError for a file without
+    prompts, UnknownName for what is neither.
     """
     if source in SUITES:
-        prompts = SUITES[source]()
-    elif Path(source).is_file():
-        prompts = _read(Path(source))
-    elif Path(source).suffix or "/" in source:
+        return evenly(list(dict.fromkeys(SUITES[source]())), limit)
+    if source == "imagenet":
+        return evenly([ClassLabel(name, i) for i, name in enumerate(imagenet.names())], limit)
+    return evenly(list(dict.fromkeys(prompt for prompt, _ in _rows(source))), limit)
+
+
+def categories(source: str) -> dict[str, str]:
+    """The category of each prompt of a file that has a column `category` (or `tag`); empty for all else.
+
+    Raises as `load` does.
+    """
+    if source in SUITES or source == "imagenet":
+        return {}
+    return {prompt: category for prompt, category in _rows(source) if category}
+
+
+def _rows(source: str) -> list[tuple[str, str]]:
+    if Path(source).is_file():
+        return _read(Path(source))
+    if _HUB.fullmatch(source) and Path(source.partition(":")[0]).suffix not in _SUFFIXES:
+        return _read(_download(source))
+    if Path(source).suffix or "/" in source:
         raise DiffscaleError(f"There is no file {source}; give one with prompts, or a suite: {', '.join(SUITES)}.")
-    else:
-        raise unknown("suite", source, SUITES)
-    prompts = list(dict.fromkeys(prompts))
-    return _evenly(prompts, limit) if limit is not None and limit < len(prompts) else prompts
+    raise unknown("suite", source, [*SUITES, "imagenet"])
 
 
-def _read(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".jsonl":
-            prompts = [_prompt(json.loads(line)) for line in text.splitlines() if line.strip()]
-        elif file.suffix == ".csv":
-            prompts = [_prompt(row) for row in csv.DictReader(text.splitlines())]
-        else:
-            prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, KeyError) as error:
-        raise DiffscaleError(f"The prompts in {file} cannot be read; it needs a column `prompt` ({error}).") from error
-    if not prompts:
-        raise DiffscaleError(f"{file} holds no prompts.")
-    return prompts
-
-
-def _prompt(row: dict[str, str]) -> str:
-    name = next((name for name in ("prompt", "caption", "text") if row.get(name)), None)
-    if name is None:
-        raise KeyError("a row has none")
-    return row[name]
-
-
-def _evenly(prompts: Sequence[str], n: int) -> list[str]:
+def evenly(prompts: Sequence[T], limit: int | None) -> list[T]:
+    """`limit` of the prompts, evenly over all; None, or more than there are, is all of them."""
+    n = len(prompts) if limit is None else min(limit, len(prompts))
     return [prompts[i * len(prompts) // n] for i in range(n)]
+
+
+def _read(file: Path) -> list[tuple[str, str]]:
+    """Prompts and their categories, empty where none is said."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix == ".jsonl":
+            rows = [_row(json.loads(line)) for line in text.splitlines() if line.strip()]
+        elif file.suffix == ".json":
+            rows = [(row, "") if isinstance(row, str) else _row(row) for row in json.loads(text)]
+        elif file.suffix in (".csv", ".tsv"):
+            delimiter = "\t" if file.suffix == ".tsv" else ","
+            rows = [_row(row) for row in csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)]
+        else:
+            rows = [(line.strip(), "") for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DiffscaleError(f"The prompts in {file} cannot be read; it needs a column `prompt` ({error}).") from error
+    if not rows:
+        raise DiffscaleError(f"{file} holds no prompts.")
+    return rows
+
+
+def _row(row: dict[str, Any]) -> tuple[str, str]:
+    by_name = {str(name).strip().lower(): value for name, value in row.items()}
+    prompt, category = (
+        next((str(by_name[name]).strip() for name in names if by_name.get(name)), "") for names in (COLUMNS, CATEGORIES)
+    )
+    if not prompt:
+        raise KeyError("a row has none")
+    return prompt, category
+
+
+def _download(source: str) -> Path:
+    """The file of prompts in the data set `owner/name`, or `owner/name:file`."""
+    from huggingface_hub import HfApi, hf_hub_download  # what finds files is of no use without the Hub
+
+    repository, _, name = source.partition(":")
+    try:
+        if not name:
+            files = HfApi().list_repo_files(repository, repo_type="dataset")
+            readable = [file for file in files if Path(file).suffix in _SUFFIXES]
+            if len(readable) != 1:
+                said = "none" if not readable else ", ".join(sorted(readable)[:20])
+                raise DiffscaleError(
+                    f"The data set {repository} has {said} of the files that hold prompts ({', '.join(_SUFFIXES)}): "
+                    f"name one as {repository}:FILE."
+                )
+            name = readable[0]
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DiffscaleError(f"{source} is no file, and no data set of the Hub that can be read ({reason}).") from error

@@ -15,6 +15,7 @@ from diffscale.cli.bench import bench
 from diffscale.cli.evaluate import evaluate
 from diffscale.cli.generate import generate
 from diffscale.cli.list import list_names
+from diffscale.cli.reproduce import reproduce
 from diffscale.errors import DiffscaleError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -22,6 +23,7 @@ app.command()(generate)
 app.command()(bench)
 app.command()(evaluate)
 app.command("train", context_settings={"token_normalize_func": training.spelt})(training.command())
+app.command()(reproduce)
 app.command("list")(list_names)
 app.add_typer(shapes.app, name="shapes")
 

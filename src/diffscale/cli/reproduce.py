@@ -1,0 +1,164 @@
+"""`diffscale reproduce`: tables and figures of papers, by recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from diffscale.cli.generate import pair
+from diffscale.errors import unknown
+
+if TYPE_CHECKING:
+    from diffscale.reproduce.plan import Plan
+    from diffscale.reproduce.recipe import Setting
+    from diffscale.reproduce.run import Workshop
+
+
+def reproduce(
+    items: Annotated[list[str], typer.Argument(metavar="LIST|ITEM...", help="Items (A.table2), a paper (A), or all.")],
+    setting: Annotated[str, typer.Option(help="Models of shapes, or of the paper.")] = "shapes",
+    limit: Annotated[int | None, typer.Option(help="Prompts of each part, at most.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small sizes: each item within two minutes on 2 cores.")
+    ] = False,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="name=file or Hub id of a suite that is not shipped, as drawbench=prompts.csv; repeatable."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Statistics of real pictures, by `diffscale evaluate --save-reference`.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the first of these there is.")] = None,
+    offload: Annotated[str | None, typer.Option(help="Keep networks on the CPU: model or sequential.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Most rows at once. Default: found by itself.")] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and end.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder; what is done in it is not done again.")] = Path(
+        "outputs/reproduction"
+    ),
+) -> None:
+    """Draw tables and figures of papers again, on Shapes or on the papers' own models."""
+    # Imported late: diffusers takes seconds.
+    from diffscale.reproduce import recipe as recipes
+
+    console = Console(soft_wrap=True)
+    if [item.upper() for item in items] == ["LIST"]:
+        _list(console)
+        return
+    if setting not in ("shapes", "paper"):
+        raise unknown("setting", setting, ["shapes", "paper"])
+    names = recipes.chosen(items)
+    from diffscale.cli.quiet import quiet as silence
+    from diffscale.loading.options import LoadOptions
+    from diffscale.reproduce import page
+    from diffscale.reproduce.plan import check, plan
+    from diffscale.reproduce.run import Workshop, run
+
+    silence()
+    options: dict[str, Any] = {
+        "setting": setting, "limit": limit, "quick": quick, "suites": dict(map(pair, suite or [])),
+        "reference": reference,
+    }  # fmt: skip
+    loaded = {name: recipes.load(name) for name in names}
+    if len(names) > 1:
+        loaded = {name: recipe for name, recipe in loaded.items() if setting in recipe.settings}
+    settings = {name: recipes.resolved(recipe, **options) for name, recipe in loaded.items()}
+    for each in settings.values():
+        check(each)
+    loading: dict[str, Any] = {"device": device, "offload": offload}
+    workshop = Workshop(output, LoadOptions(**loading), batch_size)
+    left = {name: each for name, each in settings.items() if not _done(console, name, each, workshop)}
+    if left:
+        _tell_estimate(console, left, workshop)
+    if estimate:
+        return
+    everything = plan(left.values())
+    record = any(need.record for need in everything.pools.values())
+    for name, each in left.items():
+        with _bars(console) as told:
+            run(name, each, workshop, told, record)
+        page.keep(output, name, loaded[name], each, options)
+    path = page.build(output)
+    _tell(console, output)
+    console.print(f"{path} has all of it", highlight=False)
+
+
+def _list(console: Console) -> None:
+    from diffscale.reproduce import recipe as recipes
+
+    table = Table("item", "what it shows", "settings", box=None, pad_edge=False, header_style="bold")
+    for name in recipes.names():
+        found = recipes.load(name)
+        table.add_row(name, found.title, ", ".join(found.settings))
+    console.print(table)
+
+
+def _done(console: Console, name: str, setting: Setting, workshop: Workshop) -> bool:
+    """Whether an item's numbers are there; says so where they are stale."""
+    from diffscale.reproduce.run import made_of, read
+
+    held = read(workshop.folder, name)
+    if held is None:
+        return False
+    if held["made_of"] == made_of(setting):
+        console.print(f"{name} is done", highlight=False)
+        return True
+    console.print(
+        f"[yellow]{name} is stale:[/yellow] its recipe or the weights changed since; what changed is run again",
+        highlight=False,
+    )
+    return False
+
+
+def _tell_estimate(console: Console, settings: dict[str, Setting], workshop: Workshop) -> None:
+    """NFE first, which needs no model; then what a second or two of each model says."""
+    from diffscale.reproduce.plan import plan
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("item", "NFE", "TFLOPs", "minutes", "GB"):
+        table.add_column(head, justify="left" if head == "item" else "right")
+    plans: dict[str, Plan] = {name: plan([setting]) for name, setting in settings.items()}
+    if len(plans) > 1:
+        plans["together, shared once"] = plan(settings.values())
+    total = sum(plans[next(reversed(plans))].nfe().values())
+    console.print(f"{total:,} NFE from a cold start; measuring the models...", highlight=False)
+    for name, each in plans.items():
+        found = workshop.speeds.estimate(each)
+        table.add_row(
+            name, f"{found.nfe:,}", f"{found.flops / 1e12:,.1f}", f"{found.seconds / 60:,.1f}",
+            f"{found.memory / 1e9:.1f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Any]:
+    """A bar for each kind of work."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+    ) as progress:  # fmt: skip
+        bars: dict[str, Any] = {}
+
+        def told(what: str, done: int, of: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=of)
+            progress.update(bars[what], completed=done, total=of)
+
+        yield told
+
+
+def _tell(console: Console, output: Path) -> None:
+    import json
+
+    table = Table("item", "claim", "verdict", "p", box=None, pad_edge=False, header_style="bold")
+    rows = json.loads((output / "verdicts.json").read_text())
+    for row in rows:
+        table.add_row(row["item"], row["claim"], row["verdict"], f"{row['p']:.2g}")
+    if rows:
+        console.print(table)

@@ -1,0 +1,40 @@
+"""Random search as a choice from the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffscale.reproduce.calls import Slot
+from diffscale.reproduce.pool import Pool
+from diffscale.reproduce.scoring import Scoring
+from diffscale.types import Choosing, Recording
+
+
+def pick(pool: Pool, slots: Sequence[Slot], n: int, verifier: str, scoring: Scoring) -> list[int]:
+    """The number of the best of the first `n` candidates of every slot; of equals the first one.
+
+    An ensemble ranks them among each other. What a Choosing verifier chose for a slot counts for the next one.
+    """
+    model = pool.call.model
+    judge = scoring.verifier(verifier, model)
+    if isinstance(judge, Choosing):
+        judge.begin()
+    chosen = []
+    for slot in slots:
+        pictures = pool.pictures(slot, range(n))
+        if isinstance(judge, Choosing):
+            images = pictures.float() / 255
+            best = int(judge(images.to(scoring.device), [slot.prompt] * n).argmax())  # type: ignore[operator]
+            judge.choose(images[best], slot.prompt)
+        else:
+            recorded = _recorded(pool, slot, n) if isinstance(judge, Recording) else None
+            scores = scoring.scores(verifier, model, slot.prompt, pictures, recorded)
+            best = int(np.argmax(scoring.combine(verifier, model, scores)))
+        chosen.append(best)
+    return chosen
+
+
+def _recorded(pool: Pool, slot: Slot, n: int):  # type: ignore[no-untyped-def]
+    return lambda: pool.pictures(slot, range(n), recorded=True)

@@ -1,0 +1,195 @@
+"""The tests that recipes name: each a function from an item's raw numbers to the evidence for a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffscale.errors import DiffscaleError, unknown
+from diffscale.reproduce import numbers
+from diffscale.reproduce.numbers import Raw
+from diffscale.reproduce.recipe import Claim
+from diffscale.reproduce.verdicts import (
+    Contrast,
+    Evidence,
+    equivalent,
+    every,
+    not_superior,
+    paired,
+    superior,
+)
+
+At = Sequence[Any]
+"""[part, series] or [part, series, point], see `numbers.point`."""
+
+
+def compare(raw: Raw, all_of: Sequence[dict[str, Any]]) -> Evidence:
+    """Comparisons that must all come out: each has `measure`, points `a` and `b`, and `is`: better (by more than
+    `margin`, by default 0), equal (within `margin`) or not_better (by `margin` at most)."""
+    return every([_comparison(raw, **{**each, "how": each["is"]}) for each in all_of])
+
+
+def _comparison(raw: Raw, a: At, b: At, measure: str, how: str, margin: float = 0.0, **_: Any) -> Evidence:
+    kinds: dict[str, Callable[[Contrast, float], Evidence]]
+    kinds = {"better": superior, "equal": equivalent, "not_better": not_superior}
+    if how not in kinds:
+        raise unknown("comparison", how, kinds)
+    if a[0] != b[0]:
+        raise DiffscaleError("A comparison is within one part: mend the recipe.")
+    contrast = numbers.difference(raw, a[0], numbers.point(raw, *a), numbers.point(raw, *b), measure)
+    evidence = kinds[how](contrast, margin)
+    return Evidence(evidence.holds, evidence.fails, _said(_name(a), _name(b), measure, contrast))
+
+
+def sweet_spot(raw: Raw, part: str, series: Sequence[str], measure: str, budget: int | str = "last") -> Evidence:
+    """`series` in order of a setting: one between the ends is better than both ends.
+
+    Which one is chosen on every other prompt, and tested on the rest.
+    """
+    points = [numbers.point(raw, part, name, budget) for name in series]
+    values = np.array([numbers.by_prompt(raw, part, at, measure) for at in points])
+    best = 1 + int(values[1:-1, ::2].mean(1).argmax())
+    parts = []
+    for end in (0, -1):
+        contrast = paired(values[best, 1::2] - values[end, 1::2])
+        evidence = superior(contrast)
+        parts.append(Evidence(evidence.holds, evidence.fails, _said(series[best], series[end], measure, contrast)))
+    return every(parts)
+
+
+def disagree(raw: Raw, part: str, series: Sequence[str], measure: str, categories: Sequence[str]) -> Evidence:
+    """One verifier is best in one category and another in another: some pair changes places.
+
+    The pair and the categories with the largest change are chosen on every other prompt, and tested on the rest; there
+    each must be better than the other in its category.
+    """
+    found: tuple[float, str, str, str, str] | None = None
+    values = {
+        (name, category): numbers.by_prompt(raw, part, numbers.point(raw, part, name), f"{measure}@{category}")
+        for name in series
+        for category in categories
+    }
+    for a in series:
+        for b in series:
+            for here in categories:
+                for there in categories:
+                    won = _mean((values[a, here] - values[b, here])[::2])
+                    lost = _mean((values[b, there] - values[a, there])[::2])
+                    if found is None or min(won, lost) > found[0]:
+                        found = min(won, lost), a, b, here, there
+    assert found is not None
+    _, a, b, here, there = found
+    parts = []
+    for one, other, category in ((a, b, here), (b, a, there)):
+        contrast = paired((values[one, category] - values[other, category])[1::2])
+        evidence = superior(contrast)
+        said = _said(one, other, f"{measure} on {category}", contrast)
+        parts.append(Evidence(evidence.holds, evidence.fails, said))
+    return every(parts)
+
+
+def never_worst(
+    raw: Raw, part: str, one: str, others: Sequence[str], measure: str, categories: Sequence[str], margin: float
+) -> Evidence:
+    """In every category `one` is not worse by `margin` than the worst of `others`, chosen on every other prompt."""
+    parts = []
+    for category in categories:
+        name = f"{measure}@{category}"
+        mine = numbers.by_prompt(raw, part, numbers.point(raw, part, one), name)
+        theirs = {each: numbers.by_prompt(raw, part, numbers.point(raw, part, each), name) for each in others}
+        worst = min(theirs, key=lambda each: _mean(theirs[each][::2]))
+        contrast = paired((theirs[worst] - mine)[1::2])
+        evidence = not_superior(contrast, margin)
+        parts.append(Evidence(evidence.holds, evidence.fails, _said(worst, one, f"{measure} on {category}", contrast)))
+    return every(parts)
+
+
+def correlated(raw: Raw, part: str, of: Sequence[str], over: float = 0.0) -> Evidence:
+    """Two verifiers rank candidates alike: the mean over prompts of Spearman's correlation within one is above."""
+    contrast, said = _correlation(raw, part, of)
+    evidence = superior(contrast, over)
+    return Evidence(evidence.holds, evidence.fails, said)
+
+
+def uncorrelated(raw: Raw, part: str, of: Sequence[str], margin: float) -> Evidence:
+    """The mean rank correlation of two verifiers within prompts is under `margin`."""
+    contrast, said = _correlation(raw, part, of)
+    evidence = not_superior(contrast, margin)
+    return Evidence(evidence.holds, evidence.fails, said)
+
+
+def _correlation(raw: Raw, part: str, of: Sequence[str]) -> tuple[Contrast, str]:
+    of_part = raw["parts"][part]
+    pairs = of_part["pairs"]
+    repeats = of_part["repeats"]
+    # One value a prompt: of repeats, all candidates together.
+    one, other = (
+        [list(chain(*rows[start : start + repeats])) for start in range(0, len(rows), repeats)]
+        for rows in (pairs[name] for name in of)
+    )
+    values = numbers.within(one, other)
+    if not len(values):
+        return Contrast(0.0, float("inf"), 1), f"{of[0]} or {of[1]} is constant"
+    contrast = paired(values)
+    return contrast, f"{of[0]} and {of[1]}: rank correlation {contrast.estimate:.2f}{_bounds(contrast)}"
+
+
+def cheaper(raw: Raw, a: At, b: At, measure: str) -> Evidence:
+    """`a` is better than `b` at a lower cost in FLOPs, which is counted and needs no test."""
+    one, other = numbers.point(raw, *a), numbers.point(raw, *b)
+    contrast = numbers.difference(raw, a[0], one, other, measure)
+    evidence = superior(contrast)
+    ratio = one["flops"] / other["flops"]
+    said = f"{_said(_name(a), _name(b), measure, contrast)}, at {ratio:.2f} times the FLOPs"
+    if ratio >= 1:
+        return Evidence(1.0, 0.0, said)
+    return Evidence(evidence.holds, evidence.fails, said)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """0 of nothing: a category without prompts decides nothing."""
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _name(at: At) -> str:
+    where = f" ({at[2]})" if len(at) > 2 else ""
+    return f"{at[1]}{where}"
+
+
+def _said(a: str, b: str, measure: str, contrast: Contrast) -> str:
+    sign = " (sign turned: over 0 is better)" if measure in numbers.LOWER else ""
+    return f"{a} over {b}, {measure}{sign}: {contrast.estimate:+.3f}{_bounds(contrast)}"
+
+
+def _bounds(contrast: Contrast) -> str:
+    if not np.isfinite(contrast.error):
+        return " [too few prompts]"
+    low, high = contrast.interval()
+    return f" [{low:.3f}, {high:.3f}]"
+
+
+CLAIMS: Final[dict[str, Callable[..., Evidence]]] = {
+    "cheaper": cheaper,
+    "compare": compare,
+    "correlated": correlated,
+    "disagree": disagree,
+    "never_worst": never_worst,
+    "sweet_spot": sweet_spot,
+    "uncorrelated": uncorrelated,
+}
+
+
+def judged(claim: Claim, raw: Raw) -> Evidence:
+    """The evidence that an item's numbers give for a claim; raises DiffscaleError for a recipe that does not fit."""
+    if claim.test not in CLAIMS:
+        raise unknown("test", claim.test, CLAIMS)
+    try:
+        return CLAIMS[claim.test](raw, **claim.options)
+    except (TypeError, KeyError) as error:
+        raise DiffscaleError(
+            f"The claim {claim.says!r} of {raw['item']} cannot be tested: mend its recipe ({error})."
+        ) from error

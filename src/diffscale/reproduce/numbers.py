@@ -1,0 +1,90 @@
+"""Reading an item's raw numbers: values by prompt, points of series, differences between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffscale.errors import DiffscaleError
+from diffscale.metrics.bootstrap import interval
+from diffscale.reproduce.verdicts import Contrast, jackknife, paired
+
+LOWER: Final = frozenset({"fid"})
+"""Measures of which less is better."""
+Raw = Mapping[str, Any]
+
+
+def point(raw: Raw, part: str, series: str, at: str | int = "last") -> dict[str, Any]:
+    """A point of a series: its first, its last, or that of a search budget (or with no search, of that many NFE).
+
+    Raises DiffscaleError where there is none.
+    """
+    points = raw["parts"].get(part, {}).get("series", {}).get(series, [])
+    if not points:
+        raise DiffscaleError(f"{raw['item']} has no series {series!r} in part {part!r}: mend its recipe.")
+    if at in ("first", "last"):
+        return dict(points[0 if at == "first" else -1])
+    if isinstance(at, str) and at.startswith("#"):
+        return dict(points[min(int(at[1:]), len(points) - 1)])
+    found = next((each for each in points if (each["search_nfe"] or each["nfe"]) == at), None)
+    if found is None:
+        raise DiffscaleError(f"{raw['item']} has no point of {at} NFE in series {series!r}: mend its recipe.")
+    return dict(found)
+
+
+def by_prompt(raw: Raw, part: str, at: Mapping[str, Any], measure: str) -> NDArray[np.float64]:
+    """Values of a measure [prompts], its slots averaged; `measure@category`: of the prompts of that category alone."""
+    name, _, category = measure.partition("@")
+    of = raw["parts"][part]
+    if name in at["sets"]:
+        values = np.array(at["sets"][name]["prompts"], float)
+    else:
+        values = np.array(at["scores"][name], float).reshape(len(of["prompts"]), of["repeats"]).mean(1)
+    if category:
+        values = values[[each == category for each in of["categories"]]]
+    return values
+
+
+def is_whole(at: Mapping[str, Any], measure: str) -> bool:
+    """Whether a measure is of all pictures together, and has no values of single prompts."""
+    return measure in at["sets"] and "value" in at["sets"][measure]
+
+
+def summary(raw: Raw, part: str, at: Mapping[str, Any], measure: str) -> dict[str, float]:
+    """`mean`, `low` and `high` (95%): over prompts by bootstrap, of a metric of all pictures by the jackknife."""
+    if is_whole(at, measure):
+        held = at["sets"][measure]
+        if not held["without"]:
+            return {"mean": held["value"], "low": held["value"], "high": held["value"]}
+        low, high = jackknife(held["value"], held["without"]).interval()
+        return {"mean": held["value"], "low": low, "high": high}
+    return interval(by_prompt(raw, part, at, measure))
+
+
+def difference(raw: Raw, part: str, a: Mapping[str, Any], b: Mapping[str, Any], measure: str) -> Contrast:
+    """How much better `a` is than `b`, paired by prompts, or by the prompts left out; of fid, how much lower."""
+    sign = -1.0 if measure in LOWER else 1.0
+    if is_whole(a, measure):
+        one, other = a["sets"][measure], b["sets"][measure]
+        without = sign * (np.array(one["without"]) - np.array(other["without"]))
+        return jackknife(sign * (one["value"] - other["value"]), without)
+    return paired(sign * (by_prompt(raw, part, a, measure) - by_prompt(raw, part, b, measure)))
+
+
+def gain(raw: Raw, part: str, at: Mapping[str, Any], base: Mapping[str, Any], measure: str) -> dict[str, float]:
+    """The gain over `base` in percent of its mean, with the interval of the difference."""
+    contrast = difference(raw, part, at, base, measure)
+    start = abs(summary(raw, part, base, measure)["mean"]) or 1.0
+    low, high = contrast.interval() if np.isfinite(contrast.error) else (contrast.estimate, contrast.estimate)
+    return {name: 100 * value / start for name, value in (("mean", contrast.estimate), ("low", low), ("high", high))}
+
+
+def within(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Spearman's correlation of two verifiers within each slot's candidates, of slots where neither is constant."""
+    from scipy.stats import spearmanr
+
+    pairs = ((np.array(x), np.array(y)) for x, y in zip(a, b, strict=True))
+    return np.array([spearmanr(x, y).statistic for x, y in pairs if np.ptp(x) > 0 and np.ptp(y) > 0])

@@ -1,0 +1,50 @@
+"""Raw numbers of an item that was never run: of the right form, from a seeded generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from diffscale.reproduce.points import points_of
+from diffscale.reproduce.recipe import Setting
+
+CATEGORIES = ("colour", "shape", "texture", "spatial", "numeracy", "complex")
+
+
+def fabricated(item: str, setting: Setting, prompts: int = 24) -> dict[str, Any]:
+    """`prompts` of each part, whatever the recipe says."""
+    rng = np.random.default_rng(0)
+    parts: dict[str, Any] = {}
+    for name, part in setting.parts.items():
+        series: dict[str, Any] = {}
+        for each, of_it in part.series.items():
+            series[each] = [
+                {
+                    "nfe": point.budget + 20,
+                    "flops": 1e9 * (point.budget + 20),
+                    "search_nfe": point.budget,
+                    "model": point.call.model,
+                    "scores": {judge: rng.normal(size=prompts * part.repeats).tolist() for judge in part.judges},
+                    "sets": {
+                        measure: {"prompts": rng.random(prompts).tolist()}
+                        if measure == "diversity"
+                        else {"value": 3.0, "without": rng.normal(3, 0.1, 8).tolist()}
+                        for measure in part.sets
+                    },
+                }
+                for point in points_of(part, of_it)
+            ]
+            for at, steps in zip(series[each], of_it.final if not of_it.verifier else [], strict=False):
+                at["nfe"] = steps * (2 if part.model.startswith(("shapes-sit", "sit")) else 1)
+        parts[name] = {
+            "model": part.model,
+            "prompts": [f"prompt {i}" for i in range(prompts)],
+            "categories": [CATEGORIES[i % 6] for i in range(prompts)],
+            "repeats": part.repeats,
+            "series": series,
+        }
+        if part.pairs is not None:
+            shape = prompts * part.repeats, part.pairs.candidates
+            parts[name]["pairs"] = {text: rng.normal(size=shape).tolist() for text in part.pairs.of}
+    return {"item": item, "made_of": "", "parts": parts}

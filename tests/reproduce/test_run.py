@@ -1,0 +1,193 @@
+"""An item from the command line to the page: nothing is computed twice, what changed is stale, files make the page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from diffscale import noise
+from diffscale.api import make_sampler
+from diffscale.cli.main import run as command
+from diffscale.driver import Task, drive
+from diffscale.loading.options import LoadOptions
+from diffscale.reproduce import page, pool, recipe, searched
+from diffscale.reproduce.calls import Call, Models, Slot
+from diffscale.reproduce.pool import Pool
+from diffscale.reproduce.searched import Searched
+from diffscale.searches.random import random
+from diffscale.verifiers import load
+
+TEXTS = {
+    "model": "shapes-flux",
+    "prompts": "shapes-mini",
+    "limit": 2,
+    "steps": 2,
+    "judges": ["clip"],
+    "strips": 1,
+    "pairs": {"candidates": 3, "of": ["clip_ssl", "clip"]},
+    "series": {
+        "steps": {"final": [2, 4]},
+        "search": {"verifier": "ensemble of=clip,aesthetic", "budgets": [0, 4, 8]},
+        "cheap": {"verifier": "clip", "steps": 1, "final": [2], "budgets": [4]},
+        "ZO-2": {"verifier": "clip", "search": "zero_order n=2", "steps": 1, "final": [2], "budgets": [2, 4]},
+    },
+}
+CLAIM = {
+    "says": "search helps",
+    "test": "compare",
+    "options": {
+        "all_of": [{"a": ["texts", "search"], "b": ["texts", "steps", "first"], "measure": "clip", "is": "better"}]
+    },
+}
+RECIPE = {
+    "title": "A tiny item",
+    "expected": "It runs & is <drawn>.",
+    "settings": {
+        "shapes": {
+            "view": "curves",
+            "parts": {"texts": TEXTS},
+            "panels": [{"part": "texts", "y": "clip"}, {"part": "texts", "x": "clip_ssl", "y": "clip"}],
+            "claims": {"helps": CLAIM},
+        }
+    },
+    "printed": {"of": "another model", "columns": ["model", "score"], "rows": [["theirs", 0.7]]},
+}
+
+
+def _diffscale(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["diffscale", "reproduce", *arguments])
+    try:
+        command()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "T.figure1.yaml").write_text(yaml.safe_dump(RECIPE))
+    monkeypatch.setattr(recipe, "RECIPES", folder)
+    return folder
+
+
+def test_an_item_from_the_command_to_the_page(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _diffscale(monkeypatch, "list") == 0 and "A tiny item" in capsys.readouterr().out
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out), "--device", "cpu") == 0
+    raw = json.loads((out / "T.figure1" / "raw.json").read_text())
+    series = raw["parts"]["texts"]["series"]
+    # 1 sample, 2 and 4 candidates; 4 cheap ones, or 2 and 4 neighbours, and the winner again.
+    assert [at["nfe"] for at in series["search"]] == [2, 4, 8]
+    assert [at["nfe"] for at in (*series["cheap"], *series["ZO-2"])] == [6, 4, 6]
+    assert series["steps"][0]["scores"] == series["search"][0]["scores"]
+    for at in (at for points in series.values() for at in points):
+        assert len(at["scores"]["clip"]) == 2 and at["flops"] > 0
+        assert Image.open(out / "T.figure1" / "pictures" / at["pictures"][0]).size == (64, 64)
+    assert np.array(raw["parts"]["texts"]["pairs"]["clip_ssl"]).shape == (2, 3)
+    told = capsys.readouterr().out
+    assert "TFLOPs" in told and "search helps" in told
+
+    # The page is made of the files alone: the same again elsewhere, without a model.
+    made = (out / page.PAGE).read_text()
+    assert "It runs &amp; is &lt;drawn&gt;." in made and "another model" in made and "not decided" in made
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("cache", "*.html", "*.md", "figure.*", "verdicts.json"))
+    assert page.build(copy).read_text() == made
+    for file in ("figure.svg", "figure.png", "table.md"):
+        assert (copy / "T.figure1" / file).read_bytes() == (out / "T.figure1" / file).read_bytes()
+
+    # Done is done; a lost result is read from the pool and the journal.
+    before = (out / "T.figure1" / "raw.json").read_bytes()
+    monkeypatch.setattr(Models, "sampler", None)
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0
+    (out / "T.figure1" / "raw.json").unlink()
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0
+    assert (out / "T.figure1" / "raw.json").read_bytes() == before
+    capsys.readouterr()
+
+    # Another view is not another run; other numbers are.
+    changed = json.loads(json.dumps(RECIPE))
+    changed["settings"]["shapes"]["claims"]["helps"]["says"] = "search helps much"
+    (recipes / "T.figure1.yaml").write_text(yaml.safe_dump(changed))
+    assert "Stale" not in page.build(out).read_text() and "helps much" in (out / page.PAGE).read_text()
+    changed["settings"]["shapes"]["parts"]["texts"]["series"]["search"]["budgets"] = [0, 4]
+    (recipes / "T.figure1.yaml").write_text(yaml.safe_dump(changed))
+    assert page.items(out)[0].stale
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0  # still without a model
+    assert "is stale" in capsys.readouterr().out and "Stale" not in (out / page.PAGE).read_text()
+
+
+def test_the_pool_is_random_search(tmp_path: Path) -> None:
+    """The best of its n is what the driver's random search finds, for every n."""
+    call, slot = Call("shapes-flux", 2, (), "float32", 5), Slot("a red circle", 1)
+    models = Models(LoadOptions(device="cpu"))
+    candidates = Pool(tmp_path, call, lambda prompts: models.sampler(call, prompts))
+    assert candidates.make([(slot, i) for i in range(3)]) == 3
+    assert candidates.make([(slot, i) for i in range(4)]) == 1 and candidates.make([(slot, 2)]) == 0
+    # Predictions are recorded when they are asked for, and the pictures stay what they were.
+    before = candidates.pictures(slot, range(4))
+    assert candidates.make([(slot, 0)], record=True) == 1
+    assert (candidates.pictures(slot, [0]).int() - before[:1].int()).abs().max() <= 1
+    assert candidates.pictures(slot, [0], recorded=True).shape == (1, 3, 64, 64)
+
+    sampler = make_sampler("shapes-flux", [slot.prompt], steps=2, pipe_args={}, loading=LoadOptions(device="cpu"))
+    verifier = load("clip", generator="shapes-flux")
+    key = noise.fold(noise.root(5), slot.prompt, 1)
+    (result,) = drive([Task(random, 0, key, 8)], sampler, verifier)
+    pictures = candidates.pictures(slot, range(4)).float() / 255
+    best = int(verifier(pictures, [slot.prompt] * 4).argmax())
+    assert result.best.number == best and result.best.key == pool.key_of(5, slot, best)
+    assert (result.best.image - pictures[best]).abs().max() <= 1.01 / 255
+
+
+def test_a_search_goes_on_from_a_smaller_budget(tmp_path: Path) -> None:
+    call, slots = Call("shapes-flux", 2, (), "float32", 0), [Slot("a red circle", 0), Slot("a blue star", 0)]
+    models, verifier = Models(LoadOptions(device="cpu")), load("clip", generator="shapes-flux")
+    search = Searched(tmp_path, call, "clip", "x", lambda which, prompts: models.sampler(which, prompts))
+    first = search.find(slots, "zero_order n=2", 4, lambda: verifier)
+    assert [found.nfe for found in first] == [4, 4]
+    sampler = models.sampler(call, [slot.prompt for slot in slots])
+    kind = type(sampler)
+    ran: list[int] = []
+    run = kind.run
+    try:
+        kind.run = lambda self, state, *more: ran.append(len(state)) or run(self, state, *more)  # type: ignore
+        more = search.find(slots, "zero_order n=2", 8, lambda: verifier)
+        assert sum(ran) == 4 and [found.nfe for found in more] == [8, 8]
+        again = search.find(slots, "zero_order n=2", 8, lambda: verifier)
+        assert sum(ran) == 4 and all(torch.equal(a.picture, b.picture) for a, b in zip(more, again, strict=True))
+    finally:
+        kind.run = run
+    alone = Searched(tmp_path / "alone", call, "clip", "x", lambda which, prompts: models.sampler(which, prompts))
+    fresh = alone.find(slots, "zero_order n=2", 8, lambda: verifier)
+    assert all((a.picture.int() - b.picture.int()).abs().max() <= 1 for a, b in zip(more, fresh, strict=True))
+
+
+def test_the_noise_found_is_what_is_sampled_again(tmp_path: Path) -> None:
+    """Sampled again by the very call that it was found with, the winner is itself."""
+    call, slots = Call("shapes-flux", 2, (), "float32", 0), [Slot("a red circle", 0)]
+    models, verifier = Models(LoadOptions(device="cpu")), load("clip", generator="shapes-flux")
+    search = Searched(tmp_path, call, "clip", "x", lambda which, prompts: models.sampler(which, prompts))
+    (found,) = search.find(slots, "zero_order n=2", 8, lambda: verifier)
+    (again,) = search.find(slots, "zero_order n=2", 8, lambda: verifier, call)
+    assert (found.picture.int() - again.picture.int()).abs().max() <= 1
+    assert again.nfe == found.nfe + 2 and again.flops == pytest.approx(found.flops * 10 / 8)
+    assert searched.anytime("zero_order n=2") and not searched.anytime("paths n=2")
+
+
+def test_wrong_names_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _diffscale(monkeypatch, "A.table22") == 2
+    assert "did you mean 'A.table2'" in capsys.readouterr().err
+    assert _diffscale(monkeypatch, "A.table2", "--setting", "papers") == 2
+    assert "did you mean 'paper'" in capsys.readouterr().err
