@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file
-from tiny_classes import tiny_sit, tiny_vae
+from tiny_classes import tiny_dit, tiny_sit, tiny_vae
 from typer.testing import CliRunner
 
 import diffscale
@@ -67,6 +68,26 @@ def test_options_of_loading_are_kept_or_told(folder):
         load_pipeline(str(folder), diffscale.LoadOptions(device="cpu", attention="flash", lora=["a/b"]))
     with pytest.raises(DiffscaleError, match=r"loaded already.*set dtype on it"):
         diffscale.search(model, 1, verifier=Seen(), nfe=12, dtype="float16", device="cpu")
+
+
+def test_a_scheduler_is_none_of_its_options(tmp_path):
+    tiny_dit(DDIMScheduler()).save_pretrained(tmp_path / "dit")
+    with pytest.raises(DiffscaleError, match="solvers of diffscale: leave the scheduler out"):
+        diffscale.search(
+            str(tmp_path / "dit"),
+            0,
+            verifier=Seen(),
+            nfe=4,
+            loading=diffscale.LoadOptions(device="cpu", scheduler="EulerDiscreteScheduler"),
+        )
+
+
+def test_a_run_that_could_not_begin_leaves_its_folder_free(folder, tmp_path):
+    flags = ["--model", str(folder), "--verifier", "shapes-judge", "--budget", "6", "--output", str(tmp_path / "out")]
+    wrong = CliRunner().invoke(app, ["generate", "todd", *flags, "--device", "cpu"])
+    assert isinstance(wrong.exception, UnknownName)
+    other = CliRunner().invoke(app, ["generate", "toad", *flags, "--device", "cpu"])
+    assert "holds another run" not in str(other.exception)
 
 
 def test_a_compiled_sit_gives_the_same(folder, monkeypatch):

@@ -51,6 +51,11 @@ def make_sampler(
     args = {**call.args, **pipe_args}
     if by_class is None:
         check_negative(pipe, args)
+    elif loading.scheduler is not None:
+        raise DiffscaleError(
+            "A class-conditional model runs on solvers of diffscale: leave the scheduler out and choose by --pipe-arg "
+            "solver=euler, heun, ddim, dpmpp_2m, sde_euler or sde_heun."
+        )
     try:
         if by_class is not None:
             return by_class.sampler(prompts, steps or call.steps, args)

@@ -35,7 +35,9 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     verifiers.check(settings.verifier)
     saved, done = folder / "config.yaml", folder / "result.json"
     if saved.exists():
-        if not config.load(saved).same_run(settings):
+        # Settings that could not be met leave nothing that was paid for.
+        paid = done.exists() or (folder / "journal.sqlite").exists()
+        if paid and not config.load(saved).same_run(settings):
             raise DiffscaleError(
                 f"{folder} holds another run (see its config.yaml): choose another --output, or remove the folder."
             )
