@@ -111,7 +111,7 @@ def origin(model: str) -> str:
 
     Raises UnknownName for a plain word that is no model.
     """
-    base = _stated(locate(model)).get("base") if model else None
+    base = stated(locate(model)).get("base") if model else None
     return model if base is None else origin(str(base))
 
 
