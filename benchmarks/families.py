@@ -131,10 +131,7 @@ def line(row: dict[str, Any]) -> str:
         f"{row['decode']:.0%}",
         f"{row['verify']:.0%}",
         f"{row['peak_bytes'] / 1e6:.0f}",
-        *(
-            f"{row[kind]['mean']:.3f} [{row[kind]['low']:.3f}, {row[kind]['high']:.3f}]"
-            for kind in ("first", "best", "gain")
-        ),
+        *(shown(row[kind]) for kind in ("first", "best", "gain")),
     ]
     return "| " + " | ".join(cells) + " |"
 

@@ -15,13 +15,14 @@ from diffscale import noise
 from diffscale.batching import out_of_memory
 from diffscale.class_models import class_model
 from diffscale.driver import Task, attempt, drive, plain
-from diffscale.errors import DiffscaleError
+from diffscale.errors import DiffscaleError, first_line
 from diffscale.identity import described, name_of
 from diffscale.journal import Journal
 from diffscale.loading.options import LoadOptions
 from diffscale.models import best_device, check_negative, load_pipeline, origin, plain_call
 from diffscale.named import parse
 from diffscale.samplers.choose import sampler_of
+from diffscale.samplers.solvers import SOLVERS
 from diffscale.searches import SEARCHES
 from diffscale.standing import worth
 from diffscale.types import Observer, Result, Sampler, Verifier
@@ -54,7 +55,7 @@ def make_sampler(
     elif loading.scheduler is not None:
         raise DiffscaleError(
             "A class-conditional model runs on solvers of diffscale: leave the scheduler out and choose by --pipe-arg "
-            "solver=euler, heun, ddim, dpmpp_2m, sde_euler or sde_heun."
+            f"solver= one of {', '.join(SOLVERS)}."
         )
     try:
         if by_class is not None:
@@ -66,8 +67,7 @@ def make_sampler(
         if not doubtful or out_of_memory(error):
             raise
         raise DiffscaleError(
-            f"{type(pipe).__name__} does not run with {', '.join(sorted(doubtful))} as given: "
-            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            f"{type(pipe).__name__} does not run with {', '.join(sorted(doubtful))} as given: {first_line(error)}"
         ) from error
 
 

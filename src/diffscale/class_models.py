@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffscale.errors import DiffscaleError, UnknownName, unknown
-from diffscale.files import fetch, load_into, load_state, pretrained, read_config
+from diffscale.files import fetch, load_into, load_state, pretrained, read_config, stated
 from diffscale.nets.sit import SiT
 from diffscale.nets.sit_config import SiTConfig, config_of
 from diffscale.samplers.class_conditional import ClassSampler
@@ -125,10 +125,10 @@ def load_sit(folder: str, device: str, dtype: torch.dtype) -> ClassModel:
     for name in given:
         if name not in (allowed := [f.name for f in fields(SiTConfig)]):
             raise unknown(f"field of {where / 'config.json'}", name, allowed)
-    stated = read_config(where / "diffscale.json") if (where / "diffscale.json").exists() else {}
+    said = stated(folder)
     weights = fetch(folder, "model.safetensors")
-    vae = str(where / str(stated.get("vae", "vae")))
-    classes = stated.get("classes", "imagenet")
+    vae = str(where / str(said.get("vae", "vae")))
+    classes = said.get("classes", "imagenet")
     return _sit(SiTConfig(**given), load_state(weights), weights, vae, classes, device, dtype, folder)
 
 

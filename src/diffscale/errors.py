@@ -30,3 +30,8 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UnknownName:
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."
     return UnknownName(f"Unknown {kind} {given!r}{hint} Choose one of: {', '.join(names)}.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, its type where it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diffscale.errors import DiffscaleError
+from diffscale.errors import DiffscaleError, first_line
 from diffscale.weights import locate
 
 
@@ -137,6 +137,12 @@ def pretrained(load: Callable[[], Any], model: str, what: str) -> Any:
         ) from error
 
 
+def stated(folder: str) -> dict[str, Any]:
+    """What `diffscale.json` in `folder` says, see `read_config`; nothing where there is none."""
+    path = Path(folder) / "diffscale.json"
+    return read_config(path) if path.exists() else {}
+
+
 def fingerprint(net: nn.Module) -> str:
     """First 12 digits of the SHA-256 of all weights: the same network from elsewhere is the same, another is not."""
     digest = hashlib.sha256()
@@ -144,11 +150,6 @@ def fingerprint(net: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, its type where it has none."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _check(path: Path, sha256: str | None) -> None:

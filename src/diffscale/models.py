@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -14,7 +12,8 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
 from diffscale.class_models import ClassModel, is_sit, load_sit
-from diffscale.errors import DiffscaleError, unknown
+from diffscale.errors import DiffscaleError, first_line, unknown
+from diffscale.files import stated
 from diffscale.loading import loras, memory, quantization, schedulers
 from diffscale.loading.options import LoadOptions
 from diffscale.weights import locate
@@ -39,8 +38,9 @@ def best_device(asked: str | None = None) -> str:
         try:
             torch.empty(1, device=asked)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DiffscaleError(f"The device {asked!r} cannot be used ({reason}): give cuda, mps or cpu.") from error
+            raise DiffscaleError(
+                f"The device {asked!r} cannot be used ({first_line(error)}): give cuda, mps or cpu."
+            ) from error
         return asked
     if torch.cuda.is_available():
         return "cuda"
@@ -57,7 +57,7 @@ def load_pipeline(model: str, options: LoadOptions) -> Any:
         raise unknown("dtype", options.dtype, DTYPES)
     device, dtype = best_device(options.device), DTYPES[options.dtype]
     where = locate(model)
-    if (base := _stated(where).get("base")) is not None:
+    if (base := stated(where).get("base")) is not None:
         return load_pipeline(base, options.model_copy(update={"lora": [where, *options.lora]}))
     if is_sit(where):
         return _sit(where, options, device, dtype)
@@ -101,9 +101,8 @@ def _weights(model: str, folder: str, options: LoadOptions, dtype: torch.dtype, 
             folder, dtype=dtype, variant=options.variant, revision=options.revision, **more
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DiffscaleError(
-            f"The model {model!r} could not be loaded; check its name, the network and the files ({reason})."
+            f"The model {model!r} could not be loaded; check its name, the network and the files ({first_line(error)})."
         ) from error
 
 
@@ -112,7 +111,7 @@ def origin(model: str) -> str:
 
     Raises UnknownName for a plain word that is no model.
     """
-    base = _stated(locate(model)).get("base") if model else None
+    base = stated(locate(model)).get("base") if model else None
     return model if base is None else origin(str(base))
 
 
@@ -132,17 +131,11 @@ def check_negative(pipe: Any, args: Mapping[str, Any]) -> None:
 
 def plain_call(pipe: Any) -> PlainCall:
     """How figures call this pipeline: what the folder it was loaded from states, else the pipeline's own defaults."""
-    stated = _stated(str(getattr(pipe, "name_or_path", "")))
-    if "call" in stated:
-        call = dict(stated["call"])
+    said = stated(str(getattr(pipe, "name_or_path", "")))
+    if "call" in said:
+        call = dict(said["call"])
         return PlainCall(call.pop("num_inference_steps"), call)
     if isinstance(pipe, ClassModel):
         return PlainCall(pipe.steps)
     default = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
     return PlainCall(int(default))
-
-
-def _stated(folder: str) -> dict[str, Any]:
-    """What `diffscale.json` in `folder` says; nothing where there is none."""
-    path = Path(folder) / "diffscale.json"
-    return json.loads(path.read_text()) if path.exists() else {}

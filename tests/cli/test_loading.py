@@ -99,7 +99,7 @@ def test_bad_input_gets_one_sentence(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(quantization, "installed", lambda _: False)
-    monkeypatch.setattr(loras, "installed", lambda: True)
+    monkeypatch.setattr(loras, "installed", lambda _: True)
     for command in (["generate", *SMALL], ["bench", *SMALL[1:], "--limit", "1"]):
         assert _run(monkeypatch, *command, *flags, "--output", str(tmp_path / command[0])) == 2
         error = capsys.readouterr().err

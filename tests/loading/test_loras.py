@@ -107,7 +107,7 @@ def test_pickles_are_not_read(sd_folder: str, two: list[Path], tmp_path: Path) -
 
 
 def test_without_peft_it_is_told_before_anything_loads(sd_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loras, "installed", lambda: False)
+    monkeypatch.setattr(loras, "installed", lambda _: False)
     monkeypatch.setattr("diffscale.models._weights", None)
     with pytest.raises(DiffscaleError, match=r'need the library peft, which is not installed: pip install "diffscale'):
         load_pipeline(sd_folder, LoadOptions(device="cpu", lora=[sd_folder]))

@@ -50,7 +50,7 @@ def test_the_whole_network_is_loaded_in_one_dtype(pipe: DiffusionPipeline) -> No
     assert {parameter.dtype for module in modules for parameter in module.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("model", ["shapes-sit-s", "shapes-sit-b"])
+@pytest.mark.parametrize("model", ["shapes-sit-s", "shapes-sit-b", "shapes-sit-l"])
 def test_what_diffusers_has_no_class_for_is_searched_by_name(model: str) -> None:
     found = diffscale.search(model, "red circle", nfe=40, device="cpu")
     assert found.candidates == 2 and found.best.score >= found.baseline.score

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from diffscale.errors import DiffscaleError
+from diffscale.errors import DiffscaleError, first_line
+from diffscale.loading.quantization import installed
 from diffscale.weights import locate
 
 
@@ -31,15 +31,10 @@ def check(texts: list[str]) -> None:
     """Raises DiffscaleError for what is known to be wrong before anything is loaded."""
     for text in texts:
         _find(split(text)[0])
-    if texts and not installed():
+    if texts and not installed("peft"):
         raise DiffscaleError(
             'LoRA weights need the library peft, which is not installed: pip install "diffscale[lora]".'
         )
-
-
-def installed() -> bool:
-    """Whether peft is there."""
-    return importlib.util.find_spec("peft") is not None
 
 
 def add(pipe: Any, texts: list[str]) -> None:
@@ -59,9 +54,9 @@ def add(pipe: Any, texts: list[str]) -> None:
         try:
             pipe.load_lora_weights(folder, weight_name=file, adapter_name=name, use_safetensors=True)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DiffscaleError(
-                f"The LoRA {source!r} could not be loaded; check its name, and that it is for this model ({reason})."
+                f"The LoRA {source!r} could not be loaded; check its name, and that it is for this model "
+                f"({first_line(error)})."
             ) from error
         # Keys that fit nothing are only logged by diffusers.
         if not any(name in adapters for adapters in pipe.get_list_adapters().values()):

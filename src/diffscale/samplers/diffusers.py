@@ -21,6 +21,7 @@ from diffscale.samplers.calls import Calls, check
 from diffscale.samplers.formulas import Marginal, denoise, noised
 from diffscale.samplers.frames import pictures
 from diffscale.samplers.gradients import checkpointed
+from diffscale.samplers.grid import check_renoising, place, stops
 from diffscale.samplers.window import Window
 from diffscale.types import State, concat, nearest
 
@@ -102,10 +103,7 @@ class DiffusersSampler:
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
         state = self._opened(state)
         here = state.level if state.level is not None else self.levels[state.step]
-        if not here - 1e-9 <= level <= self.levels[0] + 1e-9:
-            raise DiffscaleError(
-                f"Renoising goes from level {here:.3g} up to {self.levels[0]:.3g} at most, not to {level:.3g}."
-            )
+        check_renoising(here, level, self.levels[0])
         step, off = self._place(level)
         to = self._marginal(step, off)
         x = noised(state.x.float(), self._at(state), to, noise.to(state.x.device).float()).to(state.x)
@@ -114,14 +112,12 @@ class DiffusersSampler:
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
         state = self._opened(state)
         here = state.level if state.level is not None else self.levels[state.step]
-        if not 0 <= level < here or steps < 1:
-            raise DiffscaleError(f"Solving goes from level {here:.3g} down in 1 step or more, not to {level:.3g}.")
-        stops = [here + (level - here) * i / steps for i in range(steps)] + [level]
+        down = stops(here, level, steps)
 
-        at = None if record is None or not level <= record <= here else nearest(stops[:-1], record)
+        at = None if record is None or not level <= record <= here else nearest(down[:-1], record)
 
         def through(rows: State) -> State:
-            window = Window(0, 0, rows.key, levels=stops, record=at)
+            window = Window(0, 0, rows.key, levels=down, record=at)
             x = self._calls.run(rows.x, rows.row.tolist(), window)
             return replace(rows, x=x, recorded=rows.recorded if at is None else window.recorded)
 
@@ -131,9 +127,9 @@ class DiffusersSampler:
 
     def _place(self, level: float) -> tuple[int, float | None]:
         """Step and off-grid level of a state at `level`: on the grid if it is a grid point."""
-        step = max(i for i, grid in enumerate(self.levels) if grid >= level - 1e-9)
+        step, on_grid = place(self.levels, level)
         noise_there = step == 0 and self._calls.opening.mixes
-        return step, None if abs(self.levels[step] - level) < 1e-9 and not noise_there else level
+        return step, None if on_grid and not noise_there else level
 
     def _opened(self, state: State) -> State:
         """Latents in the place of noise that the pipeline mixes with its picture; marked as such by their level."""

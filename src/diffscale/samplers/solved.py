@@ -13,6 +13,7 @@ from diffscale import noise
 from diffscale.errors import DiffscaleError
 from diffscale.samplers.formulas import Marginal, denoise, marginal, noised, parts
 from diffscale.samplers.gradients import checkpointed
+from diffscale.samplers.grid import check_renoising, place, stops
 from diffscale.samplers.schedules import Schedule
 from diffscale.samplers.solvers import Euler, Leg
 from diffscale.types import State, nearest
@@ -82,10 +83,7 @@ class SolvedSampler(ABC):
 
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
         here = self._level(state)
-        if not here - 1e-9 <= level <= self.levels[0] + 1e-9:
-            raise DiffscaleError(
-                f"Renoising goes from level {here:.3g} up to {self.levels[0]:.3g} at most, not to {level:.3g}."
-            )
+        check_renoising(here, level, self.levels[0])
         x = noised(state.x, self._marginal(here), self._marginal(level), noise.to(state.x))
         return self._placed(state, x, level)
 
@@ -102,12 +100,10 @@ class SolvedSampler(ABC):
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
         """As `Sampler.solve`, by Euler steps whatever the solver is, as every level costs one evaluation."""
         here = self._level(state)
-        if not 0 <= level < here or steps < 1:
-            raise DiffscaleError(f"Solving goes from level {here:.3g} down in 1 step or more, not to {level:.3g}.")
-        stops = [here + (level - here) * i / steps for i in range(steps)] + [level]
-        noted = None if record is None or not level <= record <= here else nearest(stops[:-1], record)
+        down = stops(here, level, steps)
+        noted = None if record is None or not level <= record <= here else nearest(down[:-1], record)
         state = replace(state, solver={})
-        for i, (at, to) in enumerate(pairwise(stops)):
+        for i, (at, to) in enumerate(pairwise(down)):
             state = self.predict(self._placed(state, state.x, at))
             assert state.x0 is not None
             x = denoise(state.x, state.x0, self._marginal(at), self._marginal(to))
@@ -142,8 +138,7 @@ class SolvedSampler(ABC):
         return self._solver.looks(self._leg(state.step), state.x, state.solver)
 
     def _placed(self, state: State, x: Tensor, level: float) -> State:
-        step = max(i for i, grid in enumerate(self.levels) if grid >= level - 1e-9)
-        on_grid = abs(self.levels[step] - level) < 1e-9
+        step, on_grid = place(self.levels, level)
         return replace(state, x=x, step=step, level=None if on_grid else level, x0=None, out=None, solver={})
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffscale import noise
 from diffscale.errors import DiffscaleError
 from diffscale.samplers.gradients import checkpointed
+from diffscale.samplers.grid import check_renoising, place, stops
 from diffscale.train.policy import Policy
 from diffscale.train.times import CLEAN
 from diffscale.types import State
@@ -88,8 +89,7 @@ class TrajectorySampler:
 
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
         state = self._opened(state)
-        if not self._level(state) - 1e-9 <= level <= 1 + 1e-9:
-            raise DiffscaleError(f"Renoising goes from level {self._level(state):.3g} up to 1, not to {level:.3g}.")
+        check_renoising(self._level(state), level, 1.0)
         times, to = self._policy.times, self._times(state, level)
         return self._placed(state, times.renoised(state.x, self._now(state), to, noise.to(state.x)), level)
 
@@ -103,11 +103,7 @@ class TrajectorySampler:
 
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
         state = self._opened(state)
-        here = self._level(state)
-        if not 0 <= level < here or steps < 1:
-            raise DiffscaleError(f"Solving goes from level {here:.3g} down in 1 step or more, not to {level:.3g}.")
-        stops = [here + (level - here) * i / steps for i in range(steps)] + [level]
-        for at, to in pairwise(stops):
+        for at, to in pairwise(stops(self._level(state), level, steps)):
             state = self.predict(self._placed(state, state.x, at))
             assert state.x0 is not None
             state = self._placed(state, self._stepped(state, state.x0, to, 0.0, None), to)
@@ -170,8 +166,8 @@ class TrajectorySampler:
         return mean + deviation * noise.to(mean)
 
     def _placed(self, state: State, x: Tensor, level: float) -> State:
-        step = max(i for i, grid in enumerate(self.levels) if grid >= level - 1e-9)
-        off = None if step and abs(self.levels[step] - level) < 1e-9 else level
+        step, on_grid = place(self.levels, level)
+        off = None if step and on_grid else level
         state = replace(state, x=x, step=step, level=off, x0=None, out=None)
         return state if step < self.steps else self._ended(state)
 

@@ -19,8 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffscale.batching import MicroBatch
-from diffscale.errors import DiffscaleError
-from diffscale.files import first_line
+from diffscale.errors import DiffscaleError, first_line
 
 SHARD_ROWS: Final = 1024
 SHARD_BYTES: Final = 2**26

@@ -10,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import first_line
+from diffscale.errors import DiffscaleError, first_line
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
 

@@ -8,8 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from diffscale import verifiers
-from diffscale.errors import DiffscaleError
-from diffscale.files import first_line
+from diffscale.errors import DiffscaleError, first_line
 from diffscale.named import parse
 from diffscale.searches import SEARCHES
 from diffscale.train.run import checkpoints, logs, optimisation, rewards, settings

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import first_line
+from diffscale.errors import DiffscaleError, first_line
 from diffscale.report.training import curve
 from diffscale.train.run import validation
 from diffscale.train.run.base import Base
