@@ -158,7 +158,7 @@ def test_without_the_gap_and_of_one_step_rlhf_is_diffusion_dpo_at_twice_beta(pre
     loss = sharpen_rlhf_loss(policy, flat, beta)[0]
 
     def errors(which):
-        steps = steps_of(which, x0, ROWS)
+        steps = steps_of(which, ROWS)
         return policy.errors(steps.x, steps.time, steps.rows, policy.times.target(x0, steps.eps, steps.time))
 
     with policy.reference():

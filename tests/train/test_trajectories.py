@@ -83,7 +83,7 @@ def test_where_time_runs_out_a_trajectory_is_shorter():
     assert lengths == [min(3, 1 + int(one.time[0]) // 40) for one in chosen.best] and {1, 2, 3} == set(lengths)
     assert all(float(one.time.min()) >= 0 for one in [*chosen.best, *chosen.worst])
     with pytest.raises(DiffscaleError, match="fit"):
-        TrajectorySampler(policy, data(), torch.tensor([79.0, 500.0, 600.0]), ROWS, 3, 40)
+        TrajectorySampler(policy, lambda keys, rows: data()[rows], torch.tensor([79.0, 500.0, 600.0]), ROWS, 3, 40)
 
 
 SETTINGS = {

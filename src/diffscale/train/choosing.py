@@ -14,7 +14,7 @@ from diffscale.errors import DiffscaleError
 from diffscale.searches.random import random
 from diffscale.standing import pooled
 from diffscale.train.policy import Policy
-from diffscale.train.trajectories import TrajectorySampler, Visits, drawn_times, hop_of
+from diffscale.train.trajectories import Data, TrajectorySampler, Visits, drawn_times, hop_of
 from diffscale.types import Choosing, Environment, Pooled, Recording, Search, Verifier
 
 
@@ -22,12 +22,11 @@ from diffscale.types import Choosing, Environment, Pooled, Recording, Search, Ve
 class Chosen:
     """The trajectories of B rows: the best and the worst of each, and their rewards float64 [B].
 
-    `x0`: the data [B, ...]; `rows` int64 [B]: their prompts; `mean`: of the rewards of all trajectories of a row, whose
+    `rows` int64 [B]: their prompts; `mean`: of the rewards of all trajectories of a row, whose
     number is in `count`.
     Of an ensemble a reward is the value within the row's trajectories.
     """
 
-    x0: Tensor
     rows: Tensor
     best: list[Visits]
     worst: list[Visits]
@@ -40,7 +39,7 @@ class Chosen:
 def choose(
     policy: Policy,
     verifier: Verifier,
-    x0: Tensor,
+    x0: Tensor | Data,
     rows: Tensor,
     keys: Tensor,
     n: int = 3,
@@ -49,12 +48,13 @@ def choose(
     batch_size: int | None = None,
     captions: Sequence[str] | None = None,
 ) -> Chosen:
-    """Make trajectories of `m` steps from each of the clean latents `x0` [B, ...] and choose by their rewards.
+    """Make trajectories of `m` steps from clean latents and choose by their rewards.
 
     Diffusion-Sharpening (Tian et al. 2025, arXiv 2502.12146; n = m = 3): one random time for each row, n noises, the
     trajectory of the highest mean reward. Where less than m steps are left below the time a trajectory is that much
     shorter, as in the authors' code. `search`: one of `diffscale.searches` in the place of n independent noises, with
-    the budget of n whole trajectories. `rows`: their prompts. All draws are functions of `keys` int64 [B].
+    the budget of n whole trajectories. `x0`: the latents [B, ...], or what makes them for each trajectory by itself.
+    `rows` int64 [B]: their prompts. All draws are functions of `keys` int64 [B].
     `batch_size`: most latents at once, by default found by itself. `captions`: what the verifier is told of each row,
     by default its prompt, which may have been left out for the network alone. No graph is kept.
 
@@ -70,15 +70,21 @@ def choose(
     found: dict[int, _Found] = {}
     for steps in lengths.unique().tolist():
         at = (lengths == steps).nonzero().flatten()
-        sampler = TrajectorySampler(policy, x0[at.to(x0.device)], time[at], rows[at], steps, hop)
+        sampler = TrajectorySampler(policy, partial(_begun, x0, at), time[at], rows[at], steps, hop)
         if captions is not None:
             sampler.prompts = [captions[i] for i in at.tolist()]
         make = partial(random, n=n) if search is None else search
         tasks = [Task(make, i, int(keys[row]), n * m) for i, row in enumerate(at.tolist())]
         found |= zip(at.tolist(), _searched(tasks, sampler, verifier, batch_size), strict=True)
-    each = [found[i] for i in range(len(x0))]
+    each = [found[i] for i in range(len(rows))]
     figures = torch.tensor([[one.reward, one.lowest, one.mean, one.count] for one in each], dtype=torch.float64)
-    return Chosen(x0, rows, [one.best for one in each], [one.worst for one in each], *figures.unbind(1))
+    return Chosen(rows, [one.best for one in each], [one.worst for one in each], *figures.unbind(1))
+
+
+def _begun(x0: Tensor | Data, at: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
+    """The data that the trajectories `keys` of the rows `at[rows]` begin with."""
+    rows = at[rows]
+    return x0[rows.to(x0.device)] if isinstance(x0, Tensor) else x0(keys, rows)
 
 
 @dataclass(frozen=True)

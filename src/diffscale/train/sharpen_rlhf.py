@@ -40,7 +40,7 @@ def sharpen_rlhf_loss(
     """
     if bool((chosen.count < 2).any()):
         raise DiffscaleError("Preferring needs two trajectories of a row: give n >= 2, and a search that ends in 2.")
-    won, lost = (steps_of(which, chosen.x0, chosen.rows) for which in (chosen.best, chosen.worst))
+    won, lost = (steps_of(which, chosen.rows) for which in (chosen.best, chosen.worst))
     mod_w, mod_l = _errors(policy, won, form), _errors(policy, lost, form)
     with policy.reference():
         seen = (won, lost) if form == "consistent" else (won.first(), lost.first())

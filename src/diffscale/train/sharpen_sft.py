@@ -15,7 +15,7 @@ def sharpen_sft_loss(policy: Policy, chosen: Chosen, form: Form = "consistent") 
     Diffusion-Sharpening (Tian et al. 2025, arXiv 2502.12146, SFT). `chosen`: of `choose` from the data's latents.
     `form`: of the target, see `Steps.target`. The trajectory is a choice of data: no gradient goes through its making.
     """
-    steps = steps_of(chosen.best, chosen.x0, chosen.rows)
+    steps = steps_of(chosen.best, chosen.rows)
     errors = policy.errors(steps.x, steps.time, steps.rows, steps.target(policy.times, form))
     loss = steps.mean(errors).mean()
     return loss, {

@@ -31,19 +31,24 @@ SHARE: Final = 25
 class Visits:
     """Where one trajectory evaluated the network: latents `x` [V, ...] at `time` float64 [V], in that order.
 
-    `eps`: the unit noise [...] that its data were noised with at first.
+    `x0`: the data [...] that it began from; `eps`: the unit noise [...] that they were noised with at first.
     """
 
     x: Tensor
     time: Tensor
+    x0: Tensor
     eps: Tensor
+
+
+Data = Callable[[Tensor, Tensor], Tensor]
+"""Clean latents [B, ...] by keys int64 [B] and rows int64 [B], of what begins each trajectory."""
 
 
 class TrajectorySampler:
     """A Sampler whose step 0 is data noised to a time of its own in every row, and whose end is `steps` evaluations on.
 
-    `x0`: clean latents [R, ...]; `time` float64 [R]; `rows` int64 [R]: prompts of the policy. `State.row` points into
-    these R. `hop`: the length of a step in training timesteps. As with pipelines that start from a picture, a state's
+    `data`: clean latents; `time` float64 [R]; `rows` int64 [R]: prompts of the policy. `State.row` points into these R.
+    `hop`: the length of a step in training timesteps. As with pipelines that start from a picture, a state's
     latents at step 0 are the unit noise that is mixed with the data, so that searches over noises work.
 
     `levels` are shares of the way that is left, from 1 to 0 in equal steps, since every row has other times. The
@@ -53,14 +58,14 @@ class TrajectorySampler:
 
     flops_per_forward = 0.0
 
-    def __init__(self, policy: Policy, x0: Tensor, time: Tensor, rows: Tensor, steps: int, hop: int) -> None:
+    def __init__(self, policy: Policy, data: Data, time: Tensor, rows: Tensor, steps: int, hop: int) -> None:
         if steps < 1 or bool((time - (steps - 1) * hop < policy.times.first).any()):
             raise DiffscaleError(f"A trajectory of {steps} steps of {hop} does not fit below its time: take fewer.")
         self.steps, self.prompts = steps, [policy.prompts[row] for row in rows.tolist()]
         self.levels: Sequence[float] = [1 - i / steps for i in range(steps)] + [0.0]
         self.forwards = 0
         self.finished: dict[tuple[int, int], Visits] = {}
-        self._policy, self._x0, self._time, self._rows, self._hop = policy, x0, time, rows, hop
+        self._policy, self._data, self._time, self._rows, self._hop = policy, data, time, rows, hop
         self._differentiating = False
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
@@ -111,7 +116,7 @@ class TrajectorySampler:
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.set_grad_enabled(self._differentiating):
-            if latents.ndim == self._x0.ndim:
+            if latents.ndim == self._policy.like.ndim:
                 return self._policy.decode(latents)
             return self._policy.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
 
@@ -133,9 +138,9 @@ class TrajectorySampler:
         """Noised data in the place of their noise; marked as such by their level."""
         if state.step or state.level is not None:
             return state
-        x0 = self._x0[state.row.to(self._x0.device)].to(state.x)
+        x0 = self._data(state.key, state.row).to(state.x)
         x = self._policy.times.noised(x0, state.x, self._time[state.row])
-        return replace(state, x=x, level=1.0, solver={**state.solver, "eps": state.x})
+        return replace(state, x=x, level=1.0, solver={**state.solver, "data": x0, "eps": state.x})
 
     def _on_grid(self, state: State) -> bool:
         return state.level is None or state.level == 1.0
@@ -176,7 +181,8 @@ class TrajectorySampler:
         x, x0 = (torch.stack([state.solver[f"{n}.{what}"] for n in numbers], 1) for what in ("x", "x0"))
         time = torch.cat([state.solver[f"{n}.time"] for n in numbers], 1).double().cpu()
         for i, ends in enumerate(zip(state.row.tolist(), state.key.tolist(), strict=True)):
-            self.finished[ends] = Visits(x[i].detach(), time[i], state.solver["eps"][i].detach())
+            began = (state.solver[name][i].detach() for name in ("data", "eps"))
+            self.finished[ends] = Visits(x[i].detach(), time[i], *began)
         return replace(state, x=x0)
 
 

@@ -62,16 +62,18 @@ class Steps:
         )  # fmt: skip
 
 
-def steps_of(trajectories: Sequence[Visits], x0: Tensor, rows: Tensor) -> Steps:
-    """The steps of `trajectories`, of which each began with its row of `x0` [B, ...] and the prompt of `rows` [B]."""
+def steps_of(trajectories: Sequence[Visits], rows: Tensor) -> Steps:
+    """The steps of `trajectories`, each for its prompt of `rows` int64 [B]."""
     lengths = torch.tensor([len(one.time) for one in trajectories])
     of = torch.arange(len(trajectories)).repeat_interleave(lengths)
+    x = torch.cat([one.x for one in trajectories])
+    at = of.to(x.device)
     return Steps(
-        torch.cat([one.x for one in trajectories]),
+        x,
         torch.cat([one.time for one in trajectories]),
         rows[of],
-        x0[of.to(x0.device)],
-        torch.stack([one.eps for one in trajectories])[of.to(x0.device)],
+        torch.stack([one.x0 for one in trajectories])[at],
+        torch.stack([one.eps for one in trajectories])[at],
         torch.stack([one.time[0] for one in trajectories])[of],
         of,
         lengths.cumsum(0) - lengths,

@@ -119,6 +119,10 @@ class TrainConfig(BaseModel):
         "consistent", description="Of sharpen: consistent targets, or published as the authors' code is.",
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
+    own_samples: Literal["one", "each"] = Field(
+        "one", description="Of sharpen-rlhf: a row's trajectories begin from one sample, or each from its own.",
+        json_schema_extra=_panel("Method"),
+    )  # fmt: skip
     sample_steps: int | None = Field(
         None, gt=1, description="Steps of own samples of ddpo, d3po and iterpo. Default: 50, 20 and 40.",
         json_schema_extra=_panel("Method"),

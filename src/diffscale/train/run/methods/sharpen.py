@@ -6,12 +6,14 @@ from functools import partial
 
 from torch import Tensor
 
+from diffscale import noise
 from diffscale.named import parse
 from diffscale.searches import SEARCHES
 from diffscale.train.choosing import Chosen, choose
 from diffscale.train.run.methods.stage import Method, Stage
 from diffscale.train.sharpen_rlhf import BETA, own_samples, sharpen_rlhf_loss
 from diffscale.train.sharpen_sft import sharpen_sft_loss
+from diffscale.train.trajectories import Data
 
 
 class SharpenSft(Method):
@@ -29,8 +31,8 @@ class SharpenSft(Method):
         batch = self.stage.batch(number)
         return self.chosen(self.stage.materials.latents(batch)[:, 0], batch.captions, self.stage.keys(number))
 
-    def chosen(self, latents: Tensor, captions: list[str], keys: Tensor) -> Chosen:
-        """Trajectories from clean `latents` [B, ...], chosen by the reward for the `captions`."""
+    def chosen(self, latents: Tensor | Data, captions: list[str], keys: Tensor) -> Chosen:
+        """Trajectories from clean `latents` as `choose` takes them, chosen by the reward for the `captions`."""
         settings, reward = self.stage.settings, self.stage.reward
         assert reward is not None
         return choose(
@@ -52,9 +54,14 @@ class SharpenRlhf(SharpenSft):
         materials, keys = self.stage.materials, self.stage.keys(number)
         batch = materials.batches.at(number)
         materials.tell_own(batch.captions)
-        latents = own_samples(materials.base.sampler, self.stage.rows, self.stage.keys(number, "own")).float()
         materials.tell(batch)
-        return self.chosen(latents, batch.captions, keys)
+        if self.stage.settings.own_samples == "each":
+            return self.chosen(self._own, batch.captions, keys)
+        return self.chosen(self._own(self.stage.keys(number), self.stage.rows), batch.captions, keys)
+
+    def _own(self, keys: Tensor, rows: Tensor) -> Tensor:
+        sampler = self.stage.materials.base.sampler
+        return own_samples(sampler, rows, noise.fold_rows(keys, "own")).float()
 
     def loss(self, gathered: Chosen) -> tuple[Tensor, dict[str, float]]:
         """See `sharpen_rlhf_loss`."""
