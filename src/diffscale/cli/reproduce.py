@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    items: Annotated[list[str], typer.Argument(metavar="LIST|ITEM...", help="Items (A.table2), a paper (A), or all.")],
+    items: Annotated[
+        list[str], typer.Argument(metavar="LIST|ITEM...", help="Items (A.table2, B.figure4), a paper (A), or all.")
+    ],
     setting: Annotated[str, typer.Option(help="Models of shapes, or of the paper.")] = "shapes",
     limit: Annotated[int | None, typer.Option(help="Prompts of each part, at most.")] = None,
     quick: Annotated[
@@ -34,6 +36,13 @@ def reproduce(
     ] = None,
     reference: Annotated[
         str | None, typer.Option(help="Statistics of real pictures, by `diffscale evaluate --save-reference`.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="id=folder, file or Hub id: train on that instead of what recipes name, as "
+            "JourneyDB/JourneyDB=journeydb; repeatable."
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the first of these there is.")] = None,
     offload: Annotated[str | None, typer.Option(help="Keep networks on the CPU: model or sequential.")] = None,
@@ -63,7 +72,7 @@ def reproduce(
     silence()
     options: dict[str, Any] = {
         "setting": setting, "limit": limit, "quick": quick, "suites": dict(map(pair, suite or [])),
-        "reference": reference,
+        "reference": reference, "data": dict(map(pair, data or [])),
     }  # fmt: skip
     loaded = {name: recipes.load(name) for name in names}
     if len(names) > 1:
@@ -127,7 +136,9 @@ def _tell_estimate(console: Console, settings: dict[str, Setting], workshop: Wor
     if len(plans) > 1:
         plans["together, shared once"] = plan(settings.values())
     total = sum(plans[next(reversed(plans))].nfe().values())
-    console.print(f"{total:,} NFE from a cold start; measuring the models...", highlight=False)
+    count = len(plans[next(reversed(plans))].trainings)
+    training = f" and {count} trainings" if count else ""
+    console.print(f"{total:,} NFE{training} from a cold start; measuring the models...", highlight=False)
     for name, each in plans.items():
         found = workshop.speeds.estimate(each)
         table.add_row(

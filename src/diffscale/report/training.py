@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 matplotlib.use("Agg")
 
 _WINDOWS = 100  # points of a smoothed curve
+
+
+def smoothed(
+    lines: Sequence[Mapping[str, Any]], name: str, windows: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None:
+    """The last line's number, the mean and the deviation [W] of `name` in each of at most `windows` parts.
+
+    `lines`: of log.jsonl; those without a value are passed over, None if all are. The deviation is that over the
+    part's lines and, where lines have `{name}_std`, within them.
+    """
+    kept = [i for i, line in enumerate(lines) if line.get(name) is not None]
+    if not kept:
+        return None
+    parts = np.array_split(np.array(kept), min(windows, len(kept)))
+    means, deviations = [], []
+    for part in parts:
+        values = np.array([lines[i][name] for i in part])
+        within = np.array([lines[i].get(f"{name}_std", 0.0) for i in part])
+        means.append(values.mean())
+        deviations.append(np.sqrt(values.var() + np.square(within).mean()))
+    return np.array([part[-1] for part in parts]), np.array(means), np.array(deviations)
 
 
 def curve(lines: Sequence[dict[str, Any]], name: str, title: str, path: Path) -> bool:
@@ -21,18 +43,11 @@ def curve(lines: Sequence[dict[str, Any]], name: str, title: str, path: Path) ->
     `lines`: of log.jsonl. A window is a hundredth of the steps that have a value. The deviation is that over the
     window's steps and, where lines have `{name}_std`, within them: that of paper B's figure 6.
     """
-    kept = [line for line in lines if line.get(name) is not None]
-    if not kept:
+    values = smoothed(lines, name, _WINDOWS)
+    if values is None:
         return False
-    parts = np.array_split(np.arange(len(kept)), min(_WINDOWS, len(kept)))
-    steps = np.array([kept[part[-1]]["step"] for part in parts])
-    means, deviations = [], []
-    for part in parts:
-        values = np.array([kept[i][name] for i in part])
-        within = np.array([kept[i].get(f"{name}_std", 0.0) for i in part])
-        means.append(values.mean())
-        deviations.append(np.sqrt(values.var() + np.square(within).mean()))
-    mean, deviation = np.array(means), np.array(deviations)
+    at, mean, deviation = values
+    steps = np.array([line["step"] for line in lines])[at]
     figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
     axes.fill_between(steps, mean - deviation, mean + deviation, color="#1f5fa8", alpha=0.18, linewidth=0)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from diffscale.api import make_sampler
 from diffscale.loading.options import LoadOptions
 from diffscale.models import load_pipeline
-from diffscale.reproduce.recipe import digest
+from diffscale.reproduce import trained
+from diffscale.reproduce.digests import digest, weights_digest
 from diffscale.types import ClassLabel, Sampler
-from diffscale.weights import WEIGHTS, locate
-
-_WEIGHTS: Final = (".safetensors", ".json", ".txt")
 
 
 @dataclass(frozen=True)
@@ -31,8 +27,12 @@ class Call:
 
     @property
     def id(self) -> str:
-        """Names the folder of what is made by this call; changes with the weights."""
-        made_of = [self.model, self.steps, sorted(self.args), self.dtype, self.seed, weights_digest(self.model)]
+        """Names the folder of what is made by this call; changes with the weights, and lies with a training's."""
+        weights = weights_digest(trained.base_of(self.model))
+        made_of = [self.model, self.steps, sorted(self.args), self.dtype, self.seed, weights]
+        training = trained.id_in(self.model)
+        if training is not None:
+            return f"{trained.FOLDER}/{training}/{digest(made_of)}"
         return f"{Path(self.model).name}-{digest(made_of)}"
 
 
@@ -56,8 +56,9 @@ class Slot:
 class Models:
     """Pipelines, one in memory at a time, and samplers of them."""
 
-    def __init__(self, loading: LoadOptions) -> None:
-        self._loading = loading
+    def __init__(self, loading: LoadOptions, cache: Path | None = None) -> None:
+        """`cache`: where trainings are kept, for models that are made by one."""
+        self._loading, self._cache = loading, cache
         self._held: tuple[tuple[str, str], Any] | None = None
 
     def sampler(self, call: Call, prompts: Sequence[str]) -> Sampler:
@@ -66,25 +67,6 @@ class Models:
         key = (call.model, call.dtype)
         if self._held is None or self._held[0] != key:
             self._held = None  # before the next one takes its place
-            self._held = key, load_pipeline(call.model, options)
+            self._held = key, load_pipeline(trained.located(call.model, self._cache), options)
         device = LoadOptions(device=options.device)
         return make_sampler(self._held[1], prompts, steps=call.steps, pipe_args=dict(call.args), loading=device)
-
-
-@cache
-def weights_digest(model: str) -> str:
-    """Twelve digits that change with the files of a shipped model or a folder; empty for a Hub id."""
-    where = Path(locate(model))
-    if not where.is_dir():
-        return ""
-    found = hashlib.sha256()
-    for path in sorted(path for path in where.rglob("*") if path.suffix in _WEIGHTS and path.name != "figures.json"):
-        found.update(f"{path.relative_to(where)} {path.stat().st_size}".encode())
-        found.update(path.read_bytes())
-    return found.hexdigest()[:12]
-
-
-def shipped_verifiers() -> dict[str, str]:
-    """Digests of all shipped networks that are no pipelines: what scores of Shapes depend on."""
-    folders = (path for path in sorted(WEIGHTS.iterdir()) if (path / "model.safetensors").exists())
-    return {path.name: weights_digest(path.name) for path in folders}

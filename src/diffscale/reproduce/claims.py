@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +150,20 @@ def cheaper(raw: Raw, a: At, b: At, measure: str) -> Evidence:
     return Evidence(evidence.holds, evidence.fails, said)
 
 
+def trend(raw: Raw, of: Sequence[str], y: str, way: Literal["falls", "rises"]) -> Evidence:
+    """In each of these trainings `y`, of its log, falls or rises: the slope over the means of blocks of steps."""
+    parts = []
+    for name in of:
+        if name not in raw["logs"]:
+            raise DiffscaleError(f"{raw['item']} has no training {name!r}: mend its recipe.")
+        change = numbers.change(raw["logs"][name], y)
+        said = f"{name}, {y} from begin to end: {change.estimate:+.4g}{_bounds(change, 'steps', 4)}"
+        turned = change if way == "rises" else Contrast(-change.estimate, change.error, change.freedom)
+        evidence = superior(turned)
+        parts.append(Evidence(evidence.holds, evidence.fails, said))
+    return every(parts)
+
+
 def _mean(values: NDArray[np.float64]) -> float:
     """0 of nothing: a category without prompts decides nothing."""
     return float(values.mean()) if len(values) else 0.0
@@ -165,11 +179,11 @@ def _said(a: str, b: str, measure: str, contrast: Contrast) -> str:
     return f"{a} over {b}, {measure}{sign}: {contrast.estimate:+.3f}{_bounds(contrast)}"
 
 
-def _bounds(contrast: Contrast) -> str:
+def _bounds(contrast: Contrast, of: str = "prompts", digits: int = 3) -> str:
     if not np.isfinite(contrast.error):
-        return " [too few prompts]"
+        return f" [too few {of}]"
     low, high = contrast.interval()
-    return f" [{low:.3f}, {high:.3f}]"
+    return f" [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 CLAIMS: Final[dict[str, Callable[..., Evidence]]] = {
@@ -179,6 +193,7 @@ CLAIMS: Final[dict[str, Callable[..., Evidence]]] = {
     "disagree": disagree,
     "never_worst": never_worst,
     "sweet_spot": sweet_spot,
+    "trend": trend,
     "uncorrelated": uncorrelated,
 }
 

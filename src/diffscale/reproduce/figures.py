@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from diffscale.report.pictures import enlarge
-from diffscale.reproduce import numbers
+from diffscale.reproduce import logs, numbers
 from diffscale.reproduce.numbers import Raw
 from diffscale.reproduce.recipe import Panel, Setting
 
@@ -48,23 +48,30 @@ _COSTS: Final = {"nfe": "NFE a sample (denoiser evaluations)", "flops": "GFLOPs 
 
 
 def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
-    """Draw what `setting` shows into `folder`, as `figure.png` and `figure.svg`; the names of the files."""
+    """Draw what `setting` shows into `folder`, as `figure.png` and `figure.svg`; the names of the files.
+
+    `raw` with `logs` by training, where `setting` shows any, see `logs.of`.
+    """
     if setting.view == "strips":
         _strips(raw, setting, folder / "figure.png")
         return ["figure.png"]
-    if not setting.panels:
+    count = len(setting.panels) + len(setting.logs)
+    if not count:
         return []
-    columns = min(len(setting.panels), 4 if setting.view == "curves" and len(setting.panels) == 4 else 3)
-    rows = -(-len(setting.panels) // columns)
+    columns = min(count, 4 if setting.view == "curves" and count == 4 else 3)
+    rows = -(-count // columns)
     figure = Figure(figsize=(5.2 * columns, 4.0 * rows + 0.6), dpi=110, layout="constrained")
     every = figure.subplots(rows, columns, squeeze=False).ravel()
     kinds = {"curves": _curves, "table": _curves, "bars": _bars, "scatter": _scatter}
     for axes, panel in zip(every, setting.panels, strict=False):
         kind = _scatter if panel.y and panel.x not in _COSTS else kinds[setting.view]
         kind(axes, raw, panel)
+    for axes, log in zip(every[len(setting.panels) :], setting.logs, strict=False):
+        logs.draw(axes, raw["logs"], log)
+    for axes in every[:count]:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in every[len(setting.panels) :]:
+    for axes in every[count:]:
         axes.set_visible(False)
     handles: dict[str, Any] = {}
     for axes in every:

@@ -6,19 +6,23 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
+from diffscale.reproduce import trained
 from diffscale.reproduce.calls import Call, Models, Slot
 from diffscale.reproduce.plan import Plan, nfe_of
 from diffscale.reproduce.pool import finish, key_of
 from diffscale.reproduce.scoring import Scoring
+from diffscale.train.run.settings import TrainConfig
 from diffscale.types import Choosing, Recording
 
 _ROWS, _MOST, _SECONDS = 16, 64, 1.0
+_PROMPT = "a red circle"
+"""Where nothing is sampled, only trained."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Speeds:
         self._kept = json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def of(self, call: Call, prompt: str) -> Speed:
-        """The speed of a call, of samples of `prompt`."""
+        """The speed of a call, of samples of `prompt`; of what a training gives, that of its base."""
+        call = replace(call, model=trained.base_of(call.model))
         if call.id not in self._kept:
             self._keep(call.id, asdict(self._measure(call, prompt)))
         return Speed(**self._kept[call.id])
@@ -61,7 +66,7 @@ class Speeds:
         if key not in self._kept:
             verifier = self._scoring.verifier(text, model)
             # The judge of Shapes looks for shapes, and takes its time where there are none: show it samples.
-            shown = self._seen.get(model, torch.full((1, 3, side, side), 0.5))
+            shown = self._seen.get(trained.base_of(model), torch.full((1, 3, side, side), 0.5))
             images = shown.repeat(_ROWS, 1, 1, 1)[:_ROWS].to(self._scoring.device)
             if isinstance(verifier, Choosing):
                 verifier.begin()
@@ -87,6 +92,11 @@ class Speeds:
             seconds, memory = seconds + count / speed.nfe_per_second, max(memory, speed.memory)
         for (text, call, _), count in plan.verified.items():
             seconds += count * self.verifier(text, call.model, prompts[call], sides[call.model])
+        for config in plan.trainings.values():
+            call = _call_of(config, prompts)
+            speed = self.of(call, prompts.get(call, _PROMPT))
+            memory = max(memory, speed.memory)
+            seconds += trained.seconds(config, nfe_of(call), speed.nfe_per_second)
         return Estimate(nfe, flops, seconds, memory)
 
     @torch.no_grad()
@@ -124,6 +134,13 @@ def _prompts(plan: Plan) -> dict[Call, str]:
             found.setdefault(point.final, slots[0].prompt)
     first = {call.model: prompt for call, prompt in found.items()}
     return {**{call: first[call.model] for call in plan.again}, **found}
+
+
+def _call_of(config: TrainConfig, calls: Iterable[Call]) -> Call:
+    """A call of a training's base by which its speed can be told: one of `calls` if there is any."""
+    model = config.pretrained_model_name_or_path
+    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(config.mixed_precision or "", "float32")
+    return next((call for call in calls if call.model == model), Call(model, None, (), dtype, 0))
 
 
 def _memory() -> int:

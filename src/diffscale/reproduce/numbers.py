@@ -15,6 +15,8 @@ from diffscale.reproduce.verdicts import Contrast, jackknife, paired
 LOWER: Final = frozenset({"fid"})
 """Measures of which less is better."""
 Raw = Mapping[str, Any]
+BLOCKS: Final = 20
+"""Blocks of steps, for trends."""
 
 
 def point(raw: Raw, part: str, series: str, at: str | int = "last") -> dict[str, Any]:
@@ -80,6 +82,22 @@ def gain(raw: Raw, part: str, at: Mapping[str, Any], base: Mapping[str, Any], me
     start = abs(summary(raw, part, base, measure)["mean"]) or 1.0
     low, high = contrast.interval() if np.isfinite(contrast.error) else (contrast.estimate, contrast.estimate)
     return {name: 100 * value / start for name, value in (("mean", contrast.estimate), ("low", low), ("high", high))}
+
+
+def change(rows: Sequence[Mapping[str, Any]], y: str) -> Contrast:
+    """By how much `y` changes over a training, by least squares over the means of `BLOCKS` blocks of its steps.
+
+    Steps draw their rows and noise levels anew, so that blocks are nearly independent; a trend that is no line only
+    widens the interval. Fewer values than three a block decide nothing.
+    """
+    from scipy.stats import linregress
+
+    values = np.array([row[y] for row in rows if row.get(y) is not None], float)
+    if len(values) < 3 * BLOCKS:
+        return Contrast(0.0, np.inf, 1)
+    parts = np.array_split(values, BLOCKS)
+    line = linregress(np.linspace(0, 1, BLOCKS), [part.mean() for part in parts])
+    return Contrast(float(line.slope), float(line.stderr), BLOCKS - 2)
 
 
 def within(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> NDArray[np.float64]:

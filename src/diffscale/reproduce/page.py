@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from diffscale.errors import DiffscaleError
-from diffscale.reproduce import claims, figures, tables
+from diffscale.reproduce import claims, figures, logs, tables
 from diffscale.reproduce import recipe as recipes
 from diffscale.reproduce.recipe import Claim, Recipe, Setting
 from diffscale.reproduce.run import made_of
@@ -33,15 +33,17 @@ _INTRODUCTION: Final = f"""
 Tables and figures of papers, run again from the recipes of diffscale. Each claim is tested on differences between
 pictures of the same prompts: means over prompts by the paired t-test, metrics of all pictures together (FID, IS,
 precision, recall) by the jackknife over groups of prompts with Student's t. Claims of no effect are tested by
-equivalence (TOST) or non-inferiority with the margin that is stated. Of claims of several parts all must hold. A claim
-does not hold where the opposite is significant. All p-values are Holm-corrected over this page, both directions
-counted: the chance of one wrong verdict on it is at most {LEVEL:.0%}. Intervals have 95% each, without correction.
+equivalence (TOST) or non-inferiority with the margin that is stated, trends in a training by the slope over blocks of
+its steps. One training stands for its method: tests are over prompts and steps, not over seeds. Of claims of several
+parts all must hold. A claim does not hold where the opposite is significant. All p-values are Holm-corrected over this
+page, both directions counted: the chance of one wrong verdict on it is at most {LEVEL:.0%}. Intervals have 95% each,
+without correction.
 """.strip()
 
 
 @dataclass(frozen=True)
 class Item:
-    """A recipe, the setting that its numbers were made with, and these."""
+    """A recipe, the setting that its numbers were made with, and these, with `logs` of trainings."""
 
     name: str
     recipe: Recipe
@@ -70,6 +72,7 @@ def items(folder: Path) -> list[Item]:
     present = {path.parent.name for path in folder.glob("*/raw.json")}
     for name in [*(n for n in known if n in present), *sorted(present - set(known))]:
         raw = json.loads((folder / name / "raw.json").read_text())
+        raw["logs"] = logs.of(folder / name, raw)
         held = json.loads((folder / name / "recipe.json").read_text())
         recipe, setting = Recipe(**held["recipe"]), Setting(**held["setting"])
         today = recipes.load(name) if name in known else None

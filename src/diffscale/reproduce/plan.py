@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from diffscale.named import parse
+from diffscale.reproduce import trained
 from diffscale.reproduce.calls import Call, Slot
 from diffscale.reproduce.points import Point, candidates, every_point, slots_of
 from diffscale.reproduce.recipe import Part, Setting
 from diffscale.reproduce.searched import anytime
+from diffscale.train.run import opening
+from diffscale.train.run.settings import TrainConfig
 from diffscale.verifiers import VERIFIERS, is_function
 from diffscale.weights import locate
 
@@ -44,12 +47,13 @@ class Need:
 class Plan:
     """`pools`: by call. `searches`: points that run by the driver, with their slots. `again`: of pooled points, how
     many samples their final call adds. `verified`: how many pictures each verifier scores, by call;
-    what it chooses from is scored once for all budgets."""
+    what it chooses from is scored once for all budgets. `trainings`: settings by ID."""
 
     pools: dict[Call, Need] = field(default_factory=dict)
     searches: dict[Point, list[Slot]] = field(default_factory=dict)
     again: dict[Call, int] = field(default_factory=dict)
     verified: dict[tuple[str, Call, bool], int] = field(default_factory=dict)
+    trainings: dict[str, TrainConfig] = field(default_factory=dict)
 
     def nfe(self) -> dict[Call, int]:
         """Denoiser evaluations by call, of what the plan names."""
@@ -72,6 +76,7 @@ def plan(settings: Iterable[Setting]) -> Plan:
     """What all these settings take together: what they share is counted once."""
     found = Plan()
     for setting in settings:
+        found.trainings |= {trained.id_of(each): trained.config_of(each) for each in setting.trainings.values()}
         for part in setting.parts.values():
             _add(found, part)
     return found
@@ -121,7 +126,7 @@ def records(verifier: str) -> bool:
 
 def nfe_of(call: Call) -> int:
     """NFE of one sample: its steps, twice that with Heun's solver; what the call leaves open is as the model states."""
-    stated = _stated(call.model)
+    stated = _stated(trained.base_of(call.model))
     steps = call.steps or int(stated.get("num_inference_steps", 50))
     return steps * (2 if dict(call.args).get("solver", stated.get("solver")) in ("heun", "sde_heun") else 1)
 
@@ -135,10 +140,13 @@ def _stated(model: str) -> dict[str, Any]:
 
 
 def check(setting: Setting) -> None:
-    """Raise DiffscaleError for a search, verifier, prompt or budget of `setting` that cannot be, before anything runs.
+    """Raise DiffscaleError for a search, verifier, prompt, budget or training of `setting` that cannot be, before
+    anything runs.
 
     Functions as verifiers are not looked at.
     """
+    for training in setting.trainings.values():
+        opening.check(trained.config_of(training))
     for part in setting.parts.values():
         slots_of(part)
         named = [*part.judges, *(series.verifier for series in part.series.values() if series.verifier)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffscale import config
 from diffscale.errors import DiffscaleError, unknown
+from diffscale.reproduce import trained
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 SettingName = Literal["shapes", "paper"]
@@ -31,7 +30,7 @@ class Series(_Strict):
     paid for. Steps count as num_inference_steps does: a step of Heun's solver is 2 NFE.
     """
 
-    model: str | None = Field(None, description="instead of the part's")
+    model: str | None = Field(None, description="instead of the part's; `training NAME`: what that training gives")
     args: dict[str, Any] = Field(default_factory=dict, description="of the model's call, over the part's")
     steps: int | None = Field(None, gt=0)
     final: list[int] = Field(default_factory=list)
@@ -86,6 +85,15 @@ class Panel(_Strict):
     label: str | None = None
 
 
+class LogPanel(_Strict):
+    """One plot of what trainings log: the mean and deviation of `y` over windows of steps, against `x`."""
+
+    of: list[str] = Field(min_length=1, description="trainings")
+    y: Literal["loss", "reward"]
+    x: Literal["steps", "seconds"] = "steps"
+    title: str = ""
+
+
 class Table(_Strict):
     """A row for each point of the series of `part`; columns are measures, `measure@category` within a category.
 
@@ -108,12 +116,15 @@ class Claim(_Strict):
 class Setting(_Strict):
     """An item on the models of Shapes, or on the paper's own.
 
-    `view`: how it is shown. `quick`: what is changed for `--quick`, by part (`*` for all).
+    `view`: how it is shown. `trainings`: settings by name, see `trained`; in a file, `like` takes what a training of
+    `trainings/PAPER.yaml` has. `quick`: what is changed for `--quick`, by part (`*` for all), and `trainings` by name.
     """
 
-    view: Literal["curves", "bars", "scatter", "strips", "table"]
-    parts: dict[str, Part]
+    view: Literal["curves", "bars", "scatter", "strips", "table", "logs"]
+    parts: dict[str, Part] = Field(default_factory=dict)
+    trainings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     panels: list[Panel] = Field(default_factory=list)
+    logs: list[LogPanel] = Field(default_factory=list)
     table: Table | None = None
     claims: dict[str, Claim] = Field(default_factory=dict)
     quick: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -172,23 +183,28 @@ def load(name: str) -> Recipe:
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         raise unknown("item", name, names())
-    return config.validated(Recipe, config.read(path))
+    found = config.read(path)
+    for setting, given in found.get("settings", {}).items():
+        if "trainings" in given:
+            paper = name.partition(".")[0]
+            given["trainings"] = trained.expanded(given["trainings"], RECIPES, paper, setting)
+    return config.validated(Recipe, found)
 
 
 def resolved(
     recipe: Recipe, setting: SettingName, *, limit: int | None = None, quick: bool = False,
-    suites: Mapping[str, str] | None = None, reference: str | None = None,
+    suites: Mapping[str, str] | None = None, reference: str | None = None, data: Mapping[str, str] | None = None,
 ) -> Setting:  # fmt: skip
     """The setting with what the command changes in it.
 
     `limit`: prompts of every part, at most. `suites`: files or Hub ids of suites that are not shipped, by name.
-    `reference`: real pictures, where the recipe has none of its own. Raises DiffscaleError if the item has no such
-    setting.
+    `reference`: real pictures, where the recipe has none of its own. `data`: folders or Hub ids instead of those that
+    trainings name. Raises DiffscaleError if the item has no such setting, or a training one that is wrong.
     """
     if setting not in recipe.settings:
         raise DiffscaleError(f"{recipe.title!r} has no setting {setting}: choose {' or '.join(recipe.settings)}.")
     found = recipe.settings[setting]
-    parts = {}
+    parts, trainings = {}, _trainings(found, quick, suites or {}, data or {})
     for name, part in found.parts.items():
         change = {**found.quick.get("*", {}), **found.quick.get(name, {})} if quick else {}
         given = {**part.model_dump(), **{key: value for key, value in change.items() if key != "series"}}
@@ -200,10 +216,27 @@ def resolved(
             given["reference"] = reference
         if limit is not None:
             given["limit"] = min(limit, given["limit"] or limit)
+        for each in given["series"].values():
+            training = trained.name_in(each["model"] or "")
+            if training is not None:
+                if training not in trainings:
+                    raise unknown("training", training, trainings)
+                each["model"] = trained.called(trainings[training])
         parts[name] = config.validated(Part, given)
-    return found.model_copy(update={"parts": parts})
+    return found.model_copy(update={"parts": parts, "trainings": trainings})
 
 
-def digest(made_of: Any) -> str:
-    """Twelve hexadecimal digits of what JSON can hold."""
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:12]
+def _trainings(
+    found: Setting, quick: bool, suites: Mapping[str, str], data: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    change = found.quick.get("trainings", {}) if quick else {}
+    trainings = {}
+    for name, given in found.trainings.items():
+        each = {**given, **change.get("*", {}), **change.get(name, {})}
+        each["data"] = data.get(each.get("data", ""), each.get("data"))
+        if suites:
+            # What is measured on in any item is trained on in none, so that items can share a training.
+            each["held_out_prompts"] = sorted({*each.get("held_out_prompts", []), *suites.values()})
+        trained.config_of(each)
+        trainings[name] = each
+    return trainings

@@ -17,16 +17,19 @@ from diffscale.errors import DiffscaleError
 from diffscale.loading.options import LoadOptions
 from diffscale.models import best_device
 from diffscale.report.pictures import to_pil
-from diffscale.reproduce.calls import Call, Models, Slot, shipped_verifiers, weights_digest
+from diffscale.reproduce import logs, trained
+from diffscale.reproduce.calls import Call, Models, Slot
 from diffscale.reproduce.choosing import pick
+from diffscale.reproduce.digests import digest, shipped_verifiers, weights_digest
 from diffscale.reproduce.measured import Speeds
 from diffscale.reproduce.plan import nfe_of, plan, records
 from diffscale.reproduce.points import Point, candidates, every_point, slots_of
 from diffscale.reproduce.pool import Pool
-from diffscale.reproduce.recipe import Part, Setting, digest
+from diffscale.reproduce.recipe import Part, Setting
 from diffscale.reproduce.scoring import Scoring
 from diffscale.reproduce.searched import Searched
 from diffscale.reproduce.sets import Sets
+from diffscale.reproduce.trainings import Trainings
 from diffscale.shapes.captions import read as meaning_of
 from diffscale.types import ClassLabel, Sampler
 
@@ -40,7 +43,8 @@ class Workshop:
     def __init__(self, folder: Path, loading: LoadOptions, batch_size: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.batch_size = folder, batch_size
-        self.models, device = Models(loading), best_device(loading.device)
+        self.models, device = Models(loading, folder / "cache"), best_device(loading.device)
+        self.trainings = Trainings(folder / "cache")
         self.scoring = Scoring(folder / "cache", device)
         self.speeds = Speeds(folder, self.models, self.scoring)
         self._pools: dict[Call, Pool] = {}
@@ -76,11 +80,12 @@ class _Kept:
 def made_of(setting: Setting) -> str:
     """Digest of all that decides an item's numbers: its recipe as resolved, and the weights."""
     parts = {name: part.model_dump() for name, part in setting.parts.items()}
-    used = sorted({each for part in setting.parts.values() for each in _models(part)})
+    used = sorted({trained.base_of(each) for part in setting.parts.values() for each in _models(part)})
     weights = {model: weights_digest(model) for model in used}
     if any(Path(model).name.startswith("shapes-") for model in used):
         weights |= shipped_verifiers()
-    return digest([FORMAT, parts, weights])
+    trainings = {name: trained.id_of(each) for name, each in setting.trainings.items()}
+    return digest([FORMAT, parts, weights, *([trainings] if trainings else [])])
 
 
 def read(folder: Path, item: str) -> dict[str, Any] | None:
@@ -99,11 +104,16 @@ def run(item: str, setting: Setting, workshop: Workshop, told: Told | None = Non
     key = made_of(setting)
     if held is not None and held["made_of"] == key:
         return False
-    parts = {name: _run_part(item, name, part, workshop, told, record) for name, part in setting.parts.items()}
     folder = workshop.folder / item
+    trainings = {}
+    for name, training in setting.trainings.items():
+        made = workshop.trainings.make(training, f"{item}: {name}", told)
+        trainings[name] = logs.keep(made, folder, name)
+    parts = {name: _run_part(item, name, part, workshop, told, record) for name, part in setting.parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / "raw.json.new"
-    fresh.write_text(json.dumps({"item": item, "made_of": key, "parts": parts}, indent=1, ensure_ascii=False) + "\n")
+    raw = {"item": item, "made_of": key, "parts": parts, **({"trainings": trainings} if trainings else {})}
+    fresh.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
     fresh.replace(folder / "raw.json")
     return True
 

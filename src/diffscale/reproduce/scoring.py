@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffscale.batching import MicroBatch
 from diffscale.files import fingerprint
 from diffscale.judging import judge
+from diffscale.reproduce import trained
 from diffscale.reproduce.store import Store, name_of
 from diffscale.types import Choosing, Pooled, Recording, Verifier
 from diffscale.verifiers import load
@@ -32,7 +33,7 @@ class Scoring:
 
     def verifier(self, text: str, model: str) -> Verifier:
         """Verifier `text` as it is for pictures of `model`; raises DiffscaleError if it cannot be loaded."""
-        key = text, Path(model).name
+        key = text, Path(trained.base_of(model)).name
         if key not in self._loaded:
             self._loaded[key] = load(text, device=self.device, generator=key[1])
         return self._loaded[key]

@@ -25,9 +25,11 @@ class Grid:
 
 
 def grids(recipe: Recipe, setting: Setting, raw: Raw) -> list[Grid]:
-    """The item's own table, and the paper's where it prints one."""
+    """The item's own table, that of its trainings, and the paper's where it prints one."""
     wanted = [setting.table] if setting.table is not None else _of_panels(setting)
     found = [_grid(table, raw) for table in wanted]
+    if raw.get("trainings"):
+        found.append(_trainings(raw["trainings"]))
     if recipe.printed is not None:
         rows = [[str(cell) for cell in row] for row in recipe.printed.rows]
         found.append(
@@ -84,6 +86,16 @@ def _grid(table: Table, raw: Raw) -> Grid:
     count = len(part["prompts"])
     title = f"{part['model']}, {count} prompts, {count * part['repeats']} pictures a row; 95% intervals"
     return Grid(title, ["search", "NFE", *cost, *(_PLAIN.get(c, c) for c in table.columns.values())], rows)
+
+
+def _trainings(trainings: Mapping[str, Any]) -> Grid:
+    heads = ["training", "method", "base", "reward", "rows of data", "steps", "seconds in steps"]
+    rows = [
+        [name, one["method"], one["base"], " + ".join(one["reward"]) or "-", f"{one['rows']:,}", f"{one['steps']:,}",
+         f"{one['seconds']:,.1f}"]
+        for name, one in trainings.items()
+    ]  # fmt: skip
+    return Grid("Trainings", heads, rows)
 
 
 def _cell(raw: Raw, part: str, at: Mapping[str, Any], measure: str) -> str:
