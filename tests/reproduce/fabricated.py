@@ -47,4 +47,17 @@ def fabricated(item: str, setting: Setting, prompts: int = 24) -> dict[str, Any]
         if part.pairs is not None:
             shape = prompts * part.repeats, part.pairs.candidates
             parts[name]["pairs"] = {text: rng.normal(size=shape).tolist() for text in part.pairs.of}
-    return {"item": item, "made_of": "", "parts": parts}
+    steps = range(1, 121)
+    logs = {
+        name: [
+            {"step": step, "seconds": 0.5, "loss": rng.random(), "reward": rng.random(), "reward_std": 0.1}
+            for step in steps
+        ]
+        for name in setting.trainings
+    }
+    trainings = {
+        name: {"log": f"{name}.jsonl", "method": each["method"], "base": each["model"], "steps": 120, "seconds": 60.0,
+               "rows": 8, "reward": each.get("reward", [])}
+        for name, each in setting.trainings.items()
+    }  # fmt: skip
+    return {"item": item, "made_of": "", "parts": parts, "trainings": trainings, "logs": logs}

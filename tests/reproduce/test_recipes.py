@@ -6,7 +6,7 @@ import pytest
 from fabricated import fabricated
 
 from diffscale.errors import DiffscaleError
-from diffscale.reproduce import claims, plan, recipe, tables
+from diffscale.reproduce import claims, plan, recipe, tables, trained
 from diffscale.reproduce.plan import check, nfe_of
 from diffscale.reproduce.recipe import Setting
 
@@ -41,6 +41,12 @@ def test_all_items_of_the_paper_are_there_in_its_order() -> None:
     assert all({"shapes", "paper"} <= recipe.load(name).settings.keys() for name in wanted)
 
 
+def test_paper_b_is_there_but_for_its_drawings_and_its_user_study() -> None:
+    wanted = [f"B.figure{n}" for n in (3, 4, 5, 6)] + [f"B.table{n}" for n in (1, 2, 3)]
+    assert [name for name in recipe.names() if name.startswith("B.")] == wanted
+    assert all({"shapes", "paper"} <= recipe.load(name).settings.keys() for name in wanted)
+
+
 @pytest.mark.parametrize(("name", "setting", "quick"), CASES)
 def test_claims_and_views_of_a_recipe_fit_its_parts(name: str, setting: str, quick: bool) -> None:
     found = _resolved(name, setting, quick)
@@ -56,6 +62,24 @@ def test_claims_and_views_of_a_recipe_fit_its_parts(name: str, setting: str, qui
         part = found.parts[panel.part]
         known = [*part.judges, *part.sets, *(part.pairs.of if part.pairs else [])]
         assert panel.y in known and set(panel.only) <= part.series.keys()
+    for log in found.logs:
+        assert set(log.of) <= found.trainings.keys()
+    for training in found.trainings.values():
+        assert not quick or trained.config_of(training).max_train_steps <= 8
+
+
+@pytest.mark.parametrize("setting", ["shapes", "paper"])
+def test_items_of_paper_b_share_their_trainings(setting: str) -> None:
+    every = {name: _resolved(name, setting, False).trainings for name in recipe.names() if name.startswith("B.")}
+    ids = {name: {label: trained.id_of(each) for label, each in of.items()} for name, of in every.items()}
+    rlhf = ids["B.table1"]["RLHF sharpening"]
+    assert rlhf == ids["B.table2"]["n=3"] == ids["B.table3"]["m=3"] == ids["B.figure3"]["RLHF, clip"]
+    assert rlhf == ids["B.figure5"]["RLHF"] == ids["B.figure6"]["RLHF sharpening"]
+    together = plan.plan(_resolved(name, setting, False) for name in every)
+    assert len(together.trainings) == 25 and sum(map(len, ids.values())) == 35
+    methods = {config.method for config in together.trainings.values()}
+    assert methods == {"sft", "dpo", "ddpo", "d3po", "iterpo", "sharpen-sft", "sharpen-rlhf"}
+    assert all("shapes-judge" not in config.reward for config in together.trainings.values())
 
 
 def test_the_claims_of_the_issue_are_judged() -> None:

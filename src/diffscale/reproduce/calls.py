@@ -61,6 +61,10 @@ class Models:
         self._loading, self._cache = loading, cache
         self._held: tuple[tuple[str, str], Any] | None = None
 
+    def drop(self) -> None:
+        """Make room in memory."""
+        self._held = None
+
     def sampler(self, call: Call, prompts: Sequence[str]) -> Sampler:
         """A sampler of `prompts`; raises DiffscaleError for a model that cannot be loaded."""
         options = self._loading.model_copy(update={"dtype": call.dtype})

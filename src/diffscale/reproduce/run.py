@@ -107,6 +107,7 @@ def run(item: str, setting: Setting, workshop: Workshop, told: Told | None = Non
     folder = workshop.folder / item
     trainings = {}
     for name, training in setting.trainings.items():
+        workshop.models.drop()
         made = workshop.trainings.make(training, f"{item}: {name}", told)
         trainings[name] = logs.keep(made, folder, name)
     parts = {name: _run_part(item, name, part, workshop, told, record) for name, part in setting.parts.items()}

@@ -60,9 +60,9 @@ class Trainings:
 
     def _drawn(self, data: str) -> Path:
         """The folder of a data set of Shapes, "NAME" or "NAME size=N"; raises DiffscaleError for another form."""
-        name, *more = data.split()
-        size = more[0].removeprefix("size=") if more else ""
-        if more and (len(more) > 1 or not size.isdigit()):
+        name, _, more = data.partition(" ")
+        size = more.removeprefix("size=")
+        if more and (size == more or not size.isdigit() or not int(size)):
             raise DiffscaleError(f"Write a data set of Shapes as {name} or {name} size=100, not {data!r}.")
         folder = self.cache / "data" / "-".join([name, size] if size else [name])
         if folder.exists():
