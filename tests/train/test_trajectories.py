@@ -75,6 +75,23 @@ def test_best_and_worst_trajectories_and_their_rewards_by_hand(prediction):
             assert not visits.x.requires_grad
 
 
+def test_each_trajectory_may_begin_from_data_of_its_own():
+    policy = ToyPolicy()
+
+    def own(keys, rows):
+        return noise.normal(keys, (2, 2, 2)).double() + ROWS[rows].view(-1, 1, 1, 1)
+
+    chosen = choose(policy, Red(), own, ROWS, KEYS, 4, 3)
+    one = choose(policy, Red(), data(), ROWS, KEYS, 4, 3)
+    for i in range(len(ROWS)):
+        best, worst = chosen.best[i], chosen.worst[i]
+        assert not torch.equal(best.x0, worst.x0) and float(best.time[0]) == float(worst.time[0])
+        first = policy.times.noised(best.x0[None], best.eps[None], best.time[:1])
+        assert torch.allclose(first[0], best.x[0])
+        assert torch.equal(one.best[i].x0, one.worst[i].x0)
+    assert bool((chosen.reward > chosen.lowest).all())
+
+
 def test_where_time_runs_out_a_trajectory_is_shorter():
     policy = ToyPolicy()
     keys = torch.arange(200)

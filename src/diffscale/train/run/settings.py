@@ -124,7 +124,8 @@ class TrainConfig(BaseModel):
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
     sample_steps: int | None = Field(
-        None, gt=1, description="Steps of own samples of ddpo, d3po and iterpo. Default: 50, 20 and 40.",
+        None, gt=1, description="Steps of own samples. Default: 50 ddpo, 20 d3po, 40 iterpo, sharpen-rlhf as the model "
+        "is called.",
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
     samples_per_round: Positive | None = Field(
@@ -199,8 +200,8 @@ class TrainConfig(BaseModel):
             raise DiffscaleError(f"{self.method} learns from data alone: leave the reward out.")
         if self.method == "sharpen-rlhf" and self.n < 2:
             raise DiffscaleError("sharpen-rlhf compares trajectories: give n of 2 or more.")
-        if self.sample_steps is not None and self.method not in ROUNDS | {"iterpo"}:
-            raise DiffscaleError(f"{self.method} samples as the model is called by itself: leave sample_steps out.")
+        if self.sample_steps is not None and self.method not in ROUNDS | {"iterpo", "sharpen-rlhf"}:
+            raise DiffscaleError(f"{self.method} learns from no samples of its own: leave sample_steps out.")
         step = self.train_batch_size * self.gradient_accumulation_steps
         if self.samples_per_round is not None and self.samples_per_round % step:
             raise DiffscaleError(

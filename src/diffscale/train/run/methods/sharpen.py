@@ -60,7 +60,7 @@ class SharpenRlhf(SharpenSft):
         return self.chosen(self._own(self.stage.keys(number), self.stage.rows), batch.captions, keys)
 
     def _own(self, keys: Tensor, rows: Tensor) -> Tensor:
-        sampler = self.stage.materials.base.sampler
+        sampler = self.stage.materials.base.own
         return own_samples(sampler, rows, noise.fold_rows(keys, "own")).float()
 
     def loss(self, gathered: Chosen) -> tuple[Tensor, dict[str, float]]:
