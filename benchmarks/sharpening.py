@@ -219,8 +219,8 @@ def as_table(rows: list[dict[str, Any]], seconds: float, seeds: int, prompts: in
     """Markdown: a row a method."""
     lines = [
         f"LoRAs of {MODEL}, {seconds:.0f} s of training each, {seeds} seeds, {prompts} prompts, {COPIES} samples a",
-        "prompt and seed from the noises of the base. Gains are of the judge, held out, with standard errors; cost is that",
-        "of sampling. The reward is clip, so that clip is what was trained for.",
+        "prompt and seed from the noises of the base. Gains are of the judge, held out, with standard errors; cost is",
+        "that of sampling. The reward is clip, so that clip is what was trained for.",
         "",
         "| | cost | judge | gain | gain / error | recall | clip | image_reward | aesthetic | steps | s a step | "
         "reward | peak MB |",
