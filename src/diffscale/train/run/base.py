@@ -97,7 +97,7 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
     sized = {} if settings.resolution is None else {"height": settings.resolution, "width": settings.resolution}
     call = PlainCall(call.steps, {**call.args, **sized})
     steps = settings.sample_steps or call.steps
-    policy = Policy(pipe, [""], steps, call.args, settings.adapter)
+    policy = Policy(pipe, [""], steps, call.args, settings.adapter, settings.snr_gamma)
     networks = policy.networks
     torch.manual_seed(settings.seed % 2**63)  # the LoRA starts alike in every process
     if settings.adapter is not None:

@@ -17,7 +17,7 @@ _ESSENTIAL = (
     "learning_rate", "train_batch_size", "gradient_accumulation_steps", "lr_scheduler", "proportion_empty_prompts",
     "mixed_precision", "use_ema", "seed",
 )  # fmt: skip
-_SHARPEN = ("n", "m", "search", "form")
+_SHARPEN = ("n", "m", "search", "form", "snr_gamma")
 
 
 def card(settings: TrainConfig, base: str, dataset: Dataset, result: dict[str, Any], rewarded: bool) -> str:

@@ -119,6 +119,10 @@ class TrainConfig(BaseModel):
         "consistent", description="Of sharpen: consistent targets, or published as the authors' code is.",
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
+    snr_gamma: float | None = Field(
+        None, gt=0, description="Of sft, dpo and sharpen: Min-SNR weights of the errors, 5.0 is recommended. Sharpening "
+        "with m over 1 gains most: its targets run away where noise is low.", json_schema_extra=_panel("Method"),
+    )  # fmt: skip
     own_samples: Literal["one", "each"] = Field(
         "one", description="Of sharpen-rlhf: a row's trajectories begin from one sample, or each from its own.",
         json_schema_extra=_panel("Method"),
@@ -202,6 +206,8 @@ class TrainConfig(BaseModel):
             raise DiffscaleError("sharpen-rlhf compares trajectories: give n of 2 or more.")
         if self.sample_steps is not None and self.method not in ROUNDS | {"iterpo", "sharpen-rlhf"}:
             raise DiffscaleError(f"{self.method} learns from no samples of its own: leave sample_steps out.")
+        if self.snr_gamma is not None and self.method in ROUNDS | {"iterpo"}:
+            raise DiffscaleError(f"{self.method} has no errors to weight: leave snr_gamma out.")
         step = self.train_batch_size * self.gradient_accumulation_steps
         if self.samples_per_round is not None and self.samples_per_round % step:
             raise DiffscaleError(
