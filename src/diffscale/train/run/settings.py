@@ -120,7 +120,7 @@ class TrainConfig(BaseModel):
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
     snr_gamma: float | None = Field(
-        None, gt=0, description="Of sft, dpo and sharpen: Min-SNR weights of the errors, 5.0 is recommended. Sharpening "
+        None, gt=0, description="Of sft, dpo and sharpen: Min-SNR weights of errors; 5.0 is recommended. Sharpening "
         "with m over 1 gains most: its targets run away where noise is low.", json_schema_extra=_panel("Method"),
     )  # fmt: skip
     own_samples: Literal["one", "each"] = Field(
