@@ -25,6 +25,7 @@ class ToyPolicy:
 
     errors = Policy.errors
     emptied = Policy.emptied
+    _gamma = None
 
     def __init__(self, prediction="epsilon", steps=6):
         self.times, self.prompts, self.steps = TIMES[prediction], ["one", "two", ""], steps

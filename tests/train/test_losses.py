@@ -6,11 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from policies import Red, ToyPolicy
+from policies import Red, ToyPolicy, policy_of
 
 from diffscale import noise
 from diffscale.errors import DiffscaleError, UnknownName
-from diffscale.samplers.toy import ToySampler
 from diffscale.train.advantages import PromptStatistics
 from diffscale.train.choosing import choose
 from diffscale.train.d3po import d3po_loss, preferences
@@ -177,10 +176,12 @@ def test_preferring_needs_two():
         sharpen_sft_loss(policy, chosen, "publshed")
 
 
-def test_own_samples_are_the_samplers():
-    sampler = ToySampler(["a", "b"])
-    own = own_samples(sampler, torch.tensor([1, 0]), torch.tensor([5, 6]))
-    one = sampler.run(sampler.prior(torch.tensor([6]), torch.tensor([0]))).x
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_own_samples_are_the_samplers(name):
+    _, policy = policy_of(name)
+    keys, rows = torch.tensor([5, 6]), torch.tensor([1, 0])
+    own = own_samples(policy.sampler, policy.prior(keys), keys, rows)
+    one = policy.sampler.run(policy.sampler.prior(keys[1:], rows[1:])).x
     assert torch.allclose(own[1:], one)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_snr
 from hypothesis import given
 from hypothesis import strategies as st
 from policies import TIMES
@@ -43,6 +44,23 @@ def test_the_target_of_v_is_the_schedulers_velocity():
     x0, eps = drawn(), drawn(1)
     wanted = scheduler.get_velocity(x0, eps, TIME.long())
     assert torch.allclose(Times.of(scheduler).target(x0, eps, TIME), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weights_are_those_of_diffusers_scripts(prediction):
+    scheduler = DDIMScheduler(**SCHEDULE, prediction_type=prediction)
+    snr = compute_snr(scheduler, TIME.long()).double()
+    wanted = snr.clamp(max=5) / (snr if prediction == "epsilon" else snr + 1)
+    assert torch.allclose(Times.of(scheduler).weight(TIME, 5.0), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
+def test_weighted_errors_are_of_the_data_whatever_is_predicted(times):
+    time, x, out, target = torch.tensor([40.0, 300.0, 640.0, 990.0]).double(), drawn(), drawn(1), drawn(2)
+    error = (times.clean(x, out, time) - times.clean(x, target, time)).square().flatten(1).mean(1)
+    weighted = (out - target).square().flatten(1).mean(1) * times.weight(time, 2.0)
+    alpha, sigma = (each.flatten() for each in times.at(time, x))
+    assert torch.allclose(weighted, error * (alpha / sigma).square().clamp(max=2.0))
 
 
 @pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)

@@ -75,6 +75,24 @@ def test_best_and_worst_trajectories_and_their_rewards_by_hand(prediction):
             assert not visits.x.requires_grad
 
 
+def test_each_trajectory_may_begin_from_data_of_its_own():
+    policy, made = ToyPolicy(), {}
+
+    def own(unit, keys, rows):
+        made.update(zip(keys.tolist(), unit, strict=True))
+        return 2 * unit + ROWS[rows].view(-1, 1, 1, 1)
+
+    chosen = choose(policy, Red(), own, ROWS, KEYS, 4, 3)
+    for best, worst, row in zip(chosen.best, chosen.worst, ROWS.tolist(), strict=True):
+        # From samples of their own, noised alike.
+        assert not torch.equal(best.x0, worst.x0)
+        assert torch.equal(best.eps, worst.eps) and float(best.time[0]) == float(worst.time[0])
+        assert any(torch.equal(best.x0, 2 * unit + row) for unit in made.values())
+        for one in (best, worst):
+            assert torch.allclose(policy.times.noised(one.x0[None], one.eps[None], one.time[:1])[0], one.x[0])
+    assert len(made) == 12 and bool((chosen.reward > chosen.lowest).all())
+
+
 def test_where_time_runs_out_a_trajectory_is_shorter():
     policy = ToyPolicy()
     keys = torch.arange(200)
@@ -83,7 +101,9 @@ def test_where_time_runs_out_a_trajectory_is_shorter():
     assert lengths == [min(3, 1 + int(one.time[0]) // 40) for one in chosen.best] and {1, 2, 3} == set(lengths)
     assert all(float(one.time.min()) >= 0 for one in [*chosen.best, *chosen.worst])
     with pytest.raises(DiffscaleError, match="fit"):
-        TrajectorySampler(policy, lambda keys, rows: data()[rows], torch.tensor([79.0, 500.0, 600.0]), ROWS, 3, 40)
+        TrajectorySampler(
+            policy, lambda unit, keys, rows: (data()[rows], unit), torch.tensor([79.0, 500.0, 600.0]), ROWS, 3, 40
+        )
 
 
 SETTINGS = {

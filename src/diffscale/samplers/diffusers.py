@@ -74,7 +74,10 @@ class DiffusersSampler:
         return self._calls
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
-        unit = noise.normal(keys, self._shape).to(self._like)
+        return self.started(noise.normal(keys, self._shape).to(self._like), keys, rows)
+
+    def started(self, unit: Tensor, keys: Tensor, rows: Tensor) -> State:
+        """`prior` of unit noise [B, ...] that is given."""
         return State(unit if self._calls.opening.mixes else unit * self._scheduler.prior_scale, 0, keys, rows)
 
     def predict(self, state: State) -> State:

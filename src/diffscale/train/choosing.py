@@ -9,13 +9,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from diffscale import noise
 from diffscale.driver import Task, drive
 from diffscale.errors import DiffscaleError
 from diffscale.searches.random import random
 from diffscale.standing import pooled
 from diffscale.train.policy import Policy
-from diffscale.train.trajectories import Data, TrajectorySampler, Visits, drawn_times, hop_of
+from diffscale.train.trajectories import TrajectorySampler, Visits, drawn_times, hop_of
 from diffscale.types import Choosing, Environment, Pooled, Recording, Search, Verifier
+
+Own = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From unit noise [B, ...], keys and rows int64 [B] to clean latents."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Chosen:
 def choose(
     policy: Policy,
     verifier: Verifier,
-    x0: Tensor | Data,
+    x0: Tensor | Own,
     rows: Tensor,
     keys: Tensor,
     n: int = 3,
@@ -53,8 +57,9 @@ def choose(
     Diffusion-Sharpening (Tian et al. 2025, arXiv 2502.12146; n = m = 3): one random time for each row, n noises, the
     trajectory of the highest mean reward. Where less than m steps are left below the time a trajectory is that much
     shorter, as in the authors' code. `search`: one of `diffscale.searches` in the place of n independent noises, with
-    the budget of n whole trajectories. `x0`: the latents [B, ...], or what makes them for each trajectory by itself.
-    `rows` int64 [B]: their prompts. All draws are functions of `keys` int64 [B].
+    the budget of n whole trajectories. `x0`: the latents [B, ...] that all trajectories of a row begin from, each with
+    its own noise; or what makes them of each trajectory's noise, which are then noised alike, as in Diffusion-DPO's
+    pairs. `rows` int64 [B]: their prompts. All draws are functions of `keys` int64 [B].
     `batch_size`: most latents at once, by default found by itself. `captions`: what the verifier is told of each row,
     by default its prompt, which may have been left out for the network alone. No graph is kept.
 
@@ -70,7 +75,8 @@ def choose(
     found: dict[int, _Found] = {}
     for steps in lengths.unique().tolist():
         at = (lengths == steps).nonzero().flatten()
-        sampler = TrajectorySampler(policy, partial(_begun, x0, at), time[at], rows[at], steps, hop)
+        begin = partial(_begun, x0[at.to(x0.device)]) if isinstance(x0, Tensor) else partial(_own, policy, x0, at, keys)
+        sampler = TrajectorySampler(policy, begin, time[at], rows[at], steps, hop)
         if captions is not None:
             sampler.prompts = [captions[i] for i in at.tolist()]
         make = partial(random, n=n) if search is None else search
@@ -81,10 +87,14 @@ def choose(
     return Chosen(rows, [one.best for one in each], [one.worst for one in each], *figures.unbind(1))
 
 
-def _begun(x0: Tensor | Data, at: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
-    """The data that the trajectories `keys` of the rows `at[rows]` begin with."""
-    rows = at[rows]
-    return x0[rows.to(x0.device)] if isinstance(x0, Tensor) else x0(keys, rows)
+def _begun(x0: Tensor, unit: Tensor, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    return x0[rows.to(x0.device)], unit
+
+
+def _own(
+    policy: Policy, make: Own, at: Tensor, row_keys: Tensor, unit: Tensor, keys: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    return make(unit, keys, at[rows]), policy.prior(noise.fold_rows(row_keys[at[rows]], "eps"))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Policy:
     are used, and must be among them for dropout if embeddings are given as `pipe_args`. `steps`: of the grid that
     on-policy methods sample on. `pipe_args`: as of `DiffusersSampler`; where guidance is told to the network (Flux dev)
     it is what the pipeline's argument says. `adapter`: the name of the LoRA that is trained, None for full weights.
+    `snr_gamma`: errors are weighted by it, see `Times.weight`; None for no weights.
 
     `sampler`: a Sampler of the same prompts, for plain samples. `times`: see `Times`. All latents are the network's own
     input: of variance preserving models they have variance 1, whatever scheduler the pipeline has.
@@ -43,13 +44,14 @@ class Policy:
         steps: int = 25,
         pipe_args: Mapping[str, Any] | None = None,
         adapter: str | None = None,
+        snr_gamma: float | None = None,
     ) -> None:
         args = {**(pipe_args or {}), **_unguided(pipe)}
         self._embedded = "prompt_embeds" in args
         self.sampler = DiffusersSampler(pipe, self._with_empty(prompts), steps, args)
         if self.sampler.forwards_per_nfe != 1:
             raise DiffscaleError(f"{type(pipe).__name__} guides whatever it is told, so it cannot be trained here.")
-        self.adapter = adapter
+        self.adapter, self._gamma = adapter, snr_gamma
         self._frozen: dict[str, nn.Module] = {}
         self._calls = self.sampler.calls
         self.times = Times.of(self._calls.scheduler)
@@ -108,8 +110,9 @@ class Policy:
         return self._network(x, time, rows).to(x)
 
     def errors(self, x: Tensor, time: Tensor, rows: Tensor, target: Tensor) -> Tensor:
-        """The output's squared distances to `target` [B, ...], each the mean over elements: [B]."""
-        return (self.output(x, time, rows) - target).square().flatten(1).mean(1)
+        """The output's squared distances to `target` [B, ...], each the mean over elements, weighted: [B]."""
+        errors = (self.output(x, time, rows) - target).square().flatten(1).mean(1)
+        return errors if self._gamma is None else errors * self.times.weight(time, self._gamma).to(errors)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures float32 [B, 3, H, W] in [0, 1] of clean latents, with gradients where they are on."""

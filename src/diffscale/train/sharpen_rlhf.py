@@ -7,22 +7,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffscale.errors import DiffscaleError
+from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.train.choosing import Chosen
 from diffscale.train.policy import Policy
 from diffscale.train.visited import Form, Steps, steps_of
-from diffscale.types import Sampler
 
 BETA = 2500.0
 """Of the paper's runs on SDXL."""
 
 
 @torch.no_grad()
-def own_samples(sampler: Sampler, rows: Tensor, keys: Tensor) -> Tensor:
-    """Clean latents [B, ...] that the model makes itself of noise from `keys` int64 [B], for the prompts `rows`.
+def own_samples(sampler: DiffusersSampler, unit: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
+    """Clean latents [B, ...] that the model makes itself of `unit` noise [B, ...], for the prompts `rows` int64 [B].
 
-    `sampler`: the policy's own, which is unguided, or another of the same pipeline and prompts with guidance.
+    `keys` int64 [B]: of noise on the way, if any. `sampler`: the policy's own, which is unguided, or another of the
+    same pipeline and prompts with guidance.
     """
-    return sampler.run(sampler.prior(keys, rows)).x
+    return sampler.run(sampler.started(unit, keys, rows)).x
 
 
 def sharpen_rlhf_loss(

@@ -96,6 +96,18 @@ class Times:
             case _:
                 return eps - x0
 
+    def weight(self, time: Tensor, gamma: float) -> Tensor:
+        """Min-SNR weights float64 [B] of squared errors at `time` [B]: min(SNR, gamma) of the error of x0.
+
+        Hang et al. 2023 (arXiv 2303.09556, section 3.4); with SNR = alpha^2 / sigma^2 and `gamma` 5 the weight is
+        5 / SNR where noise is low and epsilon is predicted, and 1 where it is high.
+        """
+        alpha, sigma = (each.double().flatten() for each in self.at(time, time.double()))
+        snr = (alpha / sigma) ** 2
+        # The error of x0 is that of the output times this.
+        share = {"epsilon": 1 / snr, "sample": torch.ones_like(snr)}.get(self.prediction, sigma**2)
+        return snr.clamp(max=gamma) * share
+
     def consistent(self, x: Tensor, x0: Tensor, time: Tensor) -> Tensor:
         """The target that leads latents `x` [B, ...] at `time` [B], wherever they came from, to `x0`.
 

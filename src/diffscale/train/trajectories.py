@@ -40,16 +40,16 @@ class Visits:
     eps: Tensor
 
 
-Data = Callable[[Tensor, Tensor], Tensor]
-"""Clean latents [B, ...] by keys int64 [B] and rows int64 [B], of what begins each trajectory."""
+Begin = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From the noise [B, ...] that a search varies, keys and rows int64 [B] to clean latents, and the noise mixed in."""
 
 
 class TrajectorySampler:
     """A Sampler whose step 0 is data noised to a time of its own in every row, and whose end is `steps` evaluations on.
 
-    `data`: clean latents; `time` float64 [R]; `rows` int64 [R]: prompts of the policy. `State.row` points into these R.
-    `hop`: the length of a step in training timesteps. As with pipelines that start from a picture, a state's
-    latents at step 0 are the unit noise that is mixed with the data, so that searches over noises work.
+    `time` float64 [R]; `rows` int64 [R]: prompts of the policy. `State.row` points into these R. `hop`: the length of a
+    step in training timesteps. As with pipelines that start from a picture, a state's latents at step 0 are unit noise,
+    so that searches over noises work: `begin` makes data and their noise of it.
 
     `levels` are shares of the way that is left, from 1 to 0 in equal steps, since every row has other times. The
     latents of a finished state are all its x0-predictions [B, V, ...]: its picture is the strip of them, which a
@@ -58,14 +58,14 @@ class TrajectorySampler:
 
     flops_per_forward = 0.0
 
-    def __init__(self, policy: Policy, data: Data, time: Tensor, rows: Tensor, steps: int, hop: int) -> None:
+    def __init__(self, policy: Policy, begin: Begin, time: Tensor, rows: Tensor, steps: int, hop: int) -> None:
         if steps < 1 or bool((time - (steps - 1) * hop < policy.times.first).any()):
             raise DiffscaleError(f"A trajectory of {steps} steps of {hop} does not fit below its time: take fewer.")
         self.steps, self.prompts = steps, [policy.prompts[row] for row in rows.tolist()]
         self.levels: Sequence[float] = [1 - i / steps for i in range(steps)] + [0.0]
         self.forwards = 0
         self.finished: dict[tuple[int, int], Visits] = {}
-        self._policy, self._data, self._time, self._rows, self._hop = policy, data, time, rows, hop
+        self._policy, self._begin, self._time, self._rows, self._hop = policy, begin, time, rows, hop
         self._differentiating = False
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
@@ -138,9 +138,9 @@ class TrajectorySampler:
         """Noised data in the place of their noise; marked as such by their level."""
         if state.step or state.level is not None:
             return state
-        x0 = self._data(state.key, state.row).to(state.x)
-        x = self._policy.times.noised(x0, state.x, self._time[state.row])
-        return replace(state, x=x, level=1.0, solver={**state.solver, "data": x0, "eps": state.x})
+        x0, eps = (each.to(state.x) for each in self._begin(state.x, state.key, state.row))
+        x = self._policy.times.noised(x0, eps, self._time[state.row])
+        return replace(state, x=x, level=1.0, solver={**state.solver, "data": x0, "eps": eps})
 
     def _on_grid(self, state: State) -> bool:
         return state.level is None or state.level == 1.0

@@ -30,7 +30,8 @@ class Base:
     """A pipeline whose denoiser is trained.
 
     `name`: of the base, so that it can be loaded again from any folder. `call`: how samples are called. `policy`: what
-    is trained, unguided. `sampler`: plain samples of it, guided as the call says.
+    is trained, unguided. `sampler`: plain samples of it, guided as the call says; `own`: in as many steps as samples
+    to learn from take.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Base:
     call: PlainCall
     policy: Policy
     sampler: DiffusersSampler
+    own: DiffusersSampler
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -95,7 +97,7 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
     sized = {} if settings.resolution is None else {"height": settings.resolution, "width": settings.resolution}
     call = PlainCall(call.steps, {**call.args, **sized})
     steps = settings.sample_steps or call.steps
-    policy = Policy(pipe, [""], steps, call.args, settings.adapter)
+    policy = Policy(pipe, [""], steps, call.args, settings.adapter, settings.snr_gamma)
     networks = policy.networks
     torch.manual_seed(settings.seed % 2**63)  # the LoRA starts alike in every process
     if settings.adapter is not None:
@@ -116,9 +118,11 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
         for module in (*networks.values(), *policy.copies.values()):
             _autocast(module, torch.device(device).type, getattr(torch, DTYPES[precision]))
     sampler = DiffusersSampler(pipe, [""], call.steps, call.args)
+    own = sampler if steps == call.steps else DiffusersSampler(pipe, [""], steps, call.args)
     where = locate(given)
     name = given if where == given or not Path(given).expanduser().exists() else where
-    return Base(str(Path(where).resolve()) if Path(given).expanduser().is_dir() else name, pipe, call, policy, sampler)
+    name = str(Path(where).resolve()) if Path(given).expanduser().is_dir() else name
+    return Base(name, pipe, call, policy, sampler, own)
 
 
 def _freeze(module: nn.Module, adapter: str | None) -> None:

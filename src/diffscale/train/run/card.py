@@ -17,7 +17,7 @@ _ESSENTIAL = (
     "learning_rate", "train_batch_size", "gradient_accumulation_steps", "lr_scheduler", "proportion_empty_prompts",
     "mixed_precision", "use_ema", "seed",
 )  # fmt: skip
-_SHARPEN = ("n", "m", "search", "form")
+_SHARPEN = ("n", "m", "search", "form", "snr_gamma")
 
 
 def card(settings: TrainConfig, base: str, dataset: Dataset, result: dict[str, Any], rewarded: bool) -> str:
@@ -30,7 +30,7 @@ def card(settings: TrainConfig, base: str, dataset: Dataset, result: dict[str, A
     }
     names = [*_ESSENTIAL, *(["rank"] if lora else [])]
     names += [*(_SHARPEN if settings.method.startswith("sharpen") else ())]
-    names += ["own_samples"] if settings.method == "sharpen-rlhf" else []
+    names += ["own_samples", "sample_steps"] if settings.method == "sharpen-rlhf" else []
     names += [name for name in ("beta", "sample_steps") if name in DEFAULTS[settings.method]]
     shown = settings.model_dump(mode="json")
     parts = [

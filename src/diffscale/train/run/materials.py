@@ -31,7 +31,7 @@ LOOKED_AT: Final = 4
 
 @dataclass(frozen=True)
 class Materials:
-    """`batches` of the process; `prompts` to look at. `own`: embeddings for the base's plain sampler."""
+    """`batches` of the process; `prompts` to look at. `own`: embeddings for the base's plain samplers."""
 
     base: Base
     dataset: Dataset
@@ -54,9 +54,9 @@ class Materials:
         self.base.policy.tell_embedded(prompts, kept, sizes)
 
     def tell_own(self, prompts: Sequence[str]) -> None:
-        """From now on the rows of the base's plain sampler are of `prompts`."""
+        """From now on the rows of the base's plain samplers are of `prompts`."""
         self.own.tell(prompts)
-        self.base.sampler.prompts = list(prompts)
+        self.base.sampler.prompts = self.base.own.prompts = list(prompts)
 
     def latents(self, batch: Batch) -> Tensor:
         """Clean latents float32 [B, pictures, ...], where the network is."""
@@ -103,7 +103,7 @@ def prepare(
     # Settings that guide the one and not the other may change what is encoded.
     told = Told(calls, [*dataset.prompts, ""], folder, {**base.call.args, "guided": False}, progress)
     wanted = [*looked_at, *dataset.prompts] if settings.method == "sharpen-rlhf" else looked_at
-    own = Told(guided, wanted, folder, {**base.call.args, "guided": True}, progress)
+    own = Told(guided, wanted, folder, {**base.call.args, "guided": True}, progress, [base.own.calls])
     if told.embeddings is not None and own.embeddings is not None:
         _set_aside(base.pipe)
     order = Order(len(dataset), settings.train_batch_size, settings.seed, process, processes)

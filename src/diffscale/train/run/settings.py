@@ -119,12 +119,17 @@ class TrainConfig(BaseModel):
         "consistent", description="Of sharpen: consistent targets, or published as the authors' code is.",
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
+    snr_gamma: float | None = Field(
+        None, gt=0, description="Of sft, dpo and sharpen: Min-SNR weights of errors; 5.0 is recommended. Sharpening "
+        "with m over 1 gains most: its targets run away where noise is low.", json_schema_extra=_panel("Method"),
+    )  # fmt: skip
     own_samples: Literal["one", "each"] = Field(
         "one", description="Of sharpen-rlhf: a row's trajectories begin from one sample, or each from its own.",
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
     sample_steps: int | None = Field(
-        None, gt=1, description="Steps of own samples of ddpo, d3po and iterpo. Default: 50, 20 and 40.",
+        None, gt=1, description="Steps of own samples. Default: 50 ddpo, 20 d3po, 40 iterpo, sharpen-rlhf as the model "
+        "is called.",
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
     samples_per_round: Positive | None = Field(
@@ -199,8 +204,10 @@ class TrainConfig(BaseModel):
             raise DiffscaleError(f"{self.method} learns from data alone: leave the reward out.")
         if self.method == "sharpen-rlhf" and self.n < 2:
             raise DiffscaleError("sharpen-rlhf compares trajectories: give n of 2 or more.")
-        if self.sample_steps is not None and self.method not in ROUNDS | {"iterpo"}:
-            raise DiffscaleError(f"{self.method} samples as the model is called by itself: leave sample_steps out.")
+        if self.sample_steps is not None and self.method not in ROUNDS | {"iterpo", "sharpen-rlhf"}:
+            raise DiffscaleError(f"{self.method} learns from no samples of its own: leave sample_steps out.")
+        if self.snr_gamma is not None and self.method in ROUNDS | {"iterpo"}:
+            raise DiffscaleError(f"{self.method} has no errors to weight: leave snr_gamma out.")
         step = self.train_batch_size * self.gradient_accumulation_steps
         if self.samples_per_round is not None and self.samples_per_round % step:
             raise DiffscaleError(

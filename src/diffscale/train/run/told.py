@@ -21,7 +21,8 @@ class Told:
     """The embeddings of `prompts` for the pipeline behind `calls`, kept in `folder`.
 
     `embeddings` is None where they cannot be kept, since prompts of other lengths have other shapes: then they are
-    encoded anew for every batch. `args`: of the pipeline's call, as far as they decide embeddings.
+    encoded anew for every batch. `args`: of the pipeline's call, as far as they decide embeddings. `also`: other calls
+    of the same pipeline with the same arguments, which are told the same.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Told:
         folder: Path,
         args: Mapping[str, Any],
         progress: Progress | None = None,
+        also: Sequence[Calls] = (),
     ) -> None:
-        self._calls = calls
+        self._calls = [calls, *also]
         prompts = list(dict.fromkeys(prompts))
         self.embeddings: Embeddings | None = None
         with torch.no_grad():
@@ -49,11 +51,13 @@ class Told:
 
     def tell(self, prompts: Sequence[str]) -> None:
         """From now on rows point into `prompts`, all of which were given before."""
-        if self.embeddings is None:
-            with torch.no_grad():
-                self._calls.tell(prompts, {})
-        else:
-            self._calls.tell_embedded(prompts, self.embeddings.read(prompts))
+        kept = None if self.embeddings is None else self.embeddings.read(prompts)
+        for calls in self._calls:
+            if kept is None:
+                with torch.no_grad():
+                    calls.tell(prompts, {})
+            else:
+                calls.tell_embedded(prompts, kept)
 
 
 def _name(calls: Calls, args: Mapping[str, Any]) -> str:

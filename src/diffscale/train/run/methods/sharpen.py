@@ -9,11 +9,10 @@ from torch import Tensor
 from diffscale import noise
 from diffscale.named import parse
 from diffscale.searches import SEARCHES
-from diffscale.train.choosing import Chosen, choose
+from diffscale.train.choosing import Chosen, Own, choose
 from diffscale.train.run.methods.stage import Method, Stage
 from diffscale.train.sharpen_rlhf import BETA, own_samples, sharpen_rlhf_loss
 from diffscale.train.sharpen_sft import sharpen_sft_loss
-from diffscale.train.trajectories import Data
 
 
 class SharpenSft(Method):
@@ -31,7 +30,7 @@ class SharpenSft(Method):
         batch = self.stage.batch(number)
         return self.chosen(self.stage.materials.latents(batch)[:, 0], batch.captions, self.stage.keys(number))
 
-    def chosen(self, latents: Tensor | Data, captions: list[str], keys: Tensor) -> Chosen:
+    def chosen(self, latents: Tensor | Own, captions: list[str], keys: Tensor) -> Chosen:
         """Trajectories from clean `latents` as `choose` takes them, chosen by the reward for the `captions`."""
         settings, reward = self.stage.settings, self.stage.reward
         assert reward is not None
@@ -57,11 +56,13 @@ class SharpenRlhf(SharpenSft):
         materials.tell(batch)
         if self.stage.settings.own_samples == "each":
             return self.chosen(self._own, batch.captions, keys)
-        return self.chosen(self._own(self.stage.keys(number), self.stage.rows), batch.captions, keys)
+        own = noise.fold_rows(keys, "own")
+        latents = self._own(self.stage.policy.prior(own), own, self.stage.rows)
+        return self.chosen(latents, batch.captions, keys)
 
-    def _own(self, keys: Tensor, rows: Tensor) -> Tensor:
-        sampler = self.stage.materials.base.sampler
-        return own_samples(sampler, rows, noise.fold_rows(keys, "own")).float()
+    def _own(self, unit: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
+        sampler = self.stage.materials.base.own
+        return own_samples(sampler, unit.to(self.stage.policy.like), keys, rows).float()
 
     def loss(self, gathered: Chosen) -> tuple[Tensor, dict[str, float]]:
         """See `sharpen_rlhf_loss`."""

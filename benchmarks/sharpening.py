@@ -1,0 +1,243 @@
+"""Does a model that was sharpened give at the plain cost what the base gives by search? Seven methods at equal time.
+
+    python benchmarks/sharpening.py [--seconds 300] [--seeds 3] [--limit 100] [--jobs 2] [--output outputs/sharpening]
+
+Every method of `diffscale train` trains a LoRA of shapes-sdxl for the same wall time, in processes of one thread, with
+clip as the reward where it takes one, and starts from each of the seeds. Then each is called as the base is, once
+for every copy of every prompt of the suite `shapes` (none of which is in the data), from the base's noises. Beside them
+the base itself, and the best of 4 and of 16 of its samples by clip. What is told: the judge, which nothing was
+trained or searched by; clip, which is no fair judge here; recall as benchmarks/verifier_hacking.py has it.
+
+Gains are paired by prompt and noise. The standard error adds up two parts: between prompts, and between seeds.
+Trainings and pictures are kept in the folder: a call that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from verifier_hacking import truth
+
+from diffscale import noise
+from diffscale.bench import prompts as prompt_files
+from diffscale.loading.options import LoadOptions
+from diffscale.metrics.precision_recall import recall
+from diffscale.models import load_pipeline, plain_call
+from diffscale.samplers.diffusers import DiffusersSampler
+from diffscale.verifiers import load
+from diffscale.verifiers.inception import load_inception
+
+MODEL: Final = "shapes-sdxl"
+REWARD: Final = "clip"
+JUDGES: Final = ("shapes-judge", REWARD, "image_reward", "aesthetic")
+BATCH: Final = 64
+COPIES: Final = 2  # of every prompt, for each seed
+POOL: Final = 16  # candidates of a search at most
+
+_LORA = ["--rank", "16", "--lr_warmup_steps", "10", "--lr_scheduler", "constant_with_warmup"]
+METHODS: Final[dict[str, list[str]]] = {
+    "sft": ["plain", *_LORA, "--learning_rate", "1e-4", "--train_batch_size", "32"],
+    "dpo": ["pairs", *_LORA, "--learning_rate", "2e-4", "--train_batch_size", "32", "--beta", "500"],
+    "ddpo": ["prompts", *_LORA, "--learning_rate", "3e-4", "--sample_steps", "10", "--train_batch_size", "32"],
+    "d3po": ["prompts", *_LORA, "--learning_rate", "2e-4", "--sample_steps", "10", "--train_batch_size", "32"],
+    "iterpo": ["prompts", *_LORA, "--learning_rate", "1e-4", "--sample_steps", "10"],
+    "sharpen-sft": ["plain", *_LORA, "--learning_rate", "1e-4"],
+    "sharpen-rlhf": [
+        "prompts", *_LORA, "--learning_rate", "3e-4", "--beta", "100", "--own_samples", "each", "--sample_steps", "10",
+    ],
+}  # fmt: skip
+"""What each learns from, and its flags. Rates and betas are for so small a network and so little time: found on prompts
+of the training distribution, one run each. A mean over 512 elements is noisier than one over 16,384 as in SDXL, so beta
+is smaller by that."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--output", type=Path, default=Path("outputs/sharpening"))
+    options = parser.parse_args()
+    draw_data(options.output / "data")
+    runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(partial(train, options.output, options.seconds), runs))
+    texts = prompt_files.load("shapes", options.limit)
+    copies = options.seeds * COPIES
+    base = scored(options.output / "base", MODEL, texts, range(max(copies, POOL)))
+    rows = [row_of("base", [base[:, seed * COPIES : (seed + 1) * COPIES] for seed in range(options.seeds)], base)]
+    rows += [searched(n, base, options.seeds) for n in (4, POOL)]
+    for method in options.methods:
+        found = []
+        for seed in range(options.seeds):
+            folder = options.output / f"{method} {seed}"
+            own = range(seed * COPIES, (seed + 1) * COPIES)
+            found.append(scored(folder / "samples", str(folder), texts, own))
+        told = [
+            json.loads((options.output / f"{method} {s}" / "result.json").read_text()) for s in range(options.seeds)
+        ]
+        rows.append(row_of(method, found, base) | cost_of(told))
+    true = truth(texts)
+    for row in rows:
+        row["recall"] = float(np.mean([recall(true, each, k=1) for each in row.pop("features")]))
+    (options.output / "sharpening.json").write_text(json.dumps(rows, indent=2) + "\n")
+    table = as_table(rows, options.seconds, options.seeds, len(texts))
+    (options.output / "sharpening.md").write_text(table)
+    print(table)
+
+
+def draw_data(folder: Path) -> None:
+    """The data sets, and a file of the captions for methods that need prompts alone."""
+    for name in ("plain", "pairs"):
+        if not (folder / name / "metadata.jsonl").exists():
+            more = ["--checkpoints", str(folder / "generated")] if name == "pairs" else []
+            _diffscale("shapes", "data", name, "--output", str(folder / name), *more)
+    lines = (folder / "plain" / "metadata.jsonl").read_text().splitlines()
+    (folder / "prompts.txt").write_text("".join(json.loads(line)["text"] + "\n" for line in lines))
+
+
+def train(output: Path, seconds: float, run: tuple[str, int]) -> None:
+    """One training, or what is left of it."""
+    method, seed = run
+    folder, (source, *flags) = output / f"{method} {seed}", METHODS[method]
+    if (folder / "result.json").exists():
+        return
+    data = output / "data"
+    given = ["--train_prompts", str(data / "prompts.txt")] if source == "prompts" else []
+    given = given or ["--train_data_dir", str(data / source)]
+    if method not in ("sft", "dpo"):
+        given += ["--reward", REWARD]
+    if any(folder.glob("checkpoint-*")):
+        given += ["--resume", "latest"]
+    _diffscale(
+        "train", method, "--model", MODEL, *given, *flags, "--mixed_precision", "bf16", "--seed", str(seed),
+        "--max_train_seconds", str(seconds), "--checkpointing_steps", "25", "--checkpoints_total_limit", "1",
+        "--output_dir", str(folder), "--cache_dir", str(output / "cache"),
+    )  # fmt: skip
+
+
+def _diffscale(*words: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "diffscale", *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+@torch.no_grad()
+def scored(folder: Path, model: str, prompts: list[str], copies: range) -> NDArray[np.float64]:
+    """What every judge says, and after that features, [prompts, copies, judges + D]; one sample of each."""
+    path = folder / "scores.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = sampled(folder, model, prompts, copies)
+        judges, extractor = [load(name, generator=MODEL) for name in JUDGES], load_inception("shapes-inception")
+        found = []
+        for prompt, made in zip(prompts, pictures.float() / 255, strict=True):
+            said = [judge(made, [prompt] * len(made)).double().flatten() for judge in judges]
+            found.append(torch.cat([torch.stack(said, 1), extractor(made).double()], 1))
+        np.save(path, torch.stack(found).numpy())
+    return np.asarray(np.load(path), float)
+
+
+def sampled(folder: Path, model: str, prompts: list[str], copies: range) -> Tensor:
+    """Pictures uint8 [prompts, copies, 3, 64, 64], as users call the model."""
+    path = folder / "pictures.safetensors"
+    if not path.exists():
+        pipe = load_pipeline(model, LoadOptions(device="cpu", dtype="bfloat16"))
+        call, root = plain_call(pipe), noise.root(0)
+        sampler = DiffusersSampler(pipe, prompts, call.steps, call.args)
+        keys = torch.tensor([noise.fold(root, prompt, "sharpening", copy) for prompt in prompts for copy in copies])
+        rows = torch.arange(len(prompts)).repeat_interleave(len(copies))
+        made = []
+        for part in track(torch.arange(len(keys)).split(BATCH), model):
+            state = sampler.run(sampler.prior(keys[part], rows[part]), sampler.steps)
+            made.append((sampler.decode(state.x) * 255).round().to(torch.uint8))
+        save_file({"pictures": torch.cat(made)}, path)
+    return load_file(path)["pictures"].unflatten(0, (len(prompts), len(copies)))
+
+
+def row_of(name: str, found: list[NDArray[np.float64]], base: NDArray[np.float64]) -> dict[str, Any]:
+    """Means over prompts, seeds and copies, and gains over the base from the same noises, of what `scored` gave."""
+    before = [base[:, seed * COPIES : (seed + 1) * COPIES] for seed in range(len(found))]
+    return _row(name, [each.mean(1) for each in found], [each.mean(1) for each in before]) | {
+        "cost": 1,
+        "features": [each[:, copy, len(JUDGES) :] for each in found for copy in range(COPIES)],
+    }
+
+
+def searched(n: int, base: NDArray[np.float64], seeds: int) -> dict[str, Any]:
+    """The best of each `n` candidates of the base by the reward."""
+    parts = base.reshape(len(base), -1, n, base.shape[-1]) if base.shape[1] % n == 0 else base[:, None, :n]
+    best = parts[..., JUDGES.index(REWARD)].argmax(2)
+    picked = np.take_along_axis(parts, best[:, :, None, None], 2)[:, :, 0]
+    groups = [picked[:, i::seeds] for i in range(min(seeds, picked.shape[1]))]
+    features = [picked[:, i, len(JUDGES) :] for i in range(picked.shape[1])]
+    means = [each.mean(1) for each in groups]
+    return _row(f"best of {n} by {REWARD}", means, [base.mean(1)] * len(means)) | {"cost": n, "features": features}
+
+
+def _row(name: str, after: list[NDArray[np.float64]], before: list[NDArray[np.float64]]) -> dict[str, Any]:
+    judged = {}
+    for number, judge in enumerate(JUDGES):
+        gains = np.array([(a - b)[:, number] for a, b in zip(after, before, strict=True)])  # [seeds, prompts]
+        error = (gains.mean(0).var(ddof=1) / gains.shape[1]) + (
+            gains.mean(1).var(ddof=1) / len(gains) if len(gains) > 1 else 0
+        )
+        judged[judge] = {
+            "mean": float(np.mean([a[:, number].mean() for a in after])),
+            "gain": float(gains.mean()),
+            "standard_error": float(error**0.5),
+        }
+    return {"row": name, "judges": judged}
+
+
+def cost_of(told: list[dict[str, Any]]) -> dict[str, Any]:
+    """What training took, means over seeds."""
+    return {
+        "steps": float(np.mean([each["steps"] for each in told])),
+        "seconds_per_step": float(np.mean([each["median_seconds_per_step"] for each in told])),
+        "reward_share": float(np.mean([each.get("reward", {}).get("share_of_time", 0.0) for each in told])),
+        "peak_bytes": float(np.mean([each["peak_memory_bytes"] for each in told])),
+    }
+
+
+def as_table(rows: list[dict[str, Any]], seconds: float, seeds: int, prompts: int) -> str:
+    """Markdown: a row a method."""
+    lines = [
+        f"LoRAs of {MODEL}, {seconds:.0f} s of training each, {seeds} seeds, {prompts} prompts, {COPIES} samples a",
+        "prompt and seed from the noises of the base. Gains are of the judge, held out, with standard errors; cost is",
+        "that of sampling. The reward is clip, so that clip is what was trained for.",
+        "",
+        "| | cost | judge | gain | gain / error | recall | clip | image_reward | aesthetic | steps | s a step | "
+        "reward | peak MB |",
+        "| --- |" + " --- |" * 12,
+    ]
+    for row in rows:
+        judge = row["judges"]["shapes-judge"]
+        ratio = f"{judge['gain'] / judge['standard_error']:.1f}" if judge["standard_error"] else ""
+        cells = [row["row"], f"{row['cost']}x", f"{judge['mean']:.3f}"]
+        cells += [f"{judge['gain']:+.3f} ± {judge['standard_error']:.3f}", ratio, f"{row['recall']:.2f}"]
+        cells += [f"{row['judges'][name]['mean']:.3f}" for name in JUDGES[1:]]
+        if "steps" in row:
+            cells += [f"{row['steps']:.0f}", f"{row['seconds_per_step']:.2f}", f"{row['reward_share']:.0%}"]
+            cells += [f"{row['peak_bytes'] / 1e6:.0f}"]
+        lines.append("| " + " | ".join([*cells, *[""] * (13 - len(cells))]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
