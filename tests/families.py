@@ -45,6 +45,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLImg2ImgPipeline,
     UniPCMultistepScheduler,
     WanPipeline,
@@ -488,6 +489,16 @@ def sd_image(scheduler: Any, guided: bool) -> SimpleNamespace:
     return t
 
 
+def sd_instructed(scheduler: Any, guided: bool) -> SimpleNamespace:
+    """Without an `encode_prompt`; its guidance, by the text and by the picture, takes three rows."""
+    t = sd(scheduler, guided)
+    t.net, t.forwards = _unet(in_channels=8, out_channels=4), 3 if guided else 1
+    parts = {**t.pipe.components, "unet": t.net}
+    t.pipe = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+    t.args = {k: v for k, v in t.args.items() if k not in ("height", "width")} | {"image": _picture()}
+    return t
+
+
 def sdxl_image(scheduler: Any, guided: bool) -> SimpleNamespace:
     t = sdxl(scheduler, guided)
     # The refiner's kind of micro-conditioning has five numbers where the base's has six.
@@ -606,6 +617,7 @@ WINDOWED = {
     "wan22": (wan22, lambda: UniPCMultistepScheduler(flow_shift=3.0, **_FLOW_SOLVER), (True,)),
     "ltx": (ltx, lambda: _flow(use_dynamic_shifting=True), (True, False)),
     "sd_image": (sd_image, _ddim, (True, False)),
+    "sd_instructed": (sd_instructed, _ddim, (True, False)),
     "sdxl_image": (sdxl_image, EulerDiscreteScheduler, (True,)),
     "flux_image": (flux_image, lambda: _flow(use_dynamic_shifting=True), (True, False)),
     "sd3_image": (_from_picture("StableDiffusion3Img2ImgPipeline", sd3, 8, strength=0.75), _flow, (True,)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ OURS: Final = {
 """Arguments of a pipeline's call that samplers set."""
 
 _PICTURES: Final = {"image", "mask_image", "control_image"}
+_TEXT: Final = re.compile(r"prompt_\d|negative_prompt(_\d)?")
 
 
 def check(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
@@ -43,6 +45,27 @@ def check(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
         raise DiffscaleError(f"Leave {', '.join(ours)} out of pipe_args: the sampler sets them.")
     if wrong := sorted(set(args) - set(taken)):
         raise DiffscaleError(f"{type(pipe).__name__} does not take {', '.join(wrong)}; see its documentation.")
+    for name, value in args.items():
+        if not _TEXT.fullmatch(name) or value is None or isinstance(value, str):
+            continue
+        if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+            raise DiffscaleError(f"Give {name} as a text, or as a list of texts, not as {value!r}.")
+        if len(value) not in (1, len(prompts)):
+            raise DiffscaleError(f"Give one {name}, or one for each of the {len(prompts)} prompts, not {len(value)}.")
+
+
+def texts(args: Mapping[str, Any], rows: Sequence[int]) -> dict[str, list[str]]:
+    """Those of `args` that are texts beside the prompt, such as negative prompts, as lists with one for each of `rows`.
+
+    Pipelines want them of the type, and the length, of the prompt.
+    """
+
+    def dealt(value: str | Sequence[str]) -> list[str]:
+        if isinstance(value, str):
+            return [value] * len(rows)
+        return [value[row if len(value) > 1 else 0] for row in rows]
+
+    return {name: dealt(value) for name, value in args.items() if _TEXT.fullmatch(name) and value is not None}
 
 
 def deal(args: Mapping[str, Any], rows: Sequence[int], prompts: int) -> dict[str, Any]:
@@ -140,13 +163,14 @@ class Calls:
     ) -> Any:
         args = deal(self._args, rows, len(self.prompts))
         if self.texts is not None:
+            said = {**texts(self._args, rows), "prompt": [self.prompts[row] for row in rows]}
             if record:
-                # One prompt as a string, not a list: negative prompts must be of the same type.
+                # One prompt as a string, as not all pipelines encode lists.
                 self.texts.record()
-                args["prompt"] = self.prompts[rows[0]]
+                args |= {name: one for name, (one,) in said.items()}
             else:
                 self.texts.replay(rows)
-                args["prompt"] = [self.prompts[row] for row in rows]
+                args |= said
         if "generator" in self._taken:
             # The pipeline may draw what is thrown away: not from the user's generator.
             args["generator"] = torch.Generator().manual_seed(0)
