@@ -128,5 +128,6 @@ def plain_call(pipe: Any) -> PlainCall:
         return PlainCall(call.pop("num_inference_steps"), call)
     if isinstance(pipe, ClassModel):
         return PlainCall(pipe.steps)
-    default = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
-    return PlainCall(int(default))
+    taken = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+    # Pipelines of several stages have a number for each, in `args`, and are told no other.
+    return PlainCall(1 if taken is None else int(taken.default))

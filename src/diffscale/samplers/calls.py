@@ -14,6 +14,7 @@ from torch import Tensor
 from diffscale.errors import DiffscaleError
 from diffscale.flops import counted
 from diffscale.samplers.counting import hooked, networks_of
+from diffscale.samplers.faults import stepless
 from diffscale.samplers.loop import NotWindowed, windowed_call
 from diffscale.samplers.opening import Opening, steady
 from diffscale.samplers.text import Texts
@@ -41,6 +42,10 @@ def check(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
     taken = inspect.signature(type(pipe).__call__).parameters
     if not prompts:
         raise DiffscaleError("Give at least one prompt.")
+    if "prompt" not in taken:
+        raise DiffscaleError(
+            f"{type(pipe).__name__} takes no prompt, and a search is for one: use a pipeline that draws from a text."
+        )
     if ours := sorted(OURS & set(args)):
         raise DiffscaleError(f"Leave {', '.join(ours)} out of pipe_args: the sampler sets them.")
     if wrong := sorted(set(args) - set(taken)):
@@ -130,6 +135,8 @@ class Calls:
         if not isinstance(drawn[0], Tensor):
             raise NotWindowed("its latents are not one tensor")
         if self.scheduler.count is None:
+            if said := stepless(self._pipe, self._steps, self._args):
+                raise DiffscaleError(said)
             raise NotWindowed("it does not loop over its scheduler's timesteps")
         if self.opening.mixes and self.opening.noise_shape is None:
             raise NotWindowed("it draws no noise for its picture")
