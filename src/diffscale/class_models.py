@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffscale.errors import DiffscaleError, UnknownName, unknown
-from diffscale.files import fetch, load_into, load_state, pretrained, read_config, stated
+from diffscale.files import checked, fetch, load_into, load_state, pretrained, read_config, stated
 from diffscale.nets.sit import SiT
 from diffscale.nets.sit_config import SiTConfig, config_of
 from diffscale.samplers.class_conditional import ClassSampler
@@ -129,7 +129,8 @@ def load_sit(folder: str, device: str, dtype: torch.dtype) -> ClassModel:
     weights = fetch(folder, "model.safetensors")
     vae = str(where / str(said.get("vae", "vae")))
     classes = said.get("classes", "imagenet")
-    return _sit(SiTConfig(**given), load_state(weights), weights, vae, classes, device, dtype, folder)
+    sizes = checked(SiTConfig, given, where / "config.json")
+    return _sit(sizes, load_state(weights), weights, vae, classes, device, dtype, folder)
 
 
 def published_sit(
@@ -200,7 +201,7 @@ def _names(classes: str | Sequence[str], count: int) -> Sequence[str]:
     known = {"imagenet": imagenet.names, "shapes": lambda: list(CLASSES)}
     if isinstance(classes, str) and classes not in known:
         raise unknown("classes", classes, known)
-    names = known[classes]() if isinstance(classes, str) else [str(name) for name in classes]
+    names = known[classes]() if isinstance(classes, str) else list(classes)
     if len(names) != count:
         raise DiffscaleError(
             f"The network has {count} classes, but {len(names)} names are stated: put the right list, or imagenet or "
