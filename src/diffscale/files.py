@@ -141,14 +141,14 @@ def pretrained(load: Callable[[], Any], model: str, what: str) -> Any:
 
 
 class _Call(BaseModel, extra="allow"):
-    num_inference_steps: int = Field(1, ge=1)
+    num_inference_steps: int = Field(default=1, ge=1)
 
 
 class _Stated(BaseModel, extra="allow"):
     description: str = ""
-    base: str | None = None
-    vae: str | None = None
-    classes: str | list[str] | None = None
+    base: str = ""
+    vae: str = "vae"
+    classes: str | list[str] = "imagenet"
     call: _Call = _Call()
 
 
