@@ -11,15 +11,18 @@ from tiny_classes import tiny_dit, tiny_sit, tiny_vae
 from typer.testing import CliRunner
 
 import diffscale
+from diffscale import generate
 from diffscale.bench import run as bench
 from diffscale.bench.config import BenchConfig
 from diffscale.class_models import ClassModel, load_sit, published_sit, save_sit
 from diffscale.cli.main import app
+from diffscale.config import GenerateConfig
 from diffscale.errors import DiffscaleError, UnknownName
 from diffscale.models import load_pipeline, plain_call
 from diffscale.nets.sit import SiT
 from diffscale.nets.sit_config import SIZES
 from diffscale.samplers.denoisers import SiTDenoiser
+from diffscale.shapes.classes import CLASSES
 from diffscale.types import ClassLabel
 from diffscale.verifiers import imagenet
 
@@ -165,6 +168,19 @@ def test_the_command_line(folder, tmp_path):
     result = json.loads((output / "result.json").read_text())
     assert result["nfe"] == 12 and result["network_forwards"] == 24 and result["candidates"] == 3
     assert (output / "best.png").exists()
+
+
+@pytest.mark.parametrize("asked", ["id", "blue circle"])
+def test_a_class_by_its_id_is_judged_as_by_its_name(asked, tmp_path):
+    number = CLASSES.index("blue circle")
+    settings = GenerateConfig(
+        model="shapes-sit-s", prompt=asked.replace("id", str(number)), verifier="shapes-judge", budget=2, steps=1,
+        device="cpu",
+    )  # fmt: skip
+    assert generate.prepare(tmp_path / "run", settings) is None
+    told = generate.run(settings, tmp_path / "run")
+    assert told["prompt"] == "blue circle"
+    assert set(told["judges"]["shapes-judge"]["best"]) == {"score", "cleanliness"}
 
 
 def test_a_bench_gives_every_verifier_the_class(folder, tmp_path, monkeypatch):
