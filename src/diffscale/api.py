@@ -27,6 +27,7 @@ from diffscale.samplers.solvers import SOLVERS
 from diffscale.searches import SEARCHES
 from diffscale.standing import worth
 from diffscale.types import Observer, Result, Sampler, Verifier
+from diffscale.verifiers import check as check_verifier
 from diffscale.verifiers import load as load_verifier
 from diffscale.verifiers.function import FunctionVerifier
 
@@ -121,11 +122,14 @@ def search(
         verifier = FunctionVerifier(name_of(verifier), verifier)
     asked = verifier if isinstance(verifier, str) else verifier.name
     if isinstance(verifier, str):
-        name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
-        verifier = load_verifier(verifier, device=device, generator=Path(name).name)
+        check_verifier(verifier)
     # A ClassLabel is a string, and stays what it is.
     condition = prompt if isinstance(prompt, str) else str(prompt)
     sampler = make_sampler(pipe_or_id, [condition], steps=steps, pipe_args=pipe_args or {}, loading=loading)
+    # After the model: what is wrong with its name, or its call, is told before another network loads.
+    if isinstance(verifier, str):
+        name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
+        verifier = load_verifier(verifier, device=device, generator=Path(name).name)
     task = Task(
         partial(SEARCHES[algorithm], **options),
         row=0,
