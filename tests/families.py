@@ -33,6 +33,7 @@ from diffusers import (
     IFPipeline,
     LatentConsistencyModelPipeline,
     LCMScheduler,
+    LDMTextToImagePipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     Lumina2Pipeline,
@@ -51,7 +52,8 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from pipelines import _unet, _vae, tiny_pixart, tiny_sd, tiny_sdxl, tiny_zimage
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+from pipelines import _unet, _vae, letters, tiny_pixart, tiny_sd, tiny_sdxl, tiny_zimage
 
 N = 3  # prompts
 
@@ -587,6 +589,18 @@ def lcm(scheduler: Any, guided: bool) -> SimpleNamespace:
     return t
 
 
+def ldm(scheduler: Any, guided: bool) -> SimpleNamespace:
+    """Whatever it is asked for, it decodes."""
+    torch.manual_seed(0)
+    config = LDMBertConfig(
+        vocab_size=64, encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2, head_dim=8, d_model=16
+    )
+    net = _unet(in_channels=4, out_channels=4)
+    pipe = LDMTextToImagePipeline(_vae(), LDMBertModel(config).eval(), None, net, scheduler)
+    pipe.tokenizer = letters(77)
+    return _given(pipe, net, {"guidance_scale": 5.0 if guided else 1.0, "height": 64, "width": 64}, 1 + guided)
+
+
 def _flow(**more):
     return FlowMatchEulerDiscreteScheduler(**more)
 
@@ -657,6 +671,7 @@ OTHERS = {
     "pixart_alpha": (lambda scheduler, _: derived("PixArtAlphaPipeline", _unguided(tiny_pixart), scheduler), _ddim),
     "zimage": (lambda scheduler, _: tiny_zimage(scheduler), _flow),
     "lcm": (lcm, LCMScheduler),
+    "ldm": (ldm, _ddim),
     "sd_pag": (lambda scheduler, _: derived("StableDiffusionPAGPipeline", sd, scheduler), _ddim),
     "sdxl_pag": (lambda scheduler, _: derived("StableDiffusionXLPAGPipeline", sdxl, scheduler), _ddim),
     "sana_pag": (lambda scheduler, _: derived("SanaPAGPipeline", sana, scheduler), _flow),

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,7 @@ OURS: Final = {
 """Arguments of a pipeline's call that samplers set."""
 
 _PICTURES: Final = {"image", "mask_image", "control_image"}
+_KEPT: Final = "it does not give its latents back"
 _TEXT: Final = re.compile(r"prompt_\d|negative_prompt(_\d)?")
 
 
@@ -132,6 +134,8 @@ class Calls:
     def encode(self) -> Tensor:
         """Have every prompt encoded; returns latents that the pipeline drew itself [1, ...]."""
         drawn = [self._answer([row], Window(0, 0), "latent", {}, record=True) for row in range(len(self.prompts))]
+        if isinstance(drawn[0], np.ndarray):
+            raise NotWindowed(_KEPT)
         if not isinstance(drawn[0], Tensor):
             raise NotWindowed("its latents are not one tensor")
         if self.scheduler.count is None:
@@ -198,6 +202,10 @@ class Calls:
                 )
             except UnboundLocalError as error:
                 raise NotWindowed("it cannot be called without a step") from error
+            except ValueError as error:
+                if output == "latent" and "output_type=latent" in str(error):
+                    raise NotWindowed(_KEPT) from error
+                raise
             finally:
                 begun, reached, self._reached = self.opening.close(), self._reached, None
                 self.forwards += sum(rows for _, rows in called)
