@@ -14,7 +14,7 @@ from torch import Tensor
 from diffscale import noise
 from diffscale.errors import DiffscaleError
 from diffscale.flops import counted
-from diffscale.samplers.calls import check, deal, texts
+from diffscale.samplers.arguments import check, deal, texts
 from diffscale.samplers.counting import hooked, networks_of
 from diffscale.samplers.frames import pictures
 from diffscale.samplers.noises import Noises, stepping
