@@ -2,7 +2,8 @@
 
 The rules follow what `diffscale.samplers` does with a pipeline, so that they can be checked against tiny instances:
 latents are put in the place of what `prepare_latents` returns (or of the `latents` argument), the one loop over
-timesteps is replaced, and a step of the scheduler, on the whole latents, must be all that changes them.
+timesteps is replaced, a step of the scheduler, on the whole latents, must be all that changes them, and the pipeline
+must give them back.
 """
 
 from __future__ import annotations
@@ -124,6 +125,8 @@ def _why_whole(source: Source, combined: bool) -> str:
         return "it calls other pipelines one after another"
     if not owned and "latents" not in source.takes:
         return "it makes its latents where they cannot be handed over"
+    if not _gives_back(source):
+        return "it does not give its latents back"
     if not loops:
         return "it does not step its scheduler in a loop of its own"
     if len(loops) > 1:
@@ -138,6 +141,12 @@ def _why_whole(source: Source, combined: bool) -> str:
     if _left_over(source, loop):
         return "it cannot be called without a step"
     return _changes(loop, after)
+
+
+def _gives_back(source: Source) -> bool:
+    """Whether its latents can be had: as its answer, or by a callback after every step."""
+    asked = any(isinstance(node, ast.Compare) and "'latent'" in ast.unparse(node) for node in _nodes(source))
+    return asked or "callback_on_step_end" in source.takes
 
 
 def _left_over(source: Source, loop: ast.For) -> set[str]:

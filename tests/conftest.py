@@ -1,8 +1,13 @@
 """Fixtures of many tests."""
 
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+
+# Before torch is there, and for processes that tests start: to networks so small more threads only cost, most of all
+# beside other work on few cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

@@ -33,6 +33,7 @@ from diffusers import (
     IFPipeline,
     LatentConsistencyModelPipeline,
     LCMScheduler,
+    LDMTextToImagePipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     Lumina2Pipeline,
@@ -45,12 +46,14 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLImg2ImgPipeline,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
-from pipelines import _unet, _vae, tiny_pixart, tiny_sd, tiny_sdxl, tiny_zimage
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+from pipelines import _unet, _vae, letters, tiny_pixart, tiny_sd, tiny_sdxl, tiny_zimage
 
 N = 3  # prompts
 
@@ -488,6 +491,16 @@ def sd_image(scheduler: Any, guided: bool) -> SimpleNamespace:
     return t
 
 
+def sd_instructed(scheduler: Any, guided: bool) -> SimpleNamespace:
+    """Without an `encode_prompt`; its guidance, by the text and by the picture, takes three rows."""
+    t = sd(scheduler, guided)
+    t.net, t.forwards = _unet(in_channels=8, out_channels=4), 3 if guided else 1
+    parts = {**t.pipe.components, "unet": t.net}
+    t.pipe = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+    t.args = {k: v for k, v in t.args.items() if k not in ("height", "width")} | {"image": _picture()}
+    return t
+
+
 def sdxl_image(scheduler: Any, guided: bool) -> SimpleNamespace:
     t = sdxl(scheduler, guided)
     # The refiner's kind of micro-conditioning has five numbers where the base's has six.
@@ -576,6 +589,18 @@ def lcm(scheduler: Any, guided: bool) -> SimpleNamespace:
     return t
 
 
+def ldm(scheduler: Any, guided: bool) -> SimpleNamespace:
+    """Whatever it is asked for, it decodes."""
+    torch.manual_seed(0)
+    config = LDMBertConfig(
+        vocab_size=64, encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2, head_dim=8, d_model=16
+    )
+    net = _unet(in_channels=4, out_channels=4)
+    pipe = LDMTextToImagePipeline(_vae(), LDMBertModel(config).eval(), None, net, scheduler)
+    pipe.tokenizer = letters(77)
+    return _given(pipe, net, {"guidance_scale": 5.0 if guided else 1.0, "height": 64, "width": 64}, 1 + guided)
+
+
 def _flow(**more):
     return FlowMatchEulerDiscreteScheduler(**more)
 
@@ -606,6 +631,7 @@ WINDOWED = {
     "wan22": (wan22, lambda: UniPCMultistepScheduler(flow_shift=3.0, **_FLOW_SOLVER), (True,)),
     "ltx": (ltx, lambda: _flow(use_dynamic_shifting=True), (True, False)),
     "sd_image": (sd_image, _ddim, (True, False)),
+    "sd_instructed": (sd_instructed, _ddim, (True, False)),
     "sdxl_image": (sdxl_image, EulerDiscreteScheduler, (True,)),
     "flux_image": (flux_image, lambda: _flow(use_dynamic_shifting=True), (True, False)),
     "sd3_image": (_from_picture("StableDiffusion3Img2ImgPipeline", sd3, 8, strength=0.75), _flow, (True,)),
@@ -645,6 +671,7 @@ OTHERS = {
     "pixart_alpha": (lambda scheduler, _: derived("PixArtAlphaPipeline", _unguided(tiny_pixart), scheduler), _ddim),
     "zimage": (lambda scheduler, _: tiny_zimage(scheduler), _flow),
     "lcm": (lcm, LCMScheduler),
+    "ldm": (ldm, _ddim),
     "sd_pag": (lambda scheduler, _: derived("StableDiffusionPAGPipeline", sd, scheduler), _ddim),
     "sdxl_pag": (lambda scheduler, _: derived("StableDiffusionXLPAGPipeline", sdxl, scheduler), _ddim),
     "sana_pag": (lambda scheduler, _: derived("SanaPAGPipeline", sana, scheduler), _flow),

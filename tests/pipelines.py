@@ -203,29 +203,30 @@ def tiny_zimage(scheduler: Any) -> SimpleNamespace:
     return SimpleNamespace(pipe=pipe, args={"height": 32, "width": 32, "guidance_scale": 5.0}, net=net, forwards=2)
 
 
+def letters(length: int) -> CLIPTokenizer:
+    """A tokenizer that reads letters, of texts up to `length` tokens."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
+
+
 def with_text(pipe: Any) -> None:
     """Give a tiny Stable Diffusion pipeline a tiny text encoder that reads letters."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = [
-        *letters,
-        *(letter + "</w>" for letter in letters),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
+    pipe.tokenizer = letters(12)
+    count = len(pipe.tokenizer)
     config = CLIPTextConfig(
-        vocab_size=len(pieces),
+        vocab_size=count,
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=12,
-        bos_token_id=len(pieces) - 2,
-        eos_token_id=len(pieces) - 1,
-        pad_token_id=len(pieces) - 1,
+        bos_token_id=count - 2,
+        eos_token_id=count - 1,
+        pad_token_id=count - 1,
     )
     pipe.text_encoder = CLIPTextModel(config).eval()
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    pipe.tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=12)
 
 
 class Brightness:

@@ -11,15 +11,18 @@ from tiny_classes import tiny_dit, tiny_sit, tiny_vae
 from typer.testing import CliRunner
 
 import diffscale
+from diffscale import generate
 from diffscale.bench import run as bench
 from diffscale.bench.config import BenchConfig
 from diffscale.class_models import ClassModel, load_sit, published_sit, save_sit
 from diffscale.cli.main import app
+from diffscale.config import GenerateConfig
 from diffscale.errors import DiffscaleError, UnknownName
-from diffscale.models import load_pipeline
+from diffscale.models import load_pipeline, plain_call
 from diffscale.nets.sit import SiT
 from diffscale.nets.sit_config import SIZES
 from diffscale.samplers.denoisers import SiTDenoiser
+from diffscale.shapes.classes import CLASSES
 from diffscale.types import ClassLabel
 from diffscale.verifiers import imagenet
 
@@ -167,6 +170,19 @@ def test_the_command_line(folder, tmp_path):
     assert (output / "best.png").exists()
 
 
+@pytest.mark.parametrize("asked", ["id", "blue circle"])
+def test_a_class_by_its_id_is_judged_as_by_its_name(asked, tmp_path):
+    number = CLASSES.index("blue circle")
+    settings = GenerateConfig(
+        model="shapes-sit-s", prompt=asked.replace("id", str(number)), verifier="shapes-judge", budget=2, steps=1,
+        device="cpu",
+    )  # fmt: skip
+    assert generate.prepare(tmp_path / "run", settings) is None
+    told = generate.run(settings, tmp_path / "run")
+    assert told["prompt"] == "blue circle"
+    assert set(told["judges"]["shapes-judge"]["best"]) == {"score", "cleanliness"}
+
+
 def test_a_bench_gives_every_verifier_the_class(folder, tmp_path, monkeypatch):
     (tmp_path / "numbers_of_classes.py").write_text(
         "def red(images, prompts):\n    return images[:, 0].mean((1, 2))\n\n"
@@ -231,3 +247,40 @@ def test_what_is_wrong_with_a_folder_is_said(folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(DiffscaleError, match=r"no file model\.safetensors"):
         loading()
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "said"),
+    [
+        ("config.json", {"hidden_size": "wide"}, r"Mend hidden_size in .*config\.json: .*integer"),
+        ("config.json", {"depth": None}, r"Mend depth in .*config\.json: .*integer"),
+        ("config.json", {"mlp_ratio": [4]}, r"Mend mlp_ratio in .*config\.json: .*number"),
+        ("config.json", {"num_heads": 0}, "num_heads must be 1 or more, not 0"),
+        ("config.json", {"patch_size": -2}, "patch_size must be 1 or more, not -2"),
+        ("config.json", {"class_dropout_prob": 7}, "class_dropout_prob from 0 to 1"),
+        ("config.json", {"hidden_size": 18}, "hidden_size one of num_heads and of 4"),
+        ("diffscale.json", {"call": {"num_inference_steps": "few"}}, r"Mend call\.num_inference_steps in .*diffscale"),
+        ("diffscale.json", {"call": {"num_inference_steps": 0}}, r"Mend call\.num_inference_steps in .*diffscale"),
+        ("diffscale.json", {"call": 25}, r"Mend call in .*diffscale\.json"),
+        ("diffscale.json", {"classes": 48}, r"Mend classes.* in .*diffscale\.json"),
+        ("diffscale.json", {"classes": [1, 2, 3, 4, 5]}, r"Mend classes.* in .*diffscale\.json"),
+        ("diffscale.json", {"classes": NAMES[:4]}, "5 classes, but 4 names are stated: put the right list"),
+        ("diffscale.json", {"vae": 3}, r"Mend vae in .*diffscale\.json"),
+        ("diffscale.json", "{", r"diffscale\.json must hold one JSON object"),
+        ("config.json", "[]", r"config\.json must hold one JSON object"),
+    ],
+)
+def test_what_is_wrong_in_its_files_is_one_sentence(folder, file, changed, said):
+    path = folder / file
+    broken = changed if isinstance(changed, str) else json.dumps({**json.loads(path.read_text()), **changed})
+    path.write_text(broken)
+    with pytest.raises(DiffscaleError, match=said) as told:
+        diffscale.search(str(folder), 0, verifier=Seen(), nfe=4, device="cpu")
+    assert "\n" not in str(told.value)
+
+
+def test_a_folder_that_states_no_steps_is_called_with_the_models_own(folder):
+    path = folder / "diffscale.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "call": {"solver": "euler"}}))
+    call = plain_call(load_sit(str(folder), "cpu", torch.float32))
+    assert call.steps == 25 and call.args == {"solver": "euler"}

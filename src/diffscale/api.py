@@ -15,17 +15,19 @@ from diffscale import noise
 from diffscale.batching import out_of_memory
 from diffscale.class_models import class_model
 from diffscale.driver import Task, attempt, drive, plain
-from diffscale.errors import DiffscaleError, first_line
+from diffscale.errors import DiffscaleError
 from diffscale.identity import described, name_of
 from diffscale.journal import Journal
 from diffscale.loading.options import LoadOptions
 from diffscale.models import best_device, check_negative, load_pipeline, origin, plain_call
 from diffscale.named import parse
 from diffscale.samplers.choose import sampler_of
+from diffscale.samplers.faults import explained
 from diffscale.samplers.solvers import SOLVERS
 from diffscale.searches import SEARCHES
 from diffscale.standing import worth
 from diffscale.types import Observer, Result, Sampler, Verifier
+from diffscale.verifiers import check as check_verifier
 from diffscale.verifiers import load as load_verifier
 from diffscale.verifiers.function import FunctionVerifier
 
@@ -57,18 +59,20 @@ def make_sampler(
             "A class-conditional model runs on solvers of diffscale: leave the scheduler out and choose by --pipe-arg "
             f"solver= one of {', '.join(SOLVERS)}."
         )
+    inference_steps = call.steps if steps is None else steps
+    if inference_steps < 1:
+        raise DiffscaleError(f"A sample takes 1 step or more, not {inference_steps}.")
     try:
         if by_class is not None:
-            return by_class.sampler(prompts, steps or call.steps, args)
-        return sampler_of(pipe, prompts, steps or call.steps, args)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        # The first call of a pipeline is where an option turns out not to suit it.
-        doubtful = loading.asked().keys() & {"scheduler", "compile", "attention", "quantize", "offload"}
-        if not doubtful or out_of_memory(error):
+            return by_class.sampler(prompts, inference_steps, args)
+        return sampler_of(pipe, prompts, inference_steps, args)
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        # The first call of a pipeline is where an option or an argument turns out not to suit it.
+        options = loading.asked().keys() & {"scheduler", "compile", "attention", "quantize", "offload"}
+        said = explained(pipe, inference_steps, args, sorted({*options, *pipe_args}), error)
+        if not said or out_of_memory(error):
             raise
-        raise DiffscaleError(
-            f"{type(pipe).__name__} does not run with {', '.join(sorted(doubtful))} as given: {first_line(error)}"
-        ) from error
+        raise DiffscaleError(said) from error
 
 
 def search(
@@ -118,11 +122,14 @@ def search(
         verifier = FunctionVerifier(name_of(verifier), verifier)
     asked = verifier if isinstance(verifier, str) else verifier.name
     if isinstance(verifier, str):
-        name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
-        verifier = load_verifier(verifier, device=device, generator=Path(origin(name)).name)
+        check_verifier(verifier)
     # A ClassLabel is a string, and stays what it is.
     condition = prompt if isinstance(prompt, str) else str(prompt)
     sampler = make_sampler(pipe_or_id, [condition], steps=steps, pipe_args=pipe_args or {}, loading=loading)
+    # After the model: what is wrong with its name, or its call, is told before another network loads.
+    if isinstance(verifier, str):
+        name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
+        verifier = load_verifier(verifier, device=device, generator=Path(origin(name)).name)
     task = Task(
         partial(SEARCHES[algorithm], **options),
         row=0,

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffscale.errors import DiffscaleError, UnknownName, unknown
-from diffscale.files import fetch, load_into, load_state, pretrained, read_config, stated
+from diffscale.files import checked, fetch, load_into, load_state, pretrained, read_config, stated
 from diffscale.nets.sit import SiT
 from diffscale.nets.sit_config import SiTConfig, config_of
 from diffscale.samplers.class_conditional import ClassSampler
@@ -50,7 +50,8 @@ class ClassModel:
     """`names`: of the classes, by id. `synonyms`: other names of theirs.
 
     `steps`, `args`: how it is called where nothing else is said, in intervals and by `ARGUMENTS`. `name_or_path`: the
-    folder it was loaded from, as of a pipeline.
+    folder it was loaded from, as of a pipeline. `device`: where the network runs, None for where its weights lie, which
+    of an offloaded one is elsewhere.
     """
 
     denoiser: Denoiser
@@ -60,6 +61,7 @@ class ClassModel:
     args: Mapping[str, Any]
     synonyms: Mapping[str, int] = field(default_factory=dict)
     name_or_path: str = ""
+    device: torch.device | None = None
 
     def label(self, asked: str) -> ClassLabel:
         """The class of that name (in any case) or id; raises DiffscaleError if there is none, or more than one.
@@ -95,7 +97,8 @@ class ClassModel:
             except ValidationError as error:
                 wanted = inspect.formatannotation(ARGUMENTS[name])
                 raise DiffscaleError(f"A class-conditional model takes {name} as {wanted}, not {value!r}.") from error
-        return ClassSampler(self.denoiser, self.vae, [self.label(c) for c in classes], steps, **{**self.args, **args})
+        labels = [self.label(c) for c in classes]
+        return ClassSampler(self.denoiser, self.vae, labels, steps, device=self.device, **{**self.args, **args})
 
 
 def class_model(pipe: Any) -> ClassModel | None:
@@ -108,7 +111,8 @@ def class_model(pipe: Any) -> ClassModel | None:
     listed = {number: name for name, number in reversed(pipe.labels.items())}
     names = imagenet.names() if denoiser.classes == 1000 else [listed.get(i, str(i)) for i in range(denoiser.classes)]
     defaults = {"solver": "ddim", "guidance_scale": 4.0}
-    return ClassModel(denoiser, pipe.vae, names, 50, defaults, pipe.labels, str(pipe.name_or_path))
+    where = str(pipe.name_or_path)
+    return ClassModel(denoiser, pipe.vae, names, 50, defaults, pipe.labels, where, pipe._execution_device)
 
 
 def is_sit(folder: str) -> bool:
@@ -129,7 +133,8 @@ def load_sit(folder: str, device: str, dtype: torch.dtype) -> ClassModel:
     weights = fetch(folder, "model.safetensors")
     vae = str(where / str(said.get("vae", "vae")))
     classes = said.get("classes", "imagenet")
-    return _sit(SiTConfig(**given), load_state(weights), weights, vae, classes, device, dtype, folder)
+    sizes = checked(SiTConfig, given, where / "config.json")
+    return _sit(sizes, load_state(weights), weights, vae, classes, device, dtype, folder)
 
 
 def published_sit(
@@ -200,7 +205,7 @@ def _names(classes: str | Sequence[str], count: int) -> Sequence[str]:
     known = {"imagenet": imagenet.names, "shapes": lambda: list(CLASSES)}
     if isinstance(classes, str) and classes not in known:
         raise unknown("classes", classes, known)
-    names = known[classes]() if isinstance(classes, str) else [str(name) for name in classes]
+    names = known[classes]() if isinstance(classes, str) else list(classes)
     if len(names) != count:
         raise DiffscaleError(
             f"The network has {count} classes, but {len(names)} names are stated: put the right list, or imagenet or "

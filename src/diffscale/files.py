@@ -9,20 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffscale.errors import DiffscaleError, first_line
 from diffscale.weights import locate
+
+Kind = TypeVar("Kind")
 
 
 def local(model: str) -> Path | None:
@@ -137,10 +140,32 @@ def pretrained(load: Callable[[], Any], model: str, what: str) -> Any:
         ) from error
 
 
+class _Call(BaseModel, extra="allow"):
+    num_inference_steps: int = Field(default=1, ge=1)
+
+
+class _Stated(BaseModel, extra="allow"):
+    description: str = ""
+    base: str = ""
+    vae: str = "vae"
+    classes: str | list[str] = "imagenet"
+    call: _Call = _Call()
+
+
 def stated(folder: str) -> dict[str, Any]:
-    """What `diffscale.json` in `folder` says, see `read_config`; nothing where there is none."""
+    """What `diffscale.json` in `folder` says; nothing where there is none. Raises DiffscaleError for what is wrong."""
     path = Path(folder) / "diffscale.json"
-    return read_config(path) if path.exists() else {}
+    return checked(_Stated, read_config(path), path).model_dump(exclude_unset=True) if path.exists() else {}
+
+
+def checked(kind: type[Kind], content: Mapping[str, Any], path: Path) -> Kind:
+    """The content of the file `path` as `kind`; raises DiffscaleError that names the first field that is wrong."""
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DiffscaleError(f"Mend {where} in {path}: {first['msg']}.") from error
 
 
 def fingerprint(net: nn.Module) -> str:

@@ -74,7 +74,7 @@ def run(settings: GenerateConfig, folder: Path, progress: Callable[[int, float],
         progress=progress,
     )
     summary = _summary(settings, result)
-    title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{settings.prompt}”"
+    title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{result.prompt}”"
     verifier = settings.verifier.split()[0]
     try:
         _write_picture(pictures.to_pil(result.best.image), folder / "best.png")
@@ -112,7 +112,7 @@ def _write_picture(picture: Image.Image, path: Path) -> None:
 def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
     ledger = result.ledger
     return {
-        "prompt": settings.prompt,
+        "prompt": result.prompt,
         "model": settings.model,
         "search": settings.search,
         "verifier": settings.verifier,
@@ -139,7 +139,7 @@ def _judges(settings: GenerateConfig, result: Result) -> dict[str, Any]:
     """What judges say of the best and of the first picture, and whether the search was by them."""
     verdicts = judged(
         Path(origin(settings.model)).name,
-        settings.prompt,
+        result.prompt,
         {"best": result.best.image, "baseline": result.baseline.image},
     )
     searched_with = settings.verifier.split()[0] == "shapes-judge"

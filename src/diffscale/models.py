@@ -132,10 +132,11 @@ def check_negative(pipe: Any, args: Mapping[str, Any]) -> None:
 def plain_call(pipe: Any) -> PlainCall:
     """How figures call this pipeline: what the folder it was loaded from states, else the pipeline's own defaults."""
     said = stated(str(getattr(pipe, "name_or_path", "")))
-    if "call" in said:
-        call = dict(said["call"])
+    call = dict(said.get("call", {}))
+    if "num_inference_steps" in call:
         return PlainCall(call.pop("num_inference_steps"), call)
     if isinstance(pipe, ClassModel):
-        return PlainCall(pipe.steps)
-    default = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
-    return PlainCall(int(default))
+        return PlainCall(pipe.steps, call)
+    taken = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+    # Pipelines of several stages have a number for each, in `args`, and are told no other.
+    return PlainCall(1 if taken is None else int(taken.default), call)

@@ -133,6 +133,7 @@ class Searching:
             self.ledger,
             self.finished,
             self.dropped,
+            self.sampler.prompts[self.row],
         )
 
     def best_picture(self) -> dict[str, Tensor]:

@@ -378,7 +378,8 @@ class Result:
     `candidates`: how many were finished. `gallery`: the best of them, best first, as many as were asked for. `trace`:
     (NFE, best score so far), a point wherever the best improved and one at the end. `traces`: the same points for each
     of an ensemble's components, of the candidate that was best. `pool`: float64 [candidates, K], what the verifier gave
-    each; -inf where it was dropped. `dropped`: how many scores were not usable.
+    each; -inf where it was dropped. `dropped`: how many scores were not usable. `prompt`: what was searched for, of a
+    class-conditional model the ClassLabel.
     """
 
     best: Candidate
@@ -390,6 +391,7 @@ class Result:
     ledger: Ledger
     candidates: int
     dropped: int
+    prompt: str
 
 
 class Observer(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -11,9 +12,10 @@ from diffusers import DiffusionPipeline
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from pipelines import PROMPTS, tiny_flux, tiny_pixart
 
+import diffscale
 from diffscale.api import make_sampler
 from diffscale.errors import DiffscaleError
-from diffscale.loading import memory
+from diffscale.loading import memory, schedulers
 from diffscale.loading.options import LoadOptions
 from diffscale.models import load_pipeline
 from diffscale.samplers.diffusers import DiffusersSampler
@@ -72,7 +74,8 @@ def test_the_scheduler_is_of_the_class_and_keeps_what_the_model_states(sd_folder
         ("DDIMScheduler steps=3", "argument of scheduler DDIMScheduler"),
         ("DDIMScheduler clip_sample=perhaps", "takes clip_sample as bool"),
         ("DDIMScheduler trained_betas=1", "takes trained_betas as"),
-        ("FlowMatchEulerDiscreteScheduler", "solves flows, and this model is none: choose one of DDIMScheduler"),
+        ("FlowMatchEulerDiscreteScheduler", "is for a flow, and this model is a diffusion: choose one of DDIMSch"),
+        ("EDMEulerScheduler", "is for an EDM .*, and this model is a diffusion: choose one of DDIMScheduler"),
     ],
 )
 def test_wrong_schedulers_are_told(sd_folder: str, scheduler: str, said: str) -> None:
@@ -86,6 +89,17 @@ def test_a_flow_is_not_solved_as_a_diffusion() -> None:
     asked = "UniPCMultistepScheduler prediction_type=flow_prediction use_flow_sigmas=true"
     assert type(_load("shapes-flux", scheduler=asked).scheduler) is diffusers.UniPCMultistepScheduler
     assert _load("shapes-flux", scheduler="FlowMatchHeunDiscreteScheduler").scheduler.config.shift == 1.0
+
+
+def test_an_edm_is_neither_a_flow_nor_a_diffusion() -> None:
+    with pytest.raises(DiffscaleError, match="is a flow, which EDMEulerScheduler as given does not solve"):
+        _load("shapes-flux", scheduler="EDMEulerScheduler")
+    pipe = SimpleNamespace(scheduler=diffusers.EDMEulerScheduler(sigma_max=70.0))
+    for other, is_for in [("FlowMatchEulerDiscreteScheduler", "a flow"), ("DDIMScheduler", "a diffusion")]:
+        with pytest.raises(DiffscaleError, match=f"{other} is for {is_for}, and .* an EDM .*: choose one of EDMDPM"):
+            schedulers.replace_scheduler(pipe, *schedulers.choose(other))
+    schedulers.replace_scheduler(pipe, *schedulers.choose("EDMDPMSolverMultistepScheduler"))
+    assert type(pipe.scheduler) is diffusers.EDMDPMSolverMultistepScheduler and pipe.scheduler.config.sigma_max == 70.0
 
 
 def test_a_scheduler_that_the_pipeline_cannot_call_is_told() -> None:
@@ -205,3 +219,13 @@ def test_negative_prompts_change_the_result_or_are_refused(sd_folder: str) -> No
     torch.testing.assert_close(dull, own, atol=1e-5, rtol=1e-5)
     with pytest.raises(DiffscaleError, match="no effect on StableDiffusionPipeline while guidance_scale is 1"):
         sampled(negative_prompt="dull", guidance_scale=1.0)
+
+
+def test_a_model_is_found_wrong_before_a_verifier_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffscale.api.load_verifier", None)
+    with pytest.raises(DiffscaleError, match="did you mean 'shapes-flux'"):
+        diffscale.search("shapes-fluxx", "a star", verifier="clip", device="cpu")
+    # What is wrong with the verifier's name costs no model.
+    monkeypatch.setattr("diffscale.api.make_sampler", None)
+    with pytest.raises(DiffscaleError, match="did you mean 'clip'"):
+        diffscale.search("shapes-flux", "a star", verifier="clipp", device="cpu")

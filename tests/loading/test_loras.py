@@ -86,7 +86,11 @@ def test_files_on_the_hub_can_be_named() -> None:
 
 
 def test_loras_that_do_not_fit_are_told(sd_folder: str, two: list[Path], tmp_path: Path) -> None:
-    for lora, said in [("nowhere", "neither shipped, nor a folder"), (str(tmp_path), "could not be loaded")]:
+    for lora, said in [
+        ("nowhere", "^Unknown LoRA 'nowhere'"),
+        ("./l2:abc", r"^Unknown LoRA '\./l2:abc', which is neither shipped, nor a folder, .* such as \./mine:0\.8"),
+        (str(tmp_path), "could not be loaded"),
+    ]:
         with pytest.raises(DiffscaleError, match=said):
             load_pipeline(sd_folder, LoadOptions(device="cpu", lora=[lora]))
     tensors = load_file(two[0] / "pytorch_lora_weights.safetensors")

@@ -11,9 +11,11 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, CpuOffload
 from pipelines import PROMPTS, Brightness
+from tiny_classes import tiny_dit
 
 import diffscale
 from diffscale import noise
+from diffscale.api import make_sampler
 from diffscale.driver import Task, drive
 from diffscale.errors import DiffscaleError
 from diffscale.loading import memory
@@ -101,6 +103,29 @@ def test_a_search_runs_on_offloaded_networks(sd_folder: str) -> None:
         (result,) = drive([Task(lambda env: svdd(env, m=3), 0, noise.root(0), 60)], sampler, Brightness(), 4)
         results.append(result)
     assert results[0].best.score == results[1].best.score == results[2].best.score
+
+
+def test_a_class_conditional_network_may_be_offloaded() -> None:
+    def pictures(offload: bool) -> torch.Tensor:
+        pipe = tiny_dit(diffusers.DDIMScheduler())
+        for network in (pipe.transformer, pipe.vae) if offload else ():
+            cpu_offload(network, torch.device("cpu"))
+            assert next(network.parameters()).is_meta
+        sampler = make_sampler(pipe, ["207"], steps=2, pipe_args={}, loading=LoadOptions())
+        state = sampler.run(sampler.prior(KEYS[:2], ROWS[[0, 0]]))
+        return sampler.decode(state.x)
+
+    assert torch.equal(pictures(True), pictures(False))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_on_a_gpu_a_class_conditional_network_may_be_offloaded(offload: str) -> None:
+    pipe = tiny_dit(diffusers.DDIMScheduler())
+    memory.place(pipe, offload, "cuda")
+    sampler = make_sampler(pipe, ["207"], steps=2, pipe_args={}, loading=LoadOptions())
+    state = sampler.run(sampler.prior(KEYS[:2], ROWS[[0, 0]]))
+    assert state.x.is_cuda and sampler.decode(state.x).isfinite().all()
 
 
 def test_offload_without_a_gpu_is_told(sd_folder: str) -> None:

@@ -9,10 +9,12 @@ import families
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from pipelines import PROMPTS, Brightness
+from pipelines import PROMPTS, Brightness, with_text
 
 from diffscale import noise
 from diffscale.driver import Task, drive
+from diffscale.errors import DiffscaleError
+from diffscale.samplers.choose import sampler_of
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches import SEARCHES
 from diffscale.types import concat
@@ -163,3 +165,23 @@ def test_a_scheduler_forgets_what_other_trajectories_did():
     end, middle = sampler.run(start), sampler.run(start, 3)
     sampler.run(sampler.run(start, 1), 2)
     assert torch.equal(sampler.run(middle).x, end.x)
+
+
+@pytest.mark.parametrize("negative", ["dark", ["dark"], ["dark", "a bird", "blue"]])
+@pytest.mark.parametrize("name", ["sd_instructed", "sd15", "sd_blended"])
+def test_negative_prompts_are_those_of_the_rows(name, negative):
+    tiny, scheduler, _ = {**families.WINDOWED, **families.WHOLE}[name]
+    t = tiny(scheduler(), True)
+    with_text(t.pipe)
+    t.args = {k: v for k, v in t.args.items() if not k.endswith("_embeds")}
+    sampler = sampler_of(t.pipe, PROMPTS, STEPS, {**t.args, "negative_prompt": negative})
+    start = sampler.prior(KEYS, ROWS)
+    given = [negative] * 3 if isinstance(negative, str) else negative if len(negative) == 3 else negative * 3
+    t.args |= {"prompt": [PROMPTS[row] for row in ROWS], "negative_prompt": [given[row] for row in ROWS]}
+    assert close(sampler.decode(sampler.run(start).x), own_call(t, start.x, "pt"), 1e-4)
+
+
+@pytest.mark.parametrize(("negative", "said"), [(3, "as a text, or as a list"), (["a", "b"], "each of the 3 prompts")])
+def test_wrong_negative_prompts_are_told(negative, said):
+    with pytest.raises(DiffscaleError, match=said):
+        made("sd_instructed", True, negative_prompt=negative)

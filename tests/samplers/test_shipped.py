@@ -50,8 +50,17 @@ def test_the_whole_network_is_loaded_in_one_dtype(pipe: DiffusionPipeline) -> No
     assert {parameter.dtype for module in modules for parameter in module.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("model", ["shapes-sit-s", "shapes-sit-b", "shapes-sit-l"])
+@pytest.mark.parametrize("model", ["shapes-sdxl-dpo", "shapes-sit-s", "shapes-sit-b", "shapes-sit-l"])
 def test_what_diffusers_has_no_class_for_is_searched_by_name(model: str) -> None:
-    found = diffscale.search(model, "red circle", nfe=40, device="cpu")
+    prompt = "red circle" if "sit" in model else "a red circle"
+    found = diffscale.search(model, prompt, nfe=40, device="cpu")
     assert found.candidates == 2 and found.best.score >= found.baseline.score
     assert found.best.image.shape == (3, 64, 64) and found.best.image.std() > 0.02
+
+
+def test_the_lora_changes_its_base() -> None:
+    pictures = [
+        diffscale.search(model, "a red circle", nfe=20, device="cpu").best.image
+        for model in ("shapes-sdxl", "shapes-sdxl-dpo")
+    ]
+    assert not torch.equal(*pictures)

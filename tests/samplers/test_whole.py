@@ -89,3 +89,27 @@ def test_a_pipeline_without_noise_or_pictures_is_refused(sd):
     sd.pipe.__class__ = Text
     with pytest.raises(DiffscaleError, match="no pictures to search"):
         sampler_of(sd.pipe, PROMPTS, STEPS, {})
+
+
+def test_a_pipeline_that_keeps_its_latents_is_run_whole(sd, monkeypatch, rows_of):
+    tiny, scheduler = families.OTHERS["ldm"]
+    t = tiny(scheduler(), True)
+    sampler = sampler_of(t.pipe, PROMPTS, STEPS, t.args)
+    assert isinstance(sampler, WholeSampler) and sampler.why == "it does not give its latents back"
+    start = sampler.prior(KEYS, ROWS)
+    counted = rows_of(t.net)
+    end = sampler.run(start)
+    assert sum(counted) == 3 * STEPS * t.forwards
+    named = [PROMPTS[row] for row in ROWS]
+    theirs = t.pipe(named, latents=start.x, num_inference_steps=STEPS, output_type="pt", **t.args).images
+    assert (end.x - theirs).abs().max() <= 1e-5
+    # Kandinsky refuses such an output type.
+    own = sd.pipe.image_processor.postprocess
+
+    def refusing(image, output_type, **more):
+        if output_type == "latent":
+            raise ValueError(f"Only the output types `pt`, `pil` and `np` are supported not output_type={output_type}")
+        return own(image, output_type, **more)
+
+    monkeypatch.setattr(sd.pipe.image_processor, "postprocess", refusing)
+    assert sampler_of(sd.pipe, PROMPTS, STEPS, sd.args).why == sampler.why

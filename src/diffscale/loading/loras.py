@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from diffscale.errors import DiffscaleError, first_line
+from diffscale.errors import DiffscaleError, UnknownName, first_line
 from diffscale.loading.quantization import installed
 from diffscale.weights import locate
 
@@ -73,4 +73,10 @@ def _find(source: str) -> tuple[str, str | None]:
     if source.endswith(".safetensors") and source.count("/") > 1 and not source.startswith((".", "/", "~")):
         owner, name, file = source.split("/", 2)
         return f"{owner}/{name}", file
-    return locate(source), None
+    try:
+        return locate(source), None
+    except UnknownName as error:
+        raise UnknownName(
+            f"Unknown LoRA {source!r}, which is neither shipped, nor a folder, nor a Hub id owner/name: check it, and "
+            "write a weight as a number behind a colon, such as ./mine:0.8."
+        ) from error

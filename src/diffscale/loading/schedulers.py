@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Final
 
 import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -11,6 +11,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffscale.errors import DiffscaleError
 from diffscale.named import parse
 from diffscale.samplers import levels
+
+_KINDS: Final = {"flow_prediction": "a flow", "edm": "an EDM (Karras et al. 2022)", "trigflow": "a TrigFlow"}
+_EDM: Final = {"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"}
 
 
 def schedulers() -> dict[str, Any]:
@@ -43,15 +46,16 @@ def replace_scheduler(pipe: Any, kind: Any, options: dict[str, Any]) -> None:
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise DiffscaleError(f"{kind.__name__} cannot be made from the model's configuration: {error}") from error
     # Nothing fails if a flow is solved as a diffusion: the pictures are just noise.
-    flow, taken = (levels.predicts(each) == "flow_prediction" for each in (old, new))
-    if flow and not taken:
+    model, taken = (_KINDS.get(levels.predicts(each), "a diffusion") for each in (old, new))
+    if model == taken:
+        pipe.scheduler = new
+        return
+    if model == "a flow":
         raise DiffscaleError(
             f"This model is a flow, which {kind.__name__} as given does not solve: choose FlowMatchEulerDiscrete"
             'Scheduler, or add "prediction_type=flow_prediction use_flow_sigmas=true" where the class takes these.'
         )
-    if taken and not flow:
-        raise DiffscaleError(
-            f"{kind.__name__} solves flows, and this model is none: choose one of "
-            f"{', '.join(sorted(each.__name__ for each in old.compatibles))}."
-        )
-    pipe.scheduler = new
+    names = {each.__name__ for each in old.compatibles} | (_EDM if model == _KINDS["edm"] else set())
+    raise DiffscaleError(
+        f"{kind.__name__} is for {taken}, and this model is {model}: choose one of {', '.join(sorted(names))}."
+    )

@@ -32,6 +32,15 @@ class SiTConfig:
     learn_sigma: bool = True
 
     def __post_init__(self) -> None:
+        counts = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise DiffscaleError(f"A SiT's {name} must be 1 or more, not {getattr(self, name)}.")
+        if not (self.mlp_ratio > 0 and 0 <= self.class_dropout_prob <= 1):
+            raise DiffscaleError(
+                "A SiT's mlp_ratio must be above 0 and its class_dropout_prob from 0 to 1, not "
+                f"{self.mlp_ratio} and {self.class_dropout_prob}."
+            )
         if self.input_size % self.patch_size or self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise DiffscaleError(
                 "A SiT's input_size must be a multiple of its patch_size, and its hidden_size one of num_heads and of "

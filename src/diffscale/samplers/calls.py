@@ -8,55 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffscale.errors import DiffscaleError
 from diffscale.flops import counted
+from diffscale.samplers.arguments import deal, texts
 from diffscale.samplers.counting import hooked, networks_of
+from diffscale.samplers.faults import stepless
 from diffscale.samplers.loop import NotWindowed, windowed_call
 from diffscale.samplers.opening import Opening, steady
 from diffscale.samplers.text import Texts
 from diffscale.samplers.window import Window, windowed
 
-OURS: Final = {
-    "prompt",
-    "latents",
-    "num_inference_steps",
-    "num_images_per_prompt",
-    "num_videos_per_prompt",
-    "output_type",
-    "return_dict",
-    "generator",
-    "callback_on_step_end",
-}
-"""Arguments of a pipeline's call that samplers set."""
-
-_PICTURES: Final = {"image", "mask_image", "control_image"}
-
-
-def check(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
-    """Raises DiffscaleError for arguments that the pipeline does not take or that are the sampler's."""
-    taken = inspect.signature(type(pipe).__call__).parameters
-    if not prompts:
-        raise DiffscaleError("Give at least one prompt.")
-    if ours := sorted(OURS & set(args)):
-        raise DiffscaleError(f"Leave {', '.join(ours)} out of pipe_args: the sampler sets them.")
-    if wrong := sorted(set(args) - set(taken)):
-        raise DiffscaleError(f"{type(pipe).__name__} does not take {', '.join(wrong)}; see its documentation.")
-
-
-def deal(args: Mapping[str, Any], rows: Sequence[int], prompts: int) -> dict[str, Any]:
-    """`args` for a batch of `rows`: a tensor with an entry for each prompt is dealt out by rows.
-
-    One picture for one prompt stays one, as pipelines encode it once for the whole batch.
-    """
-
-    def dealt(name: str, value: Any) -> Any:
-        each = isinstance(value, Tensor) and value.ndim > 0 and len(value) == prompts
-        return value[list(rows)] if each and not (prompts == 1 and name in _PICTURES) else value
-
-    return {name: dealt(name, value) for name, value in args.items()}
+_KEPT: Final = "it does not give its latents back"
 
 
 class Calls:
@@ -105,9 +71,13 @@ class Calls:
     def encode(self) -> Tensor:
         """Have every prompt encoded; returns latents that the pipeline drew itself [1, ...]."""
         drawn = [self._answer([row], Window(0, 0), "latent", {}, record=True) for row in range(len(self.prompts))]
+        if isinstance(drawn[0], np.ndarray):
+            raise NotWindowed(_KEPT)
         if not isinstance(drawn[0], Tensor):
             raise NotWindowed("its latents are not one tensor")
         if self.scheduler.count is None:
+            if said := stepless(self._pipe, self._steps, self._args):
+                raise DiffscaleError(said)
             raise NotWindowed("it does not loop over its scheduler's timesteps")
         if self.opening.mixes and self.opening.noise_shape is None:
             raise NotWindowed("it draws no noise for its picture")
@@ -211,13 +181,14 @@ class Calls:
     ) -> Any:
         args = deal(self._args, rows, len(self.prompts))
         if self.texts is not None:
+            said = {**texts(self._args, rows), "prompt": [self.prompts[row] for row in rows]}
             if record:
-                # One prompt as a string, not a list: negative prompts must be of the same type.
+                # One prompt as a string, as not all pipelines encode lists.
                 self.texts.record()
-                args["prompt"] = self.prompts[rows[0]]
+                args |= {name: one for name, (one,) in said.items()}
             else:
                 self.texts.replay(rows)
-                args["prompt"] = [self.prompts[row] for row in rows]
+                args |= said
         if "generator" in self._taken:
             # The pipeline may draw what is thrown away: not from the user's generator.
             args["generator"] = torch.Generator().manual_seed(0)
@@ -238,6 +209,10 @@ class Calls:
                 )
             except UnboundLocalError as error:
                 raise NotWindowed("it cannot be called without a step") from error
+            except ValueError as error:
+                if output == "latent" and "output_type=latent" in str(error):
+                    raise NotWindowed(_KEPT) from error
+                raise
             finally:
                 begun, reached, self._reached = self.opening.close(), self._reached, None
                 self.forwards += sum(rows for _, rows in called)

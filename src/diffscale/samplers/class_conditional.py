@@ -25,7 +25,8 @@ class ClassSampler(SolvedSampler):
     not 1, every evaluation is two rows, and the output is out_null + w (out_class - out_null) on the first
     `guided_channels` (None: as the network's publishers have it) and out_class on the others. `solver`: one of
     `solvers.SOLVERS`, with `eta` for DDIM: `euler`, `heun`, `ddim` and `dpmpp_2m` solve the ODE, `sde_euler` and
-    `sde_heun` the SDE. Latents are float32, or float64 if the network is, and stay on its device.
+    `sde_heun` the SDE. Latents are float32, or float64 if the network is, and stay on
+    `device`, where the network runs, else where its weights lie.
 
     Building one evaluates the network once, in no ledger, for `flops_per_forward`. Raises DiffscaleError for settings
     that cannot be met.
@@ -41,6 +42,7 @@ class ClassSampler(SolvedSampler):
         solver: str = "heun",
         eta: float | None = None,
         guided_channels: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
         if not labels:
             raise DiffscaleError("Give at least one class.")
@@ -53,10 +55,11 @@ class ClassSampler(SolvedSampler):
             raise DiffscaleError(f"guided_channels must be from 1 to {denoiser.shape[0]}, not {guided}.")
         first = next(denoiser.network.parameters())
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        like = torch.empty(0, *denoiser.shape, dtype=dtype, device=first.device)
+        device = first.device if device is None else device
+        like = torch.empty(0, *denoiser.shape, dtype=dtype, device=device)
         super().__init__(list(labels), denoiser.schedule(inference_steps), solvers.solver(solver, eta), like)
         self._denoiser, self._vae, self._scale, self._guided = denoiser, vae, guidance_scale, guided
-        self._ids = torch.tensor([label.class_id for label in labels], device=first.device)
+        self._ids = torch.tensor([label.class_id for label in labels], device=device)
         self.forwards_per_nfe = 1.0 if guidance_scale == 1 else 2.0
         self.flops_per_forward = self._probe()
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from diffscale import noise
 from diffscale.errors import DiffscaleError
 from diffscale.samplers import levels
-from diffscale.samplers.calls import Calls, check
+from diffscale.samplers.arguments import check
+from diffscale.samplers.calls import Calls
 from diffscale.samplers.formulas import Marginal, denoise, noised
 from diffscale.samplers.frames import pictures
 from diffscale.samplers.gradients import checkpointed

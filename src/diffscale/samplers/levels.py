@@ -21,7 +21,7 @@ def on_grid(scheduler: Any, step: int) -> Marginal:
         return Marginal(1.0, 0.0)
     table: Any = getattr(scheduler, "alphas_cumprod", None)
     sigmas: Any = getattr(scheduler, "sigmas", None)
-    if hasattr(scheduler, "precondition_outputs") or (table is None and sigmas is None):
+    if predicts(scheduler) in ("edm", "trigflow") or (table is None and sigmas is None):
         raise NotWindowed(f"{type(scheduler).__name__} has no known noise levels")
     if sigmas is None:
         kept = float(table[int(scheduler.timesteps[at])])
@@ -85,9 +85,17 @@ def model_input(scheduler: Any, x: Tensor, at: Marginal) -> Tensor:
 
 
 def predicts(scheduler: Any) -> str:
-    """What the network's output means: epsilon, v_prediction, sample or flow_prediction."""
-    flow = getattr(scheduler, "alphas_cumprod", None) is None
-    return "flow_prediction" if flow else str(scheduler.config.prediction_type)
+    """What the network's output means: epsilon, v_prediction, sample, flow_prediction, edm or trigflow.
+
+    edm: F of Karras et al. 2022, scaled by the level on its way in and out (also of consistency models); trigflow: as
+    in SCM.
+    """
+    config = scheduler.config
+    if getattr(scheduler, "alphas_cumprod", None) is not None:
+        return str(config.prediction_type)
+    if "sigma_data" in config:
+        return "trigflow" if config.get("prediction_type") == "trigflow" else "edm"
+    return "flow_prediction"
 
 
 def clean(scheduler: Any, at: Marginal, x: Tensor, out: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffscale import noise
 from diffscale.errors import DiffscaleError
 from diffscale.flops import counted
-from diffscale.samplers.calls import check, deal
+from diffscale.samplers.arguments import check, deal, texts
 from diffscale.samplers.counting import hooked, networks_of
 from diffscale.samplers.frames import pictures
 from diffscale.samplers.noises import Noises, stepping
@@ -120,9 +120,7 @@ class WholeSampler:
         """The pipeline's answer, and what it drew."""
         args = deal(self._args, rows, len(self.prompts))
         if "prompt_embeds" not in args:
-            args["prompt"] = [self.prompts[row] for row in rows]
-            # A negative prompt must be of the type of the prompt.
-            args |= {n: [v] * len(rows) for n, v in args.items() if n.startswith("negative_prompt") and type(v) is str}
+            args |= {**texts(args, rows), "prompt": [self.prompts[row] for row in rows]}
         if "num_inference_steps" in self._taken:
             args["num_inference_steps"] = self._inference_steps
         if "generator" in self._taken:

@@ -8,7 +8,7 @@ decodes latents.
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,7 +190,7 @@ def windowed(scheduler: Any) -> Any:
         window.taken += 1
         return stepped
 
-    own: dict[str, Callable[..., Any]] = {"set_timesteps": set_timesteps, "step": step}
+    own: dict[str, Any] = {"set_timesteps": set_timesteps, "step": step}
     if hasattr(base, "scale_model_input"):
 
         @functools.wraps(base.scale_model_input)
@@ -205,7 +205,9 @@ def windowed(scheduler: Any) -> Any:
     view = copy.deepcopy(scheduler)
     view.__dict__ |= {"_window": Window(0, 0), "_fresh": {}, "first": 0, "count": None, "own_scale": False}
     view.__dict__["_pristine"] = copy_lists(vars(scheduler))
-    view.__class__ = type(f"Windowed{base.__name__}", (WindowedScheduler, base), own)
+    # By the name of its own class, which errors of diffusers tell.
+    own |= {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    view.__class__ = type(base.__name__, (WindowedScheduler, base), own)
     return view
 
 

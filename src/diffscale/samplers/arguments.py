@@ -1,0 +1,77 @@
+"""Arguments of a pipeline's call as users give them: checked, and dealt out to the rows of a batch."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from torch import Tensor
+
+from diffscale.errors import DiffscaleError
+
+OURS: Final = {
+    "prompt",
+    "latents",
+    "num_inference_steps",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "output_type",
+    "return_dict",
+    "generator",
+    "callback_on_step_end",
+}
+"""Arguments of a pipeline's call that samplers set."""
+
+_PICTURES: Final = {"image", "mask_image", "control_image"}
+_TEXT: Final = re.compile(r"prompt_\d|negative_prompt(_\d)?")
+
+
+def check(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
+    """Raises DiffscaleError for arguments that the pipeline does not take or that are the sampler's."""
+    taken = inspect.signature(type(pipe).__call__).parameters
+    if not prompts:
+        raise DiffscaleError("Give at least one prompt.")
+    if "prompt" not in taken:
+        raise DiffscaleError(
+            f"{type(pipe).__name__} takes no prompt, and a search is for one: use a pipeline that draws from a text."
+        )
+    if ours := sorted(OURS & set(args)):
+        raise DiffscaleError(f"Leave {', '.join(ours)} out of pipe_args: the sampler sets them.")
+    if wrong := sorted(set(args) - set(taken)):
+        raise DiffscaleError(f"{type(pipe).__name__} does not take {', '.join(wrong)}; see its documentation.")
+    for name, value in args.items():
+        if not _TEXT.fullmatch(name) or value is None or isinstance(value, str):
+            continue
+        if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+            raise DiffscaleError(f"Give {name} as a text, or as a list of texts, not as {value!r}.")
+        if len(value) not in (1, len(prompts)):
+            raise DiffscaleError(f"Give one {name}, or one for each of the {len(prompts)} prompts, not {len(value)}.")
+
+
+def texts(args: Mapping[str, Any], rows: Sequence[int]) -> dict[str, list[str]]:
+    """Those of `args` that are texts beside the prompt, such as negative prompts, as lists with one for each of `rows`.
+
+    Pipelines want them of the type, and the length, of the prompt.
+    """
+
+    def dealt(value: str | Sequence[str]) -> list[str]:
+        if isinstance(value, str):
+            return [value] * len(rows)
+        return [value[row if len(value) > 1 else 0] for row in rows]
+
+    return {name: dealt(value) for name, value in args.items() if _TEXT.fullmatch(name) and value is not None}
+
+
+def deal(args: Mapping[str, Any], rows: Sequence[int], prompts: int) -> dict[str, Any]:
+    """`args` for a batch of `rows`: a tensor with an entry for each prompt is dealt out by rows.
+
+    One picture for one prompt stays one, as pipelines encode it once for the whole batch.
+    """
+
+    def dealt(name: str, value: Any) -> Any:
+        each = isinstance(value, Tensor) and value.ndim > 0 and len(value) == prompts
+        return value[list(rows)] if each and not (prompts == 1 and name in _PICTURES) else value
+
+    return {name: dealt(name, value) for name, value in args.items()}
