@@ -1,15 +1,16 @@
 """Does a model that was sharpened give at the plain cost what the base gives by search? Seven methods at equal time.
 
-    python benchmarks/sharpening.py [--seconds 300] [--seeds 3] [--limit 100] [--jobs 2] [--output outputs/sharpening]
+    python benchmarks/sharpening.py [--seconds 600] [--seeds 3] [--limit 100] [--jobs 2] [--output outputs/reproduce]
 
 Every method of `diffscale train` trains a LoRA of shapes-sdxl for the same wall time, in processes of one thread, with
-clip as the reward where it takes one, and starts from each of the seeds. Then each is called as the base is, once
-for every copy of every prompt of the suite `shapes` (none of which is in the data), from the base's noises. Beside them
-the base itself, and the best of 4 and of 16 of its samples by clip. What is told: the judge, which nothing was
-trained or searched by; clip, which is no fair judge here; recall as benchmarks/verifier_hacking.py has it.
+clip as the reward where it takes one, from each of the seeds and with the settings of
+src/diffscale/reproduce/recipes/trainings/B.yaml: those of seed 0 are the trainings of B.table1. Then each is called as
+the base is, once for every copy of every prompt of the suite `shapes` (none of which is in the data), from the base's
+noises. Beside them the base itself, and the best of 4 and of 16 of its samples by clip. What is told: the judge, which
+nothing was trained or searched by; clip, which is no fair judge here; recall as benchmarks/verifier_hacking.py has it.
 
 Gains are paired by prompt and noise. The standard error adds up two parts: between prompts, and between seeds.
-Trainings and pictures are kept in the folder: a call that was killed goes on.
+Trainings are kept where `diffscale reproduce --output` of the same folder has them: a call that was killed goes on.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from verifier_hacking import truth
 
-from diffscale import noise
+from diffscale import config, noise
 from diffscale.bench import prompts as prompt_files
 from diffscale.loading.options import LoadOptions
 from diffscale.metrics.precision_recall import recall
 from diffscale.models import load_pipeline, plain_call
+from diffscale.reproduce.recipe import RECIPES
+from diffscale.reproduce.trained import FOLDER
+from diffscale.reproduce.trainings import Trainings
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.verifiers import load
 from diffscale.verifiers.inception import load_inception
@@ -45,96 +49,69 @@ MODEL: Final = "shapes-sdxl"
 REWARD: Final = "clip"
 JUDGES: Final = ("shapes-judge", REWARD, "image_reward", "aesthetic")
 BATCH: Final = 64
+METHODS: Final = ["sft", "dpo", "ddpo", "d3po", "iterpo", "sharpen-sft", "sharpen-rlhf"]
 COPIES: Final = 2  # of every prompt, for each seed
 POOL: Final = 16  # candidates of a search at most
-
-_LORA = ["--rank", "16", "--lr_warmup_steps", "10", "--lr_scheduler", "constant_with_warmup"]
-METHODS: Final[dict[str, list[str]]] = {
-    "sft": ["plain", *_LORA, "--learning_rate", "1e-4", "--train_batch_size", "32"],
-    "dpo": ["pairs", *_LORA, "--learning_rate", "2e-4", "--train_batch_size", "32", "--beta", "500"],
-    "ddpo": ["prompts", *_LORA, "--learning_rate", "3e-4", "--sample_steps", "10", "--train_batch_size", "32"],
-    "d3po": ["prompts", *_LORA, "--learning_rate", "2e-4", "--sample_steps", "10", "--train_batch_size", "32"],
-    "iterpo": ["prompts", *_LORA, "--learning_rate", "1e-4", "--sample_steps", "10"],
-    "sharpen-sft": ["plain", *_LORA, "--learning_rate", "1e-4"],
-    "sharpen-rlhf": [
-        "prompts", *_LORA, "--learning_rate", "3e-4", "--beta", "100", "--own_samples", "each", "--sample_steps", "10",
-    ],
-}  # fmt: skip
-"""What each learns from, and its flags. Rates and betas are for so small a network and so little time: found on prompts
-of the training distribution, one run each. A mean over 512 elements is noisier than one over 16,384 as in SDXL, so beta
-is smaller by that."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--output", type=Path, default=Path("outputs/sharpening"))
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=Path("outputs/reproduce"))
     options = parser.parse_args()
-    draw_data(options.output / "data")
-    runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+    if options.one:
+        method, seed = options.one
+        trainings(options.output).make(settings(method, int(seed), options.seconds), method)
+        return
+    for data in ("plain", "pairs"):
+        trainings(options.output).drawn(data)
+    # Seed 0 last, as reproduce may be at it.
+    runs = [(method, seed) for seed in reversed(range(options.seeds)) for method in options.methods]
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(partial(train, options.output, options.seconds), runs))
+        list(pool.map(partial(train, options), runs))
     texts = prompt_files.load("shapes", options.limit)
     copies = options.seeds * COPIES
-    base = scored(options.output / "base", MODEL, texts, range(max(copies, POOL)))
+    kept = options.output / "sharpening"
+    base = scored(kept / "base", MODEL, texts, range(max(copies, POOL)))
     rows = [row_of("base", [base[:, seed * COPIES : (seed + 1) * COPIES] for seed in range(options.seeds)], base)]
     rows += [searched(n, base, options.seeds) for n in (4, POOL)]
     for method in options.methods:
-        found = []
+        found, told = [], []
         for seed in range(options.seeds):
-            folder = options.output / f"{method} {seed}"
+            folder = trainings(options.output).make(settings(method, seed, options.seconds), method)
             own = range(seed * COPIES, (seed + 1) * COPIES)
-            found.append(scored(folder / "samples", str(folder), texts, own))
-        told = [
-            json.loads((options.output / f"{method} {s}" / "result.json").read_text()) for s in range(options.seeds)
-        ]
+            found.append(scored(kept / folder.parent.name, str(folder), texts, own))
+            told.append(json.loads((folder / "result.json").read_text()))
         rows.append(row_of(method, found, base) | cost_of(told))
     true = truth(texts)
     for row in rows:
         row["recall"] = float(np.mean([recall(true, each, k=1) for each in row.pop("features")]))
-    (options.output / "sharpening.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (kept / "sharpening.json").write_text(json.dumps(rows, indent=2) + "\n")
     table = as_table(rows, options.seconds, options.seeds, len(texts))
-    (options.output / "sharpening.md").write_text(table)
+    (kept / "sharpening.md").write_text(table)
     print(table)
 
 
-def draw_data(folder: Path) -> None:
-    """The data sets, and a file of the captions for methods that need prompts alone."""
-    for name in ("plain", "pairs"):
-        if not (folder / name / "metadata.jsonl").exists():
-            more = ["--checkpoints", str(folder / "generated")] if name == "pairs" else []
-            _diffscale("shapes", "data", name, "--output", str(folder / name), *more)
-    lines = (folder / "plain" / "metadata.jsonl").read_text().splitlines()
-    (folder / "prompts.txt").write_text("".join(json.loads(line)["text"] + "\n" for line in lines))
+def settings(method: str, seed: int, seconds: float) -> dict[str, Any]:
+    """Those of the recipes, for another seed and time."""
+    shared = config.read(RECIPES / FOLDER / "B.yaml")["shapes"][method]
+    return {**shared, "seed": seed, "max_train_seconds": seconds}
 
 
-def train(output: Path, seconds: float, run: tuple[str, int]) -> None:
-    """One training, or what is left of it."""
-    method, seed = run
-    folder, (source, *flags) = output / f"{method} {seed}", METHODS[method]
-    if (folder / "result.json").exists():
-        return
-    data = output / "data"
-    given = ["--train_prompts", str(data / "prompts.txt")] if source == "prompts" else []
-    given = given or ["--train_data_dir", str(data / source)]
-    if method not in ("sft", "dpo"):
-        given += ["--reward", REWARD]
-    if any(folder.glob("checkpoint-*")):
-        given += ["--resume", "latest"]
-    _diffscale(
-        "train", method, "--model", MODEL, *given, *flags, "--mixed_precision", "bf16", "--seed", str(seed),
-        "--max_train_seconds", str(seconds), "--checkpointing_steps", "25", "--checkpoints_total_limit", "1",
-        "--output_dir", str(folder), "--cache_dir", str(output / "cache"),
-    )  # fmt: skip
+def trainings(output: Path) -> Trainings:
+    return Trainings(output / "cache")
 
 
-def _diffscale(*words: str) -> None:
+def train(options: argparse.Namespace, run: tuple[str, int]) -> None:
+    """One training, or what is left of it, in a process of one thread."""
+    given = ["--seconds", str(options.seconds), "--output", str(options.output), "--one", run[0], str(run[1])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "diffscale", *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, __file__, *given], check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
 @torch.no_grad()

@@ -103,12 +103,13 @@ def seconds(found: TrainConfig, sample: int, nfe_per_second: float) -> float:
 
     `sample`: NFE of a sample. A step backward counts as two forward; rewards and decoding are left out.
     """
-    n, m, own = found.n, found.m, found.sample_steps or 0
+    n, m, own = found.n, found.m, found.sample_steps or sample
+    begun = n if found.own_samples == "each" else 1
     rows = {
         "sft": 3,
         "dpo": 2 * 4,
         "sharpen-sft": n * m + 3 * m,
-        "sharpen-rlhf": sample + n * m + 2 * 4 * m,
+        "sharpen-rlhf": begun * own + n * m + 2 * 4 * m,
         "ddpo": 4 * own,
         "d3po": 2 * 5 * own,
         "iterpo": own + 3,

@@ -49,7 +49,7 @@ class Trainings:
         config, data = trained.config_of(training), str(training["data"])
         change: dict[str, Any]
         if data.split()[0] in (*drawn.RECIPES, _PAIRS):
-            change = {"train_data_dir": str(self._drawn(data)), "cache_dir": str(self.cache / "encoded")}
+            change = {"train_data_dir": str(self.drawn(data)), "cache_dir": str(self.cache / "encoded")}
         elif Path(data).expanduser().is_file():
             change = {"train_data_dir": None, "train_prompts": data}
         elif not Path(data).expanduser().is_dir():
@@ -58,7 +58,7 @@ class Trainings:
             change = {}
         return config.model_copy(update=change)
 
-    def _drawn(self, data: str) -> Path:
+    def drawn(self, data: str) -> Path:
         """The folder of a data set of Shapes, "NAME" or "NAME size=N"; raises DiffscaleError for another form."""
         name, _, more = data.partition(" ")
         size = more.removeprefix("size=")
