@@ -93,6 +93,21 @@ def test_each_trajectory_may_begin_from_data_of_its_own():
     assert len(made) == 12 and bool((chosen.reward > chosen.lowest).all())
 
 
+def test_own_samples_are_noised_anew_with_the_keys_of_the_search():
+    policy = ToyPolicy()
+
+    def own(unit, keys, rows):
+        return 2 * unit
+
+    one, again = (choose(policy, Red(), own, ROWS, keys, 4, 1, search_keys=KEYS) for keys in (KEYS, KEYS + 50))
+    samples = [
+        {tuple(visits.x0.flatten().tolist()) for visits in [*found.best, *found.worst]} for found in (one, again)
+    ]
+    assert samples[0] & samples[1]
+    assert all(not torch.equal(a.eps, b.eps) for a, b in zip(one.best, again.best, strict=True))
+    assert [float(a.time[0]) for a in one.best] != [float(b.time[0]) for b in again.best]
+
+
 def test_where_time_runs_out_a_trajectory_is_shorter():
     policy = ToyPolicy()
     keys = torch.arange(200)

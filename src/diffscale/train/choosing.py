@@ -51,6 +51,7 @@ def choose(
     search: Callable[[Environment], Search] | None = None,
     batch_size: int | None = None,
     captions: Sequence[str] | None = None,
+    search_keys: Tensor | None = None,
 ) -> Chosen:
     """Make trajectories of `m` steps from clean latents and choose by their rewards.
 
@@ -61,7 +62,8 @@ def choose(
     its own noise; or what makes them of each trajectory's noise, which are then noised alike, as in Diffusion-DPO's
     pairs. `rows` int64 [B]: their prompts. All draws are functions of `keys` int64 [B].
     `batch_size`: most latents at once, by default found by itself. `captions`: what the verifier is told of each row,
-    by default its prompt, which may have been left out for the network alone. No graph is kept.
+    by default its prompt, which may have been left out for the network alone. `search_keys` int64 [B]: of what the
+    search draws, by default `keys`; with the same ones and other `keys` own samples are noised anew. No graph is kept.
 
     Raises DiffscaleError for a verifier that scores more than single pictures, AllCandidatesFailed if a row has no
     finite reward, BudgetTooSmall if n m evaluations do not pay for the search.
@@ -72,6 +74,7 @@ def choose(
         raise DiffscaleError(f"Trajectories are n >= 1 of m >= 1 steps, not n={n}, m={m}.")
     time, hop = drawn_times(policy, keys), hop_of(policy)
     lengths = ((time - policy.times.first) // hop + 1).clamp(max=m).long()
+    drawn = keys if search_keys is None else search_keys
     found: dict[int, _Found] = {}
     for steps in lengths.unique().tolist():
         at = (lengths == steps).nonzero().flatten()
@@ -80,7 +83,7 @@ def choose(
         if captions is not None:
             sampler.prompts = [captions[i] for i in at.tolist()]
         make = partial(random, n=n) if search is None else search
-        tasks = [Task(make, i, int(keys[row]), n * m) for i, row in enumerate(at.tolist())]
+        tasks = [Task(make, i, int(drawn[row]), n * m) for i, row in enumerate(at.tolist())]
         found |= zip(at.tolist(), _searched(tasks, sampler, verifier, batch_size), strict=True)
     each = [found[i] for i in range(len(rows))]
     figures = torch.tensor([[one.reward, one.lowest, one.mean, one.count] for one in each], dtype=torch.float64)

@@ -23,6 +23,17 @@ MIXED = [*SHARPENED, "--reward", "tiny:darkness", "--n", "2", "--m", "2", "--pro
 CASES: dict[str, list[Any]] = {
     "sft": ["--use_ema", "--gradient_accumulation_steps", 2, "--lr_scheduler", "cosine", "--random_flip"],
     "sharpen-rlhf": MIXED,
+    "sharpen-rlhf in rounds": [
+        *MIXED,
+        "--own_samples",
+        "each",
+        "--samples_per_round",
+        4,
+        "--num_inner_epochs",
+        2,
+        "--sample_steps",
+        2,
+    ],
     "ddpo": [*REWARDED, "--samples_per_round", 6],  # three steps: killed within a round
 }
 
@@ -42,12 +53,12 @@ def said(out: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_killed_anywhere_and_resumed_the_weights_are_the_same_bit_by_bit(
-    method: str, data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    more = [*CASES[method], "--max_train_steps", 5, "--checkpointing_steps", 2]
+    method, more = case.split()[0], [*CASES[case], "--max_train_steps", 5, "--checkpointing_steps", 2]
     assert tiny.cli(monkeypatch, *given(data, method, whole, *more)) == 0
     at = int(time.time_ns()) % 3 + 2  # after a checkpoint
     from diffscale.train.run.loop import _Training

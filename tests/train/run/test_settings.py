@@ -96,6 +96,7 @@ def test_help_names_methods_and_flags(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("sft", ["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         ("ddpo", ["--reward", "tiny:redness", "--samples_per_round", "3"], "whole number of steps"),
         ("sft", ["--sample_steps", "3"], "leave sample_steps out"),
+        ("sft", ["--num_inner_epochs", "2"], "leave num_inner_epochs out"),
         ("ddpo", ["--reward", "clip", "--snr_gamma", "5"], "leave snr_gamma out"),
         ("iterpo", ["--reward", "tiny:redness weight=2"], "leave their weights out"),
         ("iterpo", ["--reward", "tiny:numb", "--sample_steps", "3"], "no gradient"),

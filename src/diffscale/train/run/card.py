@@ -30,7 +30,11 @@ def card(settings: TrainConfig, base: str, dataset: Dataset, result: dict[str, A
     }
     names = [*_ESSENTIAL, *(["rank"] if lora else [])]
     names += [*(_SHARPEN if settings.method.startswith("sharpen") else ())]
-    names += ["own_samples", "sample_steps"] if settings.method == "sharpen-rlhf" else []
+    names += (
+        ["own_samples", "sample_steps", "samples_per_round", "num_inner_epochs"]
+        if settings.method == "sharpen-rlhf"
+        else []
+    )
     names += [name for name in ("beta", "sample_steps") if name in DEFAULTS[settings.method]]
     shown = settings.model_dump(mode="json")
     parts = [

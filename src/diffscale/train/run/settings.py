@@ -133,8 +133,12 @@ class TrainConfig(BaseModel):
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
     samples_per_round: Positive | None = Field(
-        None, description="Of ddpo and d3po: samples (pairs) of a process before steps are taken on them. Default: for "
-        "two steps.", json_schema_extra=_panel("Method"),
+        None, description="Of ddpo, d3po and sharpen-rlhf: rows that a process samples before steps are taken on them "
+        "more than once. Default: for two steps, sharpen-rlhf for one.", json_schema_extra=_panel("Method"),
+    )  # fmt: skip
+    num_inner_epochs: Positive = Field(
+        1, description="Of sharpen-rlhf: steps on the own samples of a round, noised anew each time. Default: 1.",
+        json_schema_extra=_panel("Method"),
     )  # fmt: skip
 
     train_batch_size: Positive = Field(8, description="Rows of a process.", json_schema_extra=_panel("Optimisation"))
@@ -206,6 +210,8 @@ class TrainConfig(BaseModel):
             raise DiffscaleError("sharpen-rlhf compares trajectories: give n of 2 or more.")
         if self.sample_steps is not None and self.method not in ROUNDS | {"iterpo", "sharpen-rlhf"}:
             raise DiffscaleError(f"{self.method} learns from no samples of its own: leave sample_steps out.")
+        if self.num_inner_epochs > 1 and self.method != "sharpen-rlhf":
+            raise DiffscaleError(f"{self.method} learns from each sample once: leave num_inner_epochs out.")
         if self.snr_gamma is not None and self.method in ROUNDS | {"iterpo"}:
             raise DiffscaleError(f"{self.method} has no errors to weight: leave snr_gamma out.")
         step = self.train_batch_size * self.gradient_accumulation_steps
