@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policies import TIMES
 
+from diffscale import noise
 from diffscale.errors import DiffscaleError
 from diffscale.samplers.formulas import Marginal, denoise, noised
 from diffscale.train.times import CLEAN, Times
@@ -44,6 +45,18 @@ def test_the_target_of_v_is_the_schedulers_velocity():
     x0, eps = drawn(), drawn(1)
     wanted = scheduler.get_velocity(x0, eps, TIME.long())
     assert torch.allclose(Times.of(scheduler).target(x0, eps, TIME), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
+def test_a_range_of_times_is_drawn_more_often(times):
+    keys = noise.fold_rows(torch.arange(20000), "time")
+    biased = times.biased(4.0, 600, 1000)
+    drawn = biased.draw(keys)
+    assert set(drawn.tolist()) <= set(range(times.first, times.first + times.count)) and drawn.dtype == torch.float64
+    assert float((drawn - times.first >= 600).double().mean()) == pytest.approx(1600 / 2200, abs=0.01)
+    low = drawn[drawn - times.first < 600] - times.first
+    assert float(low.mean()) == pytest.approx(299.5, abs=6)
+    assert torch.equal(times.biased(1.0, 0, 10).draw(keys), times.draw(keys))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

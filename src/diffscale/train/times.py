@@ -7,7 +7,7 @@ x = alpha x0 + sigma eps with alpha and sigma of each row; any time below the fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -27,12 +27,14 @@ _PREDICTIONS: Final = ("epsilon", "v_prediction", "sample", "flow_prediction")
 class Times:
     """`table`: alpha^2 by timestep, float64 [T]; None of a linear flow. `count`: T.
 
-    `prediction`: what the network says, see `formulas.parts`.
+    `prediction`: what the network says, see `formulas.parts`. `weights`: how often each time is drawn, float64 [T] up
+    to a factor, the least noisy one first; None for all alike.
     """
 
     table: Tensor | None
     count: int
     prediction: str
+    weights: Tensor | None = None
 
     @classmethod
     def of(cls, scheduler: Any) -> Times:
@@ -49,8 +51,19 @@ class Times:
         return 1 if self.table is None else 0
 
     def draw(self, keys: Tensor) -> Tensor:
-        """Whole times, uniform over all, float64 [B], of `keys` int64 [B] alone."""
-        return (noise.uniform(keys) * self.count).floor() + self.first
+        """Whole times by their weights, float64 [B], of `keys` int64 [B] alone."""
+        share = noise.uniform(keys)
+        if self.weights is None:
+            return (share * self.count).floor() + self.first
+        upper = self.weights.cumsum(0)
+        found = torch.searchsorted(upper, share * upper[-1], right=True).clamp(max=self.count - 1)
+        return found.double() + self.first
+
+    def biased(self, multiplier: float, begin: int, end: int) -> Times:
+        """The same with those from number `begin` to before `end`, by noise, drawn `multiplier` times as often."""
+        weights = torch.ones(self.count, dtype=torch.float64)
+        weights[begin:end] *= multiplier
+        return replace(self, weights=weights)
 
     def at(self, time: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Alpha and sigma at `time` [B], shaped [B, 1, ...] and typed to go with `x` [B, ...]."""

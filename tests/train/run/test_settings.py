@@ -96,6 +96,8 @@ def test_help_names_methods_and_flags(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("sft", ["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         ("ddpo", ["--reward", "tiny:redness", "--samples_per_round", "3"], "whole number of steps"),
         ("sft", ["--sample_steps", "3"], "leave sample_steps out"),
+        ("ddpo", ["--reward", "clip", "--timestep_bias_strategy", "later"], "leave timestep_bias_strategy out"),
+        ("sft", ["--timestep_bias_strategy", "range", "--timestep_bias_begin", "1000"], "range of times is empty"),
         ("sft", ["--num_inner_epochs", "2"], "leave num_inner_epochs out"),
         ("ddpo", ["--reward", "clip", "--snr_gamma", "5"], "leave snr_gamma out"),
         ("iterpo", ["--reward", "tiny:redness weight=2"], "leave their weights out"),

@@ -18,6 +18,7 @@ from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.train.policy import Policy
 from diffscale.train.reference import add_lora
 from diffscale.train.run.settings import TrainConfig
+from diffscale.train.times import Times
 from diffscale.weights import locate
 
 DTYPES: Final = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -98,6 +99,7 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
     call = PlainCall(call.steps, {**call.args, **sized})
     steps = settings.sample_steps or call.steps
     policy = Policy(pipe, [""], steps, call.args, settings.adapter, settings.snr_gamma)
+    policy.times = _biased(policy.times, settings)
     networks = policy.networks
     torch.manual_seed(settings.seed % 2**63)  # the LoRA starts alike in every process
     if settings.adapter is not None:
@@ -123,6 +125,20 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
     name = given if where == given or not Path(given).expanduser().exists() else where
     name = str(Path(where).resolve()) if Path(given).expanduser().is_dir() else name
     return Base(name, pipe, call, policy, sampler, own)
+
+
+def _biased(times: Times, settings: TrainConfig) -> Times:
+    part = int(settings.timestep_bias_portion * times.count)
+    match settings.timestep_bias_strategy:
+        case "none":
+            return times
+        case "earlier":
+            begin, end = 0, part
+        case "later":
+            begin, end = times.count - part, times.count
+        case _:
+            begin, end = settings.timestep_bias_begin, settings.timestep_bias_end
+    return times.biased(settings.timestep_bias_multiplier, begin, end)
 
 
 def _freeze(module: nn.Module, adapter: str | None) -> None:

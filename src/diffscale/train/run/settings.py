@@ -123,6 +123,18 @@ class TrainConfig(BaseModel):
         None, gt=0, description="Of sft, dpo and sharpen: Min-SNR weights of errors; 5.0 is recommended. Sharpening "
         "with m over 1 gains most: its targets run away where noise is low.", json_schema_extra=_panel("Method"),
     )  # fmt: skip
+    timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = Field(
+        "none", description="Of sft, dpo and sharpen: times that are drawn more often, earlier (less noise), later or a "
+        "range.", json_schema_extra=_panel("Method"),
+    )  # fmt: skip
+    timestep_bias_multiplier: float = Field(
+        1.0, gt=0, description="How much more often.", json_schema_extra=_panel("Method")
+    )
+    timestep_bias_portion: float = Field(
+        0.25, gt=0, le=1, description="Share of times that are earlier, or later.", json_schema_extra=_panel("Method")
+    )
+    timestep_bias_begin: int = Field(0, ge=0, description="Of the range.", json_schema_extra=_panel("Method"))
+    timestep_bias_end: Positive = Field(1000, description="Of the range.", json_schema_extra=_panel("Method"))
     own_samples: Literal["one", "each"] = Field(
         "one", description="Of sharpen-rlhf: a row's trajectories begin from one sample, or each from its own.",
         json_schema_extra=_panel("Method"),
@@ -210,6 +222,10 @@ class TrainConfig(BaseModel):
             raise DiffscaleError("sharpen-rlhf compares trajectories: give n of 2 or more.")
         if self.sample_steps is not None and self.method not in ROUNDS | {"iterpo", "sharpen-rlhf"}:
             raise DiffscaleError(f"{self.method} learns from no samples of its own: leave sample_steps out.")
+        if self.timestep_bias_strategy != "none" and self.method in ROUNDS | {"iterpo"}:
+            raise DiffscaleError(f"{self.method} goes through whole samples: leave timestep_bias_strategy out.")
+        if self.timestep_bias_strategy == "range" and self.timestep_bias_begin >= self.timestep_bias_end:
+            raise DiffscaleError("The range of times is empty: give a timestep_bias_begin below timestep_bias_end.")
         if self.num_inner_epochs > 1 and self.method != "sharpen-rlhf":
             raise DiffscaleError(f"{self.method} learns from each sample once: leave num_inner_epochs out.")
         if self.snr_gamma is not None and self.method in ROUNDS | {"iterpo"}:
