@@ -124,7 +124,7 @@ class TrainConfig(BaseModel):
         "with m over 1 gains most: its targets run away where noise is low.", json_schema_extra=_panel("Method"),
     )  # fmt: skip
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = Field(
-        "none", description="Of sft, dpo and sharpen: times that are drawn more often, earlier (less noise), later or a "
+        "none", description="Of sft, dpo and sharpen: times drawn more often: earlier (less noise), later, or a "
         "range.", json_schema_extra=_panel("Method"),
     )  # fmt: skip
     timestep_bias_multiplier: float = Field(
