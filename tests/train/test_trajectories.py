@@ -82,7 +82,7 @@ def test_each_trajectory_may_begin_from_data_of_its_own():
         made.update(zip(keys.tolist(), unit, strict=True))
         return 2 * unit + ROWS[rows].view(-1, 1, 1, 1)
 
-    chosen = choose(policy, Red(), own, ROWS, KEYS, 4, 3)
+    chosen, wanted = choose(policy, Red(), own, ROWS, KEYS, 4, 3), []
     for best, worst, row in zip(chosen.best, chosen.worst, ROWS.tolist(), strict=True):
         # From samples of their own, noised alike.
         assert not torch.equal(best.x0, worst.x0)
@@ -90,6 +90,13 @@ def test_each_trajectory_may_begin_from_data_of_its_own():
         assert any(torch.equal(best.x0, 2 * unit + row) for unit in made.values())
         for one in (best, worst):
             assert torch.allclose(policy.times.noised(one.x0[None], one.eps[None], one.time[:1])[0], one.x[0])
+        # The reward of what it began from counts like that of each prediction.
+        predicted = [
+            red(policy.times.clean(x, policy.output(x, t, torch.tensor([row])), t))
+            for x, t in zip(best.x[:, None], best.time[:, None], strict=True)
+        ]
+        wanted.append(torch.cat([*predicted, red(best.x0[None])]).mean().item())
+    assert chosen.reward.tolist() == pytest.approx(wanted)
     assert len(made) == 12 and bool((chosen.reward > chosen.lowest).all())
 
 

@@ -60,9 +60,10 @@ def choose(
     shorter, as in the authors' code. `search`: one of `diffscale.searches` in the place of n independent noises, with
     the budget of n whole trajectories. `x0`: the latents [B, ...] that all trajectories of a row begin from, each with
     its own noise; or what makes them of each trajectory's noise, which are then noised alike, as in Diffusion-DPO's
-    pairs. `rows` int64 [B]: their prompts. All draws are functions of `keys` int64 [B].
-    `batch_size`: most latents at once, by default found by itself. `captions`: what the verifier is told of each row,
-    by default its prompt, which may have been left out for the network alone. `search_keys` int64 [B]: of what the
+    pairs, and whose rewards count as those of one more step, since where there is much noise predictions say little.
+    `rows` int64 [B]: their prompts. All draws are functions of `keys` int64 [B]. `batch_size`: most latents at once, by
+    default found by itself. `captions`: what the verifier is told of each row, by default its prompt, which may have been
+    left out for the network alone. `search_keys` int64 [B]: of what the
     search draws, by default `keys`; with the same ones and other `keys` own samples are noised anew. No graph is kept.
 
     Raises DiffscaleError for a verifier that scores more than single pictures, AllCandidatesFailed if a row has no
@@ -79,7 +80,7 @@ def choose(
     for steps in lengths.unique().tolist():
         at = (lengths == steps).nonzero().flatten()
         begin = partial(_begun, x0[at.to(x0.device)]) if isinstance(x0, Tensor) else partial(_own, policy, x0, at, keys)
-        sampler = TrajectorySampler(policy, begin, time[at], rows[at], steps, hop)
+        sampler = TrajectorySampler(policy, begin, time[at], rows[at], steps, hop, not isinstance(x0, Tensor))
         if captions is not None:
             sampler.prompts = [captions[i] for i in at.tolist()]
         make = partial(random, n=n) if search is None else search
