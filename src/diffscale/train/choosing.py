@@ -62,9 +62,9 @@ def choose(
     its own noise; or what makes them of each trajectory's noise, which are then noised alike, as in Diffusion-DPO's
     pairs, and whose rewards count as those of one more step, since where there is much noise predictions say little.
     `rows` int64 [B]: their prompts. All draws are functions of `keys` int64 [B]. `batch_size`: most latents at once, by
-    default found by itself. `captions`: what the verifier is told of each row, by default its prompt, which may have been
-    left out for the network alone. `search_keys` int64 [B]: of what the
-    search draws, by default `keys`; with the same ones and other `keys` own samples are noised anew. No graph is kept.
+    default found by itself. `captions`: what the verifier is told of each row, by default its prompt, which may have
+    been left out for the network alone. `search_keys` int64 [B]: of what the search draws, by default `keys`; with the
+    same ones and other `keys` own samples are noised anew. No graph is kept.
 
     Raises DiffscaleError for a verifier that scores more than single pictures, AllCandidatesFailed if a row has no
     finite reward, BudgetTooSmall if n m evaluations do not pay for the search.
