@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from test_methods import REWARDED, given
+from test_train_methods import REWARDED, given
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from test_methods import METHODS, REWARDED, SHARPENED, given
+from test_train_methods import METHODS, REWARDED, SHARPENED, given
 
 from diffscale.train.run import checkpoints, state
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import yaml
-from test_methods import given
+from test_train_methods import given
 
 from diffscale.errors import DiffscaleError
 from diffscale.train.run import loop, settings
