@@ -1,6 +1,6 @@
 """Does a model that was sharpened give at the plain cost what the base gives by search? Seven methods at equal time.
 
-    python benchmarks/sharpening.py [--seconds 600] [--seeds 3] [--limit 100] [--jobs 2] [--output outputs/reproduce]
+    python benchmarks/sharpening.py [--seconds 600] [--seeds 3] [--limit 100] [--jobs 2] [--output outputs/reproduction]
 
 Every method of `diffscale train` trains a LoRA of shapes-sdxl for the same wall time, in processes of one thread, with
 clip as the reward where it takes one, from each of the seeds and with the settings of
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=Path("outputs/reproduce"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/reproduction"))
     options = parser.parse_args()
     if options.one:
         method, seed = options.one
