@@ -84,6 +84,7 @@ ALLOWED = {
         "train",
     },
     "reproduce": {
+        "train.run",
         "types",
         "noise",
         "errors",
