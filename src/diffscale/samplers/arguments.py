@@ -24,7 +24,9 @@ OURS: Final = {
 }
 """Arguments of a pipeline's call that samplers set."""
 
-_PICTURES: Final = {"image", "mask_image", "control_image"}
+PICTURES: Final = ("image", "mask_image", "control_image")
+"""Arguments that are pictures to start from."""
+
 _TEXT: Final = re.compile(r"prompt_\d|negative_prompt(_\d)?")
 
 
@@ -72,6 +74,6 @@ def deal(args: Mapping[str, Any], rows: Sequence[int], prompts: int) -> dict[str
 
     def dealt(name: str, value: Any) -> Any:
         each = isinstance(value, Tensor) and value.ndim > 0 and len(value) == prompts
-        return value[list(rows)] if each and not (prompts == 1 and name in _PICTURES) else value
+        return value[list(rows)] if each and not (prompts == 1 and name in PICTURES) else value
 
     return {name: dealt(name, value) for name, value in args.items()}

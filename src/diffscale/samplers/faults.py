@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from diffscale.errors import first_line
-
-_PICTURES: Final = ("image", "mask_image", "control_image")
+from diffscale.samplers.arguments import PICTURES
 
 
 def stepless(pipe: Any, inference_steps: int, args: Mapping[str, Any]) -> str:
@@ -36,7 +35,7 @@ def explained(
     if said := stepless(pipe, inference_steps, args):
         return said
     known = inspect.signature(type(pipe).__call__).parameters
-    missing = [name for name in _PICTURES if name in known and args.get(name) is None]
+    missing = [name for name in PICTURES if name in known and args.get(name) is None]
     if not doubtful and not missing:
         return ""
     given = f" with {', '.join(doubtful)} as given" if doubtful else ""

@@ -85,6 +85,7 @@ class _Adapter(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
+        self.kept = DDIMScheduler(**SCHEDULE).alphas_cumprod
 
     def forward(self, x: Tensor, t: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
         sizes = torch.tensor([TIME_IDS]).repeat(len(x), 1)
@@ -95,9 +96,8 @@ class _Adapter(nn.Module):
         self, choices: _Choices, rows: Tensor, generator: torch.Generator
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """What `dpo_loss` takes of the choices `rows`, at times and with noise from `generator`."""
-        kept = DDIMScheduler(**SCHEDULE).alphas_cumprod
-        t = torch.randint(len(kept), (len(rows),), generator=generator)
-        signal = kept[t].view(-1, 1, 1, 1)
+        t = torch.randint(len(self.kept), (len(rows),), generator=generator)
+        signal = self.kept[t].view(-1, 1, 1, 1)
         x0 = choices.latents[rows].transpose(0, 1)  # [2, B, C, H, W]
         # As in the authors' script, the two pictures of a pair share time and noise.
         eps = torch.randn(x0.shape[1:], generator=generator)
