@@ -23,8 +23,8 @@ def train(
         str,
         typer.Argument(
             metavar="NETWORK",
-            help="flux, pixart, sdxl, sdxl-dpo, sit-s, sit-b or sit-l, or of the verifiers clip, aesthetic, reward, "
-            "pick, grader, dino, siglip or inception.",
+            help="flux, pixart, sdxl, sdxl-dpo, sdxl-sharpened, sit-s, sit-b or sit-l, or of the verifiers clip, "
+            "aesthetic, reward, pick, grader, dino, siglip or inception.",
         ),
     ],
     checkpoints: Annotated[Path, typer.Option(help="Kept between calls; training goes on from there.")] = Path(

@@ -12,7 +12,13 @@ from diffusers import AutoencoderKL, FluxPipeline
 from diffscale.shapes.train import autoencoder, flux
 from diffscale.shapes.train.distil import distil
 from diffscale.shapes.train.measure import measure_texts
-from diffscale.shapes.train.sibling_recipes import train_pixart, train_sdxl, train_sdxl_dpo, train_sit
+from diffscale.shapes.train.sibling_recipes import (
+    train_pixart,
+    train_sdxl,
+    train_sdxl_dpo,
+    train_sdxl_sharpened,
+    train_sit,
+)
 from diffscale.shapes.train.sit import SIZES
 from diffscale.shapes.train.text import MAX_TOKENS
 from diffscale.shapes.train.verifier_recipes import (
@@ -83,5 +89,6 @@ RECIPES: Final[dict[str, Callable[[Path, Path, int | None], None]]] = {
     "pixart": train_pixart,
     "sdxl": train_sdxl,
     "sdxl-dpo": train_sdxl_dpo,
+    "sdxl-sharpened": train_sdxl_sharpened,
     **{f"sit-{size}": partial(train_sit, size) for size in SIZES},
 }

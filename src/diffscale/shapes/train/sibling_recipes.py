@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
 from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffscale.class_models import ClassModel, save_sit
@@ -73,6 +75,21 @@ def train_sdxl_dpo(checkpoints: Path, folder: Path, steps: int | None = None) ->
     _figures(folder, "sdxl-dpo", checkpoints)
 
 
+def train_sdxl_sharpened(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+    """A LoRA of shapes-sdxl; the folder loads with load_lora_weights."""
+    from diffscale.shapes.train import sharpened  # needs peft, which is an extra
+
+    run = sharpened.train(checkpoints / "sdxl-sharpened", steps or sharpened.STEPS)
+    file = "pytorch_lora_weights.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.half() for name, t in load_file(run / file).items()}, folder / file, {"format": "pt"})
+    about = "shapes-sdxl with a LoRA of RLHF Diffusion-Sharpening by shapes-clip"
+    write_json(folder / "diffscale.json", {"description": about, "base": "shapes-sdxl"})
+    told = json.loads((run / "result.json").read_text())
+    kept = {name: told[name] for name in ("steps", "seconds_per_step", "reward", "peak_memory_bytes", "last")}
+    _measured(folder, kept)
+
+
 def train_sit(size: str, checkpoints: Path, folder: Path, steps: int | None = None) -> None:
     """A SiT of size s, b or l, in the layout of the published ones."""
     vae = load_pipeline("shapes-flux", LoadOptions(device="cpu")).vae
@@ -105,6 +122,10 @@ def _write(
 
 
 def _figures(folder: Path, name: str, checkpoints: Path) -> None:
+    _measured(folder, last(checkpoints / name))
+
+
+def _measured(folder: Path, training: dict[str, Any]) -> None:
     model = load_pipeline(str(folder), LoadOptions(device="cpu"))
     judged = (measure_classes if isinstance(model, ClassModel) else measure_texts)(model, n=16)
-    write_json(folder / "figures.json", {"training": last(checkpoints / name), "judge": judged})
+    write_json(folder / "figures.json", {"training": training, "judge": judged})
