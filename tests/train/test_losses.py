@@ -342,6 +342,21 @@ def test_iterpo_follows_the_rewards_through_one_late_step(prediction):
     assert stops == set(policy.grid()[-2:].tolist())
 
 
+def test_iterpo_tells_rewards_the_captions_and_gives_their_spread():
+    told = []
+
+    class Listening(Red):
+        def __call__(self, images, prompts):
+            told.append(prompts)
+            return super().__call__(images, prompts)
+
+    policy = ToyPolicy()
+    logs = iterpo_loss(policy, [Listening(), Twice()], ROWS, KEYS, captions=["x", "y", "z"])[1]
+    iterpo_loss(policy, [Listening()], ROWS, KEYS)
+    assert told == [["x", "y", "z"], [policy.prompts[row] for row in ROWS]]
+    assert logs["reward"] == pytest.approx(1.5 * logs["reward_red"]) and logs["reward_std"] > 0
+
+
 def test_iterpo_refuses_rewards_without_gradient():
     with pytest.raises(DiffscaleError, match="gradient"):
         iterpo_loss(ToyPolicy(), [Blind()], ROWS, KEYS)

@@ -116,6 +116,11 @@ def test_training_a_lora_leaves_the_reference_as_it_was(name):
     assert now.requires_grad and not torch.allclose(now, before, rtol=1e-6)
 
 
+def test_a_network_without_the_layers_of_a_lora_is_told_of():
+    with pytest.raises(DiffscaleError, match="takes no LoRA on to_query"):
+        add_lora(policy_of("sdxl", None)[1].networks.values(), 2, targets=["to_query"])
+
+
 def test_a_lora_that_the_base_came_with_stays_in_the_reference():
     _, policy = policy_of("sdxl", "new")
     (net,) = policy.networks.values()

@@ -20,7 +20,12 @@ LATE = 0.25
 
 
 def iterpo_loss(
-    policy: Policy, verifiers: Sequence[Verifier], rows: Tensor, keys: Tensor, scale: float = SCALE
+    policy: Policy,
+    verifiers: Sequence[Verifier],
+    rows: Tensor,
+    keys: Tensor,
+    scale: float = SCALE,
+    captions: Sequence[str] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """scale * mean of sum_k relu(2 - r_k) of x0-predictions at a late step; scalar, and what to log.
 
@@ -28,7 +33,8 @@ def iterpo_loss(
     without noise to a random step of the last quarter (30 to 39 of 40), and follow the rewards' gradient through that
     one evaluation and the decoder. `verifiers`: differentiable ones of single pictures, in units in which 2 is high, as
     ImageReward's. `rows` int64 [B]: prompts; all draws are functions of `keys` int64 [B]; the step is that of the first
-    key.
+    key. `captions`: what the verifiers are told of each row, by default its prompt, which may have been left out for
+    the network alone.
 
     Raises DiffscaleError for verifiers without gradient.
     """
@@ -41,14 +47,17 @@ def iterpo_loss(
     x = _denoised(policy, rows, keys, grid[: last + 1])
     now = grid[last].repeat(len(rows))
     x0 = policy.times.clean(x, policy.output(x, now, rows), now)
-    pictures, prompts = policy.decode(x0), [policy.prompts[row] for row in rows.tolist()]
+    pictures = policy.decode(x0)
+    prompts = [policy.prompts[row] for row in rows.tolist()] if captions is None else list(captions)
     rewards = [scored(verifier, pictures, prompts).to(x0) for verifier in verifiers]
     for verifier, reward in zip(verifiers, rewards, strict=True):
         if not reward.requires_grad:
             raise DiffscaleError(f"Verifier {verifier.name!r} gives no gradient: train with another, or by DDPO.")
     loss = scale * torch.stack([F.relu(MARGIN - reward) for reward in rewards]).sum(0).mean()
     logs = {f"reward_{v.name}": float(r.detach().mean()) for v, r in zip(verifiers, rewards, strict=True)}
-    return loss, {"loss": float(loss.detach()), **logs}
+    together = torch.stack(rewards).detach().mean(0)
+    spread = {"reward": float(together.mean()), "reward_std": float(together.std(correction=0))}
+    return loss, {"loss": float(loss.detach()), **logs, **spread}
 
 
 def ranking_loss(verifier: Verifier, better: Tensor, worse: Tensor, prompts: list[str]) -> Tensor:

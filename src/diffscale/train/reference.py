@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from diffscale.errors import DiffscaleError
+from diffscale.errors import DiffscaleError, first_line
 
 ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")
 """The layers that diffusers' training scripts put a LoRA on."""
@@ -21,7 +21,8 @@ def add_lora(
 ) -> None:  # fmt: skip
     """Freeze diffusers `networks` and give each a LoRA called `name`, which alone is trained; it starts as no change.
 
-    `alpha`: by default the rank, for a scale of 1. Raises DiffscaleError if peft is not installed.
+    `alpha`: by default the rank, for a scale of 1. Raises DiffscaleError if peft is not installed, and for networks
+    that have none of the layers `targets`.
     """
     try:
         from peft import LoraConfig
@@ -32,7 +33,13 @@ def add_lora(
         lora = LoraConfig(
             r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=list(targets)
         )  # fmt: skip
-        network.add_adapter(lora, adapter_name=name)  # type: ignore[operator]
+        try:
+            network.add_adapter(lora, adapter_name=name)  # type: ignore[operator]
+        except ValueError as error:
+            raise DiffscaleError(
+                f"{type(network).__name__} takes no LoRA on {', '.join(targets)} ({first_line(error)}): train all "
+                "weights with --full."
+            ) from error
 
 
 @contextmanager

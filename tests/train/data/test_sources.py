@@ -122,6 +122,12 @@ def test_webdataset_shards_load_through_the_library(tmp_path: Path) -> None:
     assert list(found.prompts) == PROMPTS and all(same(found, row, row) for row in range(4))
 
 
+def test_a_caption_in_broken_json_is_none(hub: Any) -> None:
+    hub["a/json"] = _table(json=['{"prompt": "a tree"}', '{"prompt": "a h'])
+    found = load("a/json", "prompts")
+    assert list(found.prompts) == ["a tree"] and "1 of 2 rows" in found.notes[0]
+
+
 PAIRS = {
     "jpg_0": [encoded(i) for i in (0, 2, 4, 6)],
     "jpg_1": [encoded(i) for i in (1, 3, 5, 7)],
@@ -166,7 +172,7 @@ def test_pairs_of_a_folder(tmp_path: Path, suffix: str) -> None:
     lines(tmp_path / "metadata.jsonl", rows[0], {**rows[1], "label_0": None})
     with pytest.raises(DiffscaleError, match=r"Line 2 of .* must have"):
         load(str(tmp_path), "pairs")
-    lines(tmp_path / "metadata.jsonl", rows[2])
+    lines(tmp_path / "metadata.jsonl", rows[2], {**rows[0], "label_0": [1]})
     with pytest.raises(DiffscaleError, match="no preference pairs with a choice"):
         load(str(tmp_path), "pairs")
 

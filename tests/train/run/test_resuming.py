@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_train_methods import METHODS, REWARDED, SHARPENED, given
 
 from diffscale.train.run import checkpoints, state
+from diffscale.train.run.base import Base
 
 MIXED = [*SHARPENED, "--reward", "tiny:darkness", "--n", "2", "--m", "2", "--proportion_empty_prompts", "0.5"]
 CASES: dict[str, list[Any]] = {
@@ -197,6 +199,82 @@ def test_a_broken_checkpoint_is_told_of(
     more = ["--resume", "latest", "--max_train_steps", 3]
     assert tiny.cli(monkeypatch, *given(data, "sft", out, *more)) == 2
     assert "checkpoint-2 cannot be read" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("file", ["optimizer.bin", "scheduler.bin", "state.json"])
+def test_an_empty_file_in_a_checkpoint_is_told_of(
+    file: str,
+    data: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 0
+    (out / "checkpoint-2" / file).write_bytes(b"")
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--max_train_steps", 3)) == 2
+    assert "checkpoint-2 cannot be read" in " ".join(capsys.readouterr().err.split())
+
+
+def test_weights_that_the_disk_does_not_take_at_the_end_are_told_of(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, own = tmp_path / "out", Base.save_lora
+
+    def full(base: Base, folder: Path) -> None:
+        if folder.name == ".weights.new":
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        own(base, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Base, "save_lora", full)
+        assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The training is done" in said and f"the last good checkpoint is {out / 'checkpoint-2'}" in said
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest")) == 0
+    assert (out / "result.json").exists()
+
+
+def test_a_log_that_cannot_be_written_is_told_of_and_kept(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, own = tmp_path / "out", checkpoints.whole
+    assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 0
+    before = (out / "log.jsonl").read_text()
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "log.jsonl":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        own(path, text)
+
+    monkeypatch.setattr(checkpoints, "whole", full)
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--max_train_steps", 3)) == 2
+    assert "log.jsonl cannot be written (No space left on device)" in " ".join(capsys.readouterr().err.split())
+    assert (out / "log.jsonl").read_text() == before
+
+
+def test_the_checkpoint_that_was_just_written_is_kept_where_later_ones_are_there(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, every = tmp_path / "out", ["--checkpointing_steps", 1]
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, *every, "--max_train_steps", 3)) == 0
+    (out / ".checkpoint-2.old").mkdir()  # of a run that was killed there
+    (out / ".checkpoint-2.old" / "state.json").write_text("{}")
+    more = [*every, "--resume", "checkpoint-1", "--max_train_steps", 2, "--checkpoints_total_limit", 1]
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, *more)) == 0
+    assert [path.name for path in out.glob("*checkpoint*")] == ["checkpoint-2"]
+
+
+def test_a_checkpoint_of_another_folder_is_of_the_same_run_too(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, then = tmp_path / "first", tmp_path / "then"
+    assert tiny.cli(monkeypatch, *given(data, "sft", first)) == 0
+    more = ["--resume", first / "checkpoint-2", "--max_train_steps", 3]
+    for method, other in (("sft", ["--seed", 7]), ("ddpo", REWARDED)):
+        assert tiny.cli(monkeypatch, *given(data, method, then, *more, *other)) == 2
+        assert f"{first} holds a training with other settings" in " ".join(capsys.readouterr().err.split())
+    assert tiny.cli(monkeypatch, *given(data, "sft", then, *more)) == 0
 
 
 def test_another_run_is_not_overwritten_or_gone_on_with(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +11,15 @@ from typing import Any
 import pytest
 import tiny
 import yaml
+from accelerate.utils import DistributedType
+from diffusers import UNet2DConditionModel
 from test_train_methods import given
 
 from diffscale.errors import DiffscaleError
-from diffscale.train.run import loop, settings
+from diffscale.train.run import loop, materials, opening, settings
+from diffscale.train.run.base import load_base
 
+BIASED = ["--timestep_bias_strategy", "range", "--timestep_bias_multiplier", "2"]
 LEAST = {"pretrained_model_name_or_path": "base", "train_data_dir": "data"}
 
 
@@ -97,9 +103,22 @@ def test_help_names_methods_and_flags(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("ddpo", ["--reward", "tiny:redness", "--samples_per_round", "3"], "whole number of steps"),
         ("sft", ["--sample_steps", "3"], "leave sample_steps out"),
         ("ddpo", ["--reward", "clip", "--timestep_bias_strategy", "later"], "leave timestep_bias_strategy out"),
-        ("sft", ["--timestep_bias_strategy", "range", "--timestep_bias_begin", "1000"], "range of times is empty"),
         ("sft", ["--num_inner_epochs", "2"], "leave num_inner_epochs out"),
         ("ddpo", ["--reward", "clip", "--snr_gamma", "5"], "leave snr_gamma out"),
+        ("sft", ["--beta", "3"], "leave beta out"),
+        ("ddpo", ["--reward", "clip", "--n", "4"], "leave n out"),
+        ("iterpo", ["--reward", "clip", "--samples_per_round", "8"], "leave samples_per_round out"),
+        ("d3po", ["--reward", "clip", "--random_flip"], "leave random_flip out"),
+        ("sharpen-rlhf", ["--reward", "clip", "--samples_per_round", "8"], "give num_inner_epochs"),
+        ("sft", ["--timestep_bias_strategy", "later"], "takes both"),
+        ("sft", ["--timestep_bias_multiplier", "2"], "takes both"),
+        ("sft", [*BIASED, "--timestep_bias_begin", "1000"], "range of times is empty"),
+        ("sft", [*BIASED, "--timestep_bias_begin", "1000", "--timestep_bias_end", "2000"], "model's 1000 times"),
+        ("sft", ["--lr_warmup_steps", "2"], "constant_with_warmup"),
+        ("sft", ["--lr_scheduler", "polynomial", "--learning_rate", "1e-9"], "no such schedule"),
+        ("sft", ["--resolution", "13"], "give another --resolution"),
+        ("ddpo", ["--reward", "ensemble of=tiny:redness,tiny:darkness"], "give its members one by one"),
+        ("d3po", ["--reward", "ensemble of=tiny:redness,tiny:darkness"], "give its members one by one"),
         ("iterpo", ["--reward", "tiny:redness weight=2"], "leave their weights out"),
         ("iterpo", ["--reward", "tiny:numb", "--sample_steps", "3"], "no gradient"),
     ],
@@ -117,6 +136,49 @@ def test_bad_input_gets_one_sentence(
     assert tiny.cli(monkeypatch, *given(data, method, tmp_path / "out", *more)) == 2
     error = capsys.readouterr().err
     assert said in " ".join(error.split()) and "Traceback" not in error
+
+
+def test_a_network_that_cannot_recompute_is_told_of(data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UNet2DConditionModel, "_supports_gradient_checkpointing", False)
+    flags = {**LEAST, "pretrained_model_name_or_path": str(data.base), "gradient_checkpointing": True}
+    with pytest.raises(DiffscaleError, match="leave --gradient_checkpointing out"):
+        load_base(settings.resolve("sft", None, flags), "no", "cpu")
+
+
+def test_a_file_of_prompts_that_is_not_there_is_no_id_of_the_hub(tmp_path: Path) -> None:
+    given = {"pretrained_model_name_or_path": "base", "train_prompts": "data/prompts", "reward": ["clip"]}
+    with pytest.raises(DiffscaleError, match="There is no file data/prompts"):
+        materials.load_data(settings.resolve("ddpo", None, given))
+
+
+def test_a_disk_that_is_full_leaves_the_settings_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, own = tmp_path / "config.yaml", Path.write_text
+    settings.save(settings.resolve("sft", None, LEAST), file)
+    before = file.read_text()
+
+    def full(path: Path, text: str) -> None:
+        own(path, text[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        settings.save(settings.resolve("sft", None, {**LEAST, "seed": 1}), file)
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_accelerate_is_told_to_wait_and_may_not_shard(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def accelerator(**given: Any) -> SimpleNamespace:
+        seen.update(given)
+        return SimpleNamespace(distributed_type=kind)
+
+    monkeypatch.setattr(opening, "Accelerator", accelerator)
+    with pytest.raises(DiffscaleError, match="keep whole weights"):
+        opening.accelerator_of(settings.resolve("sft", None, LEAST))
+    # The first process encodes for hours, and NCCL's ten minutes would end the others.
+    assert seen["kwargs_handlers"][0].timeout >= timedelta(days=1)
 
 
 def test_a_file_with_what_is_no_setting_is_told_of(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_prompts_of_other_lengths_are_encoded_anew_for_each_batch(loaded: Base, 
     loaded.pipe.encode_prompt = encode_prompt
     policy = Policy(loaded.pipe, [""], 3, loaded.call.args)
     told = Told(policy.sampler.calls, tiny.PROMPTS, tmp_path, {})
-    assert told.embeddings is None and told.read(tiny.PROMPTS) == {} and not list(tmp_path.iterdir())
+    assert told.embeddings is None and not list(tmp_path.iterdir())
     told.tell(["a red tree", "", "two blue cars"])
     assert policy.output(policy.prior(ROWS), torch.tensor([900.0, 500.0, 100.0]), ROWS).isfinite().all()
 

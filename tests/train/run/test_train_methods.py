@@ -72,6 +72,8 @@ def test_every_method_gives_a_lora_that_plain_diffusers_loads(
     assert settings.load(out / "config.yaml").method == method
     card = (out / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["base_model"] == str(data.base)
+    assert "None of them has a prompt of shapes" in card
+    assert ("for prompts of the training data" in card) == rewarded
     before, pipe = drawn(plain(data.base)), plain(data.base)
     pipe.load_lora_weights(out)
     assert (drawn(pipe) - before).abs().max() > 0

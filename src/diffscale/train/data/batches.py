@@ -18,8 +18,7 @@ class Batch:
 
     `captions`: the rows' own prompts, which rewards are told; `prompts`: what the model is told, empty at times;
     `embeddings`: of `prompts`, by name; none where they are not kept. `latents` [B, pictures, ...] and `sizes` int64
-    [B, pictures, 6] are None for
-    prompts alone; of two pictures the chosen one is first.
+    [B, pictures, 6] are None for prompts alone; of two pictures the chosen one is first.
     """
 
     rows: list[int]

@@ -57,7 +57,7 @@ def pairs(folder: Path) -> Dataset:
 
 def chosen(label_0: Any) -> int | None:
     """Which of the two pictures was chosen; None for a tie or where nobody chose."""
-    return {1: 0, 0: 1}.get(label_0)
+    return {1.0: 0, 0.0: 1}.get(label_0) if isinstance(label_0, int | float) else None
 
 
 def told_of_ties(dataset: Dataset, pairs: int) -> Dataset:

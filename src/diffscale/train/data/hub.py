@@ -124,7 +124,10 @@ def _column(given: str | None, known: Sequence[str], table: Any, source: str, wh
 def _text(value: Any, below: Sequence[str]) -> str | None:
     for name in below:
         if isinstance(value, str | bytes):
-            value = json.loads(value)
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return None
         value = value.get(name) if isinstance(value, dict) else None
     if isinstance(value, list | tuple):
         value = value[0] if value else None

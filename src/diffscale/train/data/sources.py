@@ -69,7 +69,7 @@ def _load(source: str, want: Want, options: HubOptions) -> Dataset:
     if source in SUITES:
         raise DiffscaleError(f"{source} is a suite to measure on and is never trained on: give other data.")
     if source == journeydb.ID and want != "pairs":
-        folder = Path(options.cache_dir) if options.cache_dir else cache_folder() / "journeydb"
+        folder = Path(options.cache_dir).expanduser() if options.cache_dir else cache_folder() / "journeydb"
         return journeydb.load(journeydb.fetch(folder, options.data_files), options.caption_column)
     if source.count("/") == 1 and not path.suffix and not source.startswith((".", "/", "~")):
         return hub.load(source, want, options)

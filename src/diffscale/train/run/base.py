@@ -11,7 +11,7 @@ from diffusers.training_utils import cast_training_params
 from torch import Tensor, nn
 
 from diffscale.class_models import ClassModel
-from diffscale.errors import DiffscaleError
+from diffscale.errors import DiffscaleError, first_line
 from diffscale.loading.options import LoadOptions
 from diffscale.models import PlainCall, load_pipeline, plain_call
 from diffscale.samplers.diffusers import DiffusersSampler
@@ -98,7 +98,15 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
     sized = {} if settings.resolution is None else {"height": settings.resolution, "width": settings.resolution}
     call = PlainCall(call.steps, {**call.args, **sized})
     steps = settings.sample_steps or call.steps
-    policy = Policy(pipe, [""], steps, call.args, settings.adapter, settings.snr_gamma)
+    try:
+        policy = Policy(pipe, [""], steps, call.args, settings.adapter, settings.snr_gamma)
+    except ValueError as error:
+        if settings.resolution is None:
+            raise
+        raise DiffscaleError(
+            f"{given} makes no pictures of {settings.resolution} pixels a side ({first_line(error)}): give another "
+            "--resolution."
+        ) from error
     policy.times = _biased(policy.times, settings)
     networks = policy.networks
     torch.manual_seed(settings.seed % 2**63)  # the LoRA starts alike in every process
@@ -115,7 +123,12 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
     cast_training_params(list(networks.values()), torch.float32)
     if settings.gradient_checkpointing:
         for module in networks.values():
-            module.enable_gradient_checkpointing()  # type: ignore[operator]
+            try:
+                module.enable_gradient_checkpointing()  # type: ignore[operator]
+            except ValueError as error:
+                raise DiffscaleError(
+                    f"{type(module).__name__} cannot recompute its activations: leave --gradient_checkpointing out."
+                ) from error
     if precision != "no":
         for module in (*networks.values(), *policy.copies.values()):
             _autocast(module, torch.device(device).type, getattr(torch, DTYPES[precision]))
@@ -138,6 +151,11 @@ def _biased(times: Times, settings: TrainConfig) -> Times:
             begin, end = times.count - part, times.count
         case _:
             begin, end = settings.timestep_bias_begin, settings.timestep_bias_end
+    if begin >= min(end, times.count):
+        raise DiffscaleError(
+            f"None of the model's {times.count} times is drawn more often: give a larger timestep_bias_portion, or a "
+            f"timestep_bias_begin below {times.count}."
+        )
     return times.biased(settings.timestep_bias_multiplier, begin, end)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from diffscale.models import origin
+from diffscale.shapes.prompts import SUITES
 from diffscale.train.data.dataset import Dataset
 from diffscale.train.run.settings import DEFAULTS, METHODS, TrainConfig
 from diffscale.weights import shipped
@@ -44,10 +45,10 @@ def card(settings: TrainConfig, base: str, dataset: Dataset, result: dict[str, A
         f"trained by diffscale for {result['steps']:,} steps.",
         _use(settings, base),
         "## Reward\n\n" + _list(f"`{text}`" for text in settings.reward) if settings.reward else "",
-        "## Data\n\n" + _data(dataset, result),
+        "## Data\n\n" + _data(settings, dataset, result),
         "## Settings\n\n" + _table(["setting", "value"], [[f"`{n}`", f"`{shown[n]}`"] for n in names])
         + "\n\nAll of them are in `config.yaml`.",
-        "## Gains\n\n" + _gains(result["gains"]),
+        "## Gains\n\n" + _gains(settings, result["gains"]),
         "![before and after](validation.png)",
         "![rewards](rewards.png)" if rewarded else "",
         "![loss](loss.png)",
@@ -71,14 +72,14 @@ def _use(settings: TrainConfig, base: str) -> str:
     return f"```python\n{imports}\n{load}\n```\n\nor {command}."
 
 
-def _data(dataset: Dataset, result: dict[str, Any]) -> str:
+def _data(settings: TrainConfig, dataset: Dataset, result: dict[str, Any]) -> str:
     dropped = result["dropped_evaluation_prompts"]
     suites = ", ".join(f"{count} of {suite}" for suite, count in dropped["suites"].items())
     said = [f"{result['rows']:,} rows of `{dataset.source}`."]
     said.append(
         f"{dropped['rows']} rows with evaluation prompts were dropped ({suites})."
         if dropped["rows"]
-        else "No evaluation prompts of known suites were among them."
+        else f"None of them has a prompt of {', '.join((*SUITES, *settings.held_out_prompts))}."
     )
     return "\n".join([" ".join(said), *(f"\n* {note}" for note in dataset.notes)])
 
@@ -87,7 +88,7 @@ def _error(error: float | None) -> str:
     return "" if error is None else f" ± {error:.4f}"
 
 
-def _gains(gains: dict[str, dict[str, Any]]) -> str:
+def _gains(settings: TrainConfig, gains: dict[str, dict[str, Any]]) -> str:
     if not gains:
         return "Not measured."
     rows = [
@@ -95,9 +96,10 @@ def _gains(gains: dict[str, dict[str, Any]]) -> str:
         for name, g in gains.items()
     ]
     count = next(iter(gains.values()))["pictures"]
+    prompts = "" if settings.validation_prompt else ", for prompts of the training data"
     return (
-        f"Means over the {count} pictures below, of the same seeds; the error is the standard error of the difference. "
-        "A gain in what was trained for says little: measure with `diffscale evaluate` too.\n\n"
+        f"Means over the {count} pictures below, of the same seeds{prompts}; the error is the standard error of the "
+        "difference. A gain in what was trained for says little: measure with `diffscale evaluate` too.\n\n"
         + _table(["verifier", "before", "after", "gain"], rows)
     )
 

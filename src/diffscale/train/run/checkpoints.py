@@ -10,9 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from safetensors import SafetensorError
+
 from diffscale.errors import DiffscaleError, first_line
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
+UNWRITTEN: Final = (OSError, RuntimeError, SafetensorError)
+"""What a disk that takes no more is reported as: by Python, by torch and by safetensors."""
 
 
 def found(folder: Path) -> list[Path]:
@@ -52,7 +56,8 @@ def last_good(folder: Path) -> str:
 class Writing:
     """A checkpoint that is being written; all processes of a training share it.
 
-    `fresh`: where to write. `done` makes it the checkpoint of `step`, and only then removes the oldest above `limit`.
+    `fresh`: where to write. `done` makes it the checkpoint of `step`, and only then removes the oldest others above
+    `limit`; where a run went on from an earlier checkpoint, later ones may be among these.
     """
 
     def __init__(self, folder: Path, step: int, limit: int | None) -> None:
@@ -70,27 +75,24 @@ class Writing:
             sync(path)
         sync(self.fresh)
         old = self.fresh.with_suffix(".old")
+        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed right here
         if self._place.exists():  # a run that went on from an earlier one
             self._place.replace(old)
         self.fresh.replace(self._place)
         sync(self._folder)
         shutil.rmtree(old, ignore_errors=True)
         if self._limit is not None:
-            for path in found(self._folder)[: -self._limit]:
+            others = [path for path in found(self._folder) if path != self._place]
+            for path in others[: max(0, len(others) + 1 - self._limit)]:
                 shutil.rmtree(path, ignore_errors=True)
         return self._place
 
 
 def written(write: Callable[[], None], writing: Writing, folder: Path) -> None:
-    """Call `write`; raises DiffscaleError if the disk does not take it, and leaves what was there before.
-
-    torch reports a full disk as RuntimeError and safetensors as an error of its own.
-    """
+    """Call `write`; raises DiffscaleError if the disk does not take it, and leaves what was there before."""
     try:
         write()
-    except Exception as error:
-        if not isinstance(error, OSError | RuntimeError) and "Safetensor" not in type(error).__name__:
-            raise
+    except UNWRITTEN as error:
         shutil.rmtree(writing.fresh, ignore_errors=True)
         with suppress(OSError):
             free = f", {shutil.disk_usage(folder).free / 2**20:.0f} MiB free"
@@ -98,6 +100,14 @@ def written(write: Callable[[], None], writing: Writing, folder: Path) -> None:
             f"A checkpoint could not be written to {folder} ({first_line(error)}{free}): {last_good(folder)}; make "
             "room and go on with --resume_from_checkpoint latest."
         ) from error
+
+
+def whole(path: Path, text: str) -> None:
+    """Write a file beside its place, synced and renamed: what was there stays until the new one is whole."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text)
+    sync(fresh)
+    fresh.replace(path)
 
 
 def sync(path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
-from diffscale.errors import DiffscaleError
+from diffscale.errors import DiffscaleError, first_line
+from diffscale.train.run import checkpoints
 from diffscale.train.run.settings import TrainConfig
 
 FILE = "log.jsonl"
@@ -27,7 +28,7 @@ def check(report_to: Sequence[str]) -> None:
 class Log:
     """`log.jsonl` in the folder of a run, of the first process alone, and the trackers.
 
-    Raises DiffscaleError if it cannot be written.
+    Raises DiffscaleError if it cannot be written, or a tracker does not begin.
     """
 
     def __init__(self, accelerator: Accelerator, settings: TrainConfig, after: int) -> None:
@@ -35,13 +36,22 @@ class Log:
         self._accelerator, self._path = accelerator, settings.output_dir / FILE
         self.lines = [line for line in read(self._path) if line["step"] <= after] if after else []
         if accelerator.is_main_process:
-            self._path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            try:
+                checkpoints.whole(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+            except OSError as error:
+                raise self._unwritten(error) from error
         if settings.report_to:
             flat = {
                 name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
                 for name, value in settings.model_dump(mode="json").items()
             }
-            accelerator.init_trackers("diffscale-train", flat)
+            try:
+                accelerator.init_trackers("diffscale-train", flat)
+            except Exception as error:  # each has errors of its own
+                raise DiffscaleError(
+                    f"Reporting to {', '.join(settings.report_to)} cannot begin ({first_line(error)}): mend that, such "
+                    "as by logging in, or leave --report_to out."
+                ) from error
 
     def say(self, step: int, values: dict[str, float]) -> None:
         """One line."""
@@ -53,7 +63,12 @@ class Log:
                 with self._path.open("a") as file:
                     file.write(json.dumps(line) + "\n")
             except OSError as error:
-                raise DiffscaleError(f"{self._path} cannot be written ({error.strerror}): make room.") from error
+                raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> DiffscaleError:
+        return DiffscaleError(
+            f"{self._path} cannot be written ({error.strerror}): make room; {checkpoints.last_good(self._path.parent)}."
+        )
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffscale.errors import DiffscaleError
 from diffscale.files import fingerprint
+from diffscale.shapes.prompts import SUITES
 from diffscale.train.data import sources
 from diffscale.train.data.batches import Batch, Batches
 from diffscale.train.data.dataset import Dataset, Want
@@ -38,20 +39,14 @@ class Materials:
     batches: Batches
     prompts: list[str]
     own: Told
-    _told: Told
 
-    def tell(self, batch: Batch, as_captions: bool = False) -> None:
-        """From now on the policy's rows 0 to B - 1 are those of `batch`.
-
-        `as_captions`: with no prompt left out.
-        """
-        prompts = batch.captions if as_captions else batch.prompts
-        sizes = None if batch.sizes is None else batch.sizes[:, 0]
-        if self._told.embeddings is None:
-            self.base.policy.tell(prompts)
-            return
-        kept = batch.embeddings if prompts == batch.prompts else self._told.read(prompts)
-        self.base.policy.tell_embedded(prompts, kept, sizes)
+    def tell(self, batch: Batch) -> None:
+        """From now on the policy's rows 0 to B - 1 are those of `batch`."""
+        if batch.embeddings:
+            sizes = None if batch.sizes is None else batch.sizes[:, 0]
+            self.base.policy.tell_embedded(batch.prompts, batch.embeddings, sizes)
+        else:
+            self.base.policy.tell(batch.prompts)
 
     def tell_own(self, prompts: Sequence[str]) -> None:
         """From now on the rows of the base's plain samplers are of `prompts`."""
@@ -71,6 +66,8 @@ def load_data(settings: TrainConfig) -> Dataset:
     want = _WANTS.get(settings.method, "prompts")
     if settings.train_prompts is not None and want != "prompts":
         raise DiffscaleError(f"{settings.method} learns from {want}: give --train_data_dir or --dataset_name.")
+    if settings.train_prompts is not None and not Path(source).expanduser().exists() and source not in SUITES:
+        raise DiffscaleError(f"There is no file {source}: give --train_prompts one of prompts.")
     if settings.train_data_dir is not None and not Path(source).expanduser().is_dir():
         raise DiffscaleError(f"There is no folder {source}: give --train_data_dir one with metadata.jsonl.")
     options = HubOptions(
@@ -108,7 +105,7 @@ def prepare(
         _set_aside(base.pipe)
     order = Order(len(dataset), settings.train_batch_size, settings.seed, process, processes)
     batches = Batches(dataset, order, told.embeddings, latents, settings.proportion_empty_prompts)
-    return Materials(base, dataset, batches, looked_at, own, told)
+    return Materials(base, dataset, batches, looked_at, own)
 
 
 @torch.no_grad()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 
 from diffscale import verifiers
 from diffscale.errors import DiffscaleError, first_line
@@ -13,6 +15,11 @@ from diffscale.named import parse
 from diffscale.searches import SEARCHES
 from diffscale.train.run import checkpoints, logs, optimisation, rewards, settings
 from diffscale.train.run.settings import TrainConfig
+
+PATIENCE: Final = timedelta(days=7)
+"""That a process waits for the others: the first one encodes the data and samples alone, for hours where there are
+many; by default the others would give up after ten minutes on GPUs."""
+_SHARDED: Final = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 
 
 def check(config: TrainConfig) -> None:
@@ -29,11 +36,20 @@ def accelerator_of(config: TrainConfig) -> Accelerator:
     """The process as accelerate sees it; raises DiffscaleError for what it cannot do."""
     project = ProjectConfiguration(str(config.output_dir), str(config.output_dir / config.logging_dir))
     try:
-        return Accelerator(
-            mixed_precision=config.mixed_precision, log_with=list(config.report_to) or None, project_config=project
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=list(config.report_to) or None,
+            project_config=project,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except (ValueError, ImportError) as error:
         raise DiffscaleError(f"accelerate cannot run as asked: {first_line(error)}") from error
+    if accelerator.distributed_type in _SHARDED:
+        raise DiffscaleError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, and trainings here keep whole weights "
+            "in every process: choose multi-GPU, or none, with `accelerate config`."
+        )
+    return accelerator
 
 
 def opened(config: TrainConfig, first: bool) -> Path | None:
@@ -48,11 +64,14 @@ def opened(config: TrainConfig, first: bool) -> Path | None:
                     f"{folder} holds a training: go on with --resume_from_checkpoint latest, or choose another "
                     "--output_dir."
                 )
-            if resumed is not None and file.exists() and not settings.load(file).same_run(config):
-                raise DiffscaleError(
-                    f"{folder} holds a training with other settings (see its config.yaml): go on with those, or choose "
-                    "another --output_dir."
-                )
+            # A checkpoint may be of another folder.
+            for run in () if resumed is None else dict.fromkeys((folder, resumed.parent)):
+                before = run / file.name
+                if before.exists() and not settings.load(before).same_run(config):
+                    raise DiffscaleError(
+                        f"{run} holds a training with other settings (see its config.yaml): go on with those, or "
+                        "choose another --output_dir."
+                    )
             folder.mkdir(parents=True, exist_ok=True)
             settings.save(config, file)
     except OSError as error:

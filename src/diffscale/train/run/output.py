@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import sys
@@ -18,7 +17,7 @@ from diffscale.report.training import curve
 from diffscale.train.run import validation
 from diffscale.train.run.base import Base
 from diffscale.train.run.card import card
-from diffscale.train.run.checkpoints import last_good, sync
+from diffscale.train.run.checkpoints import UNWRITTEN, last_good, sync, whole
 from diffscale.train.run.materials import Materials
 from diffscale.train.run.rewards import Reward
 from diffscale.train.run.settings import METHODS, TrainConfig
@@ -46,8 +45,8 @@ def write(
         curve(lines, "loss", title, folder / "loss.png")
         rewarded = curve(lines, "reward", f"{title}, by {', '.join(settings.reward)}", folder / "rewards.png")
         (folder / "README.md").write_text(card(settings, base.name, materials.dataset, result, rewarded))
-        _whole(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    except (OSError, RuntimeError) as error:
+        whole(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    except UNWRITTEN as error:
         raise DiffscaleError(
             f"The training is done, but {folder} cannot be written to ({first_line(error)}): {last_good(folder)}; make "
             "room and give the same command with --resume_from_checkpoint latest."
@@ -125,10 +124,3 @@ def _peak() -> int:
         return int(torch.cuda.max_memory_allocated())
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held if sys.platform == "darwin" else held * 1024
-
-
-def _whole(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
-    sync(fresh)
-    os.replace(fresh, path)

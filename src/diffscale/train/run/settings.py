@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffscale import config
 from diffscale.errors import DiffscaleError, unknown
+from diffscale.train.run import checkpoints
 
 METHODS: Final = {
     "sharpen-sft": "fine-tuning on the best of several short trajectories from data (Diffusion-Sharpening)",
@@ -35,8 +36,27 @@ DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 
 REWARDED: Final = {"sharpen-sft", "sharpen-rlhf", "ddpo", "d3po", "iterpo"}
 """Methods that need a reward."""
-ROUNDS: Final = {"ddpo", "d3po"}
-"""Methods that sample first and then take several steps on what was sampled."""
+_PICTURED: Final = {"sft", "sharpen-sft", "dpo"}
+_SHARPENED: Final = {"sharpen-sft", "sharpen-rlhf"}
+_NOISED: Final = {*_SHARPENED, "sft", "dpo"}
+_ONLY: Final = {
+    "image_column": {"sft", "sharpen-sft"},
+    "caption_column": {*METHODS} - {"dpo"},
+    "center_crop": _PICTURED,
+    "random_flip": _PICTURED,
+    "n": _SHARPENED,
+    "m": _SHARPENED,
+    "search": _SHARPENED,
+    "form": _SHARPENED,
+    "beta": {"sharpen-rlhf", "dpo", "d3po"},
+    "snr_gamma": _NOISED,
+    "timestep_bias_strategy": _NOISED,
+    "own_samples": {"sharpen-rlhf"},
+    "num_inner_epochs": {"sharpen-rlhf"},
+    "sample_steps": {"sharpen-rlhf", "ddpo", "d3po", "iterpo"},
+    "samples_per_round": {"sharpen-rlhf", "ddpo", "d3po"},
+}
+"""Settings that these methods alone go by."""
 
 
 def _panel(name: str) -> dict[str, Any]:
@@ -220,22 +240,30 @@ class TrainConfig(BaseModel):
             raise DiffscaleError(f"{self.method} learns from data alone: leave the reward out.")
         if self.method == "sharpen-rlhf" and self.n < 2:
             raise DiffscaleError("sharpen-rlhf compares trajectories: give n of 2 or more.")
-        if self.sample_steps is not None and self.method not in ROUNDS | {"iterpo", "sharpen-rlhf"}:
-            raise DiffscaleError(f"{self.method} learns from no samples of its own: leave sample_steps out.")
-        if self.timestep_bias_strategy != "none" and self.method in ROUNDS | {"iterpo"}:
-            raise DiffscaleError(f"{self.method} goes through whole samples: leave timestep_bias_strategy out.")
+        for name, methods in _ONLY.items():
+            if self.method not in methods and not self._usual(name):
+                raise DiffscaleError(f"{self.method} makes no use of {name}: leave {name} out.")
         if self.timestep_bias_strategy == "range" and self.timestep_bias_begin >= self.timestep_bias_end:
             raise DiffscaleError("The range of times is empty: give a timestep_bias_begin below timestep_bias_end.")
-        if self.num_inner_epochs > 1 and self.method != "sharpen-rlhf":
-            raise DiffscaleError(f"{self.method} learns from each sample once: leave num_inner_epochs out.")
-        if self.snr_gamma is not None and self.method in ROUNDS | {"iterpo"}:
-            raise DiffscaleError(f"{self.method} has no errors to weight: leave snr_gamma out.")
+        if (self.timestep_bias_strategy == "none") != (self.timestep_bias_multiplier == 1):
+            raise DiffscaleError(
+                "A bias of times takes both, a timestep_bias_strategy and a timestep_bias_multiplier other than 1."
+            )
+        if self.method == "sharpen-rlhf" and self.samples_per_round is not None and self.num_inner_epochs == 1:
+            raise DiffscaleError(
+                "sharpen-rlhf learns from each sample once: give num_inner_epochs, or leave samples_per_round out."
+            )
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+            raise DiffscaleError("The schedule constant has no warm-up: give --lr_scheduler constant_with_warmup.")
         step = self.train_batch_size * self.gradient_accumulation_steps
         if self.samples_per_round is not None and self.samples_per_round % step:
             raise DiffscaleError(
                 f"A round must be a whole number of steps of {step} samples, not {self.samples_per_round} samples."
             )
         return self
+
+    def _usual(self, name: str) -> bool:
+        return bool(getattr(self, name) == type(self).model_fields[name].default)
 
     @property
     def adapter(self) -> str | None:
@@ -275,7 +303,8 @@ def load(file: Path) -> TrainConfig:
 
 def save(settings: TrainConfig, file: Path) -> None:
     """Write the settings so that `--config FILE` repeats the run."""
-    file.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    checkpoints.whole(file, text)
 
 
 def _validated(settings: dict[str, Any]) -> TrainConfig:

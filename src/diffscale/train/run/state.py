@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final
 
 from accelerate import Accelerator
@@ -79,7 +80,7 @@ class State:
                 self.optimisation.load_average(load_file(path / _AVERAGE), said["progress"]["step"])
             own = path / self._own
             self.method.load_state_dict(load_file(own) if own.exists() else {})
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
             raise DiffscaleError(
                 f"The checkpoint {path} cannot be read ({first_line(error)}): give an earlier one."
             ) from error

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffscale.errors import DiffscaleError
 from diffscale.files import fingerprint
@@ -44,10 +43,6 @@ class Told:
                 return
         told = None if progress is None else lambda done, of: progress("prompts encoded", done, of)
         self.embeddings = encode_texts(prompts, calls.embed, _name(calls, args), folder, told=told)
-
-    def read(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Their embeddings; empty where none are kept."""
-        return {} if self.embeddings is None else self.embeddings.read(prompts)
 
     def tell(self, prompts: Sequence[str]) -> None:
         """From now on rows point into `prompts`, all of which were given before."""

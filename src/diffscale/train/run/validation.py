@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -70,7 +71,8 @@ def scores(
 def save(folder: Path, name: str, images: Sequence[Tensor], said: dict[str, list[Any]]) -> None:
     """Keep the pictures of the moment `name` in `folder`, and the scores."""
     place = folder / FOLDER / name
-    place.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)  # of a run that was killed, which may have had more
+    place.mkdir(parents=True)
     for i, image in enumerate(images):
         pictures.to_pil(image).save(place / f"{i:03}.png")
     (place / "scores.json").write_text(json.dumps(said) + "\n")

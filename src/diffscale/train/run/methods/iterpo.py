@@ -8,6 +8,8 @@ from diffscale.errors import DiffscaleError
 from diffscale.train.iterpo import iterpo_loss
 from diffscale.train.run.methods.stage import Method, Stage
 
+Gathered = tuple[Tensor, list[str]]
+
 
 class Iterpo(Method):
     """Each pass follows the rewards' gradients on a batch of prompts."""
@@ -17,13 +19,12 @@ class Iterpo(Method):
         if any(reward.weight != 1 for reward in stage.rewards):
             raise DiffscaleError("iterpo adds up its rewards as they are: leave their weights out.")
 
-    def gather(self, number: int) -> Tensor:
-        """Keys [B]; the policy is told the batch."""
-        self.stage.batch(number)
-        return self.stage.keys(number)
+    def gather(self, number: int) -> Gathered:
+        """Keys [B], and the captions that rewards are told; the policy is told the batch."""
+        captions = self.stage.batch(number).captions
+        return self.stage.keys(number), captions
 
-    def loss(self, gathered: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, gathered: Gathered) -> tuple[Tensor, dict[str, float]]:
         """See `iterpo_loss`."""
-        loss, logs = iterpo_loss(self.stage.policy, self.stage.rewards, self.stage.rows, gathered)
-        each = [value for name, value in logs.items() if name.startswith("reward_")]
-        return loss, {**logs, "reward": sum(each) / len(each)}
+        keys, captions = gathered
+        return iterpo_loss(self.stage.policy, self.stage.rewards, self.stage.rows, keys, captions=captions)

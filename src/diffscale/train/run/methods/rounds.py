@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from diffscale import noise
+from diffscale.errors import DiffscaleError
 from diffscale.train.on_policy import Moves
-from diffscale.train.run.methods.stage import Method
+from diffscale.train.run.methods.stage import Method, Stage
+from diffscale.train.run.rewards import PooledReward
 
 _FIELDS = ("x", "after", "time", "to", "rows", "log_prob")
 
@@ -24,6 +26,15 @@ class Rounds(Method):
 
     _held: dict[str, Tensor]
     _round: int | None = None
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        if isinstance(stage.reward, PooledReward):
+            # Its scores say something within one choice alone, and samples of a round are for different prompts.
+            raise DiffscaleError(
+                f"{stage.settings.method} needs a number for each sample, and {stage.reward.name!r} compares: give its "
+                "members one by one, each as a --reward."
+            )
 
     @property
     def moves(self) -> int:

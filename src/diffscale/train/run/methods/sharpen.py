@@ -62,7 +62,8 @@ class SharpenRlhf(SharpenSft):
     def gather(self, number: int) -> Chosen:
         """Trajectories from samples of the model as it is called by users, and as it was when the round began."""
         settings, materials = self.stage.settings, self.stage.materials
-        size = (settings.samples_per_round or settings.train_batch_size) // settings.train_batch_size
+        step = settings.train_batch_size * settings.gradient_accumulation_steps
+        size = (settings.samples_per_round or step) // settings.train_batch_size
         round_, within = divmod(number, size * settings.num_inner_epochs)
         if round_ != self._round:
             self._round, self._held = round_, {}
