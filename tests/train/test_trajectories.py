@@ -10,7 +10,7 @@ from diffscale import noise
 from diffscale.errors import BudgetTooSmall, DiffscaleError
 from diffscale.samplers.formulas import Marginal, denoise
 from diffscale.searches import SEARCHES
-from diffscale.train.choosing import choose
+from diffscale.train.choosing import choose, trajectories
 from diffscale.train.trajectories import TrajectorySampler
 from diffscale.verifiers.ensemble import Ensemble
 
@@ -100,19 +100,18 @@ def test_each_trajectory_may_begin_from_data_of_its_own():
     assert len(made) == 12 and bool((chosen.reward > chosen.lowest).all())
 
 
-def test_own_samples_are_noised_anew_with_the_keys_of_the_search():
-    policy = ToyPolicy()
-
-    def own(unit, keys, rows):
-        return 2 * unit
-
-    one, again = (choose(policy, Red(), own, ROWS, keys, 4, 1, search_keys=KEYS) for keys in (KEYS, KEYS + 50))
-    samples = [
-        {tuple(visits.x0.flatten().tolist()) for visits in [*found.best, *found.worst]} for found in (one, again)
-    ]
-    assert samples[0] & samples[1]
-    assert all(not torch.equal(a.eps, b.eps) for a, b in zip(one.best, again.best, strict=True))
-    assert [float(a.time[0]) for a in one.best] != [float(b.time[0]) for b in again.best]
+def test_trajectories_without_a_choice_are_those_of_own_data_for_the_same_keys():
+    policy, keys = ToyPolicy(), torch.arange(20) + 5
+    rows = torch.zeros(20).long()
+    chosen = choose(policy, Red(), lambda unit, keys, rows: 2 * unit, rows, keys, 4, 3)
+    for which in (chosen.best, chosen.worst):
+        x0 = torch.stack([one.x0 for one in which])
+        for old, new in zip(which, trajectories(policy, x0, rows, keys, 3), strict=True):
+            assert old.time.tolist() == new.time.tolist() and torch.equal(old.eps, new.eps)
+            assert torch.allclose(old.x, new.x, atol=1e-12) and torch.equal(old.x0, new.x0)
+    assert len({len(one.time) for one in chosen.best}) > 1
+    other = trajectories(policy, x0, rows, keys + 100, 3)
+    assert all(not torch.equal(old.eps, new.eps) for old, new in zip(chosen.worst, other, strict=True))
 
 
 def test_where_time_runs_out_a_trajectory_is_shorter():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -51,7 +51,6 @@ def choose(
     search: Callable[[Environment], Search] | None = None,
     batch_size: int | None = None,
     captions: Sequence[str] | None = None,
-    search_keys: Tensor | None = None,
 ) -> Chosen:
     """Make trajectories of `m` steps from clean latents and choose by their rewards.
 
@@ -63,8 +62,7 @@ def choose(
     pairs, and whose rewards count as those of one more step, since where there is much noise predictions say little.
     `rows` int64 [B]: their prompts. All draws are functions of `keys` int64 [B]. `batch_size`: most latents at once, by
     default found by itself. `captions`: what the verifier is told of each row, by default its prompt, which may have
-    been left out for the network alone. `search_keys` int64 [B]: of what the search draws, by default `keys`; with the
-    same ones and other `keys` own samples are noised anew. No graph is kept.
+    been left out for the network alone. No graph is kept.
 
     Raises DiffscaleError for a verifier that scores more than single pictures, AllCandidatesFailed if a row has no
     finite reward, BudgetTooSmall if n m evaluations do not pay for the search.
@@ -73,22 +71,55 @@ def choose(
         raise DiffscaleError(f"Verifier {verifier.name!r} cannot reward single predictions: train with another.")
     if n < 1 or m < 1:
         raise DiffscaleError(f"Trajectories are n >= 1 of m >= 1 steps, not n={n}, m={m}.")
-    time, hop = drawn_times(policy, keys), hop_of(policy)
-    lengths = ((time - policy.times.first) // hop + 1).clamp(max=m).long()
-    drawn = keys if search_keys is None else search_keys
     found: dict[int, _Found] = {}
-    for steps in lengths.unique().tolist():
-        at = (lengths == steps).nonzero().flatten()
+    for at, time, steps in _drawn(policy, keys, m):
         begin = partial(_begun, x0[at.to(x0.device)]) if isinstance(x0, Tensor) else partial(_own, policy, x0, at, keys)
-        sampler = TrajectorySampler(policy, begin, time[at], rows[at], steps, hop, not isinstance(x0, Tensor))
+        sampler = TrajectorySampler(policy, begin, time, rows[at], steps, hop_of(policy), not isinstance(x0, Tensor))
         if captions is not None:
             sampler.prompts = [captions[i] for i in at.tolist()]
         make = partial(random, n=n) if search is None else search
-        tasks = [Task(make, i, int(drawn[row]), n * m) for i, row in enumerate(at.tolist())]
+        tasks = [Task(make, i, int(keys[row]), n * m) for i, row in enumerate(at.tolist())]
         found |= zip(at.tolist(), _searched(tasks, sampler, verifier, batch_size), strict=True)
     each = [found[i] for i in range(len(rows))]
     figures = torch.tensor([[one.reward, one.lowest, one.mean, one.count] for one in each], dtype=torch.float64)
     return Chosen(rows, [one.best for one in each], [one.worst for one in each], *figures.unbind(1))
+
+
+@torch.no_grad()
+def trajectories(policy: Policy, x0: Tensor, rows: Tensor, keys: Tensor, m: int = 3) -> list[Visits]:
+    """Trajectories of `m` steps from clean latents [B, ...] for prompts `rows` int64 [B], with no choice between them.
+
+    Times and noises are functions of `keys` int64 [B] alone, so that rows of one key are noised alike, as by `choose`
+    where every trajectory has data of its own.
+    """
+    found: dict[int, Visits] = {}
+    for at, time, steps in _drawn(policy, keys, m):
+        begin = partial(_begun_alike, policy, x0[at.to(x0.device)], keys[at])
+        sampler = TrajectorySampler(policy, begin, time, rows[at], steps, hop_of(policy))
+        each = torch.arange(len(at))
+        sampler.run(sampler.prior(each, each))
+        found |= {i: sampler.finished[j, j] for j, i in enumerate(at.tolist())}
+    return [found[i] for i in range(len(rows))]
+
+
+def _drawn(policy: Policy, keys: Tensor, m: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Rows [K] whose trajectories have as many steps, their times [K], and that number."""
+    time = drawn_times(policy, keys)
+    lengths = ((time - policy.times.first) // hop_of(policy) + 1).clamp(max=m).long()
+    for steps in lengths.unique().tolist():
+        at = (lengths == steps).nonzero().flatten()
+        yield at, time[at], steps
+
+
+def _begun_alike(
+    policy: Policy, x0: Tensor, row_keys: Tensor, unit: Tensor, keys: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    return x0[rows.to(x0.device)], _alike(policy, row_keys[rows])
+
+
+def _alike(policy: Policy, row_keys: Tensor) -> Tensor:
+    """Noise of a row for all its trajectories."""
+    return policy.prior(noise.fold_rows(row_keys, "eps"))
 
 
 def _begun(x0: Tensor, unit: Tensor, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +129,7 @@ def _begun(x0: Tensor, unit: Tensor, keys: Tensor, rows: Tensor) -> tuple[Tensor
 def _own(
     policy: Policy, make: Own, at: Tensor, row_keys: Tensor, unit: Tensor, keys: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return make(unit, keys, at[rows]), policy.prior(noise.fold_rows(row_keys[at[rows]], "eps"))
+    return make(unit, keys, at[rows]), _alike(policy, row_keys[at[rows]])
 
 
 @dataclass(frozen=True)

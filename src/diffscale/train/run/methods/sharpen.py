@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from diffscale.named import parse
 from diffscale.searches import SEARCHES
-from diffscale.train.choosing import Chosen, Own, choose
+from diffscale.train.choosing import Chosen, Own, choose, trajectories
 from diffscale.train.run.methods.stage import Method, Stage
 from diffscale.train.sharpen_rlhf import BETA, own_samples, sharpen_rlhf_loss
 from diffscale.train.sharpen_sft import sharpen_sft_loss
@@ -31,15 +30,13 @@ class SharpenSft(Method):
         batch = self.stage.batch(number)
         return self.chosen(self.stage.materials.latents(batch)[:, 0], batch.captions, self.stage.keys(number))
 
-    def chosen(
-        self, latents: Tensor | Own, captions: list[str], keys: Tensor, search_keys: Tensor | None = None
-    ) -> Chosen:
+    def chosen(self, latents: Tensor | Own, captions: list[str], keys: Tensor) -> Chosen:
         """Trajectories from clean `latents` as `choose` takes them, chosen by the reward for the `captions`."""
         settings, reward = self.stage.settings, self.stage.reward
         assert reward is not None
         return choose(
             self.stage.policy, reward, latents, self.stage.rows, keys, settings.n, settings.m, self._search,
-            captions=captions, search_keys=search_keys,
+            captions=captions,
         )  # fmt: skip
 
     def loss(self, gathered: Chosen) -> tuple[Tensor, dict[str, float]]:
@@ -51,8 +48,9 @@ class SharpenSft(Method):
 class SharpenRlhf(SharpenSft):
     """Each pass on the best and worst trajectories from samples that the model makes for a batch of prompts.
 
-    A round makes the samples of some batches and learns from each of them once in every inner epoch. A checkpoint
-    within a round holds what it sampled.
+    A round makes the samples of some batches and learns from each of them once in every inner epoch, noised anew. Where
+    every trajectory has a sample of its own the choice between the samples is made once, too. A checkpoint within a
+    round holds what later epochs need.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -60,7 +58,7 @@ class SharpenRlhf(SharpenSft):
         self._round, self._held = -1, dict[str, Tensor]()
 
     def gather(self, number: int) -> Chosen:
-        """Trajectories from samples of the model as it is called by users, and as it was when the round began."""
+        """Trajectories from samples of the model as it is called by users, made in the first epoch of the round."""
         settings, materials = self.stage.settings, self.stage.materials
         step = settings.train_batch_size * settings.gradient_accumulation_steps
         size = (settings.samples_per_round or step) // settings.train_batch_size
@@ -71,11 +69,40 @@ class SharpenRlhf(SharpenSft):
         batch = materials.batches.at(place)
         materials.tell_own(batch.captions)
         materials.tell(batch)
-        keys, own = self.stage.keys(number), self.stage.keys(place, "own")
-        if settings.own_samples == "each":
-            return self.chosen(self._own, batch.captions, keys, own)
-        latents = self._own(self.stage.policy.prior(own), own, self.stage.rows)
-        return self.chosen(latents, batch.captions, keys)
+        made = self._each if settings.own_samples == "each" else self._one
+        return made(str(within % size), batch.captions, self.stage.keys(number), self.stage.keys(place, "own"))
+
+    def _one(self, name: str, captions: list[str], keys: Tensor, own: Tensor) -> Chosen:
+        """From one sample of each row."""
+        held = self._held.get(name)
+        if held is None:
+            held = self._sampled(self.stage.policy.prior(own), own, self.stage.rows)
+            self._hold(**{name: held})
+        return self.chosen(held.to(self.stage.policy.like.device), captions, keys)
+
+    def _each(self, name: str, captions: list[str], keys: Tensor, own: Tensor) -> Chosen:
+        """From a sample for every trajectory; later from those of the best and the worst."""
+        names = [f"{name}.{part}" for part in ("best", "worst", "figures")]
+        rows = self.stage.rows
+        if names[0] not in self._held:
+            chosen = self.chosen(self._sampled, captions, own)
+            data = [torch.stack([one.x0 for one in which]).cpu() for which in (chosen.best, chosen.worst)]
+            figures = torch.stack([chosen.reward, chosen.lowest, chosen.mean, chosen.count], 1)
+            self._hold(**dict(zip(names, [*data, figures], strict=True)))
+            return chosen
+        best, worst, figures = (self._held[each] for each in names)
+        policy, count = self.stage.policy, len(rows)
+        x0 = torch.cat([best, worst]).to(policy.like.device)
+        visits = trajectories(policy, x0, rows.repeat(2), keys.repeat(2), self.stage.settings.m)
+        return Chosen(rows, visits[:count], visits[count:], *figures.unbind(1))
+
+    def _hold(self, **tensors: Tensor) -> None:
+        if self.stage.settings.num_inner_epochs > 1:
+            self._held |= tensors
+
+    def _sampled(self, unit: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
+        like = self.stage.policy.like
+        return own_samples(self.stage.materials.base.own, unit.to(like), keys, rows).to(unit)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**self._held, "round": torch.tensor(self._round)} if self._held else {}
@@ -84,19 +111,6 @@ class SharpenRlhf(SharpenSft):
         if state:
             self._held = {name: tensor for name, tensor in state.items() if name != "round"}
             self._round = int(state["round"])
-
-    def _own(self, unit: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
-        """Samples from `unit` noise [B, ...], those that the round has already as they are."""
-        names = [hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in unit.float().cpu()]
-        missing = [i for i, name in enumerate(names) if name not in self._held]
-        made = self._held
-        if missing:
-            sampler, like = self.stage.materials.base.own, self.stage.policy.like
-            latents = own_samples(sampler, unit[missing].to(like), keys[missing], rows[missing]).float().cpu()
-            made = made | {names[i]: latents[at] for at, i in enumerate(missing)}
-        if self.stage.settings.num_inner_epochs > 1:
-            self._held = made
-        return torch.stack([made[name] for name in names]).to(unit)
 
     def loss(self, gathered: Chosen) -> tuple[Tensor, dict[str, float]]:
         """See `sharpen_rlhf_loss`."""
