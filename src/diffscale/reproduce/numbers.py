@@ -29,8 +29,6 @@ def point(raw: Raw, part: str, series: str, at: str | int = "last") -> dict[str,
         raise DiffscaleError(f"{raw['item']} has no series {series!r} in part {part!r}: mend its recipe.")
     if at in ("first", "last"):
         return dict(points[0 if at == "first" else -1])
-    if isinstance(at, str) and at.startswith("#"):
-        return dict(points[min(int(at[1:]), len(points) - 1)])
     found = next((each for each in points if (each["search_nfe"] or each["nfe"]) == at), None)
     if found is None:
         raise DiffscaleError(f"{raw['item']} has no point of {at} NFE in series {series!r}: mend its recipe.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -90,11 +90,6 @@ def candidates(budget: int, nfe: int) -> int:
     if 0 < budget < nfe:
         raise DiffscaleError(f"A budget of {budget} NFE does not pay for one sample of {nfe}: raise it in the recipe.")
     return max(1, budget // nfe)
-
-
-def conditions(slots: Sequence[Slot]) -> list[str]:
-    """The prompts of slots, each once."""
-    return list({slot.condition: slot.prompt for slot in slots}.values())
 
 
 def _call(part: Part, series: Series, steps: int | None) -> Call:

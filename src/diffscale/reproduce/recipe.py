@@ -14,7 +14,6 @@ from diffscale.reproduce import trained
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 SettingName = Literal["shapes", "paper"]
-At = Literal["first", "last"] | int
 
 
 class _Strict(BaseModel):
