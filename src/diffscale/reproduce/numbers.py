@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from diffscale.errors import DiffscaleError
 from diffscale.metrics.bootstrap import interval
+from diffscale.reproduce import trained
 from diffscale.reproduce.verdicts import Contrast, jackknife, paired
 
 LOWER: Final = frozenset({"fid"})
@@ -33,6 +34,12 @@ def point(raw: Raw, part: str, series: str, at: str | int = "last") -> dict[str,
     if found is None:
         raise DiffscaleError(f"{raw['item']} has no point of {at} NFE in series {series!r}: mend its recipe.")
     return dict(found)
+
+
+def models(raw: Raw, part: str) -> str:
+    """The models of a part, those that were trained by what they were trained from."""
+    every = (at["model"] for points in raw["parts"][part]["series"].values() for at in points)
+    return ", ".join(dict.fromkeys(map(trained.base_of, every)))
 
 
 def by_prompt(raw: Raw, part: str, at: Mapping[str, Any], measure: str) -> NDArray[np.float64]:
