@@ -94,6 +94,19 @@ def test_the_claims_of_the_issue_are_judged() -> None:
         assert any(words in one for one in said), words
 
 
+def test_claims_of_shapes_are_those_of_the_paper_s_models_too() -> None:
+    for name in (name for name in recipe.names() if name.startswith("A.")):
+        settings = recipe.load(name).settings
+        assert settings["shapes"].claims.keys() == settings["paper"].claims.keys(), name
+
+
+def test_search_is_never_a_single_candidate_in_the_paper_s_setting() -> None:
+    for name in (name for name in recipe.names() if name.startswith("A.")):
+        for part in recipe.load(name).settings["paper"].parts.values():
+            for series in part.series.values():
+                assert all(not budget or budget >= 2 * (series.steps or part.steps) for budget in series.budgets), name
+
+
 def test_what_items_share_is_counted_once_and_all_of_shapes_is_within_bounds() -> None:
     settings = [_resolved(name, "shapes", False) for name in recipe.names() if name.startswith("A.")]
     together = sum(plan.plan(settings).nfe().values())
