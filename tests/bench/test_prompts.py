@@ -6,6 +6,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from diffscale.bench import prompts
@@ -85,6 +86,22 @@ def test_columns_by_other_names_other_layouts_and_categories(tmp_path: Path) -> 
     assert prompts.categories("shapes-mini") == {}
 
 
+def test_files_are_read_as_what_they_are(tmp_path: Path) -> None:
+    def load(name: str, text: str) -> list[str]:
+        (tmp_path / name).write_text(text)
+        return prompts.load(str(tmp_path / name))
+
+    assert load("UPPER.CSV", "prompt,tag\na bear,one\n") == ["a bear"]
+    # A line separator within a prompt ends no row.
+    assert load("odd.csv", "prompt,tag\na bear\u2028by a lake,one\n") == ["a bear\u2028by a lake"]
+    assert load("odd.jsonl", '{"prompt": "a bear\u2028by a lake"}\n\n') == ["a bear\u2028by a lake"]
+    assert load("quoted.csv", 'prompt\n"a bear\nby a lake"\n') == ["a bear\nby a lake"]
+    # The names of an object are no prompts, and nothing is none.
+    for name, text in (("object.json", '{"prompts": ["a bear"]}'), ("blank.json", '["a bear", " "]')):
+        with pytest.raises(DiffscaleError, match="cannot be read"):
+            load(name, text)
+
+
 def test_imagenet_has_all_its_classes_though_two_are_called_alike() -> None:
     classes = prompts.load("imagenet")
     assert [label.class_id for label in classes] == list(range(1000)) and len(set(classes)) < 1000
@@ -109,4 +126,11 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert asked == [("owner/name", "p.csv", "dataset")] * 2
     files.append("other.txt")
     with pytest.raises(DiffscaleError, match=r"other\.txt, p\.csv.*owner/name:FILE"):
+        prompts.load("owner/name")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise httpx2.ConnectError("no such host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", unreachable)
+    with pytest.raises(DiffscaleError, match="no such host"):
         prompts.load("owner/name")

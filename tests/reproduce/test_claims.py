@@ -79,7 +79,8 @@ def test_verifiers_disagree_where_two_change_places() -> None:
     of = {"part": "p", "series": ["a", "b"], "measure": "judge", "categories": CATEGORIES}
     crossed = _raw({"a": {"one": 0.6, "two": 0.2}, "b": {"one": 0.2, "two": 0.6}})
     assert _verdict(crossed, "disagree", **of) == "holds"
-    assert _verdict(_raw({"a": 0.6, "b": 0.2}), "disagree", **of) != "holds"
+    # One that is better everywhere changes places with none.
+    assert _verdict(_raw({"a": 0.6, "b": 0.2}), "disagree", **of) == "does not hold"
 
 
 def test_the_ensemble_may_be_the_worst() -> None:
@@ -87,6 +88,27 @@ def test_the_ensemble_may_be_the_worst() -> None:
     assert _verdict(_raw({"e": 0.4, "a": 0.2, "b": 0.6}), "never_worst", **of) == "holds"
     worst = _raw({"e": {"one": 0.4, "two": 0.1}, "a": 0.3, "b": 0.6})
     assert _verdict(worst, "never_worst", **of) == "does not hold"
+
+
+def _halves(raw: dict[str, Any], name: str, chosen: float, tested: float) -> None:
+    """Another mean for the prompts that are chosen on than for those that are tested on."""
+    scores = raw["parts"]["p"]["series"][name][0]["scores"]
+    values = np.array(scores["judge"]).reshape(-1, 2)
+    values[::2] += chosen
+    values[1::2] += tested
+    scores["judge"] = values.ravel().tolist()
+
+
+def test_a_wrong_choice_refutes_nothing() -> None:
+    """That something exists is refuted where nothing is such, not where what was chosen is not."""
+    of = {"part": "p", "series": ["left", "lucky", "good", "right"], "measure": "judge"}
+    raw = _raw({"left": 0.3, "lucky": 0.0, "good": 0.6, "right": 0.3})
+    _halves(raw, "lucky", 0.9, 0.0)
+    assert _verdict(raw, "sweet_spot", **of) == "not decided"
+    of = {"part": "p", "one": "e", "others": ["a", "b"], "measure": "judge", "categories": CATEGORIES, "margin": 0.03}
+    raw = _raw({"e": 0.35, "a": 0.1, "b": 0.2})
+    _halves(raw, "a", 0.0, 0.8)
+    assert _verdict(raw, "never_worst", **of) == "not decided"
 
 
 def test_cheaper_needs_both_a_gain_and_a_lower_cost() -> None:
@@ -120,3 +142,7 @@ def test_a_claim_that_does_not_fit_is_told() -> None:
         claims.judged(Claim(says="so", test="compares"), raw)
     with pytest.raises(DiffscaleError, match="cannot be tested"):
         _verdict(raw, "sweet_spot", series=["a"])
+    with pytest.raises(DiffscaleError, match=r"cannot be tested.*margn"):
+        _compare(raw, "a", "a", "better", margn=0.1)
+    with pytest.raises(DiffscaleError, match="a margin over 0"):
+        _compare(raw, "a", "a", "equal")

@@ -31,7 +31,8 @@ def _siblings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _resolved(name: str, setting: str, quick: bool) -> Setting:
-    return recipe.resolved(recipe.load(name), setting, quick=quick, suites=SUITES)
+    # Any file stands for the statistics of real pictures, which are not opened here.
+    return recipe.resolved(recipe.load(name), setting, quick=quick, suites=SUITES, reference=__file__)
 
 
 def test_all_items_of_the_paper_are_there_in_its_order() -> None:
@@ -93,6 +94,19 @@ def test_the_claims_of_the_issue_are_judged() -> None:
         assert any(words in one for one in said), words
 
 
+def test_claims_of_shapes_are_those_of_the_paper_s_models_too() -> None:
+    for name in (name for name in recipe.names() if name.startswith("A.")):
+        settings = recipe.load(name).settings
+        assert settings["shapes"].claims.keys() == settings["paper"].claims.keys(), name
+
+
+def test_search_is_never_a_single_candidate_in_the_paper_s_setting() -> None:
+    for name in (name for name in recipe.names() if name.startswith("A.")):
+        for part in recipe.load(name).settings["paper"].parts.values():
+            for series in part.series.values():
+                assert all(not budget or budget >= 2 * (series.steps or part.steps) for budget in series.budgets), name
+
+
 def test_what_items_share_is_counted_once_and_all_of_shapes_is_within_bounds() -> None:
     settings = [_resolved(name, "shapes", False) for name in recipe.names() if name.startswith("A.")]
     together = sum(plan.plan(settings).nfe().values())
@@ -116,6 +130,28 @@ def test_a_pool_is_counted_by_its_largest_budget_and_an_anytime_search_by_its_lo
     }  # fmt: skip
     found = plan.plan([Setting(view="table", parts={"texts": recipe.Part(**part)})])
     assert sum(found.nfe().values()) == 2 * (80 + 80 + 40 + 60)
+    # Scored are 4 and 3 of the pool, and what each search makes: neighbours once, paths anew with each budget.
+    scored = {(text, what): n for (text, _, what), n in found.verified.items()}
+    assert scored["clip", "pool"] == 2 * 4 and scored["aesthetic", "pool"] == 2 * 3
+    assert sum(n for (_, what), n in scored.items() if what != "pool") == 2 * (4 + 2 + 3)
+
+
+def test_pairs_are_of_what_is_searched_not_of_the_final_samples() -> None:
+    found = _resolved("A.figure5", "paper", True).parts["classes"]
+    pools = plan.plan([Setting(view="curves", parts={"classes": found})]).pools
+    assert {call.steps: need.record for call, need in pools.items()} == {125: False, 25: True}
+
+
+def test_metrics_that_cannot_be_are_refused_before_anything_runs() -> None:
+    loaded = recipe.load("A.figure13")
+    for reference, words in ((None, "give --reference"), ("no/such/file", "no file no/such/file")):
+        with pytest.raises(DiffscaleError, match=words):
+            check(recipe.resolved(loaded, "paper", quick=True, reference=reference))
+    oracle = recipe.resolved(recipe.load("A.figure3"), "paper", reference="real.safetensors")
+    assert oracle.parts["classes"].series["oracle FID"].verifier == "oracle_fid reference=real.safetensors"
+    part = loaded.settings["shapes"].parts["classes"].model_copy(update={"repeats": 1})
+    with pytest.raises(DiffscaleError, match="repeats of 2"):
+        check(Setting(view="curves", parts={"classes": part}))
 
 
 def test_nfe_of_a_call_counts_both_evaluations_of_heun() -> None:

@@ -16,10 +16,14 @@ from diffscale import noise
 from diffscale.api import make_sampler
 from diffscale.cli.main import run as command
 from diffscale.driver import Task, drive
+from diffscale.errors import AllCandidatesFailed, DiffscaleError
 from diffscale.loading.options import LoadOptions
-from diffscale.reproduce import page, pool, recipe, searched
+from diffscale.reproduce import choosing, page, pool, recipe, searched
 from diffscale.reproduce.calls import Call, Models, Slot
 from diffscale.reproduce.pool import Pool
+from diffscale.reproduce.recipe import Part, Setting
+from diffscale.reproduce.run import made_of
+from diffscale.reproduce.scoring import Scoring
 from diffscale.reproduce.searched import Searched
 from diffscale.searches.random import random
 from diffscale.verifiers import load
@@ -127,6 +131,55 @@ def test_an_item_from_the_command_to_the_page(
     assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0  # still without a model
     assert "is stale" in capsys.readouterr().out and "Stale" not in (out / page.PAGE).read_text()
 
+    # A run that was killed before it wrote what its numbers were made with shows nothing, and goes on.
+    (out / "T.figure1" / "recipe.json").unlink()
+    with pytest.raises(DiffscaleError, match="no results"):
+        page.build(out)
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0
+    assert "setting shapes" in (out / page.PAGE).read_text()
+    # A smaller run replaces no numbers of a larger one.
+    before = (out / "T.figure1" / "raw.json").read_bytes()
+    capsys.readouterr()
+    for smaller in (["--limit", "1"], ["--quick", "--limit", "1"]):
+        assert _diffscale(monkeypatch, "T.figure1", "--output", str(out), *smaller) == 2
+        assert "give another --output" in capsys.readouterr().err
+    assert (out / "T.figure1" / "raw.json").read_bytes() == before
+
+
+def test_other_prompts_in_the_same_file_are_another_item(recipes: Path, tmp_path: Path) -> None:
+    prompts, setting = tmp_path / "prompts.txt", RECIPE["settings"]["shapes"]  # type: ignore[index]
+    prompts.write_text("a red circle\n")
+    part = Part(**{**TEXTS, "prompts": str(prompts)})  # type: ignore[arg-type]
+    given = Setting(**{**setting, "parts": {"texts": part}})
+    before = made_of(given)
+    assert made_of(given) == before
+    prompts.write_text("a blue circle\n")
+    assert made_of(given) != before
+
+
+def test_candidates_of_which_none_can_be_scored_are_not_chosen_from(tmp_path: Path) -> None:
+    call, slot = Call("shapes-flux", 1, (), "float32", 0), Slot("a red circle", 0)
+    candidates = Pool(tmp_path, call, lambda prompts: Models(LoadOptions(device="cpu")).sampler(call, prompts))
+    candidates.make([(slot, i) for i in range(2)])
+    scoring = Scoring(tmp_path, "cpu")
+    with pytest.raises(AllCandidatesFailed, match="none of the 2 candidates"), pytest.warns(UserWarning):
+        choosing.pick(candidates, [slot], 2, f"{__name__}:unscorable", scoring)
+
+
+def unscorable(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return torch.full((len(images),), float("nan"))
+
+
+def test_a_scheduler_of_the_recipe_makes_another_call(tmp_path: Path) -> None:
+    own = Call("shapes-pixart", 2, (), "float32", 0)
+    other = Call("shapes-pixart", 2, (), "float32", 0, "DDPMScheduler clip_sample=false")
+    models = Models(LoadOptions(device="cpu"))
+    kinds = []
+    for call in (own, other, own):
+        models.sampler(call, ["a red circle"])
+        kinds.append(type(models._held[1].scheduler).__name__)  # type: ignore[index]
+    assert kinds == ["DDIMScheduler", "DDPMScheduler", "DDIMScheduler"] and own.id != other.id
+
 
 def test_the_pool_is_random_search(tmp_path: Path) -> None:
     """The best of its n is what the driver's random search finds, for every n."""
@@ -186,8 +239,21 @@ def test_the_noise_found_is_what_is_sampled_again(tmp_path: Path) -> None:
     assert searched.anytime("zero_order n=2") and not searched.anytime("paths n=2")
 
 
-def test_wrong_names_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_names_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _diffscale(monkeypatch, "A.table22") == 2
     assert "did you mean 'A.table2'" in capsys.readouterr().err
     assert _diffscale(monkeypatch, "A.table2", "--setting", "papers") == 2
     assert "did you mean 'paper'" in capsys.readouterr().err
+    file = tmp_path / "file"
+    file.write_text("")
+    for wrong, words in (
+        (["--output", str(file)], "choose another place"),
+        (["--suite", "drawbench"], "--suite as name=value"),
+        (["--suite", "drawbnch=p.csv"], "did you mean 'drawbench'"),
+        (["--data", "=p"], "--data as name=value"),
+        (["--batch-size", "0"], "greater than"),
+    ):
+        assert _diffscale(monkeypatch, "A.table2", *wrong) == 2
+        assert words in capsys.readouterr().err

@@ -86,6 +86,7 @@ def test_too_few_prompts_decide_nothing() -> None:
     for values in ([], [3.0]):
         evidence = superior(paired(values))
         assert decide([evidence])[0][0] == "not decided"
+    assert decide([superior(paired([float("nan")] * 3))])[0][0] == "not decided"
     # Without any spread there is nothing to test either, but a difference that is always the same is one.
     assert superior(Contrast(0.0, 0.0, 5)).holds == 1 and superior(Contrast(0.2, 0.0, 5)).holds == 0
 

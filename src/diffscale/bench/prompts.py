@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def categories(source: str) -> dict[str, str]:
 def _rows(source: str) -> list[tuple[str, str]]:
     if Path(source).is_file():
         return _read(Path(source))
-    if _HUB.fullmatch(source) and Path(source.partition(":")[0]).suffix not in _SUFFIXES:
+    if _HUB.fullmatch(source) and Path(source.partition(":")[0]).suffix.lower() not in _SUFFIXES:
         return _read(_download(source))
     if Path(source).suffix or "/" in source:
         raise DiffscaleError(f"There is no file {source}; give one with prompts, or a suite: {', '.join(SUITES)}.")
@@ -68,16 +69,22 @@ def _read(file: Path) -> list[tuple[str, str]]:
     """Prompts and their categories, empty where none is said."""
     try:
         text = file.read_text(encoding="utf-8-sig")
-        if file.suffix == ".jsonl":
-            rows = [_row(json.loads(line)) for line in text.splitlines() if line.strip()]
-        elif file.suffix == ".json":
-            rows = [(row, "") if isinstance(row, str) else _row(row) for row in json.loads(text)]
-        elif file.suffix in (".csv", ".tsv"):
-            delimiter = "\t" if file.suffix == ".tsv" else ","
-            rows = [_row(row) for row in csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)]
+        kind = file.suffix.lower()
+        # Lines end with a newline alone: within a prompt splitlines() would also break at U+2028 and the like.
+        lines = [line for line in text.split("\n") if line.strip()]
+        if kind == ".jsonl":
+            rows = [_row(json.loads(line)) for line in lines]
+        elif kind == ".json":
+            held = json.loads(text)
+            if not isinstance(held, list):
+                raise TypeError("it is no list of prompts or rows")
+            rows = [_row({"prompt": row} if isinstance(row, str) else row) for row in held]
+        elif kind in (".csv", ".tsv"):
+            delimiter = "\t" if kind == ".tsv" else ","
+            rows = [_row(row) for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)]
         else:
-            rows = [(line.strip(), "") for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            rows = [(line.strip(), "") for line in lines]
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise DiffscaleError(f"The prompts in {file} cannot be read; it needs a column `prompt` ({error}).") from error
     if not rows:
         raise DiffscaleError(f"{file} holds no prompts.")
@@ -90,19 +97,21 @@ def _row(row: dict[str, Any]) -> tuple[str, str]:
         next((str(by_name[name]).strip() for name in names if by_name.get(name)), "") for names in (COLUMNS, CATEGORIES)
     )
     if not prompt:
-        raise KeyError("a row has none")
+        raise ValueError("a row has none")
     return prompt, category
 
 
 def _download(source: str) -> Path:
     """The file of prompts in the data set `owner/name`, or `owner/name:file`."""
-    from huggingface_hub import HfApi, hf_hub_download  # what finds files is of no use without the Hub
+    # What finds files is of no use without the Hub.
+    from httpx2 import RequestError
+    from huggingface_hub import HfApi, hf_hub_download
 
     repository, _, name = source.partition(":")
     try:
         if not name:
             files = HfApi().list_repo_files(repository, repo_type="dataset")
-            readable = [file for file in files if Path(file).suffix in _SUFFIXES]
+            readable = [file for file in files if Path(file).suffix.lower() in _SUFFIXES]
             if len(readable) != 1:
                 said = "none" if not readable else ", ".join(sorted(readable)[:20])
                 raise DiffscaleError(
@@ -111,6 +120,6 @@ def _download(source: str) -> Path:
                 )
             name = readable[0]
         return Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RequestError) as error:  # the last: no connection, of the listing alone
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DiffscaleError(f"{source} is no file, and no data set of the Hub that can be read ({reason}).") from error

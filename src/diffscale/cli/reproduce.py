@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from diffscale.cli.generate import pair
-from diffscale.errors import unknown
+from diffscale.errors import DiffscaleError, unknown
 
 if TYPE_CHECKING:
     from diffscale.reproduce.plan import Plan
@@ -46,7 +45,7 @@ def reproduce(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the first of these there is.")] = None,
     offload: Annotated[str | None, typer.Option(help="Keep networks on the CPU: model or sequential.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Most rows at once. Default: found by itself.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Most rows at once. Default: found by itself.")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and end.")] = False,
     output: Annotated[Path, typer.Option(help="Folder; what is done in it is not done again.")] = Path(
         "outputs/reproduction"
@@ -67,13 +66,16 @@ def reproduce(
     from diffscale.loading.options import LoadOptions
     from diffscale.reproduce import page
     from diffscale.reproduce.plan import check, plan
+    from diffscale.reproduce.points import GIVEN
     from diffscale.reproduce.run import Workshop, run
 
     silence()
     options: dict[str, Any] = {
-        "setting": setting, "limit": limit, "quick": quick, "suites": dict(map(pair, suite or [])),
-        "reference": reference, "data": dict(map(pair, data or [])),
+        "setting": setting, "limit": limit, "quick": quick, "suites": _pairs("suite", suite or []),
+        "reference": reference, "data": _pairs("data", data or []),
     }  # fmt: skip
+    if wrong := options["suites"].keys() - set(GIVEN):
+        raise unknown("suite", min(wrong), GIVEN)
     loaded = {name: recipes.load(name) for name in names}
     if len(names) > 1:
         loaded = {name: recipe for name, recipe in loaded.items() if setting in recipe.settings}
@@ -83,19 +85,32 @@ def reproduce(
     loading: dict[str, Any] = {"device": device, "offload": offload}
     workshop = Workshop(output, LoadOptions(**loading), batch_size)
     left = {name: each for name, each in settings.items() if not _done(console, name, each, workshop)}
+    for name in left if not estimate else ():
+        page.check(output, name, options)
     if left:
         _tell_estimate(console, left, workshop)
     if estimate:
         return
-    everything = plan(left.values())
-    record = any(need.record for need in everything.pools.values())
-    for name, each in left.items():
+    recording = {call for call, need in plan(left.values()).pools.items() if need.record}
+    for name, each in settings.items():
         with _bars(console) as told:
-            run(name, each, workshop, told, record)
+            run(name, each, workshop, told, recording)
+        # Also of what is done: a run may have been killed before this.
         page.keep(output, name, loaded[name], each, options)
     path = page.build(output)
     _tell(console, output)
     console.print(f"{path} has all of it", highlight=False)
+
+
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+    """By name; raises DiffscaleError for a text that is not name=value."""
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise DiffscaleError(f"Write --{option} as name=value, not {text!r}.")
+        found[name] = value
+    return found
 
 
 def _list(console: Console) -> None:
@@ -119,7 +134,8 @@ def _done(console: Console, name: str, setting: Setting, workshop: Workshop) -> 
         console.print(f"{name} is done", highlight=False)
         return True
     console.print(
-        f"[yellow]{name} is stale:[/yellow] its recipe or the weights changed since; what changed is run again",
+        f"[yellow]{name} is stale:[/yellow] its recipe, what it was asked for or the weights changed since; what "
+        "changed is run again",
         highlight=False,
     )
     return False

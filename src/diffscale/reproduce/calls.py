@@ -17,19 +17,22 @@ from diffscale.types import ClassLabel, Sampler
 
 @dataclass(frozen=True)
 class Call:
-    """`args`: pairs of name and value, so that calls can be compared. `steps` None: as the model states."""
+    """`args`: pairs of name and value, so that calls can be compared. `steps` None: as the model states; `scheduler`
+    None: the pipeline's own."""
 
     model: str
     steps: int | None
     args: tuple[tuple[str, Any], ...]
     dtype: str
     seed: int
+    scheduler: str | None = None
 
     @property
     def id(self) -> str:
         """Names the folder of what is made by this call; changes with the weights, and lies with a training's."""
         weights = weights_digest(trained.base_of(self.model))
         made_of = [self.model, self.steps, sorted(self.args), self.dtype, self.seed, weights]
+        made_of += [] if self.scheduler is None else [self.scheduler]
         training = trained.id_in(self.model)
         if training is not None:
             return f"{trained.FOLDER}/{training}/{digest(made_of)}"
@@ -59,7 +62,7 @@ class Models:
     def __init__(self, loading: LoadOptions, cache: Path | None = None) -> None:
         """`cache`: where trainings are kept, for models that are made by one."""
         self._loading, self._cache = loading, cache
-        self._held: tuple[tuple[str, str], Any] | None = None
+        self._held: tuple[tuple[str, str, str | None], Any] | None = None
 
     def drop(self) -> None:
         """Make room in memory."""
@@ -67,8 +70,8 @@ class Models:
 
     def sampler(self, call: Call, prompts: Sequence[str]) -> Sampler:
         """A sampler of `prompts`; raises DiffscaleError for a model that cannot be loaded."""
-        options = self._loading.model_copy(update={"dtype": call.dtype})
-        key = (call.model, call.dtype)
+        options = self._loading.model_copy(update={"dtype": call.dtype, "scheduler": call.scheduler})
+        key = (call.model, call.dtype, call.scheduler)
         if self._held is None or self._held[0] != key:
             self._held = None  # before the next one takes its place
             self._held = key, load_pipeline(trained.located(call.model, self._cache), options)

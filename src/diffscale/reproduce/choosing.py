@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffscale.errors import AllCandidatesFailed
 from diffscale.reproduce.calls import Slot
 from diffscale.reproduce.pool import Pool
 from diffscale.reproduce.scoring import Scoring
@@ -26,12 +27,19 @@ def pick(pool: Pool, slots: Sequence[Slot], n: int, verifier: str, scoring: Scor
         pictures = pool.pictures(slot, range(n))
         if isinstance(judge, Choosing):
             images = pictures.float() / 255
-            best = int(judge(images.to(scoring.device), [slot.prompt] * n).argmax())  # type: ignore[operator]
-            judge.choose(images[best], slot.prompt)
+            values = judge(images.to(scoring.device), [slot.prompt] * n).numpy(force=True)  # type: ignore[operator]
         else:
             recorded = _recorded(pool, slot, n) if isinstance(judge, Recording) else None
             scores = scoring.scores(verifier, model, slot.prompt, pictures, recorded)
-            best = int(np.argmax(scoring.combine(verifier, model, scores)))
+            values = scoring.combine(verifier, model, scores)
+        best = int(np.argmax(values))
+        if not np.isfinite(values[best]):
+            raise AllCandidatesFailed(
+                f"{verifier} gave none of the {n} candidates for {str(slot.prompt)!r} a finite score: see the warnings "
+                "above, mend it and run again."
+            )
+        if isinstance(judge, Choosing):
+            judge.choose(images[best], slot.prompt)
         chosen.append(best)
     return chosen
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, permutations
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -29,15 +29,17 @@ At = Sequence[Any]
 
 def compare(raw: Raw, all_of: Sequence[dict[str, Any]]) -> Evidence:
     """Comparisons that must all come out: each has `measure`, points `a` and `b`, and `is`: better (by more than
-    `margin`, by default 0), equal (within `margin`) or not_better (by `margin` at most)."""
-    return every([_comparison(raw, **{**each, "how": each["is"]}) for each in all_of])
+    `margin`, by default 0), equal (within `margin`) or not_better (by `margin` at most); these two need one."""
+    return every([_comparison(raw, how=each["is"], **{k: v for k, v in each.items() if k != "is"}) for each in all_of])
 
 
-def _comparison(raw: Raw, a: At, b: At, measure: str, how: str, margin: float = 0.0, **_: Any) -> Evidence:
+def _comparison(raw: Raw, a: At, b: At, measure: str, how: str, margin: float = 0.0) -> Evidence:
     kinds: dict[str, Callable[[Contrast, float], Evidence]]
     kinds = {"better": superior, "equal": equivalent, "not_better": not_superior}
     if how not in kinds:
         raise unknown("comparison", how, kinds)
+    if how != "better" and margin <= 0:
+        raise DiffscaleError(f"That a point is {how} is tested with a margin over 0: mend the recipe.")
     if a[0] != b[0]:
         raise DiffscaleError("A comparison is within one part: mend the recipe.")
     contrast = numbers.difference(raw, a[0], numbers.point(raw, *a), numbers.point(raw, *b), measure)
@@ -48,54 +50,64 @@ def _comparison(raw: Raw, a: At, b: At, measure: str, how: str, margin: float = 
 def sweet_spot(raw: Raw, part: str, series: Sequence[str], measure: str, budget: int | str = "last") -> Evidence:
     """`series` in order of a setting: one between the ends is better than both ends.
 
-    Which one is chosen on every other prompt, and tested on the rest.
+    Which one is chosen on every other prompt, and tested on the rest. Refuted where each of them is worse than an end.
     """
     points = [numbers.point(raw, part, name, budget) for name in series]
     values = np.array([numbers.by_prompt(raw, part, at, measure) for at in points])
+
+    def over_ends(middle: int, first: int, step: int) -> Evidence:
+        parts = []
+        for end in (0, -1):
+            contrast = paired((values[middle] - values[end])[first::step])
+            evidence = superior(contrast)
+            said = _said(series[middle], series[end], measure, contrast)
+            parts.append(Evidence(evidence.holds, evidence.fails, said))
+        return every(parts)
+
     best = 1 + int(values[1:-1, ::2].mean(1).argmax())
-    parts = []
-    for end in (0, -1):
-        contrast = paired(values[best, 1::2] - values[end, 1::2])
-        evidence = superior(contrast)
-        parts.append(Evidence(evidence.holds, evidence.fails, _said(series[best], series[end], measure, contrast)))
-    return every(parts)
+    found = over_ends(best, 1, 2)
+    return Evidence(found.holds, _by_all(over_ends(middle, 0, 1) for middle in range(1, len(series) - 1)), found.found)
 
 
 def disagree(raw: Raw, part: str, series: Sequence[str], measure: str, categories: Sequence[str]) -> Evidence:
     """One verifier is best in one category and another in another: some pair changes places.
 
     The pair and the categories with the largest change are chosen on every other prompt, and tested on the rest; there
-    each must be better than the other in its category.
+    each must be better than the other in its category. Refuted where every such change of places is.
     """
-    found: tuple[float, str, str, str, str] | None = None
     values = {
         (name, category): numbers.by_prompt(raw, part, numbers.point(raw, part, name), f"{measure}@{category}")
         for name in series
         for category in categories
     }
-    for a in series:
-        for b in series:
-            for here in categories:
-                for there in categories:
-                    won = _mean((values[a, here] - values[b, here])[::2])
-                    lost = _mean((values[b, there] - values[a, there])[::2])
-                    if found is None or min(won, lost) > found[0]:
-                        found = min(won, lost), a, b, here, there
-    assert found is not None
-    _, a, b, here, there = found
-    parts = []
-    for one, other, category in ((a, b, here), (b, a, there)):
-        contrast = paired((values[one, category] - values[other, category])[1::2])
-        evidence = superior(contrast)
-        said = _said(one, other, f"{measure} on {category}", contrast)
-        parts.append(Evidence(evidence.holds, evidence.fails, said))
-    return every(parts)
+
+    def crossed(a: str, b: str, here: str, there: str, first: int, step: int) -> Evidence:
+        parts = []
+        for one, other, category in ((a, b, here), (b, a, there)):
+            contrast = paired((values[one, category] - values[other, category])[first::step])
+            evidence = superior(contrast)
+            said = _said(one, other, f"{measure} on {category}", contrast)
+            parts.append(Evidence(evidence.holds, evidence.fails, said))
+        return every(parts)
+
+    def change(a: str, b: str, here: str, there: str) -> float:
+        return min(
+            _mean((values[one, category] - values[other, category])[::2])
+            for one, other, category in ((a, b, here), (b, a, there))
+        )
+
+    crossings = [(*pair, *places) for pair in permutations(series, 2) for places in permutations(categories, 2)]
+    found = crossed(*max(crossings, key=lambda crossing: change(*crossing)), 1, 2)
+    return Evidence(found.holds, _by_all(crossed(*crossing, 0, 1) for crossing in crossings), found.found)
 
 
 def never_worst(
     raw: Raw, part: str, one: str, others: Sequence[str], measure: str, categories: Sequence[str], margin: float
 ) -> Evidence:
-    """In every category `one` is not worse by `margin` than the worst of `others`, chosen on every other prompt."""
+    """In every category `one` is not worse by `margin` than the worst of `others`, chosen on every other prompt.
+
+    Refuted where in some category it is worse by `margin` than each of them.
+    """
     parts = []
     for category in categories:
         name = f"{measure}@{category}"
@@ -103,9 +115,15 @@ def never_worst(
         theirs = {each: numbers.by_prompt(raw, part, numbers.point(raw, part, each), name) for each in others}
         worst = min(theirs, key=lambda each: _mean(theirs[each][::2]))
         contrast = paired((theirs[worst] - mine)[1::2])
-        evidence = not_superior(contrast, margin)
-        parts.append(Evidence(evidence.holds, evidence.fails, _said(worst, one, f"{measure} on {category}", contrast)))
+        said = _said(worst, one, f"{measure} on {category}", contrast)
+        fails = _by_all(not_superior(paired(each - mine), margin) for each in theirs.values())
+        parts.append(Evidence(not_superior(contrast, margin).holds, fails, said))
     return every(parts)
+
+
+def _by_all(evidence: Iterable[Evidence]) -> float:
+    """The p-value against a claim that something exists: of all that it may be, each must be refuted."""
+    return max(each.fails for each in evidence)
 
 
 def correlated(raw: Raw, part: str, of: Sequence[str], over: float = 0.0) -> Evidence:

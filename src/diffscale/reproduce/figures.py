@@ -121,7 +121,7 @@ def _curves(axes: Any, raw: Raw, panel: Panel) -> None:
     axes.minorticks_off()
     axes.set_xlabel(_COSTS[panel.x])
     axes.set_ylabel(_label(panel), fontsize=9)
-    axes.set_title(f"{panel.part}: {raw['parts'][panel.part]['model']}", fontsize=10)
+    axes.set_title(f"{panel.part}: {numbers.models(raw, panel.part)}", fontsize=10)
 
 
 def _bars(axes: Any, raw: Raw, panel: Panel) -> None:

@@ -16,7 +16,6 @@ from diffscale.train.run.logs import FILE, read
 
 _STYLES: Final = ("-", "--", "-.", ":")
 _WINDOWS: Final = 40
-_NAMES: Final = {"loss": "loss", "reward": "reward"}
 
 
 def keep(training: Path, item: Path, name: str) -> dict[str, Any]:

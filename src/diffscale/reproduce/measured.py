@@ -37,7 +37,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`seconds` None where the model could not be measured."""
+    """Of a cold start: denoiser evaluations, their FLOPs, seconds with decoding and scoring, peak bytes."""
 
     nfe: int
     flops: float

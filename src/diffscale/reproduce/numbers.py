@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from diffscale.errors import DiffscaleError
 from diffscale.metrics.bootstrap import interval
+from diffscale.reproduce import trained
 from diffscale.reproduce.verdicts import Contrast, jackknife, paired
 
 LOWER: Final = frozenset({"fid"})
@@ -29,12 +30,16 @@ def point(raw: Raw, part: str, series: str, at: str | int = "last") -> dict[str,
         raise DiffscaleError(f"{raw['item']} has no series {series!r} in part {part!r}: mend its recipe.")
     if at in ("first", "last"):
         return dict(points[0 if at == "first" else -1])
-    if isinstance(at, str) and at.startswith("#"):
-        return dict(points[min(int(at[1:]), len(points) - 1)])
     found = next((each for each in points if (each["search_nfe"] or each["nfe"]) == at), None)
     if found is None:
         raise DiffscaleError(f"{raw['item']} has no point of {at} NFE in series {series!r}: mend its recipe.")
     return dict(found)
+
+
+def models(raw: Raw, part: str) -> str:
+    """The models of a part, those that were trained by what they were trained from."""
+    every = (at["model"] for points in raw["parts"][part]["series"].values() for at in points)
+    return ", ".join(dict.fromkeys(map(trained.base_of, every)))
 
 
 def by_prompt(raw: Raw, part: str, at: Mapping[str, Any], measure: str) -> NDArray[np.float64]:

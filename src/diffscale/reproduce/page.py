@@ -6,17 +6,19 @@ Built from the files of the runs and the recipes alone. The page is self-contain
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from diffscale.config import validated
 from diffscale.errors import DiffscaleError
 from diffscale.reproduce import claims, figures, logs, tables
 from diffscale.reproduce import recipe as recipes
 from diffscale.reproduce.recipe import Claim, Recipe, Setting
-from diffscale.reproduce.run import made_of
+from diffscale.reproduce.run import made_of, read
 from diffscale.reproduce.verdicts import LEVEL, Evidence, decide
 
 PAGE: Final = "reproduction.html"
@@ -43,9 +45,10 @@ without correction.
 
 @dataclass(frozen=True)
 class Item:
-    """A recipe, the setting that its numbers were made with, and these, with `logs` of trainings."""
+    """A recipe, the setting that its numbers were made with, told by `options`, and these, with `logs` of trainings."""
 
     name: str
+    options: dict[str, Any]
     recipe: Recipe
     setting: Setting
     raw: dict[str, Any]
@@ -57,12 +60,49 @@ def keep(folder: Path, name: str, recipe: Recipe, setting: Setting, options: dic
 
     `options`: what `recipe.resolved` was given besides the recipe.
     """
-    what = {"options": options, "recipe": recipe.model_dump(mode="json"), "setting": setting.model_dump(mode="json")}
-    (folder / name / "recipe.json").write_text(json.dumps(what, indent=1, ensure_ascii=False) + "\n")
+    what = {
+        "made_of": made_of(setting), "options": options, "recipe": recipe.model_dump(mode="json"),
+        "setting": setting.model_dump(mode="json"),
+    }  # fmt: skip
+    fresh = folder / name / "recipe.json.new"
+    fresh.write_text(json.dumps(what, indent=1, ensure_ascii=False) + "\n")
+    fresh.replace(folder / name / "recipe.json")
+
+
+def kept(folder: Path, name: str) -> dict[str, Any] | None:
+    """What `keep` wrote beside the numbers of an item; None where it did not get to it, as a run was killed."""
+    path = folder / name / "recipe.json"
+    held = dict(json.loads(path.read_text())) if path.is_file() else {}
+    raw = read(folder, name)
+    return held if raw is not None and held.get("made_of") == raw["made_of"] else None
+
+
+def described(options: dict[str, Any]) -> str:
+    """The options of a run, in words: its setting, and what made it smaller than the recipe."""
+    most = f", {options['limit']} prompts at most" if options.get("limit") else ""
+    return f"setting {options['setting']}{', quick' if options.get('quick') else ''}{most}"
+
+
+def check(folder: Path, name: str, options: dict[str, Any]) -> None:
+    """Raise DiffscaleError where a run with `options` would replace numbers in `folder` of another setting, or of more
+    prompts."""
+    held = kept(folder, name)
+    if held is None:
+        return
+    before = held["options"]
+    if bool(before.get("quick")) == options["quick"]:
+        smaller = (options["limit"] or math.inf) < (before.get("limit") or math.inf)
+    else:
+        smaller = options["quick"]
+    if smaller or before["setting"] != options["setting"]:
+        raise DiffscaleError(
+            f"{folder} has {name} with {described(before)}, which {described(options)} would replace: give another "
+            "--output."
+        )
 
 
 def items(folder: Path) -> list[Item]:
-    """All items that have numbers in `folder`.
+    """All items that have numbers in `folder`, and what these were made with.
 
     Where the recipe of today, with the options of the run, asks for these very numbers, it also says how they are shown
     and judged; else they are stale, and shown by the recipe that made them.
@@ -71,17 +111,24 @@ def items(folder: Path) -> list[Item]:
     known = recipes.names()
     present = {path.parent.name for path in folder.glob("*/raw.json")}
     for name in [*(n for n in known if n in present), *sorted(present - set(known))]:
+        held = kept(folder, name)
+        if held is None:
+            continue  # killed between its numbers and what they were made with: the next run of it mends that
         raw = json.loads((folder / name / "raw.json").read_text())
         raw["logs"] = logs.of(folder / name, raw)
-        held = json.loads((folder / name / "recipe.json").read_text())
-        recipe, setting = Recipe(**held["recipe"]), Setting(**held["setting"])
-        today = recipes.load(name) if name in known else None
-        now = None if today is None else recipes.resolved(today, **held["options"])
-        stale = now is None or made_of(now) != raw["made_of"]
-        if today is not None and now is not None and not stale:
-            recipe, setting = today, now
-        found.append(Item(name, recipe, setting, raw, stale))
+        recipe, setting = validated(Recipe, held["recipe"]), validated(Setting, held["setting"])
+        today = _today(name, held["options"]) if name in known else None
+        stale = today is None or made_of(today[1]) != raw["made_of"]
+        if today is not None and not stale:
+            recipe, setting = today
+        found.append(Item(name, held["options"], recipe, setting, raw, stale))
     return found
+
+
+def _today(name: str, options: dict[str, Any]) -> tuple[Recipe, Setting] | None:
+    """The recipe as it is, None where it has no such setting any more."""
+    recipe = recipes.load(name)
+    return (recipe, recipes.resolved(recipe, **options)) if options["setting"] in recipe.settings else None
 
 
 def judged(every: Sequence[Item]) -> list[tuple[Item, Claim, Evidence, str, float]]:
@@ -109,9 +156,10 @@ def build(folder: Path) -> Path:
         (folder / item.name / "table.html").write_text("".join(map(tables.html, grids)))
         sections.append(_section(item, files, grids, [each for each in verdicts if each[0] is item]))
     told = [
-        {"item": item.name, "claim": claim.says, "verdict": verdict, "p": p, "found": evidence.found}
+        {"item": item.name, "run": described(item.options), "stale": item.stale, "claim": claim.says,
+         "verdict": verdict, "p": p, "found": evidence.found}
         for item, claim, evidence, verdict, p in verdicts
-    ]
+    ]  # fmt: skip
     (folder / "verdicts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     (folder / PAGE).write_text(_page(sections, verdicts))
     return folder / PAGE
@@ -119,10 +167,12 @@ def build(folder: Path) -> Path:
 
 def _page(sections: Sequence[str], verdicts: Sequence[tuple[Item, Claim, Evidence, str, float]]) -> str:
     rows = "".join(
-        f'<tr><td><a href="#{item.name}">{item.name}</a></td><td>{escape(claim.says)}</td>{_verdict(verdict, p)}</tr>\n'
+        f'<tr><td><a href="#{item.name}">{item.name}</a>{" (stale)" * item.stale}</td>'
+        f"<td>{described(item.options)}</td><td>{escape(claim.says)}</td>{_verdict(verdict, p)}</tr>\n"
         for item, claim, _, verdict, p in verdicts
     )
-    summary = f"<table><tr><th>item</th><th>claim</th><th>verdict</th><th>p</th></tr>\n{rows}</table>" if rows else ""
+    heads = "<tr><th>item</th><th>run</th><th>claim</th><th>verdict</th><th>p</th></tr>"
+    summary = f"<table><caption>All claims</caption>\n{heads}\n{rows}</table>" if rows else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Reproduction</title>\n'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>\n'
@@ -144,11 +194,12 @@ def _section(
         for _, claim, evidence, verdict, p in verdicts
     )
     heads = "<tr><th>claim</th><th>verdict</th><th>p</th><th>found</th></tr>"
-    judged_here = f'<div class="wide"><table>{heads}\n{rows}</table></div>' if rows else ""
+    judged_here = f'<div class="wide"><table><caption>Claims</caption>\n{heads}\n{rows}</table></div>' if rows else ""
     notes = f'<p class="note">{escape(item.setting.notes)}</p>' if item.setting.notes else ""
     return (
         f'<h2 id="{item.name}">{item.name}: {escape(item.recipe.title)}</h2>\n{stale}'
-        f"<p><b>Expected.</b> {escape(item.recipe.expected)}</p>\n{notes}\n{picture}\n{judged_here}\n"
+        f"<p><b>Expected.</b> {escape(item.recipe.expected)}</p>\n"
+        f'<p class="note">Run: {described(item.options)}.</p>\n{notes}\n{picture}\n{judged_here}\n'
         f'<div class="wide">{"".join(map(tables.html, grids))}</div>\n'
         f'<p class="note">Files: <a href="{item.name}/raw.json">raw numbers</a>,'
         f' <a href="{item.name}/table.md">table</a>{link}</p>\n'

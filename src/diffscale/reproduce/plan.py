@@ -1,4 +1,4 @@
-"""What items will have to compute, told before any model is opened, and what of it is left."""
+"""What items will have to compute from a cold start, told before any model is opened."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from diffscale.errors import DiffscaleError
 from diffscale.named import parse
 from diffscale.reproduce import trained
 from diffscale.reproduce.calls import Call, Slot
-from diffscale.reproduce.points import Point, candidates, every_point, slots_of
-from diffscale.reproduce.recipe import Part, Setting
+from diffscale.reproduce.points import Point, call_of_pairs, candidates, every_point, slots_of
+from diffscale.reproduce.recipe import Part, Setting, of_shapes
 from diffscale.reproduce.searched import anytime
 from diffscale.train.run import opening
 from diffscale.train.run.settings import TrainConfig
@@ -46,13 +47,13 @@ class Need:
 @dataclass
 class Plan:
     """`pools`: by call. `searches`: points that run by the driver, with their slots. `again`: of pooled points, how
-    many samples their final call adds. `verified`: how many pictures each verifier scores, by call;
-    what it chooses from is scored once for all budgets. `trainings`: settings by ID."""
+    many samples their final call adds. `verified`: how many pictures each verifier scores, by call and by what for
+    ("judge", "pool", or a search); a pool is scored once for all budgets. `trainings`: settings by ID."""
 
     pools: dict[Call, Need] = field(default_factory=dict)
     searches: dict[Point, list[Slot]] = field(default_factory=dict)
     again: dict[Call, int] = field(default_factory=dict)
-    verified: dict[tuple[str, Call, bool], int] = field(default_factory=dict)
+    verified: dict[tuple[str, Call, str], int] = field(default_factory=dict)
     trainings: dict[str, TrainConfig] = field(default_factory=dict)
 
     def nfe(self) -> dict[Call, int]:
@@ -98,24 +99,26 @@ def _add(found: Plan, part: Part) -> None:
         if point.final is not None:
             found.again[point.final] = found.again.get(point.final, 0) + len(slots)
     if part.pairs is not None:
-        call = next(point.call for _, _, point in every_point(part))
+        call = call_of_pairs(part)
         need = found.pools.setdefault(call, Need())
         need.add(slots, part.pairs.candidates)
         need.record = need.record or any(map(records, part.pairs.of))
         for text in part.pairs.of:
-            _chosen(found, text, call, len(slots) * part.pairs.candidates)
+            _scored(found, (text, call, "pool"), len(slots) * part.pairs.candidates)
 
 
 def _verified(found: Plan, part: Part, point: Point, slots: int) -> None:
     for judge in part.judges:
-        key = judge, point.last, False
+        key = judge, point.last, "judge"
         found.verified[key] = found.verified.get(key, 0) + slots
     if point.searching:
-        _chosen(found, point.verifier or "", point.call, slots * candidates(point.budget, nfe_of(point.call)))
+        # Of a search that a larger budget only continues, and of a pool, what is scored already is not scored again.
+        grown = f"{point.search} {'' if anytime(point.search) else point.budget}"
+        n = slots * candidates(point.budget, nfe_of(point.call))
+        _scored(found, (point.verifier or "", point.call, "pool" if point.pooled else grown), n)
 
 
-def _chosen(found: Plan, verifier: str, call: Call, n: int) -> None:
-    key = verifier, call, True
+def _scored(found: Plan, key: tuple[str, Call, str], n: int) -> None:
     found.verified[key] = max(found.verified.get(key, 0), n)
 
 
@@ -140,8 +143,8 @@ def _stated(model: str) -> dict[str, Any]:
 
 
 def check(setting: Setting) -> None:
-    """Raise DiffscaleError for a search, verifier, prompt, budget or training of `setting` that cannot be, before
-    anything runs.
+    """Raise DiffscaleError for a search, verifier, prompt, budget, metric or training of `setting` that cannot be,
+    before anything runs.
 
     Functions as verifiers are not looked at.
     """
@@ -149,7 +152,20 @@ def check(setting: Setting) -> None:
         opening.check(trained.config_of(training))
     for part in setting.parts.values():
         slots_of(part)
+        _check_sets(part)
         named = [*part.judges, *(series.verifier for series in part.series.values() if series.verifier)]
         for text in named:
             if not is_function(text):
                 parse(text, "verifier", VERIFIERS)
+
+
+def _check_sets(part: Part) -> None:
+    compared = [name for name in part.sets if name in ("fid", "precision", "recall")]
+    if part.reference is not None and not Path(part.reference).expanduser().is_file():
+        raise DiffscaleError(
+            f"There is no file {part.reference}: give --reference what `diffscale evaluate --save-reference` wrote."
+        )
+    if compared and part.reference is None and not of_shapes(part.model):
+        raise DiffscaleError(f"{compared[0]} compares with real pictures: give --reference, their statistics.")
+    if "diversity" in part.sets and part.repeats < 2:
+        raise DiffscaleError("Diversity compares pictures of a prompt: give the recipe repeats of 2 or more.")

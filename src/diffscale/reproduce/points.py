@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,8 @@ from diffscale.reproduce.calls import Call, Slot
 from diffscale.reproduce.recipe import Part, Series
 from diffscale.searches import SEARCHES
 
-_GIVEN: Final = ("drawbench", "geneval", "t2i-compbench")
+GIVEN: Final = ("drawbench", "geneval", "t2i-compbench")
+"""Suites that are not shipped."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Point:
 
 def slots_of(part: Part) -> list[Slot]:
     """All pictures to find, prompt after prompt."""
-    if part.prompts in _GIVEN:
+    if part.prompts in GIVEN:
         raise DiffscaleError(
             f"{part.prompts} is not shipped: give its prompts, --suite {part.prompts}=FILE or a Hub id."
         )
@@ -85,6 +86,12 @@ def every_point(part: Part) -> Iterator[tuple[str, int, Point]]:
             yield name, number, point
 
 
+def call_of_pairs(part: Part) -> Call:
+    """That of the candidates of the first series, of which `pairs` are scored."""
+    series = next(iter(part.series.values()))
+    return _call(part, series, series.steps or part.steps)
+
+
 def candidates(budget: int, nfe: int) -> int:
     """How many samples of `nfe` a budget pays; raises DiffscaleError if it pays none."""
     if 0 < budget < nfe:
@@ -92,11 +99,9 @@ def candidates(budget: int, nfe: int) -> int:
     return max(1, budget // nfe)
 
 
-def conditions(slots: Sequence[Slot]) -> list[str]:
-    """The prompts of slots, each once."""
-    return list({slot.condition: slot.prompt for slot in slots}.values())
-
-
 def _call(part: Part, series: Series, steps: int | None) -> Call:
     args = {**part.args, **series.args}
-    return Call(series.model or part.model, steps, tuple(sorted(args.items())), part.dtype, part.seed)
+    return Call(
+        series.model or part.model, steps, tuple(sorted(args.items())), part.dtype, part.seed,
+        series.scheduler or part.scheduler,
+    )  # fmt: skip

@@ -14,7 +14,6 @@ from diffscale.reproduce import trained
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 SettingName = Literal["shapes", "paper"]
-At = Literal["first", "last"] | int
 
 
 class _Strict(BaseModel):
@@ -32,6 +31,7 @@ class Series(_Strict):
 
     model: str | None = Field(None, description="instead of the part's; `training NAME`: what that training gives")
     args: dict[str, Any] = Field(default_factory=dict, description="of the model's call, over the part's")
+    scheduler: str | None = Field(None, description="instead of the part's")
     steps: int | None = Field(None, gt=0)
     final: list[int] = Field(default_factory=list)
     search: str = "random"
@@ -63,6 +63,7 @@ class Part(_Strict):
     dtype: str = "float32"
     steps: int | None = Field(None, gt=0, description="of a sample; null: as the model states")
     args: dict[str, Any] = Field(default_factory=dict)
+    scheduler: str | None = Field(None, description="as --scheduler takes it; null: the pipeline's own")
     judges: list[str] = Field(default_factory=list)
     sets: list[Literal["fid", "is", "precision", "recall", "diversity"]] = Field(default_factory=list)
     reference: str | None = Field(None, description="real pictures for fid, precision and recall")
@@ -148,6 +149,11 @@ class Recipe(_Strict):
     printed: Printed | None = None
 
 
+def of_shapes(model: str) -> bool:
+    """Whether it is a shipped model of Shapes, or trained from one: those have networks and references of their own."""
+    return Path(trained.base_of(model)).name.startswith("shapes-")
+
+
 def names() -> list[str]:
     """All items, in the order of the papers: figures, then tables, by number."""
     found = [path.stem for path in RECIPES.glob("*.yaml")]
@@ -217,6 +223,9 @@ def resolved(
         if limit is not None:
             given["limit"] = min(limit, given["limit"] or limit)
         for each in given["series"].values():
+            if each["verifier"] == "oracle_fid" and given["reference"] is not None and not of_shapes(part.model):
+                # The oracle is that of the very distance that is measured.
+                each["verifier"] = f"oracle_fid reference={given['reference']}"
             training = trained.name_in(each["model"] or "")
             if training is not None:
                 if training not in trainings:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ from diffscale.reproduce.choosing import pick
 from diffscale.reproduce.digests import digest, shipped_verifiers, weights_digest
 from diffscale.reproduce.measured import Speeds
 from diffscale.reproduce.plan import nfe_of, plan, records
-from diffscale.reproduce.points import Point, candidates, every_point, slots_of
+from diffscale.reproduce.points import Point, call_of_pairs, candidates, every_point, slots_of
 from diffscale.reproduce.pool import Pool
-from diffscale.reproduce.recipe import Part, Setting
+from diffscale.reproduce.recipe import Part, Setting, of_shapes
 from diffscale.reproduce.scoring import Scoring
 from diffscale.reproduce.searched import Searched
 from diffscale.reproduce.sets import Sets
 from diffscale.reproduce.trainings import Trainings
 from diffscale.shapes.captions import read as meaning_of
+from diffscale.shapes.prompts import SUITES
 from diffscale.types import ClassLabel, Sampler
 
 FORMAT = 1
@@ -41,7 +43,10 @@ class Workshop:
     """What the items of one output folder share: models, verifiers, pools, scores, speeds."""
 
     def __init__(self, folder: Path, loading: LoadOptions, batch_size: int | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiffscaleError(f"The folder {folder} cannot be made: choose another place ({error}).") from error
         self.folder, self.batch_size = folder, batch_size
         self.models, device = Models(loading, folder / "cache"), best_device(loading.device)
         self.trainings = Trainings(folder / "cache")
@@ -62,7 +67,7 @@ class Workshop:
         return Searched(self.folder / "cache", call, verifier, self.scoring.id(verifier, call.model), opened)
 
     def sets(self, model: str, reference: str | None) -> Sets:
-        key = Path(model).name.startswith("shapes-"), reference
+        key = of_shapes(model), reference
         if key not in self._sets:
             self._sets[key] = Sets.open(model, reference, self.scoring.device)
         return self._sets[key]
@@ -78,14 +83,26 @@ class _Kept:
 
 
 def made_of(setting: Setting) -> str:
-    """Digest of all that decides an item's numbers: its recipe as resolved, and the weights."""
+    """Digest of all that decides an item's numbers: its recipe as resolved, the prompts and the reference, the weights.
+
+    What the Hub holds is taken to stay as it is.
+    """
     parts = {name: part.model_dump() for name, part in setting.parts.items()}
     used = sorted({trained.base_of(each) for part in setting.parts.values() for each in _models(part)})
     weights = {model: weights_digest(model) for model in used}
-    if any(Path(model).name.startswith("shapes-") for model in used):
+    if any(map(of_shapes, used)):
         weights |= shipped_verifiers()
     trainings = {name: trained.id_of(each) for name, each in setting.trainings.items()}
-    return digest([FORMAT, parts, weights, *([trainings] if trainings else [])])
+    given = {text: _held(text) for part in setting.parts.values() for text in (part.prompts, part.reference or "")}
+    return digest([FORMAT, parts, weights, given, trainings])
+
+
+def _held(source: str) -> Any:
+    """What a suite says, or the digest of a file."""
+    if source in SUITES:
+        return SUITES[source]()
+    path = Path(source).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def read(folder: Path, item: str) -> dict[str, Any] | None:
@@ -94,11 +111,13 @@ def read(folder: Path, item: str) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text())) if path.is_file() else None
 
 
-def run(item: str, setting: Setting, workshop: Workshop, told: Told | None = None, record: bool = False) -> bool:
+def run(
+    item: str, setting: Setting, workshop: Workshop, told: Told | None = None, recording: Container[Call] = ()
+) -> bool:
     """Run an item unless its numbers are there and up to date; whether it was run.
 
-    `told(what, done, of)` hears of progress. `record`: keep predictions in the pools although this item needs none,
-    because others will.
+    `told(what, done, of)` hears of progress. `recording`: calls of which pools keep predictions although this item
+    needs none, because others will.
     """
     held = read(workshop.folder, item)
     key = made_of(setting)
@@ -110,7 +129,7 @@ def run(item: str, setting: Setting, workshop: Workshop, told: Told | None = Non
         workshop.models.drop()
         made = workshop.trainings.make(training, f"{item}: {name}", told)
         trainings[name] = logs.keep(made, folder, name)
-    parts = {name: _run_part(item, name, part, workshop, told, record) for name, part in setting.parts.items()}
+    parts = {name: _run_part(item, name, part, workshop, told, recording) for name, part in setting.parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / "raw.json.new"
     raw = {"item": item, "made_of": key, "parts": parts, **({"trainings": trainings} if trainings else {})}
@@ -123,13 +142,15 @@ def _models(part: Part) -> list[str]:
     return [part.model, *(series.model for series in part.series.values() if series.model is not None)]
 
 
-def _run_part(item: str, name: str, part: Part, workshop: Workshop, told: Told | None, record: bool) -> dict[str, Any]:
+def _run_part(
+    item: str, name: str, part: Part, workshop: Workshop, told: Told | None, recording: Container[Call]
+) -> dict[str, Any]:
     slots = slots_of(part)
     needs = plan([Setting(view="table", parts={name: part})])
     for call, need in needs.pools.items():
         total = len(need)
         bar = None if told is None else lambda done, call=call, total=total: told(f"{item}: {call.model}", done, total)
-        workshop.pool(call).make(need.candidates(), need.record or record, bar, workshop.batch_size)
+        workshop.pool(call).make(need.candidates(), need.record or call in recording, bar, workshop.batch_size)
     found: dict[str, list[dict[str, Any]]] = {series: [] for series in part.series}
     for series, number, point in every_point(part):
         kept = _keep(point, slots, workshop, None if told is None else _bar(told, f"{item}: {series}", point, slots))
@@ -152,7 +173,7 @@ def _run_part(item: str, name: str, part: Part, workshop: Workshop, told: Told |
 def _categories(part: Part, conditions: Sequence[str]) -> list[str]:
     """As the file of prompts says, or what captions of Shapes mean; empty where nobody tells."""
     said = categories(part.prompts)
-    if Path(part.model).name.startswith("shapes-"):
+    if of_shapes(part.model):
         for prompt in conditions:
             if not isinstance(prompt, ClassLabel) and (meaning := meaning_of(prompt)) is not None:
                 said.setdefault(prompt, meaning.category)
@@ -200,19 +221,21 @@ def _measured(part: Part, point: Point, pictures: Tensor, slots: Sequence[Slot],
         for judge in part.judges
     }
     for judge, values in scores.items():
-        if not np.isfinite(values).all():
-            failed = len(values) - int(np.isfinite(values).sum())
-            raise DiffscaleError(
-                f"{judge} could not score {failed} of {len(values)} pictures: see to it and run again."
-            )
+        _check_scored(judge, values)
     sets = workshop.sets(model, part.reference).measure(part.sets, pictures, slots) if part.sets else {}
     return {"scores": scores, "sets": sets}
+
+
+def _check_scored(verifier: str, values: Sequence[float]) -> None:
+    failed = len(values) - int(np.isfinite(values).sum())
+    if failed:
+        raise DiffscaleError(f"{verifier} could not score {failed} of {len(values)} pictures: see to it and run again.")
 
 
 def _pairs(part: Part, slots: Sequence[Slot], workshop: Workshop) -> dict[str, list[list[float]]]:
     """Scores of each verifier, [slots][candidates]."""
     assert part.pairs is not None
-    call = next(point.call for _, _, point in every_point(part))
+    call = call_of_pairs(part)
     pool, numbers = workshop.pool(call), range(part.pairs.candidates)
     found = {}
     for text in part.pairs.of:
@@ -221,7 +244,9 @@ def _pairs(part: Part, slots: Sequence[Slot], workshop: Workshop) -> dict[str, l
             early = (lambda slot=slot: pool.pictures(slot, numbers, recorded=True)) if records(text) else None
             pictures = pool.pictures(slot, numbers)
             scores = workshop.scoring.scores(text, call.model, slot.prompt, pictures, early)
-            of_it.append(workshop.scoring.combine(text, call.model, scores).tolist())
+            values = workshop.scoring.combine(text, call.model, scores).tolist()
+            _check_scored(text, values)
+            of_it.append(values)
         found[text] = of_it
     return found
 

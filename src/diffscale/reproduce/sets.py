@@ -19,6 +19,7 @@ from diffscale.errors import DiffscaleError
 from diffscale.metrics.inception_score import inception_score
 from diffscale.metrics.precision_recall import precision, recall
 from diffscale.reproduce.calls import Slot
+from diffscale.reproduce.recipe import of_shapes
 from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.render import render
 from diffscale.statistics.frechet import FewSamples, fid
@@ -41,10 +42,10 @@ class Sets:
     @classmethod
     def open(cls, model: str, reference: str | None, device: str) -> Sets:
         """For pictures of `model`: those of Shapes have an Inception and a drawn reference of their own."""
-        if Path(model).name.startswith("shapes-"):
+        if of_shapes(model):
             return cls(load_inception("shapes-inception", device), _drawn())
         classifier = load_inception(None, device)
-        held = None if reference is None else load_reference(Path(reference), classifier.name)
+        held = None if reference is None else load_reference(Path(reference).expanduser(), classifier.name)
         return cls(classifier, held)
 
     @torch.no_grad()

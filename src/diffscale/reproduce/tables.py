@@ -83,8 +83,8 @@ def _grid(table: Table, raw: Raw) -> Grid:
             ratio = [f"{at['flops'] / first['flops']:.3g}"] if table.cost else []
             values = [_cell(raw, table.part, at, measure) for measure in table.columns]
             rows.append([name, f"{at['nfe']:,.0f}", *ratio, *values])
-    count = len(part["prompts"])
-    title = f"{part['model']}, {count} prompts, {count * part['repeats']} pictures a row; 95% intervals"
+    models, count = numbers.models(raw, table.part), len(part["prompts"])
+    title = f"{models}, {count} prompts, {count * part['repeats']} pictures a row; 95% intervals"
     return Grid(title, ["search", "NFE", *cost, *(_PLAIN.get(c, c) for c in table.columns.values())], rows)
 
 

@@ -31,7 +31,7 @@ class Contrast:
     def above(self, value: float) -> float:
         """p-value of the hypothesis that the truth is at most `value`: small where it lies above."""
         if not self.error > 0:
-            return 1.0 if self.estimate == value else float(self.estimate < value)
+            return float(not self.estimate > value)  # also of what is not a number
         return float(student.sf((self.estimate - value) / self.error, self.freedom))
 
     def below(self, value: float) -> float:
