@@ -246,8 +246,8 @@ def test_seconds_of_a_training_by_hand(training: dict[str, Any]) -> None:
     assert seconds(method="sharpen-rlhf") == pytest.approx(3 * 2 * (20 + 4 + 16) / 100)
     own = {"own_samples": "each", "sample_steps": 5}
     assert seconds(method="sharpen-rlhf", **own) == pytest.approx(3 * 2 * (2 * 5 + 4 + 16) / 100)
-    assert seconds(method="ddpo", sample_steps=5) == pytest.approx(3 * 2 * 20 / 100)
-    assert seconds(method="sft", reward=[]) == pytest.approx(3 * 2 * 3 / 100)
+    assert seconds(method="ddpo", sample_steps=5, n=3, m=3) == pytest.approx(3 * 2 * 20 / 100)
+    assert seconds(method="sft", reward=[], n=3, m=3) == pytest.approx(3 * 2 * 3 / 100)
     assert seconds(max_train_seconds=0.25) == 0.25
 
 
