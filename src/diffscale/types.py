@@ -6,12 +6,13 @@ and knows nothing of devices, batches, budgets or progress bars.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 if TYPE_CHECKING:
     from diffscale.ledger import Ledger
@@ -295,6 +296,14 @@ class Choosing(Protocol):
 
     def choose(self, image: Tensor, prompt: str) -> None:
         """`image` [3, H, W] in [0, 1] is what the search for `prompt` found."""
+
+
+@runtime_checkable
+class Refinable(Verifier, Protocol):
+    """A verifier that can go on learning: its scores are differentiable in its weights."""
+
+    def weights(self) -> Iterable[Parameter]:
+        """What is to move; nothing that the verifier keeps between calls depends on it."""
 
 
 class Environment(Protocol):

@@ -24,7 +24,6 @@ class ToyPolicy:
     """Latents [B, 2, 2, 2]; the network is a x + b t + c with a number for each prompt; a picture is its latents."""
 
     errors = Policy.errors
-    emptied = Policy.emptied
     _gamma = None
 
     def __init__(self, prediction="epsilon", steps=6):

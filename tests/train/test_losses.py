@@ -15,7 +15,7 @@ from diffscale.train.choosing import choose
 from diffscale.train.d3po import d3po_loss, preferences
 from diffscale.train.ddpo import ddpo_loss
 from diffscale.train.dpo import diffusion_dpo_loss, dpo_loss
-from diffscale.train.iterpo import iterpo_loss, ranking_loss
+from diffscale.train.iterpo import iterpo_loss
 from diffscale.train.on_policy import log_prob, rollout
 from diffscale.train.sft import sft_loss
 from diffscale.train.sharpen_rlhf import own_samples, sharpen_rlhf_loss
@@ -360,8 +360,3 @@ def test_iterpo_tells_rewards_the_captions_and_gives_their_spread():
 def test_iterpo_refuses_rewards_without_gradient():
     with pytest.raises(DiffscaleError, match="gradient"):
         iterpo_loss(ToyPolicy(), [Blind()], ROWS, KEYS)
-
-
-def test_rewards_are_refined_by_ranking():
-    better, worse = torch.full((2, 3, 4, 4), 0.75), torch.full((2, 3, 4, 4), 0.25)
-    assert float(ranking_loss(Red(), better, worse, ["a", "b"])) == pytest.approx(math.log1p(math.exp(-0.5)))

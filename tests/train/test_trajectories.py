@@ -10,7 +10,7 @@ from diffscale import noise
 from diffscale.errors import BudgetTooSmall, DiffscaleError
 from diffscale.samplers.formulas import Marginal, denoise
 from diffscale.searches import SEARCHES
-from diffscale.train.choosing import choose, trajectories
+from diffscale.train.choosing import choose, choose_samples, trajectories
 from diffscale.train.trajectories import TrajectorySampler
 from diffscale.verifiers.ensemble import Ensemble
 
@@ -75,43 +75,35 @@ def test_best_and_worst_trajectories_and_their_rewards_by_hand(prediction):
             assert not visits.x.requires_grad
 
 
-def test_each_trajectory_may_begin_from_data_of_its_own():
-    policy, made = ToyPolicy(), {}
-
-    def own(unit, keys, rows):
-        made.update(zip(keys.tolist(), unit, strict=True))
-        return 2 * unit + ROWS[rows].view(-1, 1, 1, 1)
-
-    chosen, wanted = choose(policy, Red(), own, ROWS, KEYS, 4, 3), []
-    for best, worst, row in zip(chosen.best, chosen.worst, ROWS.tolist(), strict=True):
-        # From samples of their own, noised alike.
-        assert not torch.equal(best.x0, worst.x0)
-        assert torch.equal(best.eps, worst.eps) and float(best.time[0]) == float(worst.time[0])
-        assert any(torch.equal(best.x0, 2 * unit + row) for unit in made.values())
-        for one in (best, worst):
-            assert torch.allclose(policy.times.noised(one.x0[None], one.eps[None], one.time[:1])[0], one.x[0])
-        # The reward of what it began from counts like that of each prediction.
-        predicted = [
-            red(policy.times.clean(x, policy.output(x, t, torch.tensor([row])), t))
-            for x, t in zip(best.x[:, None], best.time[:, None], strict=True)
-        ]
-        wanted.append(torch.cat([*predicted, red(best.x0[None])]).mean().item())
-    assert chosen.reward.tolist() == pytest.approx(wanted)
-    assert len(made) == 12 and bool((chosen.reward > chosen.lowest).all())
+def test_samples_are_chosen_by_their_rewards():
+    sampler = policy_of("sdxl")[1].sampler
+    keys = torch.tensor([5, 9])
+    best, worst, figures = choose_samples(sampler, Red(), keys, 4)
+    for i, key in enumerate(keys.tolist()):
+        own = torch.tensor([noise.fold(key, "candidate", c) for c in range(4)])
+        x = sampler.run(sampler.prior(own, torch.full((4,), i))).x
+        rewards = Red()(sampler.decode(x), []).double()
+        assert torch.allclose(best[i], x[rewards.argmax()], atol=1e-5)
+        assert torch.allclose(worst[i], x[rewards.argmin()], atol=1e-5)
+        wanted = [float(rewards.max()), float(rewards.min()), float(rewards.mean()), 4]
+        assert figures[i].tolist() == pytest.approx(wanted, abs=1e-5)
+    # Other searches end in samples, too.
+    better = choose_samples(sampler, Red(), keys, 4, SEARCHES["svdd"])[2]
+    assert bool((better[:, 0] > figures[:, 1]).all())
 
 
-def test_trajectories_without_a_choice_are_those_of_own_data_for_the_same_keys():
+def test_trajectories_without_a_choice_are_noised_by_their_keys_alone():
     policy, keys = ToyPolicy(), torch.arange(20) + 5
-    rows = torch.zeros(20).long()
-    chosen = choose(policy, Red(), lambda unit, keys, rows: 2 * unit, rows, keys, 4, 3)
-    for which in (chosen.best, chosen.worst):
-        x0 = torch.stack([one.x0 for one in which])
-        for old, new in zip(which, trajectories(policy, x0, rows, keys, 3), strict=True):
-            assert old.time.tolist() == new.time.tolist() and torch.equal(old.eps, new.eps)
-            assert torch.allclose(old.x, new.x, atol=1e-12) and torch.equal(old.x0, new.x0)
-    assert len({len(one.time) for one in chosen.best}) > 1
-    other = trajectories(policy, x0, rows, keys + 100, 3)
-    assert all(not torch.equal(old.eps, new.eps) for old, new in zip(chosen.worst, other, strict=True))
+    rows, x0 = torch.zeros(20).long(), torch.randn(2, 20, 2, 2, 2).double()
+    for data, other in ((x0[0], x0[1]), (x0[1], x0[0])):
+        one, pair, again = (
+            trajectories(policy, of, rows, by, 3) for of, by in ((data, keys), (other, keys), (data, keys + 100))
+        )
+        for i, (a, b, c) in enumerate(zip(one, pair, again, strict=True)):
+            assert torch.equal(a.eps, b.eps) and a.time.tolist() == b.time.tolist() and not torch.equal(a.eps, c.eps)
+            x, _ = by_hand(policy, data[i], a.eps, float(a.time[0]), 0, len(a.time))
+            assert torch.allclose(a.x, x, atol=1e-9) and torch.equal(a.x0, data[i])
+        assert len({len(a.time) for a in one}) > 1
 
 
 def test_where_time_runs_out_a_trajectory_is_shorter():

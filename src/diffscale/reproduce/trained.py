@@ -57,7 +57,9 @@ def id_of(training: Mapping[str, Any]) -> str:
     found = config_of(training)
     model = found.pretrained_model_name_or_path
     judged = shipped_verifiers() if found.reward and Path(model).name.startswith("shapes-") else {}
-    made_of = [found.model_dump(mode="json", exclude=_PASSING), training["data"], weights_digest(model), judged]
+    # Settings that are left as they are do not count, so that new ones change no ID.
+    decided = found.model_dump(mode="json", exclude=_PASSING, exclude_defaults=True)
+    made_of = [decided, training["data"], weights_digest(model), judged]
     return f"{found.method}-{digest(made_of)}"
 
 
@@ -104,12 +106,12 @@ def seconds(found: TrainConfig, sample: int, nfe_per_second: float) -> float:
     `sample`: NFE of a sample. A step backward counts as two forward; rewards and decoding are left out.
     """
     n, m, own = found.n, found.m, found.sample_steps or sample
-    begun = n if found.own_samples == "each" else 1
+    begun, tried = (n, 2) if found.own_samples == "each" else (1, n)
     rows = {
         "sft": 3,
         "dpo": 2 * 4,
         "sharpen-sft": n * m + 3 * m,
-        "sharpen-rlhf": begun * own + n * m + 2 * 4 * m,
+        "sharpen-rlhf": begun * own + tried * m + 2 * 4 * m,
         "ddpo": 4 * own,
         "d3po": 2 * 5 * own,
         "iterpo": own + 3,

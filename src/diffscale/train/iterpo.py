@@ -1,4 +1,4 @@
-"""IterPO: raise differentiable rewards of late x0-predictions, and in turns teach the rewards what they got wrong."""
+"""IterPO: raise differentiable rewards of late x0-predictions; `refining` has its other turn."""
 
 from __future__ import annotations
 
@@ -58,14 +58,6 @@ def iterpo_loss(
     together = torch.stack(rewards).detach().mean(0)
     spread = {"reward": float(together.mean()), "reward_std": float(together.std(correction=0))}
     return loss, {"loss": float(loss.detach()), **logs, **spread}
-
-
-def ranking_loss(verifier: Verifier, better: Tensor, worse: Tensor, prompts: list[str]) -> Tensor:
-    """-log sigmoid(r(better) - r(worse)), mean over pairs of pictures [B, 3, H, W] in [0, 1] for the same prompts.
-
-    The other turn of IterComp: rewards are trained anew on a gallery that the new model's pictures joined.
-    """
-    return -F.logsigmoid(scored(verifier, better, prompts) - scored(verifier, worse, prompts)).mean()
 
 
 @torch.no_grad()

@@ -93,18 +93,6 @@ class Policy:
         """Text embeddings of `prompts` to be kept, see `Calls.embed`."""
         return self._calls.embed(prompts)
 
-    def emptied(self, rows: Tensor, keys: Tensor, share: float) -> Tensor:
-        """`rows` [B] of which about `share`, chosen by `keys` [B] alone, have the empty prompt instead.
-
-        Raises DiffscaleError if it is not among the prompts.
-        """
-        if not share:
-            return rows
-        if "" not in self.prompts:
-            raise DiffscaleError("Dropping prompts needs the embeddings of the empty prompt among those given.")
-        dropped = noise.uniform(noise.fold_rows(keys, "empty")) < share
-        return torch.where(dropped, self.prompts.index(""), rows)
-
     def output(self, x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
         """The network's output like `x` [B, ...] at times `time` [B] for the prompts `rows` [B], with gradients."""
         return self._network(x, time, rows).to(x)

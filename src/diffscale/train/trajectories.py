@@ -54,14 +54,11 @@ class TrajectorySampler:
     `levels` are shares of the way that is left, from 1 to 0 in equal steps, since every row has other times. The
     latents of a finished state are all its x0-predictions [B, V, ...]: its picture is the strip of them, which a
     verifier scores by the mean over them, as the frames of a video. `finished`: the visits of each, by row and key.
-    `data_count`: the data are in the strip, too, where every trajectory has its own and they are part of the choice.
     """
 
     flops_per_forward = 0.0
 
-    def __init__(
-        self, policy: Policy, begin: Begin, time: Tensor, rows: Tensor, steps: int, hop: int, data_count: bool = False
-    ) -> None:
+    def __init__(self, policy: Policy, begin: Begin, time: Tensor, rows: Tensor, steps: int, hop: int) -> None:
         if steps < 1 or bool((time - (steps - 1) * hop < policy.times.first).any()):
             raise DiffscaleError(f"A trajectory of {steps} steps of {hop} does not fit below its time: take fewer.")
         self.steps, self.prompts = steps, [policy.prompts[row] for row in rows.tolist()]
@@ -69,7 +66,7 @@ class TrajectorySampler:
         self.forwards = 0
         self.finished: dict[tuple[int, int], Visits] = {}
         self._policy, self._begin, self._time, self._rows, self._hop = policy, begin, time, rows, hop
-        self._differentiating, self._data_count = False, data_count
+        self._differentiating = False
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
         return State(self._policy.prior(keys), 0, keys, rows)
@@ -186,7 +183,7 @@ class TrajectorySampler:
         for i, ends in enumerate(zip(state.row.tolist(), state.key.tolist(), strict=True)):
             began = (state.solver[name][i].detach() for name in ("data", "eps"))
             self.finished[ends] = Visits(x[i].detach(), time[i], *began)
-        return replace(state, x=torch.cat([x0, state.solver["data"][:, None]], 1) if self._data_count else x0)
+        return replace(state, x=x0)
 
 
 def hop_of(policy: Policy) -> int:

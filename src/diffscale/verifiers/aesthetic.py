@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn import functional as F
 
 from diffscale.errors import DiffscaleError
@@ -38,6 +39,10 @@ class Aesthetic:
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score [B] of `images` [B, 3, H, W] in [0, 1]; higher is better."""
         return self.head(F.normalize(self.clip.features(images), dim=-1))[:, 0]
+
+    def weights(self) -> list[Parameter]:
+        """See `types.Refinable`: of the head."""
+        return list(self.head.parameters())
 
 
 def aesthetic(

@@ -8,6 +8,7 @@ from typing import Any, Self, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
@@ -54,6 +55,10 @@ class Clip:
         """Projected picture embeddings [B, D], not normalised, of `images` [B, 3, H, W] in [0, 1]."""
         pixels = self.pixels(images.to(self.net.device).float())
         return self.net.visual_projection(self.net.vision_model(pixel_values=pixels).pooler_output)
+
+    def weights(self) -> list[Parameter]:
+        """See `types.Refinable`: of the vision side, since text features are kept."""
+        return [*self.net.vision_model.parameters(), *self.net.visual_projection.parameters()]
 
     def pixels(self, images: Tensor) -> Tensor:
         """What the vision tower takes, [B, 3, side, side], of `images` [B, 3, H, W] in [0, 1]."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import AutoTokenizer
 
 from diffscale.files import fetch, load_into, load_state, local, pretrained, read_config
@@ -38,6 +39,10 @@ class ImageReward:
         """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
         rating = self.net(*self.prepared(images, prompts))
         return (rating - self.net.config["mean"]) / self.net.config["std"]
+
+    def weights(self) -> list[Parameter]:
+        """See `types.Refinable`: of all but the vision tower, which its authors kept fixed for the most part, too."""
+        return [*self.net.text.parameters(), *self.net.head.parameters()]
 
     def prepared(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """What the network takes: pixels [B, 3, side, side], token ids and attention mask [B, max_length]."""

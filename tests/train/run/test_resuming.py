@@ -36,6 +36,22 @@ CASES: dict[str, list[Any]] = {
         "--sample_steps",
         2,
     ],
+    "iterpo in turns": [
+        "--reward",
+        "clip model=shapes-clip",
+        "--refine_by",
+        "tiny:darkness",
+        "--refine_every",
+        2,
+        "--refine_prompts",
+        3,
+        "--refine_learning_rate",
+        1e-3,
+        "--learning_rate",
+        1e-2,
+        "--sample_steps",
+        3,
+    ],
     "ddpo": [*REWARDED, "--samples_per_round", 6],  # three steps: killed within a round
 }
 

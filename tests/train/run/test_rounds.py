@@ -30,13 +30,13 @@ def test_own_samples_are_those_of_whole_steps(samples: int | None, places: list[
         def chosen(self, *_: Any) -> Any:
             return None
 
-        def _own(self, unit: torch.Tensor, *_: Any) -> torch.Tensor:
+        def _sampled(self, unit: torch.Tensor, *_: Any) -> torch.Tensor:
             return unit
 
     stage: Any = SimpleNamespace(
         settings=settings.resolve("sharpen-rlhf", None, {**LEAST, **more}),
         materials=SimpleNamespace(batches=SimpleNamespace(at=at), tell=lambda _: None, tell_own=lambda _: None),
-        policy=SimpleNamespace(prior=lambda keys: keys),
+        policy=SimpleNamespace(prior=lambda keys: keys, like=torch.empty(0)),
         keys=lambda *_: torch.arange(2),
         rows=torch.arange(2),
     )
@@ -56,7 +56,12 @@ def test_iterpo_tells_rewards_the_captions(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(iterpo, "iterpo_loss", loss)
     batch = SimpleNamespace(captions=["a tree", "a hill"], prompts=["", "a hill"])
     stage: Any = SimpleNamespace(
-        rewards=[], batch=lambda _: batch, keys=lambda _: torch.arange(2), rows=torch.arange(2), policy=None
+        settings=settings.resolve("iterpo", None, LEAST),
+        rewards=[],
+        batch=lambda _: batch,
+        keys=lambda _: torch.arange(2),
+        rows=torch.arange(2),
+        policy=None,
     )
     method = iterpo.Iterpo(stage)
     method.loss(method.gather(0))

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffscale import api
+from diffscale import api, verifiers
 from diffscale.loading.options import LoadOptions
 from diffscale.models import load_pipeline, origin
 from diffscale.train.run import settings, validation
@@ -148,3 +148,21 @@ def test_evaluation_prompts_are_dropped_and_told_of(
     assert tiny.cli(monkeypatch, *given(data, "sft", out, "--held_out_prompts", held)) == 0
     assert json.loads((out / "result.json").read_text())["dropped_evaluation_prompts"]["rows"] == 1
     assert "1 rows with evaluation prompts were dropped" in (out / "README.md").read_text()
+
+
+def test_rewards_that_were_refined_do_not_measure_the_gains(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = ["--refine_by", "tiny:darkness", "--refine_every", 1, "--refine_learning_rate", 0.1]
+    more = ["--reward", "clip model=shapes-clip", "--sample_steps", 3, *turns]
+    assert tiny.cli(monkeypatch, *given(data, "iterpo", tmp_path, *more)) == 0
+    clip = verifiers.load("clip model=shapes-clip")
+    kept = load_file(tmp_path / "checkpoint-2" / "method-0.safetensors")
+    assert not torch.allclose(kept["reward.0.0"], next(iter(clip.weights())), atol=1e-3)
+    # The model as it was, and as it was before the one turn of refining.
+    assert kept["gallery.pictures"].shape == (2, 4, 3, 8, 8) and kept["gallery.ranks"].shape == (2, 4)
+    assert not torch.equal(*kept["gallery.pictures"])
+    for name in ("before", "after"):
+        images, said = validation.saved(tmp_path, name)
+        again = clip(torch.stack(images), [*data.prompts.read_text().split("\n")[: len(images)]])
+        assert said["clip"] == pytest.approx(again.tolist(), abs=0.02)

@@ -54,7 +54,3 @@ class Order:
         start = (step * self.processes + self.process) * self.batch
         places = range(start, start + self.batch)
         return [int(permutation(self.rows, self.seed, place // self.rows)[place % self.rows]) for place in places]
-
-    def epoch(self, step: int) -> float:
-        """How many epochs are over when `step` begins."""
-        return step * self.processes * self.batch / self.rows

@@ -29,6 +29,7 @@ def card(settings: TrainConfig, base: str, dataset: Dataset, result: dict[str, A
         "base_model": base,
         "tags": ["diffscale", "text-to-image", settings.method, *(["lora"] if lora else [])],
     }
+    shown = settings.model_dump(mode="json")
     names = [*_ESSENTIAL, *(["rank"] if lora else [])]
     names += [*(_SHARPEN if settings.method.startswith("sharpen") else ())]
     names += (
@@ -37,7 +38,7 @@ def card(settings: TrainConfig, base: str, dataset: Dataset, result: dict[str, A
         else []
     )
     names += [name for name in ("beta", "sample_steps") if name in DEFAULTS[settings.method]]
-    shown = settings.model_dump(mode="json")
+    names += [name for name in shown if name.startswith("refine_")] if settings.refine_by is not None else []
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {Path(base).name}, {settings.method}",

@@ -19,7 +19,6 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffscale.errors import DiffscaleError
-from diffscale.models import origin
 from diffscale.train.run import checkpoints, logs, materials, opening, output, rewards, state, validation
 from diffscale.train.run.base import Base, load_base
 from diffscale.train.run.materials import Materials
@@ -74,7 +73,7 @@ class _Training:
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, base: Base, made: Materials, say: Told) -> None:
         self.config, self.accelerator, self.base, self.materials, self.say = config, accelerator, base, made, say
-        self.rewards: list[Reward] = rewards.load(config.reward, accelerator.device, Path(origin(base.name)).name)
+        self.rewards: list[Reward] = rewards.load(config.reward, accelerator.device, rewards.generator(base.name))
         self.reward = rewards.joined(self.rewards) if self.rewards else None
         shared: Callable[[list[Any]], list[Any]] = gather_object
         stage = Stage(config, made, self.rewards, self.reward, shared)
@@ -185,7 +184,8 @@ class _Training:
             with self.optimisation.averaged():
                 images = validation.sample(self.base, self.materials, self.config)
             prompts = validation.asked(self.materials, self.config)
-            said = validation.scores(images, prompts, self.rewards, self.base.name, self.accelerator.device)
+            with self.method.measuring():
+                said = validation.scores(images, prompts, self.rewards, self.base.name, self.accelerator.device)
             try:
                 validation.save(self.config.output_dir, name, images, said)
             except OSError as error:

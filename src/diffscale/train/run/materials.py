@@ -99,7 +99,8 @@ def prepare(
     calls, guided = base.policy.sampler.calls, base.sampler.calls
     # Settings that guide the one and not the other may change what is encoded.
     told = Told(calls, [*dataset.prompts, ""], folder, {**base.call.args, "guided": False}, progress)
-    wanted = [*looked_at, *dataset.prompts] if settings.method == "sharpen-rlhf" else looked_at
+    sampled = settings.method == "sharpen-rlhf" or settings.refine_by is not None
+    wanted = [*looked_at, *dataset.prompts] if sampled else looked_at
     own = Told(guided, wanted, folder, {**base.call.args, "guided": True}, progress, [base.own.calls])
     if told.embeddings is not None and own.embeddings is not None:
         _set_aside(base.pipe)

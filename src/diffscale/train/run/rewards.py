@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from diffscale import verifiers
 from diffscale.errors import DiffscaleError
 from diffscale.judging import shaped
+from diffscale.models import origin
 from diffscale.types import Choosing, Pooled, Recording, Verifier
 
 
@@ -129,6 +131,11 @@ def load(texts: Sequence[str], device: Any, generator: str) -> list[Reward]:
             raise DiffscaleError(f"Verifier {verifier.name!r} is a mixture itself: give it alone, or its members.")
         found.append((PooledReward if isinstance(verifier, Pooled) else Reward)(verifier, weight))
     return found
+
+
+def generator(base: str) -> str:
+    """What `verifiers.load` is told of the model that is trained."""
+    return Path(origin(base)).name
 
 
 def joined(rewards: Sequence[Reward]) -> Reward | Mixture:

@@ -39,6 +39,7 @@ REWARDED: Final = {"sharpen-sft", "sharpen-rlhf", "ddpo", "d3po", "iterpo"}
 _PICTURED: Final = {"sft", "sharpen-sft", "dpo"}
 _SHARPENED: Final = {"sharpen-sft", "sharpen-rlhf"}
 _NOISED: Final = {*_SHARPENED, "sft", "dpo"}
+_REFINING: Final = ("refine_by", "refine_every", "refine_prompts", "refine_epochs", "refine_learning_rate")
 _ONLY: Final = {
     "image_column": {"sft", "sharpen-sft"},
     "caption_column": {*METHODS} - {"dpo"},
@@ -55,6 +56,7 @@ _ONLY: Final = {
     "num_inner_epochs": {"sharpen-rlhf"},
     "sample_steps": {"sharpen-rlhf", "ddpo", "d3po", "iterpo"},
     "samples_per_round": {"sharpen-rlhf", "ddpo", "d3po"},
+    **{name: {"iterpo"} for name in _REFINING},
 }
 """Settings that these methods alone go by."""
 
@@ -156,7 +158,8 @@ class TrainConfig(BaseModel):
     timestep_bias_begin: int = Field(0, ge=0, description="Of the range.", json_schema_extra=_panel("Method"))
     timestep_bias_end: Positive = Field(1000, description="Of the range.", json_schema_extra=_panel("Method"))
     own_samples: Literal["one", "each"] = Field(
-        "one", description="Of sharpen-rlhf: a row's trajectories begin from one sample, or each from its own.",
+        "one", description="Of sharpen-rlhf: a row's trajectories begin from one sample, or each from "
+        "its own, by whose reward it is then chosen.",
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
     sample_steps: int | None = Field(
@@ -172,6 +175,23 @@ class TrainConfig(BaseModel):
         1, description="Of sharpen-rlhf: steps on the own samples of a round, noised anew each time. Default: 1.",
         json_schema_extra=_panel("Method"),
     )  # fmt: skip
+    refine_by: str | None = Field(
+        None, description="Of iterpo: verifier that ranks pictures of the model in turns, in the place of people, as "
+        "composition or llm_grader; the rewards learn from it. Default: rewards stay as they are.",
+        json_schema_extra=_panel("Method"),
+    )  # fmt: skip
+    refine_every: Positive = Field(
+        100, description="Steps between such turns. Default: 100.", json_schema_extra=_panel("Method")
+    )
+    refine_prompts: Positive = Field(
+        64, description="Prompts of the data that are sampled at each. Default: 64.", json_schema_extra=_panel("Method")
+    )
+    refine_epochs: Positive = Field(
+        1, description="Of the rewards, over all pairs so far. Default: 1.", json_schema_extra=_panel("Method")
+    )
+    refine_learning_rate: float = Field(
+        1e-5, gt=0, description="Of the rewards. Default: 1e-5.", json_schema_extra=_panel("Method")
+    )
 
     train_batch_size: Positive = Field(8, description="Rows of a process.", json_schema_extra=_panel("Optimisation"))
     gradient_accumulation_steps: Positive = Field(
@@ -253,6 +273,8 @@ class TrainConfig(BaseModel):
             raise DiffscaleError(
                 "sharpen-rlhf learns from each sample once: give num_inner_epochs, or leave samples_per_round out."
             )
+        if self.refine_by is None and not all(self._usual(name) for name in _REFINING):
+            raise DiffscaleError("Rewards are refined by what ranks pictures: give refine_by, too.")
         if self.lr_scheduler == "constant" and self.lr_warmup_steps:
             raise DiffscaleError("The schedule constant has no warm-up: give --lr_scheduler constant_with_warmup.")
         step = self.train_batch_size * self.gradient_accumulation_steps

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffscale.named import parse
 from diffscale.searches import SEARCHES
-from diffscale.train.choosing import Chosen, Own, choose, trajectories
+from diffscale.train.choosing import Chosen, choose, choose_samples, trajectories
 from diffscale.train.run.methods.stage import Method, Stage
 from diffscale.train.sharpen_rlhf import BETA, own_samples, sharpen_rlhf_loss
 from diffscale.train.sharpen_sft import sharpen_sft_loss
@@ -30,7 +30,7 @@ class SharpenSft(Method):
         batch = self.stage.batch(number)
         return self.chosen(self.stage.materials.latents(batch)[:, 0], batch.captions, self.stage.keys(number))
 
-    def chosen(self, latents: Tensor | Own, captions: list[str], keys: Tensor) -> Chosen:
+    def chosen(self, latents: Tensor, captions: list[str], keys: Tensor) -> Chosen:
         """Trajectories from clean `latents` as `choose` takes them, chosen by the reward for the `captions`."""
         settings, reward = self.stage.settings, self.stage.reward
         assert reward is not None
@@ -49,8 +49,8 @@ class SharpenRlhf(SharpenSft):
     """Each pass on the best and worst trajectories from samples that the model makes for a batch of prompts.
 
     A round makes the samples of some batches and learns from each of them once in every inner epoch, noised anew. Where
-    every trajectory has a sample of its own the choice between the samples is made once, too. A checkpoint within a
-    round holds what later epochs need.
+    every trajectory has a sample of its own the choice is by the rewards of the samples, and made with them: at high
+    noise a prediction says little of its sample. A checkpoint within a round holds what later epochs need.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -81,20 +81,20 @@ class SharpenRlhf(SharpenSft):
         return self.chosen(held.to(self.stage.policy.like.device), captions, keys)
 
     def _each(self, name: str, captions: list[str], keys: Tensor, own: Tensor) -> Chosen:
-        """From a sample for every trajectory; later from those of the best and the worst."""
+        """From the best and the worst of several samples of each row, noised alike."""
+        settings, policy, rows = self.stage.settings, self.stage.policy, self.stage.rows
         names = [f"{name}.{part}" for part in ("best", "worst", "figures")]
-        rows = self.stage.rows
-        if names[0] not in self._held:
-            chosen = self.chosen(self._sampled, captions, own)
-            data = [torch.stack([one.x0 for one in which]).cpu() for which in (chosen.best, chosen.worst)]
-            figures = torch.stack([chosen.reward, chosen.lowest, chosen.mean, chosen.count], 1)
-            self._hold(**dict(zip(names, [*data, figures], strict=True)))
-            return chosen
-        best, worst, figures = (self._held[each] for each in names)
-        policy, count = self.stage.policy, len(rows)
+        held = [self._held[each] for each in names if each in self._held]
+        if not held:
+            sampler, reward = self.stage.materials.base.own, self.stage.reward
+            assert reward is not None
+            found = choose_samples(sampler, reward, own, settings.n, self._search)
+            held = [found[0].float().cpu(), found[1].float().cpu(), found[2]]
+            self._hold(**dict(zip(names, held, strict=True)))
+        best, worst, figures = held
         x0 = torch.cat([best, worst]).to(policy.like.device)
-        visits = trajectories(policy, x0, rows.repeat(2), keys.repeat(2), self.stage.settings.m)
-        return Chosen(rows, visits[:count], visits[count:], *figures.unbind(1))
+        visits = trajectories(policy, x0, rows.repeat(2), keys.repeat(2), settings.m)
+        return Chosen(rows, visits[: len(rows)], visits[len(rows) :], *figures.unbind(1))
 
     def _hold(self, **tensors: Tensor) -> None:
         if self.stage.settings.num_inner_epochs > 1:

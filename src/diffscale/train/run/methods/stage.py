@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,3 +98,7 @@ class Method(ABC):
 
     def load_statistics(self, state: Any) -> None:  # noqa: B027 - most methods hold none
         """Go on from what `statistics` gave."""
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Within it rewards are what users mean by their names, whatever the method made of them."""
+        return nullcontext()
