@@ -1,6 +1,6 @@
 """Does a model that was sharpened give at the plain cost what the base gives by search? Seven methods at equal time.
 
-    python benchmarks/sharpening.py [--seconds 300] [--seeds 3] [--limit 100] [--jobs 2] [--output outputs/reproduction]
+    python benchmarks/sharpening.py [--seconds 600] [--seeds 3] [--limit 100] [--jobs 2] [--output outputs/reproduction]
 
 Every method of `diffscale train` trains a LoRA of shapes-sdxl for the same wall time, in processes of one thread, with
 clip as the reward where it takes one, from each of the seeds and with the settings of
@@ -56,7 +56,7 @@ POOL: Final = 16  # candidates of a search at most
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=2)

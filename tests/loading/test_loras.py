@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,24 @@ def test_loras_add_up_by_their_weights(sd_folder: str, two: list[Path]) -> None:
     # A file instead of its folder, and weight 0.
     off = load_pipeline(sd_folder, LoadOptions(device="cpu", lora=[f"{two[0]}/pytorch_lora_weights.safetensors:0"]))
     torch.testing.assert_close(_out(off.unet), before)
+
+
+def test_text_encoders_that_a_lora_leaves_alone_are_no_warning(sd_folder: str, two: list[Path]) -> None:
+    said: list[str] = []
+    handler, logger = logging.Handler(), logging.getLogger("diffusers")
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    try:
+        StableDiffusionPipeline.from_pretrained(sd_folder).load_lora_weights(str(two[0]))
+        assert any("CLIPTextModel" in one for one in said)
+        said.clear()
+        load_pipeline(sd_folder, LoadOptions(device="cpu", lora=[str(two[0])]))
+        assert not any("LoRA" in one for one in said)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def test_files_on_the_hub_can_be_named() -> None:

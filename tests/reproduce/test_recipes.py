@@ -74,11 +74,10 @@ def test_items_of_paper_b_share_their_trainings(setting: str) -> None:
     every = {name: _resolved(name, setting, False).trainings for name in recipe.names() if name.startswith("B.")}
     ids = {name: {label: trained.id_of(each) for label, each in of.items()} for name, of in every.items()}
     rlhf = ids["B.table1"]["RLHF sharpening"]
-    assert rlhf == ids["B.figure3"]["RLHF, clip"] == ids["B.figure5"]["RLHF"] == ids["B.figure6"]["RLHF sharpening"]
-    # On Shapes the points of the two ablations have more time than the rest.
-    assert ids["B.table2"]["n=3"] == ids["B.table3"]["m=3"] and (ids["B.table2"]["n=3"] == rlhf) == (setting == "paper")
+    assert rlhf == ids["B.table2"]["n=3"] == ids["B.table3"]["m=3"] == ids["B.figure3"]["RLHF, clip"]
+    assert rlhf == ids["B.figure5"]["RLHF"] == ids["B.figure6"]["RLHF sharpening"]
     together = plan.plan(_resolved(name, setting, False) for name in every)
-    assert len(together.trainings) == (25 if setting == "paper" else 26) and sum(map(len, ids.values())) == 35
+    assert len(together.trainings) == 25 and sum(map(len, ids.values())) == 35
     methods = {config.method for config in together.trainings.values()}
     assert methods == {"sft", "dpo", "ddpo", "d3po", "iterpo", "sharpen-sft", "sharpen-rlhf"}
     assert all("shapes-judge" not in config.reward for config in together.trainings.values())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,8 @@ def add(pipe: Any, texts: list[str]) -> None:
         folder, file = _find(source)
         name = f"lora_{number}"
         try:
-            pipe.load_lora_weights(folder, weight_name=file, adapter_name=name, use_safetensors=True)
+            with _quiet():
+                pipe.load_lora_weights(folder, weight_name=file, adapter_name=name, use_safetensors=True)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise DiffscaleError(
                 f"The LoRA {source!r} could not be loaded; check its name, and that it is for this model "
@@ -63,6 +67,23 @@ def add(pipe: Any, texts: list[str]) -> None:
             raise DiffscaleError(f"The LoRA {source!r} has no weights for any network of {type(pipe).__name__}.")
         weights[name] = weight
     pipe.set_adapters(list(weights), list(weights.values()))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it diffusers does not warn of each network that a LoRA leaves alone, as most do with text encoders."""
+
+    def telling(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No LoRA keys associated")
+
+    loggers = [logging.getLogger(f"diffusers.loaders.{module}") for module in ("lora_base", "lora_pipeline", "peft")]
+    for logger in loggers:
+        logger.addFilter(telling)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(telling)
 
 
 def _find(source: str) -> tuple[str, str | None]:
