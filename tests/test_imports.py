@@ -81,6 +81,7 @@ ALLOWED = {
         "searches",
         "verifiers",
         "report",
+        "shapes.prompts",
         "train",
     },
     "reproduce": {
