@@ -50,6 +50,11 @@ def uniform(keys: Tensor) -> Tensor:
     return (_shift(_splitmix(_splitmix(keys) ^ _signed(_GOLDEN)), 11).double() + 0.5) * 2.0**-53
 
 
+def permutation(key: int, count: int) -> Tensor:
+    """The numbers 0 to count - 1 in an order that `key` decides alone: int64 [count]."""
+    return uniform(torch.arange(count) ^ key).argsort(stable=True)
+
+
 def neighbours(x: Tensor, keys: Tensor, cosine: float) -> Tensor:
     """Noises [B, ...] near those of `x`: each at that cosine similarity to its row of `x` and of the same norm.
 

@@ -60,8 +60,7 @@ def refine(verifier: Refinable, gallery: Gallery, key: int, epochs: int, rate: f
     try:
         optimizer = torch.optim.AdamW(weights, lr=rate)
         for epoch in range(epochs):
-            order = noise.uniform(torch.arange(len(pairs)) ^ noise.fold(key, "epoch", epoch)).argsort(stable=True)
-            for part in order.split(BATCH):
+            for part in noise.permutation(noise.fold(key, "epoch", epoch), len(pairs)).split(BATCH):
                 prompt, better, worse = pairs[part].unbind(1)
                 both = [gallery.pictures[each, prompt].to(weights[0].device).float() / 255 for each in (better, worse)]
                 loss = ranking_loss(verifier, both[0], both[1], [gallery.prompts[i] for i in prompt.tolist()])

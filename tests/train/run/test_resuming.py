@@ -206,20 +206,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert [path.name for path in checkpoints.found(out)] == ["checkpoint-4"]
 
 
+@pytest.mark.parametrize(
+    ("file", "held"),
+    [("trained.safetensors", b"half of"), ("optimizer.bin", b""), ("scheduler.bin", b""), ("state.json", b"")],
+)
 def test_a_broken_checkpoint_is_told_of(
-    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 0
-    (out / "checkpoint-2" / "trained.safetensors").write_bytes(b"half of")
-    more = ["--resume", "latest", "--max_train_steps", 3]
-    assert tiny.cli(monkeypatch, *given(data, "sft", out, *more)) == 2
-    assert "checkpoint-2 cannot be read" in " ".join(capsys.readouterr().err.split())
-
-
-@pytest.mark.parametrize("file", ["optimizer.bin", "scheduler.bin", "state.json"])
-def test_an_empty_file_in_a_checkpoint_is_told_of(
     file: str,
+    held: bytes,
     data: SimpleNamespace,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -227,7 +220,7 @@ def test_an_empty_file_in_a_checkpoint_is_told_of(
 ) -> None:
     out = tmp_path / "out"
     assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 0
-    (out / "checkpoint-2" / file).write_bytes(b"")
+    (out / "checkpoint-2" / file).write_bytes(held)
     assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--max_train_steps", 3)) == 2
     assert "checkpoint-2 cannot be read" in " ".join(capsys.readouterr().err.split())
 

@@ -18,8 +18,7 @@ from diffscale.errors import DiffscaleError
 @lru_cache(maxsize=4)
 def permutation(rows: int, seed: int, *path: int | str) -> Tensor:
     """The numbers 0 to rows - 1 in an order that `seed` and `path` decide alone: int64 [rows]; not to be written to."""
-    keys = torch.arange(rows) ^ noise.fold(noise.root(seed), "order", *path)
-    return noise.uniform(keys).argsort(stable=True)
+    return noise.permutation(noise.fold(noise.root(seed), "order", *path), rows)
 
 
 def chance(seed: int, what: str, step: int, rows: list[int]) -> Tensor:

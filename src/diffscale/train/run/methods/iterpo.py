@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class Iterpo(Method):
         [self._ranker] = rewards.load([settings.refine_by], device, rewards.generator(name))
         if isinstance(self._ranker.verifier, Pooled):
             raise DiffscaleError(f"Verifier {self._ranker.name!r} has no rank of a picture alone: refine by another.")
-        self._first = {name: weight.detach().clone() for name, weight in self._weights().items()}
+        self._first = self._copies()
 
     def gather(self, number: int) -> Gathered:
         """Keys [B], and the captions that rewards are told; the policy is told the batch."""
@@ -62,7 +63,7 @@ class Iterpo(Method):
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Within it the rewards are what they were before the training."""
-        now = {name: weight.detach().clone() for name, weight in self._weights().items()} if self._first else {}
+        now = self._copies() if self._first else {}
         self._fill(self._first)
         try:
             yield
@@ -72,15 +73,14 @@ class Iterpo(Method):
     def state_dict(self) -> dict[str, Tensor]:
         if self._gallery is None:
             return {}
-        weights = {name: weight.detach().cpu() for name, weight in self._weights().items()}
-        return {"gallery.pictures": self._gallery.pictures, "gallery.ranks": self._gallery.ranks, **weights}
+        return {"gallery.pictures": self._gallery.pictures, "gallery.ranks": self._gallery.ranks, **self._copies()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if state:
             self._gallery = Gallery(self._prompts, state.pop("gallery.pictures"), state.pop("gallery.ranks"))
             self._fill(state)
 
-    @property
+    @cached_property
     def _prompts(self) -> list[str]:
         """Of the gallery: some of the data."""
         every, root = list(dict.fromkeys(self.stage.materials.dataset.prompts)), noise.root(self.stage.settings.seed)
@@ -107,9 +107,7 @@ class Iterpo(Method):
             refine(verifier, self._gallery, key, settings.refine_epochs, settings.refine_learning_rate)
         if turn and order.processes > 1:
             # Sums may come in another order elsewhere: the first process decides.
-            weights = self.state_dict() if order.process == 0 else {}
-            said = self.stage.shared([{name: each for name, each in weights.items() if name.startswith("reward.")}])
-            self._fill(said[0])
+            self._fill(self.stage.shared([{} if order.process else self._copies()])[0])
 
     @torch.no_grad()
     def _shown(self, turn: int, part: range, prompts: list[str]) -> list[tuple[int, Tensor, float]]:
@@ -139,6 +137,9 @@ class Iterpo(Method):
         """Of all rewards, by name."""
         every = [list(verifier.weights()) for verifier in self._refined()]
         return {f"reward.{number}.{i}": weight for number, own in enumerate(every) for i, weight in enumerate(own)}
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: weight.detach().cpu().clone() for name, weight in self._weights().items()}
 
     @torch.no_grad()
     def _fill(self, tensors: dict[str, Tensor]) -> None:
