@@ -7,9 +7,8 @@ of a verifier whose weights changed are made again.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from diffscale import noise
 from diffscale.files import fingerprint
 from diffscale.loading.options import LoadOptions
 from diffscale.models import load_pipeline, plain_call
+from diffscale.pixels import eight_bit
+from diffscale.reproduce.scoring import weights_digest
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.shapes.prompts import class_prompts
 from diffscale.types import Recording, Verifier
@@ -114,7 +115,7 @@ class Pool:
         state = sampler.run(start, sampler.steps, record=LEVEL)
         assert state.recorded is not None
         both = (sampler.decode(state.x), sampler.decode(state.recorded))
-        final, recorded = ((images * 255).round().to(torch.uint8) for images in both)
+        final, recorded = (eight_bit(images) for images in both)
         return final, recorded
 
     def _path(self, row: int) -> Path:
@@ -124,23 +125,3 @@ class Pool:
 def mean_ranks(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """The ensemble's score, of the scores of its members: mean rank within the pool that the last axis is, over n."""
     return np.asarray(np.mean([rankdata(each, axis=-1) for each in scores], axis=0)) / scores[0].shape[-1]
-
-
-def weights_digest(verifier: Verifier) -> str:
-    """Eight hexadecimal digits that change with the weights of the networks that `verifier` holds."""
-    prints = [fingerprint(net) for net in _networks(verifier, set())]
-    return hashlib.sha256(" ".join(prints).encode()).hexdigest()[:8]
-
-
-def _networks(thing: object, seen: set[int]) -> Iterator[nn.Module]:
-    if id(thing) in seen:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, nn.Module):
-        yield thing
-    elif isinstance(thing, dict | list | tuple):
-        for part in thing.values() if isinstance(thing, dict) else thing:
-            yield from _networks(part, seen)
-    elif type(thing).__module__.startswith("diffscale"):
-        for part in vars(thing).values() if hasattr(thing, "__dict__") else ():
-            yield from _networks(part, seen)

@@ -38,6 +38,7 @@ from diffscale.bench import prompts as prompt_files
 from diffscale.loading.options import LoadOptions
 from diffscale.metrics.precision_recall import recall
 from diffscale.models import load_pipeline, plain_call
+from diffscale.pixels import eight_bit
 from diffscale.reproduce.recipe import RECIPES
 from diffscale.reproduce.trained import FOLDER
 from diffscale.reproduce.trainings import Trainings
@@ -142,7 +143,7 @@ def sampled(folder: Path, model: str, prompts: list[str], copies: range) -> Tens
         made = []
         for part in track(torch.arange(len(keys)).split(BATCH), model):
             state = sampler.run(sampler.prior(keys[part], rows[part]), sampler.steps)
-            made.append((sampler.decode(state.x) * 255).round().to(torch.uint8))
+            made.append(eight_bit(sampler.decode(state.x)))
         save_file({"pictures": torch.cat(made)}, path)
     return load_file(path)["pictures"].unflatten(0, (len(prompts), len(copies)))
 

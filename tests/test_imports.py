@@ -13,6 +13,7 @@ ALLOWED = {
     "errors": set(),
     "named": {"errors"},
     "types": set(),
+    "pixels": set(),
     "noise": set(),
     "batching": set(),
     "ledger": {"types"},
@@ -50,6 +51,7 @@ ALLOWED = {
         "statistics",
         "shapes",
         "verifiers",
+        "pixels",
     },
     "train/data": {
         "errors",
@@ -83,6 +85,7 @@ ALLOWED = {
         "report",
         "shapes.prompts",
         "train",
+        "pixels",
     },
     "reproduce": {
         "train.run",
@@ -109,11 +112,12 @@ ALLOWED = {
         "bench",
         "report",
         "reproduce",
+        "pixels",
     },
     "identity": set(),
     "journal": {"errors"},
     "judging": {"types", "errors", "batching"},
-    "searching": {"types", "ledger", "errors", "journal", "standing"},
+    "searching": {"types", "ledger", "errors", "journal", "standing", "pixels"},
     "train": {"types", "noise", "errors", "judging", "standing", "samplers", "searches", "driver", "train"},
     "driver": {"types", "ledger", "errors", "flops", "environment", "batching", "journal", "judging", "searching"},
 }

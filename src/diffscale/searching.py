@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from diffscale.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError
 from diffscale.journal import Journal, Reply
 from diffscale.ledger import BudgetSpent, Ledger, price
+from diffscale.pixels import eight_bit
 from diffscale.standing import Standing
 from diffscale.types import (
     Candidate,
@@ -346,15 +347,11 @@ def _kept(image: Tensor, latents: Tensor | None, shown: bool) -> dict[str, Tenso
     image = image.detach().float()
     kept = {}
     if latents is not None:
-        kept = {"image": _bytes(image), "latents": latents.detach().cpu().clone()}
+        kept = {"image": eight_bit(image), "latents": latents.detach().cpu().clone()}
     if shown:
         side = max(image.shape[1:])
         if side > THUMBNAIL:
             size = [round(s * THUMBNAIL / side) for s in image.shape[1:]]
             image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-        kept["thumbnail"] = _bytes(image)
+        kept["thumbnail"] = eight_bit(image)
     return kept
-
-
-def _bytes(image: Tensor) -> Tensor:
-    return (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()

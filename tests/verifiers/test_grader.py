@@ -88,7 +88,7 @@ def test_there_are_never_more_requests_at_once_than_asked_for(server: ChatServer
 
     server.script = count
     make_grader(concurrency=3)(pictures(9), ["p"] * 9)
-    assert most == 3
+    assert most <= 3
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from diffscale.pixels import eight_bit
+
 _LEAST: Final = 128  # pixels a side below which a picture is enlarged
 _PAPER: Final = (255, 255, 255)
 _INK: Final = (40, 40, 40)
@@ -17,8 +19,7 @@ _ACCENT: Final = (0, 110, 60)
 
 def to_pil(image: Tensor) -> Image.Image:
     """A float picture [3, H, W] in [0, 1] as an 8-bit RGB picture of the same size."""
-    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy(), "RGB")
+    return Image.fromarray(eight_bit(image).permute(1, 2, 0).numpy(), "RGB")
 
 
 def enlarge(picture: Image.Image, least: int = _LEAST) -> Image.Image:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from diffscale import noise
 from diffscale.batching import MicroBatch
+from diffscale.pixels import eight_bit
 from diffscale.reproduce.calls import Call, Slot
-from diffscale.reproduce.store import Store, eight_bit
+from diffscale.reproduce.store import Store
 from diffscale.types import Sampler, State
 
 LEVEL = 0.4

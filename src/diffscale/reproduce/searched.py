@@ -18,9 +18,10 @@ from diffscale.errors import DiffscaleError
 from diffscale.journal import Journal
 from diffscale.ledger import BudgetSpent
 from diffscale.named import parse
+from diffscale.pixels import eight_bit
 from diffscale.reproduce.calls import Call, Slot
 from diffscale.reproduce.pool import finish
-from diffscale.reproduce.store import Store, eight_bit, packed, shape_of, unpacked
+from diffscale.reproduce.store import Store, packed, shape_of, unpacked
 from diffscale.searches import SEARCHES
 from diffscale.types import Environment, Evaluate, Gradient, Result, Sampler, Search, State, Verifier
 

@@ -92,11 +92,6 @@ def unpacked(shape: str, blob: bytes) -> Tensor:
     return torch.from_numpy(values.copy())
 
 
-def eight_bit(images: Tensor) -> Tensor:
-    """Float pictures in [0, 1] as files hold them, on the CPU."""
-    return (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
 def name_of(picture: Tensor, *more: Any) -> str:
     """Names a uint8 picture by its pixels, and by what else its score depends on."""
     found = hashlib.blake2b(picture.contiguous().numpy().tobytes(), digest_size=12)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, Owlv2ForObjectDetection
 
 from diffscale.files import pretrained
+from diffscale.pixels import eight_bit
 from diffscale.weights import locate
 
 MODEL: Final = "google/owlv2-base-patch16-ensemble"
@@ -62,7 +63,7 @@ class Owl:
 
         A box belongs to the name that fits it best. Not differentiable: pictures are rounded to bytes, as files are.
         """
-        whole = (images.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        whole = eight_bit(images).permute(0, 2, 3, 1).numpy()
         pixels = self.images(
             images=list(whole), input_data_format="channels_last", return_tensors="pt"
         ).pixel_values.to(self.net.device)

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffscale import noise
 from diffscale.loading.options import LoadOptions
 from diffscale.models import load_pipeline, plain_call
+from diffscale.pixels import eight_bit
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.shapes.captions import say
 from diffscale.shapes.judge import cleanliness
@@ -87,7 +88,7 @@ def _make(steps: int, copy: int, examples: list[tuple[str, Description]]) -> Ten
     with torch.no_grad():
         state = sampler.run(sampler.prior(keys, rows), sampler.steps)
         images = torch.cat([sampler.decode(x) for x in state.x.split(32)])
-    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return eight_bit(images)
 
 
 def _shown(prompt: str, description: Description, picture: Tensor) -> Shown:

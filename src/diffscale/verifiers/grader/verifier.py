@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffscale.errors import DiffscaleError, unknown
+from diffscale.pixels import eight_bit
 from diffscale.verifiers.grader.asking import Asker, Stopped
 from diffscale.verifiers.grader.cache import GradeCache
 from diffscale.verifiers.grader.chat import Chat, Refused, Unanswered
@@ -176,7 +177,7 @@ def _key(picture: _Picture) -> _Key:
 def _picture(image: Tensor, prompt: str) -> _Picture | None:
     if not image.isfinite().all():
         return None
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    pixels = eight_bit(image).permute(1, 2, 0).numpy()
     # Of the pixels, not of the PNG: encoders differ.
     digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     return _Picture(pixels, digest, prompt)

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from diffscale import noise
 from diffscale.errors import DiffscaleError
+from diffscale.pixels import eight_bit
 from diffscale.train.iterpo import iterpo_loss
 from diffscale.train.refining import Gallery, refine
 from diffscale.train.run import rewards
@@ -117,10 +118,10 @@ class Iterpo(Method):
         materials.tell_own(told)
         keys = torch.tensor([noise.fold(root, "gallery", turn, prompt) for prompt in told])
         sampler = materials.base.own
-        images = sampler.decode(sampler.run(sampler.prior(keys, torch.arange(len(told)))).x).float()
-        pictures = (images * 255).round().to(torch.uint8)
-        ranks = self._ranker(pictures.float() / 255, told).double().flatten().tolist()
-        return list(zip(part, pictures.cpu(), ranks, strict=True))
+        images = sampler.decode(sampler.run(sampler.prior(keys, torch.arange(len(told)))).x)
+        pictures = eight_bit(images)
+        ranks = self._ranker(pictures.to(images.device).float() / 255, told).double().flatten().tolist()
+        return list(zip(part, pictures, ranks, strict=True))
 
     def _refined(self) -> list[Refinable]:
         found = []
