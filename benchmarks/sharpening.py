@@ -187,7 +187,7 @@ def cost_of(told: list[dict[str, Any]]) -> dict[str, Any]:
     """What training took, means over seeds."""
     return {
         "steps": float(np.mean([each["steps"] for each in told])),
-        "seconds_per_step": float(np.mean([each["median_seconds_per_step"] for each in told])),
+        "seconds_per_step": float(np.mean([each["seconds_per_step"] for each in told])),
         "reward_share": float(np.mean([each.get("reward", {}).get("share_of_time", 0.0) for each in told])),
         "peak_bytes": float(np.mean([each["peak_memory_bytes"] for each in told])),
     }
