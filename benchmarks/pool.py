@@ -25,7 +25,7 @@ from diffscale import noise
 from diffscale.files import fingerprint
 from diffscale.loading.options import LoadOptions
 from diffscale.models import load_pipeline, plain_call
-from diffscale.pixels import eight_bit
+from diffscale.reproduce.pool import LEVEL, finish
 from diffscale.reproduce.scoring import weights_digest
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.shapes.prompts import class_prompts
@@ -33,7 +33,6 @@ from diffscale.types import Recording, Verifier
 from diffscale.verifiers import load
 
 MODEL = "shapes-flux"
-LEVEL = 0.4  # of the x0-predictions that self-supervised verifiers compare with
 BATCH = 64
 
 CLASS_PROMPTS = class_prompts()
@@ -111,11 +110,8 @@ class Pool:
         return torch.cat(found).numpy()
 
     def _sample(self, sampler: DiffusersSampler, row: int, keys: Tensor) -> tuple[Tensor, Tensor]:
-        start = sampler.prior(keys, torch.full((len(keys),), row))
-        state = sampler.run(start, sampler.steps, record=LEVEL)
-        assert state.recorded is not None
-        both = (sampler.decode(state.x), sampler.decode(state.recorded))
-        final, recorded = (eight_bit(images) for images in both)
+        final, recorded = finish(sampler, sampler.prior(keys, torch.full((len(keys),), row)), record=True)
+        assert recorded is not None
         return final, recorded
 
     def _path(self, row: int) -> Path:

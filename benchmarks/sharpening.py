@@ -33,14 +33,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from verifier_hacking import truth
 
-from diffscale import config, noise
+from diffscale import noise
 from diffscale.bench import prompts as prompt_files
 from diffscale.loading.options import LoadOptions
 from diffscale.metrics.precision_recall import recall
 from diffscale.models import load_pipeline, plain_call
 from diffscale.pixels import eight_bit
 from diffscale.reproduce.recipe import RECIPES
-from diffscale.reproduce.trained import FOLDER
+from diffscale.reproduce.trained import expanded
 from diffscale.reproduce.trainings import Trainings
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.verifiers import load
@@ -100,8 +100,8 @@ def main() -> None:
 
 def settings(method: str, seed: int, seconds: float) -> dict[str, Any]:
     """Those of the recipes, for another seed and time."""
-    shared = config.read(RECIPES / FOLDER / "B.yaml")["shapes"][method]
-    return {**shared, "seed": seed, "max_train_seconds": seconds}
+    given = {"like": method, "seed": seed, "max_train_seconds": seconds}
+    return expanded({method: given}, RECIPES, "B", "shapes")[method]
 
 
 def trainings(output: Path) -> Trainings:

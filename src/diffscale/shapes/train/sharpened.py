@@ -8,20 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from diffscale import config
 from diffscale.reproduce.recipe import RECIPES
-from diffscale.reproduce.trained import FOLDER
+from diffscale.reproduce.trained import expanded
 from diffscale.reproduce.trainings import Trainings
 
+NAME: Final = "shapes-sdxl-sharpened"
 STEPS: Final = 400
 
 
 def train(folder: Path, steps: int = STEPS) -> Path:
     """Train on captions of the data set `plain`, or go on from the checkpoint in `folder`; the folder of the run."""
-    return Trainings(folder).make(settings(steps), "shapes-sdxl-sharpened")
+    return Trainings(folder).make(settings(steps), NAME)
 
 
 def settings(steps: int = STEPS) -> dict[str, Any]:
     """Those of the recipes, but so many steps whatever their time, so that each is a function of those before."""
-    shared = config.read(RECIPES / FOLDER / "B.yaml")["shapes"]["sharpen-rlhf"]
-    return {**shared, "max_train_seconds": None, "max_train_steps": steps}
+    given = {"like": "sharpen-rlhf", "max_train_seconds": None, "max_train_steps": steps}
+    return expanded({NAME: given}, RECIPES, "B", "shapes")[NAME]
