@@ -38,7 +38,8 @@ def test_it_draws_what_the_plain_call_draws_split_or_not(pipe: DiffusionPipeline
     args = {name: [value] * 2 if name == "negative_prompt" else value for name, value in call.args.items()}
     plain = pipe(PROMPTS, latents=start.x, num_inference_steps=steps, output_type="pt", **args).images
     whole = sampler.run(start)
-    torch.testing.assert_close(sampler.decode(whole.x), plain.float(), atol=1e-4, rtol=0)
+    # A quarter of a grey level: processors round otherwise in batches of another form.
+    torch.testing.assert_close(sampler.decode(whole.x), plain.float(), atol=1e-3, rtol=0)
     split = start
     for to in range(1, steps + 1):
         split = sampler.run(split, to)
@@ -50,7 +51,7 @@ def test_the_whole_network_is_loaded_in_one_dtype(pipe: DiffusionPipeline) -> No
     assert {parameter.dtype for module in modules for parameter in module.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("model", ["shapes-sdxl-dpo", "shapes-sit-s", "shapes-sit-b", "shapes-sit-l"])
+@pytest.mark.parametrize("model", ["shapes-sdxl-dpo", "shapes-sdxl-sharpened", "shapes-sit-s", "shapes-sit-b", "shapes-sit-l"])
 def test_what_diffusers_has_no_class_for_is_searched_by_name(model: str) -> None:
     prompt = "red circle" if "sit" in model else "a red circle"
     found = diffscale.search(model, prompt, nfe=40, device="cpu")
