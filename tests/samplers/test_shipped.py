@@ -51,7 +51,9 @@ def test_the_whole_network_is_loaded_in_one_dtype(pipe: DiffusionPipeline) -> No
     assert {parameter.dtype for module in modules for parameter in module.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("model", ["shapes-sdxl-dpo", "shapes-sdxl-sharpened", "shapes-sit-s", "shapes-sit-b", "shapes-sit-l"])
+@pytest.mark.parametrize(
+    "model", ["shapes-sdxl-dpo", "shapes-sdxl-sharpened", "shapes-sit-s", "shapes-sit-b", "shapes-sit-l"]
+)
 def test_what_diffusers_has_no_class_for_is_searched_by_name(model: str) -> None:
     prompt = "red circle" if "sit" in model else "a red circle"
     found = diffscale.search(model, prompt, nfe=40, device="cpu")
