@@ -288,3 +288,22 @@ def test_trends_are_seen_where_they_are() -> None:
     assert short.holds == pytest.approx(0.5) and "too few steps" in short.found
     with pytest.raises(DiffscaleError, match="no training 'down'"):
         trend(raw, ["down"], "reward", "rises")
+
+
+def test_steps_on_samples_of_steps_before_are_no_further_evidence(training: dict[str, Any], tmp_path: Path) -> None:
+    """A round of two steps whose samples are seen three times: of six steps the first two count."""
+    own = {**training, "method": "sharpen-rlhf", "gradient_accumulation_steps": 2, "samples_per_round": 8,
+           "num_inner_epochs": 3}  # fmt: skip
+    rising = (np.linspace(0, 1, 240) + np.random.default_rng(2).normal(0, 0.2, 240)).tolist()
+    (tmp_path / "trainings").mkdir()
+    (tmp_path / "trainings" / "log.jsonl").write_text("\n".join(map(json.dumps, _log(rising))))
+    raw: dict[str, Any] = {"item": "T", "trainings": {"one": {"log": "log.jsonl"}}}
+    once = {**own, "samples_per_round": None, "num_inner_epochs": 1}
+    every = [1, 2, 3, 4, 5, 6]
+    for settings, fresh in ((own, [1, 2, 7, 8, 13, 14]), (once, every), (training, every)):
+        rows = logs.of(tmp_path, raw, {"one": settings})["one"]
+        assert [row["step"] for row in rows if not row["again"]][:6] == fresh
+    rows = logs.of(tmp_path, raw, {"one": own})["one"]
+    kept = [row for row in _log(rising) if row["step"] % 6 in (1, 2)]
+    assert len(kept) == 80 and numbers.change(rows, "reward") == numbers.change(kept, "reward")
+    assert numbers.change(rows[:170], "reward").error == np.inf  # 58 steps with samples of their own

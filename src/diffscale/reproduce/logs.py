@@ -11,8 +11,11 @@ from typing import Any, Final
 import numpy as np
 
 from diffscale.report.training import smoothed
+from diffscale.reproduce import trained
 from diffscale.reproduce.recipe import LogPanel
 from diffscale.train.run.logs import FILE, read
+from diffscale.train.run.methods.sharpen import placed
+from diffscale.train.run.settings import TrainConfig
 
 _STYLES: Final = ("-", "--", "-.", ":")
 _WINDOWS: Final = 40
@@ -28,9 +31,26 @@ def keep(training: Path, item: Path, name: str) -> dict[str, Any]:
     return {"log": file, **{key: result[key] for key in said}, "reward": result["reward"]["verifiers"]}
 
 
-def of(item: Path, raw: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the logs that an item's numbers name, by training."""
-    return {name: read(item / "trainings" / each["log"]) for name, each in raw.get("trainings", {}).items()}
+def of(
+    item: Path, raw: Mapping[str, Any], trainings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the logs that an item's numbers name, by training; `trainings` has the settings of each.
+
+    Rows have `again`: whether the step was on samples that a step before it was on.
+    """
+    found = {}
+    for name, each in raw.get("trainings", {}).items():
+        settings = trained.config_of(trainings[name])
+        rows = read(item / "trainings" / each["log"])
+        found[name] = [{**row, "again": _again(settings, row["step"])} for row in rows]
+    return found
+
+
+def _again(settings: TrainConfig, step: int) -> bool:
+    if settings.method != "sharpen-rlhf":
+        return False
+    first = (step - 1) * settings.gradient_accumulation_steps
+    return placed(settings, first)[1] > 0
 
 
 def draw(axes: Any, logs: Mapping[str, Sequence[Mapping[str, Any]]], panel: LogPanel) -> None:

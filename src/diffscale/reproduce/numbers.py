@@ -92,12 +92,13 @@ def gain(raw: Raw, part: str, at: Mapping[str, Any], base: Mapping[str, Any], me
 def change(rows: Sequence[Mapping[str, Any]], y: str) -> Contrast:
     """By how much `y` changes over a training, by least squares over the means of `BLOCKS` blocks of its steps.
 
-    Steps draw their rows and noise levels anew, so that blocks are nearly independent; a trend that is no line only
-    widens the interval. Fewer values than three a block decide nothing.
+    Steps draw their rows and noise levels anew, so that blocks are nearly independent; those on samples of steps before
+    them (`again`, see `logs.of`) do not count. A trend that is no line only widens the interval. Fewer values than
+    three a block decide nothing.
     """
     from scipy.stats import linregress
 
-    values = np.array([row[y] for row in rows if row.get(y) is not None], float)
+    values = np.array([row[y] for row in rows if row.get(y) is not None and not row.get("again")], float)
     if len(values) < 3 * BLOCKS:
         return Contrast(0.0, np.inf, 1)
     parts = np.array_split(values, BLOCKS)

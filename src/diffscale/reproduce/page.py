@@ -115,12 +115,12 @@ def items(folder: Path) -> list[Item]:
         if held is None:
             continue  # killed between its numbers and what they were made with: the next run of it mends that
         raw = json.loads((folder / name / "raw.json").read_text())
-        raw["logs"] = logs.of(folder / name, raw)
         recipe, setting = validated(Recipe, held["recipe"]), validated(Setting, held["setting"])
         today = _today(name, held["options"]) if name in known else None
         stale = today is None or made_of(today[1]) != raw["made_of"]
         if today is not None and not stale:
             recipe, setting = today
+        raw["logs"] = logs.of(folder / name, raw, setting.trainings)
         found.append(Item(name, held["options"], recipe, setting, raw, stale))
     return found
 

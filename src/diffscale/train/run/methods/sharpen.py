@@ -11,6 +11,7 @@ from diffscale.named import parse
 from diffscale.searches import SEARCHES
 from diffscale.train.choosing import Chosen, choose, choose_samples, trajectories
 from diffscale.train.run.methods.stage import Method, Stage
+from diffscale.train.run.settings import TrainConfig
 from diffscale.train.sharpen_rlhf import BETA, own_samples, sharpen_rlhf_loss
 from diffscale.train.sharpen_sft import sharpen_sft_loss
 
@@ -60,17 +61,15 @@ class SharpenRlhf(SharpenSft):
     def gather(self, number: int) -> Chosen:
         """Trajectories from samples of the model as it is called by users, made in the first epoch of the round."""
         settings, materials = self.stage.settings, self.stage.materials
-        step = settings.train_batch_size * settings.gradient_accumulation_steps
-        size = (settings.samples_per_round or step) // settings.train_batch_size
-        round_, within = divmod(number, size * settings.num_inner_epochs)
+        round_, _, within = placed(settings, number)
         if round_ != self._round:
             self._round, self._held = round_, {}
-        place = round_ * size + within % size
+        place = round_ * batches(settings) + within
         batch = materials.batches.at(place)
         materials.tell_own(batch.captions)
         materials.tell(batch)
         made = self._each if settings.own_samples == "each" else self._one
-        return made(str(within % size), batch.captions, self.stage.keys(number), self.stage.keys(place, "own"))
+        return made(str(within), batch.captions, self.stage.keys(number), self.stage.keys(place, "own"))
 
     def _one(self, name: str, captions: list[str], keys: Tensor, own: Tensor) -> Chosen:
         """From one sample of each row."""
@@ -117,6 +116,19 @@ class SharpenRlhf(SharpenSft):
         settings = self.stage.settings
         loss, logs = sharpen_rlhf_loss(self.stage.policy, gathered, settings.beta or BETA, settings.form)
         return loss, {**logs, **_spread(gathered)}
+
+
+def batches(settings: TrainConfig) -> int:
+    """That a round of RLHF sharpening makes samples for."""
+    step = settings.train_batch_size * settings.gradient_accumulation_steps
+    return (settings.samples_per_round or step) // settings.train_batch_size
+
+
+def placed(settings: TrainConfig, number: int) -> tuple[int, int, int]:
+    """Round, inner epoch and batch of the round of pass `number` of RLHF sharpening, from 0; epoch 0 makes samples."""
+    size = batches(settings)
+    round_, within = divmod(number, size * settings.num_inner_epochs)
+    return round_, *divmod(within, size)
 
 
 def _spread(chosen: Chosen) -> dict[str, float]:
