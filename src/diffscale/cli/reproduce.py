@@ -46,6 +46,12 @@ def reproduce(
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the first of these there is.")] = None,
     offload: Annotated[str | None, typer.Option(help="Keep networks on the CPU: model or sequential.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Most rows at once. Default: found by itself.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Go on from what the folder holds; --no-resume deletes its cache, of all items, and begins cold."
+        ),
+    ] = True,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and end.")] = False,
     output: Annotated[Path, typer.Option(help="Folder; what is done in it is not done again.")] = Path(
         "outputs/reproduction"
@@ -67,7 +73,7 @@ def reproduce(
     from diffscale.reproduce import page
     from diffscale.reproduce.plan import check, plan
     from diffscale.reproduce.points import GIVEN
-    from diffscale.reproduce.run import Workshop, run
+    from diffscale.reproduce.run import Workshop, discard, run
 
     silence()
     options: dict[str, Any] = {
@@ -82,11 +88,13 @@ def reproduce(
     settings = {name: recipes.resolved(recipe, **options) for name, recipe in loaded.items()}
     for each in settings.values():
         check(each)
-    loading: dict[str, Any] = {"device": device, "offload": offload}
-    workshop = Workshop(output, LoadOptions(**loading), batch_size)
-    left = {name: each for name, each in settings.items() if not _done(console, name, each, workshop)}
+    left = {name: each for name, each in settings.items() if not (resume and _done(console, name, each, output))}
     for name in left if not estimate else ():
         page.check(output, name, options)
+    if not resume and not estimate:
+        discard(output, settings)
+    loading: dict[str, Any] = {"device": device, "offload": offload}
+    workshop = Workshop(output, LoadOptions(**loading), batch_size)
     if left:
         _tell_estimate(console, left, workshop)
     if estimate:
@@ -123,11 +131,11 @@ def _list(console: Console) -> None:
     console.print(table)
 
 
-def _done(console: Console, name: str, setting: Setting, workshop: Workshop) -> bool:
+def _done(console: Console, name: str, setting: Setting, folder: Path) -> bool:
     """Whether an item's numbers are there; says so where they are stale."""
     from diffscale.reproduce.run import made_of, read
 
-    held = read(workshop.folder, name)
+    held = read(folder, name)
     if held is None:
         return False
     if held["made_of"] == made_of(setting):

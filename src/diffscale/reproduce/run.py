@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Sequence
+import shutil
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ from diffscale.shapes.prompts import SUITES
 from diffscale.types import ClassLabel, Sampler
 
 FORMAT = 1
+CACHE: Final = "cache"
+"""Of an output folder: pools, searches, scores and trainings that items share."""
 Told = Callable[[str, int, int], None]
 
 
@@ -48,23 +51,23 @@ class Workshop:
         except OSError as error:
             raise DiffscaleError(f"The folder {folder} cannot be made: choose another place ({error}).") from error
         self.folder, self.batch_size = folder, batch_size
-        self.models, device = Models(loading, folder / "cache"), best_device(loading.device)
-        self.trainings = Trainings(folder / "cache")
-        self.scoring = Scoring(folder / "cache", device)
+        self.models, device = Models(loading, folder / CACHE), best_device(loading.device)
+        self.trainings = Trainings(folder / CACHE)
+        self.scoring = Scoring(folder / CACHE, device)
         self.speeds = Speeds(folder, self.models, self.scoring)
         self._pools: dict[Call, Pool] = {}
         self._sets: dict[tuple[bool, str | None], Sets] = {}
 
     def pool(self, call: Call) -> Pool:
         if call not in self._pools:
-            self._pools[call] = Pool(self.folder / "cache", call, lambda prompts: self.models.sampler(call, prompts))
+            self._pools[call] = Pool(self.folder / CACHE, call, lambda prompts: self.models.sampler(call, prompts))
         return self._pools[call]
 
     def searched(self, call: Call, verifier: str) -> Searched:
         def opened(which: Call, prompts: Sequence[str]) -> Sampler:
             return self.models.sampler(which, prompts)
 
-        return Searched(self.folder / "cache", call, verifier, self.scoring.id(verifier, call.model), opened)
+        return Searched(self.folder / CACHE, call, verifier, self.scoring.id(verifier, call.model), opened)
 
     def sets(self, model: str, reference: str | None) -> Sets:
         key = of_shapes(model), reference
@@ -109,6 +112,13 @@ def read(folder: Path, item: str) -> dict[str, Any] | None:
     """The raw numbers of an item, None where there are none."""
     path = folder / item / "raw.json"
     return dict(json.loads(path.read_text())) if path.is_file() else None
+
+
+def discard(folder: Path, items: Iterable[str]) -> None:
+    """Delete the numbers of `items` and all that `folder` keeps of what items share, so that they start cold."""
+    for item in items:
+        (folder / item / "raw.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / CACHE, ignore_errors=True)
 
 
 def run(
