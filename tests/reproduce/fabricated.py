@@ -29,7 +29,7 @@ def fabricated(item: str, setting: Setting, prompts: int = 24) -> dict[str, Any]
                     "sets": {
                         measure: {"prompts": rng.random(prompts).tolist()}
                         if measure == "diversity"
-                        else {"value": 3.0, "without": rng.normal(3, 0.1, 8).tolist()}
+                        else {"value": 3.0, "without": rng.normal(3, 0.1, (4, 2)).tolist()}
                         for measure in part.sets
                     },
                 }

@@ -53,7 +53,7 @@ def test_comparisons() -> None:
 def test_a_metric_that_falls_is_better_lower() -> None:
     raw = _raw({"a": 0, "b": 0})
     for name, value in (("a", 2.0), ("b", 5.0)):
-        without = (value + np.random.default_rng(1).normal(0, 0.01, 8)).tolist()
+        without = (value + np.random.default_rng(1).normal(0, 0.01, (1, 8))).tolist()
         raw["parts"]["p"]["series"][name][0]["sets"] = {"fid": {"value": value, "without": without}}
     options = {"all_of": [{"a": ["p", "a"], "b": ["p", "b"], "measure": "fid", "is": "better"}]}
     assert _verdict(raw, "compare", **options) == "holds"

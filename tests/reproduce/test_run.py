@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,6 +180,37 @@ def test_candidates_of_which_none_can_be_scored_are_not_chosen_from(tmp_path: Pa
     scoring = Scoring(tmp_path, "cpu")
     with pytest.raises(AllCandidatesFailed, match="none of the 2 candidates"), pytest.warns(UserWarning):
         choosing.pick(candidates, [slot], 2, f"{__name__}:unscorable", scoring)
+
+
+def test_slots_come_to_a_choosing_verifier_mixed_and_keep_what_was_chosen_for_them() -> None:
+    slots = [Slot(prompt, repeat) for prompt in "abcdefgh" for repeat in range(2)]
+    best = {slot: i % 3 for i, slot in enumerate(slots)}
+    came: list[Slot] = []
+
+    class Candidates:
+        call = Call("shapes-flux", 2, (), "float32", 5)
+
+        def pictures(self, slot: Slot, numbers: range) -> torch.Tensor:
+            came.append(slot)
+            return torch.tensor([255 * (n == best[slot]) for n in numbers]).byte().view(-1, 1, 1, 1)
+
+    class Brightest:
+        def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            return images.flatten(1).sum(1)
+
+        def begin(self) -> None: ...
+
+        def choose(self, image: torch.Tensor, prompt: str) -> None:
+            assert image.sum() == 1
+
+    scoring: Any = SimpleNamespace(verifier=lambda *_: Brightest(), device="cpu")
+    candidates: Any = Candidates()
+    assert choosing.pick(candidates, slots, 3, "brightest", scoring) == list(best.values())
+    assert [slot.repeat for slot in came] == [0] * 8 + [1] * 8 and set(came) == set(slots)
+    assert len({"".join(slot.prompt for slot in half) for half in (slots[::2], came[:8], came[8:])}) == 3
+    first, came[:] = list(came), []
+    choosing.pick(candidates, slots[::-1], 3, "brightest", scoring)
+    assert came == first
 
 
 def unscorable(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:

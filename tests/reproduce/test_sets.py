@@ -40,16 +40,24 @@ def test_values_and_those_without_each_group_are_the_metrics_of_the_rest() -> No
     assert measured["fid"]["value"] == pytest.approx(
         fid(Statistics.of(features, "pixels"), Statistics.of(real, "pixels")), rel=1e-4
     )
-    # The third left out is the third prompt, both of its pictures.
-    assert len(measured["recall"]["without"]) == 6
-    assert measured["recall"]["without"][2] == recall(real, np.delete(features, [4, 5], 0))
+    # A stratum for each prompt, of which one of its pictures after the other is left out.
+    assert np.shape(measured["recall"]["without"]) == (6, 2)
+    assert measured["recall"]["without"][2][1] == recall(real, np.delete(features, 5, 0))
     assert 1 <= measured["is"]["value"] <= 3
 
 
-def test_groups_keep_the_pictures_of_a_prompt_together() -> None:
-    conditions = [f"p{i}" for i in range(10) for _ in range(3)]
-    found = groups(conditions, 4)
-    assert set(found) == {0, 1, 2, 3} and (found.reshape(10, 3) == found.reshape(10, 3)[:, :1]).all()
+def test_groups_of_pictures() -> None:
+    """Of repeated prompts one picture of each prompt of a stratum, all strata with as many groups; else prompts."""
+    slots = [Slot(f"p{prompt}", repeat) for prompt in range(10) for repeat in range(3)]
+    found, strata = groups(slots, 12)
+    assert strata == 4 and set(found) == set(range(12))
+    of = found.reshape(10, 3)
+    assert (of % 3 == [0, 1, 2]).all() and (of // 3 == of[:, :1] // 3).all()
+    assert np.bincount(of[:, 0] // 3).tolist() in ([3, 2, 3, 2], [3, 3, 2, 2], [2, 3, 2, 3])
+    many, strata = groups([Slot(prompt, repeat) for prompt in "ab" for repeat in range(9)], 4)
+    assert strata == 1 and (many.reshape(2, 9) == np.arange(9) * 4 // 9).all()
+    single, strata = groups(slots[::3], 4)
+    assert strata == 1 and set(single) == {0, 1, 2, 3} and (np.diff(single) >= 0).all()
 
 
 def test_diversity_is_the_mean_over_pairs_of_a_prompt() -> None:

@@ -53,8 +53,17 @@ def test_the_interval_is_that_of_the_t_test() -> None:
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     values = np.random.default_rng(3).normal(size=25)
     without = [np.delete(values, i).mean() for i in range(25)]
-    assert jackknife(float(values.mean()), without).error == pytest.approx(stats.sem(values))
-    assert jackknife(1.0, []).error == np.inf
+    found = jackknife(float(values.mean()), [without])
+    assert found.error == pytest.approx(stats.sem(values)) and found.freedom == 24
+    assert jackknife(1.0, []).error == jackknife(1.0, [[1.0]]).error == np.inf
+
+
+def test_the_stratified_jackknife_of_a_mean_counts_what_varies_within_strata_alone() -> None:
+    values = np.random.default_rng(4).normal(size=(6, 4)) + 10 * np.arange(6)[:, None]
+    without = [[np.delete(values.ravel(), 4 * s + g).mean() for g in range(4)] for s in range(6)]
+    found = jackknife(float(values.mean()), without)
+    textbook = np.sqrt((values.var(1, ddof=1) / 4).sum()) / 6
+    assert found.error == pytest.approx(textbook) and found.freedom == 18
 
 
 def test_holm_by_hand() -> None:

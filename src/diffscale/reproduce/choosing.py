@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffscale import noise
 from diffscale.errors import AllCandidatesFailed
 from diffscale.reproduce.calls import Slot
 from diffscale.reproduce.pool import Pool
@@ -16,14 +17,16 @@ from diffscale.types import Choosing, Recording
 def pick(pool: Pool, slots: Sequence[Slot], n: int, verifier: str, scoring: Scoring) -> list[int]:
     """The number of the best of the first `n` candidates of every slot; of equals the first one.
 
-    An ensemble ranks them among each other. What a Choosing verifier chose for a slot counts for the next one.
+    An ensemble ranks them among each other. What a Choosing verifier chose for a slot counts for the next one: slots
+    come to it in an order by chance, repeat after repeat. Class after class, the first ones would have to stand for all
+    classes, and with many candidates each would be the one that looks least like its own.
     """
     model = pool.call.model
     judge = scoring.verifier(verifier, model)
     if isinstance(judge, Choosing):
         judge.begin()
-    chosen = []
-    for slot in slots:
+    chosen: dict[str, int] = {}
+    for slot in _mixed(slots, pool.call.seed) if isinstance(judge, Choosing) else slots:
         pictures = pool.pictures(slot, range(n))
         if isinstance(judge, Choosing):
             images = pictures.float() / 255
@@ -40,8 +43,13 @@ def pick(pool: Pool, slots: Sequence[Slot], n: int, verifier: str, scoring: Scor
             )
         if isinstance(judge, Choosing):
             judge.choose(images[best], slot.prompt)
-        chosen.append(best)
-    return chosen
+        chosen[slot.name] = best
+    return [chosen[slot.name] for slot in slots]
+
+
+def _mixed(slots: Sequence[Slot], seed: int) -> list[Slot]:
+    root = noise.root(seed)
+    return sorted(slots, key=lambda slot: (slot.repeat, noise.fold(root, slot.condition, slot.repeat, "order")))
 
 
 def _recorded(pool: Pool, slot: Slot, n: int):  # type: ignore[no-untyped-def]

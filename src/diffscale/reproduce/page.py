@@ -34,7 +34,8 @@ th { background: #f3f3f3 } img { max-width: 100% } .wide { overflow-x: auto }
 _INTRODUCTION: Final = f"""
 Tables and figures of papers, run again from the recipes of diffscale. Each claim is tested on differences between
 pictures of the same prompts: means over prompts by the paired t-test, metrics of all pictures together (FID, IS,
-precision, recall) by the jackknife over groups of prompts with Student's t. Claims of no effect are tested by
+precision, recall) by the jackknife with Student's t, over the noises of the classes as they are: groups of pictures are
+left out within strata of classes. Claims of no effect are tested by
 equivalence (TOST) or non-inferiority with the margin that is stated, trends in a training by the slope over blocks of
 its steps. One training stands for its method: tests are over prompts and steps, not over seeds. Of claims of several
 parts all must hold. A claim does not hold where the opposite is significant. All p-values are Holm-corrected over this

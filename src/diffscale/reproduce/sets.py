@@ -28,7 +28,7 @@ from diffscale.statistics.reference import load as load_reference
 from diffscale.verifiers.inception import load_inception
 
 GROUPS: Final = 48
-"""Groups of prompts, at most, that are left out one at a time."""
+"""Groups of pictures, about, that are left out one at a time."""
 _DRAWN: Final = 10  # pictures a class of the reference of Shapes
 
 
@@ -57,13 +57,14 @@ class Sets:
         return features.numpy(), logits.numpy()
 
     def measure(self, names: Sequence[str], pictures: Tensor, slots: Sequence[Slot]) -> dict[str, dict[str, Any]]:
-        """`value` of each metric, and `without`: its values where one group of prompts after another is left out.
+        """`value` of each metric, and `without`: its values where one group of pictures after another is left out, see
+        `groups`, a row for each stratum.
 
         Of `diversity` there is one value for each prompt instead, `prompts`: the mean over pairs of its pictures of
         1 - cos of their features. Raises DiffscaleError for a metric that needs a reference where there is none.
         """
         features, logits = self.features(pictures)
-        of = groups([slot.condition for slot in slots])
+        of, strata = groups(slots)
         found: dict[str, dict[str, Any]] = {}
         for name in names:
             if name == "diversity":
@@ -75,7 +76,8 @@ class Sets:
                 warnings.simplefilter("ignore", FewSamples)
                 value = metric(features, logits)
                 without = [metric(features[of != group], logits[of != group]) for group in range(of.max() + 1)]
-            found[name] = {"value": value, "without": without if len(without) > 1 else []}
+            rows = np.reshape(without, (strata, -1)).tolist() if len(without) > 1 else []
+            found[name] = {"value": value, "without": rows}
         return found
 
     def _metric(self, name: str) -> Callable[[NDArray[np.float32], NDArray[np.float32]], float]:
@@ -94,11 +96,23 @@ class Sets:
         return lambda features, _: compare(real, features)
 
 
-def groups(conditions: Sequence[str], most: int = GROUPS) -> NDArray[np.int64]:
-    """The group of each picture: those of a prompt are in one, and groups are of nearly equal size."""
-    order = {condition: i for i, condition in enumerate(dict.fromkeys(conditions))}
-    count = min(most, len(order))
-    return np.array([order[condition] * count // len(order) for condition in conditions])
+def groups(slots: Sequence[Slot], most: int = GROUPS) -> tuple[NDArray[np.int64], int]:
+    """The group of each picture, and how many strata there are; the groups of a stratum follow each other.
+
+    Where prompts have several pictures each, prompts are taken as they are and chance is in the noises: a stratum is
+    some prompts, and one of its groups is one picture of each of them (more, of many repeats). Where they have one,
+    prompts are by chance, and all groups, of prompts, are of one stratum.
+    """
+    conditions = [slot.condition for slot in slots]
+    number = {condition: i for i, condition in enumerate(dict.fromkeys(conditions))}
+    order = np.array([number[condition] for condition in conditions])
+    repeats = len(slots) // len(number)
+    if repeats == 1:
+        return order * min(most, len(number)) // len(number), 1
+    units = min(repeats, most)
+    strata = max(1, min(len(number), most // units))
+    repeat = np.array([conditions[:i].count(condition) for i, condition in enumerate(conditions)])
+    return order * strata // len(number) * units + repeat * units // repeats, strata
 
 
 def diversity(features: NDArray[np.float32], conditions: Sequence[str]) -> list[float]:

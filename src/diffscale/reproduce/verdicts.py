@@ -62,13 +62,19 @@ def paired(differences: ArrayLike) -> Contrast:
 
 
 def jackknife(whole: float, without: ArrayLike) -> Contrast:
-    """An estimate with what it is `without` each of the groups [G] (Efron and Stein 1981), G - 1 degrees of freedom."""
+    """An estimate with what it is `without` each of the groups [S, G] of S strata, all of one size: the delete-a-group
+    jackknife (Efron and Stein 1981), S (G - 1) degrees of freedom.
+
+    What differs between strata is no chance. Those left whole lessen the weight of the one that a group is missing of,
+    which the factor makes up for (ours: exact for means, and with one stratum the plain jackknife's).
+    """
     values = np.asarray(without, float)
-    count = len(values)
+    strata, count = values.shape if values.ndim == 2 else (1, 0)
     if count < 2:
         return Contrast(whole, math.inf, 1)
-    error = math.sqrt((count - 1) / count * float(np.square(values - values.mean()).sum()))
-    return Contrast(whole, error, count - 1)
+    factor = count / (count - 1) * (1 - 1 / values.size) ** 2
+    squares = float(np.square(values - values.mean(1, keepdims=True)).sum())
+    return Contrast(whole, math.sqrt(factor * squares), strata * (count - 1))
 
 
 def superior(contrast: Contrast, by: float = 0.0) -> Evidence:
