@@ -47,6 +47,7 @@ TEXTS = {
 }
 CLAIM = {
     "says": "search helps",
+    "why": {"not decided": "few & noisy", "holds": "otherwise"},
     "test": "compare",
     "options": {
         "all_of": [{"a": ["texts", "search"], "b": ["texts", "steps", "first"], "measure": "clip", "is": "better"}]
@@ -107,6 +108,7 @@ def test_an_item_from_the_command_to_the_page(
     # The page is made of the files alone: the same again elsewhere, without a model.
     made = (out / page.PAGE).read_text()
     assert "It runs &amp; is &lt;drawn&gt;." in made and "another model" in made and "not decided" in made
+    assert "few &amp; noisy" in made and "otherwise" not in made and "holds 0, does not hold 0, not decided 1" in made
     copy = tmp_path / "copy"
     shutil.copytree(out, copy, ignore=shutil.ignore_patterns("cache", "*.html", "*.md", "figure.*", "verdicts.json"))
     assert page.build(copy).read_text() == made

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from diffscale.config import validated
 from diffscale.errors import DiffscaleError
@@ -19,7 +19,7 @@ from diffscale.reproduce import claims, figures, logs, tables
 from diffscale.reproduce import recipe as recipes
 from diffscale.reproduce.recipe import Claim, Recipe, Setting
 from diffscale.reproduce.run import made_of, read
-from diffscale.reproduce.verdicts import LEVEL, Evidence, decide
+from diffscale.reproduce.verdicts import LEVEL, Evidence, Verdict, decide
 
 PAGE: Final = "reproduction.html"
 _STYLE: Final = """
@@ -42,6 +42,9 @@ parts all must hold. A claim does not hold where the opposite is significant. Al
 page, both directions counted: the chance of one wrong verdict on it is at most {LEVEL:.0%}. Intervals have 95% each,
 without correction.
 """.strip()
+
+
+_Judged = tuple["Item", Claim, Evidence, Verdict, float]
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def _today(name: str, options: dict[str, Any]) -> tuple[Recipe, Setting] | None:
     return (recipe, recipes.resolved(recipe, **options)) if options["setting"] in recipe.settings else None
 
 
-def judged(every: Sequence[Item]) -> list[tuple[Item, Claim, Evidence, str, float]]:
+def judged(every: Sequence[Item]) -> list[_Judged]:
     """All claims of a page with evidence, verdict and corrected p-value."""
     found = [(item, claim) for item in every for claim in item.setting.claims.values()]
     evidence = [claims.judged(claim, item.raw) for item, claim in found]
@@ -158,7 +161,7 @@ def build(folder: Path) -> Path:
         sections.append(_section(item, files, grids, [each for each in verdicts if each[0] is item]))
     told = [
         {"item": item.name, "run": described(item.options), "stale": item.stale, "claim": claim.says,
-         "verdict": verdict, "p": p, "found": evidence.found}
+         "verdict": verdict, "p": p, "found": evidence.found, "why": claim.why.get(verdict, "")}
         for item, claim, evidence, verdict, p in verdicts
     ]  # fmt: skip
     (folder / "verdicts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
@@ -166,14 +169,17 @@ def build(folder: Path) -> Path:
     return folder / PAGE
 
 
-def _page(sections: Sequence[str], verdicts: Sequence[tuple[Item, Claim, Evidence, str, float]]) -> str:
+def _page(sections: Sequence[str], verdicts: Sequence[_Judged]) -> str:
     rows = "".join(
         f'<tr><td><a href="#{item.name}">{item.name}</a>{" (stale)" * item.stale}</td>'
         f"<td>{described(item.options)}</td><td>{escape(claim.says)}</td>{_verdict(verdict, p)}</tr>\n"
         for item, claim, _, verdict, p in verdicts
     )
     heads = "<tr><th>item</th><th>run</th><th>claim</th><th>verdict</th><th>p</th></tr>"
-    summary = f"<table><caption>All claims</caption>\n{heads}\n{rows}</table>" if rows else ""
+    given = [verdict for *_, verdict, _ in verdicts]
+    counts = ", ".join(f"{verdict} {given.count(verdict)}" for verdict in get_args(Verdict))
+    caption = f"All {len(given)} claims: {counts}"
+    summary = f"<table><caption>{caption}</caption>\n{heads}\n{rows}</table>" if rows else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Reproduction</title>\n'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>\n'
@@ -183,7 +189,7 @@ def _page(sections: Sequence[str], verdicts: Sequence[tuple[Item, Claim, Evidenc
 
 def _section(
     item: Item, files: Sequence[str], grids: Sequence[tables.Grid],
-    verdicts: Sequence[tuple[Item, Claim, Evidence, str, float]],
+    verdicts: Sequence[_Judged],
 ) -> str:  # fmt: skip
     stale = '<p class="stale">Stale: the recipe or the weights changed since; run this item again.</p>' * item.stale
     png = next((file for file in files if file.endswith(".png")), None)
@@ -191,7 +197,8 @@ def _section(
     link = f' <a href="{item.name}/{svg}">SVG</a>' if svg else ""
     picture = f'<p><img src="{item.name}/{png}" alt="{escape(item.recipe.title)}"></p>' if png else ""
     rows = "".join(
-        f"<tr><td>{escape(claim.says)}</td>{_verdict(verdict, p)}<td>{escape(evidence.found)}</td></tr>\n"
+        f"<tr><td>{escape(claim.says)}</td>{_verdict(verdict, p)}<td>{escape(evidence.found).replace('; ', '<br>')}"
+        f"{_why(claim, verdict)}</td></tr>\n"
         for _, claim, evidence, verdict, p in verdicts
     )
     heads = "<tr><th>claim</th><th>verdict</th><th>p</th><th>found</th></tr>"
@@ -205,6 +212,10 @@ def _section(
         f'<p class="note">Files: <a href="{item.name}/raw.json">raw numbers</a>,'
         f' <a href="{item.name}/table.md">table</a>{link}</p>\n'
     )
+
+
+def _why(claim: Claim, verdict: Verdict) -> str:
+    return f'<p class="note">{escape(claim.why[verdict])}</p>' if verdict in claim.why else ""
 
 
 def _verdict(verdict: str, p: float) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffscale import config
 from diffscale.errors import DiffscaleError, unknown
 from diffscale.reproduce import trained
+from diffscale.reproduce.verdicts import Verdict
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 SettingName = Literal["shapes", "paper"]
@@ -107,11 +108,15 @@ class Table(_Strict):
 
 
 class Claim(_Strict):
-    """One sentence of the paper and the test it has to pass: `test` is a name in `claims.CLAIMS`, `options` its own."""
+    """One sentence of the paper and the test it has to pass: `test` is a name in `claims.CLAIMS`, `options` its own.
+
+    `why`: what is known of the reasons, by the verdict that it is shown with.
+    """
 
     says: str
     test: str
     options: dict[str, Any] = Field(default_factory=dict)
+    why: dict[Verdict, str] = Field(default_factory=dict)
 
 
 class Setting(_Strict):
