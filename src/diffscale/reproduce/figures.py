@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,7 +64,12 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
     rows = -(-count // columns)
     figure = Figure(figsize=(5.2 * columns, 4.0 * rows + 0.6), dpi=110, layout="constrained")
     every = figure.subplots(rows, columns, squeeze=False).ravel()
-    kinds = {"curves": _curves, "table": _curves, "bars": _bars, "scatter": _scatter}
+    # A series looks alike in all panels, and unlike any other.
+    looks = {
+        name: i for i, name in enumerate(dict.fromkeys(n for panel in setting.panels for n in _series(raw, panel)))
+    }
+    curves = partial(_curves, looks=looks)
+    kinds: dict[str, Callable[..., None]] = {"curves": curves, "table": curves, "bars": _bars, "scatter": _scatter}
     for axes, panel in zip(every, setting.panels, strict=False):
         kind = _scatter if panel.y and panel.x not in _COSTS else kinds[setting.view]
         kind(axes, raw, panel)
@@ -96,8 +103,9 @@ def _series(raw: Raw, panel: Panel) -> list[str]:
     return panel.only or list(raw["parts"][panel.part]["series"])
 
 
-def _curves(axes: Any, raw: Raw, panel: Panel) -> None:
-    for number, name in enumerate(_series(raw, panel)):
+def _curves(axes: Any, raw: Raw, panel: Panel, looks: Mapping[str, int]) -> None:
+    for name in _series(raw, panel):
+        number = looks[name]
         points = raw["parts"][panel.part]["series"][name]
         costs = [at[panel.x] / (1e9 if panel.x == "flops" else 1) for at in points]
         if panel.relative:
