@@ -260,9 +260,13 @@ def _log(values: list[float], std: float = 0.0) -> list[dict[str, float]]:
 
 def test_curves_of_logs_are_means_and_deviations_of_windows() -> None:
     values = np.random.default_rng(0).normal(size=80)
-    rows = {"one": _log(values.tolist(), std=3.0), "untold": [{"step": 1, "seconds": 1.0}]}
+    rows = {
+        "one": _log(values.tolist(), std=3.0),
+        "one, flat": _log(values.tolist()),
+        "untold": [{"step": 1, "seconds": 1.0}],
+    }
     axes = Figure().subplots()
-    logs.draw(axes, rows, LogPanel(of=["one", "untold"], y="reward", x="seconds"))
+    logs.draw(axes, rows, LogPanel(of=["one", "untold"], y="reward", x="seconds"), {"one": 0, "untold": 1})
     (line,), (band,) = axes.get_lines(), axes.collections
     assert np.allclose(line.get_ydata(), values.reshape(40, 2).mean(1))
     assert np.allclose(line.get_xdata(), np.arange(1, 41))  # two steps of half a second
@@ -270,7 +274,8 @@ def test_curves_of_logs_are_means_and_deviations_of_windows() -> None:
     edge = band.get_paths()[0].vertices[:, 1]
     assert edge.max() == pytest.approx((values.reshape(40, 2).mean(1) + deviation).max())
     axes = Figure().subplots()
-    logs.draw(axes, rows, LogPanel(of=["one"], y="loss"))
+    logs.draw(axes, rows, LogPanel(of=["one, flat"], y="loss", title="flat"), {"one": 2})
+    assert axes.get_lines()[0].get_color() == "C2" and axes.get_lines()[0].get_label() == "one"
     assert axes.get_lines()[0].get_xdata()[[0, -1]].tolist() == [2, 80] and "1/40" in axes.get_ylabel()
 
 

@@ -64,17 +64,17 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
     rows = -(-count // columns)
     figure = Figure(figsize=(5.2 * columns, 4.0 * rows + 0.6), dpi=110, layout="constrained")
     every = figure.subplots(rows, columns, squeeze=False).ravel()
-    # A series looks alike in all panels, and unlike any other.
-    looks = {
-        name: i for i, name in enumerate(dict.fromkeys(n for panel in setting.panels for n in _series(raw, panel)))
-    }
+    # A series or training looks alike in all panels, and unlike any other.
+    series = (name for panel in setting.panels for name in _series(raw, panel))
+    trained = (logs.label(name, panel) for panel in setting.logs for name in panel.of)
+    looks = {name: i for i, name in enumerate(dict.fromkeys((*series, *trained)))}
     curves = partial(_curves, looks=looks)
     kinds: dict[str, Callable[..., None]] = {"curves": curves, "table": curves, "bars": _bars, "scatter": _scatter}
     for axes, panel in zip(every, setting.panels, strict=False):
         kind = _scatter if panel.y and panel.x not in _COSTS else kinds[setting.view]
         kind(axes, raw, panel)
     for axes, log in zip(every[len(setting.panels) :], setting.logs, strict=False):
-        logs.draw(axes, raw["logs"], log)
+        logs.draw(axes, raw["logs"], log, looks)
     for axes in every[:count]:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -95,8 +95,12 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
 
 
 def _label(panel: Panel) -> str:
-    unit = panel.label or UNITS.get(panel.y, panel.y)
-    return f"gain in {unit.partition(' (')[0].partition(',')[0]} (%)" if panel.relative else unit
+    return _gain(panel) if panel.relative else panel.label or UNITS.get(panel.y, panel.y)
+
+
+def _gain(panel: Panel) -> str:
+    name = (panel.label or UNITS.get(panel.y, panel.y)).partition(" (")[0].partition(",")[0]
+    return f"gain in {name}{' (%)' if panel.relative else ''}"
 
 
 def _series(raw: Raw, panel: Panel) -> list[str]:
@@ -109,7 +113,7 @@ def _curves(axes: Any, raw: Raw, panel: Panel, looks: Mapping[str, int]) -> None
         points = raw["parts"][panel.part]["series"][name]
         costs = [at[panel.x] / (1e9 if panel.x == "flops" else 1) for at in points]
         if panel.relative:
-            values = [numbers.gain(raw, panel.part, at, points[0], panel.y) for at in points]
+            values = [numbers.gain(raw, panel.part, at, points[0], panel.y, True) for at in points]
         else:
             values = [numbers.summary(raw, panel.part, at, panel.y) for at in points]
         colour = f"C{number % 10}"
@@ -133,11 +137,11 @@ def _curves(axes: Any, raw: Raw, panel: Panel, looks: Mapping[str, int]) -> None
 
 
 def _bars(axes: Any, raw: Raw, panel: Panel) -> None:
-    """Gains of the last points of each series over their first, in percent; a bar a series."""
+    """Gains of the last points of each series over their first; a bar a series."""
     names = _series(raw, panel)
     for number, name in enumerate(names):
         points = raw["parts"][panel.part]["series"][name]
-        value = numbers.gain(raw, panel.part, points[-1], points[0], panel.y)
+        value = numbers.gain(raw, panel.part, points[-1], points[0], panel.y, panel.relative)
         ends = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
         shade = str(0.35 + 0.5 * number / max(1, len(names) - 1))
         axes.bar(
@@ -146,7 +150,7 @@ def _bars(axes: Any, raw: Raw, panel: Panel) -> None:
         )  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks([])
-    axes.set_ylabel(_label(panel.model_copy(update={"relative": True})), fontsize=9)
+    axes.set_ylabel(_gain(panel), fontsize=9)
 
 
 def _scatter(axes: Any, raw: Raw, panel: Panel) -> None:

@@ -53,10 +53,16 @@ def _again(settings: TrainConfig, step: int) -> bool:
     return placed(settings, first)[1] > 0
 
 
-def draw(axes: Any, logs: Mapping[str, Sequence[Mapping[str, Any]]], panel: LogPanel) -> None:
-    """Curves of `panel`: the mean over windows of steps, and a band of the deviation within these."""
-    for number, name in enumerate(panel.of):
-        rows = logs[name]
+def label(name: str, panel: LogPanel) -> str:
+    """What a training is called in a panel, whose title may say the rest of its name."""
+    return name.removesuffix(f", {panel.title}")
+
+
+def draw(axes: Any, logs: Mapping[str, Sequence[Mapping[str, Any]]], panel: LogPanel, looks: Mapping[str, int]) -> None:
+    """Curves of `panel`: the mean over windows of steps, and a band of the deviation within these; a number for the
+    looks of each label."""
+    for name in panel.of:
+        rows, number = logs[name], looks[label(name, panel)]
         values = smoothed(rows, panel.y, _WINDOWS)
         if values is None:
             continue
@@ -64,7 +70,7 @@ def draw(axes: Any, logs: Mapping[str, Sequence[Mapping[str, Any]]], panel: LogP
         where = at + 1 if panel.x == "steps" else np.cumsum([row["seconds"] for row in rows])[at]
         colour = f"C{number % 10}"
         axes.fill_between(where, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(where, mean, _STYLES[number % 4], color=colour, lw=1.6, label=name)
+        axes.plot(where, mean, _STYLES[number % 4], color=colour, lw=1.6, label=label(name, panel))
     axes.set_xlabel("steps" if panel.x == "steps" else "seconds in steps")
     axes.set_ylabel(
         f"{panel.y}: mean of a window, band: one deviation\n(a window is 1/{_WINDOWS} of the steps)", fontsize=9

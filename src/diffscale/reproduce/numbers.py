@@ -81,12 +81,14 @@ def difference(raw: Raw, part: str, a: Mapping[str, Any], b: Mapping[str, Any], 
     return paired(sign * (by_prompt(raw, part, a, measure) - by_prompt(raw, part, b, measure)))
 
 
-def gain(raw: Raw, part: str, at: Mapping[str, Any], base: Mapping[str, Any], measure: str) -> dict[str, float]:
-    """The gain over `base` in percent of its mean, with the interval of the difference."""
+def gain(
+    raw: Raw, part: str, at: Mapping[str, Any], base: Mapping[str, Any], measure: str, relative: bool
+) -> dict[str, float]:
+    """The gain over `base`, in percent of its mean if `relative`, with the interval of the difference."""
     contrast = difference(raw, part, at, base, measure)
-    start = abs(summary(raw, part, base, measure)["mean"]) or 1.0
+    unit = (abs(summary(raw, part, base, measure)["mean"]) or 1.0) / 100 if relative else 1.0
     low, high = contrast.interval() if np.isfinite(contrast.error) else (contrast.estimate, contrast.estimate)
-    return {name: 100 * value / start for name, value in (("mean", contrast.estimate), ("low", low), ("high", high))}
+    return {"mean": contrast.estimate / unit, "low": low / unit, "high": high / unit}
 
 
 def change(rows: Sequence[Mapping[str, Any]], y: str) -> Contrast:

@@ -76,7 +76,7 @@ class Part(_Strict):
 class Panel(_Strict):
     """One plot: `y` (a measure, or of scatter a verifier) of all or `only` some series of `part` against `x`.
 
-    `relative`: as gain in percent over the first point of the series, or over `base`.
+    `relative`: as gain in percent over the first point of the series; bars without it are gains in units of `y`.
     """
 
     part: str
