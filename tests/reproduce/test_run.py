@@ -47,7 +47,6 @@ TEXTS = {
 }
 CLAIM = {
     "says": "search helps",
-    "why": {"not decided": "few & noisy", "holds": "otherwise"},
     "test": "compare",
     "options": {
         "all_of": [{"a": ["texts", "search"], "b": ["texts", "steps", "first"], "measure": "clip", "is": "better"}]
@@ -62,6 +61,7 @@ RECIPE = {
             "parts": {"texts": TEXTS},
             "panels": [{"part": "texts", "y": "clip"}, {"part": "texts", "x": "clip_ssl", "y": "clip"}],
             "claims": {"helps": CLAIM},
+            "why": {"helps": {"not decided": "few & noisy", "holds": "otherwise"}},
         }
     },
     "printed": {"of": "another model", "columns": ["model", "score"], "rows": [["theirs", 0.7]]},

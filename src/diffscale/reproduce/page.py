@@ -44,9 +44,6 @@ without correction.
 """.strip()
 
 
-_Judged = tuple["Item", Claim, Evidence, Verdict, float]
-
-
 @dataclass(frozen=True)
 class Item:
     """A recipe, the setting that its numbers were made with, told by `options`, and these, with `logs` of trainings."""
@@ -57,6 +54,18 @@ class Item:
     setting: Setting
     raw: dict[str, Any]
     stale: bool
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim of an item, its corrected p-value, and `why` it came out so, empty where nothing is said of that."""
+
+    item: Item
+    claim: Claim
+    evidence: Evidence
+    verdict: Verdict
+    p: float
+    why: str
 
 
 def keep(folder: Path, name: str, recipe: Recipe, setting: Setting, options: dict[str, Any]) -> None:
@@ -135,14 +144,13 @@ def _today(name: str, options: dict[str, Any]) -> tuple[Recipe, Setting] | None:
     return (recipe, recipes.resolved(recipe, **options)) if options["setting"] in recipe.settings else None
 
 
-def judged(every: Sequence[Item]) -> list[_Judged]:
-    """All claims of a page with evidence, verdict and corrected p-value."""
-    found = [(item, claim) for item in every for claim in item.setting.claims.values()]
-    evidence = [claims.judged(claim, item.raw) for item, claim in found]
-    verdicts = decide(evidence)
+def judged(every: Sequence[Item]) -> list[Judged]:
+    """All claims of a page."""
+    found = [(item, name, claim) for item in every for name, claim in item.setting.claims.items()]
+    evidence = [claims.judged(claim, item.raw) for item, _, claim in found]
     return [
-        (item, claim, each, verdict, p)
-        for (item, claim), each, (verdict, p) in zip(found, evidence, verdicts, strict=True)
+        Judged(item, claim, each, verdict, p, item.setting.why.get(name, {}).get(verdict, ""))
+        for (item, name, claim), each, (verdict, p) in zip(found, evidence, decide(evidence), strict=True)
     ]
 
 
@@ -158,25 +166,25 @@ def build(folder: Path) -> Path:
         grids = tables.grids(item.recipe, item.setting, item.raw)
         (folder / item.name / "table.md").write_text("\n".join(map(tables.markdown, grids)))
         (folder / item.name / "table.html").write_text("".join(map(tables.html, grids)))
-        sections.append(_section(item, files, grids, [each for each in verdicts if each[0] is item]))
+        sections.append(_section(item, files, grids, [each for each in verdicts if each.item is item]))
     told = [
-        {"item": item.name, "run": described(item.options), "stale": item.stale, "claim": claim.says,
-         "verdict": verdict, "p": p, "found": evidence.found, "why": claim.why.get(verdict, "")}
-        for item, claim, evidence, verdict, p in verdicts
+        {"item": each.item.name, "run": described(each.item.options), "stale": each.item.stale,
+         "claim": each.claim.says, "verdict": each.verdict, "p": each.p, "found": each.evidence.found, "why": each.why}
+        for each in verdicts
     ]  # fmt: skip
     (folder / "verdicts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     (folder / PAGE).write_text(_page(sections, verdicts))
     return folder / PAGE
 
 
-def _page(sections: Sequence[str], verdicts: Sequence[_Judged]) -> str:
+def _page(sections: Sequence[str], verdicts: Sequence[Judged]) -> str:
     rows = "".join(
-        f'<tr><td><a href="#{item.name}">{item.name}</a>{" (stale)" * item.stale}</td>'
-        f"<td>{described(item.options)}</td><td>{escape(claim.says)}</td>{_verdict(verdict, p)}</tr>\n"
-        for item, claim, _, verdict, p in verdicts
+        f'<tr><td><a href="#{each.item.name}">{each.item.name}</a>{" (stale)" * each.item.stale}</td>'
+        f"<td>{described(each.item.options)}</td><td>{escape(each.claim.says)}</td>{_verdict(each)}</tr>\n"
+        for each in verdicts
     )
     heads = "<tr><th>item</th><th>run</th><th>claim</th><th>verdict</th><th>p</th></tr>"
-    given = [verdict for *_, verdict, _ in verdicts]
+    given = [each.verdict for each in verdicts]
     counts = ", ".join(f"{verdict} {given.count(verdict)}" for verdict in get_args(Verdict))
     caption = f"All {len(given)} claims: {counts}"
     summary = f"<table><caption>{caption}</caption>\n{heads}\n{rows}</table>" if rows else ""
@@ -189,7 +197,7 @@ def _page(sections: Sequence[str], verdicts: Sequence[_Judged]) -> str:
 
 def _section(
     item: Item, files: Sequence[str], grids: Sequence[tables.Grid],
-    verdicts: Sequence[_Judged],
+    verdicts: Sequence[Judged],
 ) -> str:  # fmt: skip
     stale = '<p class="stale">Stale: the recipe or the weights changed since; run this item again.</p>' * item.stale
     png = next((file for file in files if file.endswith(".png")), None)
@@ -197,9 +205,9 @@ def _section(
     link = f' <a href="{item.name}/{svg}">SVG</a>' if svg else ""
     picture = f'<p><img src="{item.name}/{png}" alt="{escape(item.recipe.title)}"></p>' if png else ""
     rows = "".join(
-        f"<tr><td>{escape(claim.says)}</td>{_verdict(verdict, p)}<td>{escape(evidence.found).replace('; ', '<br>')}"
-        f"{_why(claim, verdict)}</td></tr>\n"
-        for _, claim, evidence, verdict, p in verdicts
+        f"<tr><td>{escape(each.claim.says)}</td>{_verdict(each)}"
+        f"<td>{escape(each.evidence.found).replace('; ', '<br>')}{_why(each)}</td></tr>\n"
+        for each in verdicts
     )
     heads = "<tr><th>claim</th><th>verdict</th><th>p</th><th>found</th></tr>"
     judged_here = f'<div class="wide"><table><caption>Claims</caption>\n{heads}\n{rows}</table></div>' if rows else ""
@@ -214,9 +222,9 @@ def _section(
     )
 
 
-def _why(claim: Claim, verdict: Verdict) -> str:
-    return f'<p class="note">{escape(claim.why[verdict])}</p>' if verdict in claim.why else ""
+def _why(one: Judged) -> str:
+    return f'<p class="note">{escape(one.why)}</p>' if one.why else ""
 
 
-def _verdict(verdict: str, p: float) -> str:
-    return f'<td class="verdict">{verdict}</td><td>{p:.2g}</td>'
+def _verdict(one: Judged) -> str:
+    return f'<td class="verdict">{one.verdict}</td><td>{one.p:.2g}</td>'

@@ -108,22 +108,19 @@ class Table(_Strict):
 
 
 class Claim(_Strict):
-    """One sentence of the paper and the test it has to pass: `test` is a name in `claims.CLAIMS`, `options` its own.
-
-    `why`: what is known of the reasons, by the verdict that it is shown with.
-    """
+    """One sentence of the paper and the test it has to pass: `test` is a name in `claims.CLAIMS`, `options` its own."""
 
     says: str
     test: str
     options: dict[str, Any] = Field(default_factory=dict)
-    why: dict[Verdict, str] = Field(default_factory=dict)
 
 
 class Setting(_Strict):
     """An item on the models of Shapes, or on the paper's own.
 
     `view`: how it is shown. `trainings`: settings by name, see `trained`; in a file, `like` takes what a training of
-    `trainings/PAPER.yaml` has. `quick`: what is changed for `--quick`, by part (`*` for all), and `trainings` by name.
+    `trainings/PAPER.yaml` has. `why`: what is known of why a claim came out as it did, by claim and by the verdict that
+    it is shown with. `quick`: what is changed for `--quick`, by part (`*` for all), and `trainings` by name.
     """
 
     view: Literal["curves", "bars", "scatter", "strips", "table", "logs"]
@@ -133,6 +130,7 @@ class Setting(_Strict):
     logs: list[LogPanel] = Field(default_factory=list)
     table: Table | None = None
     claims: dict[str, Claim] = Field(default_factory=dict)
+    why: dict[str, dict[Verdict, str]] = Field(default_factory=dict)
     quick: dict[str, dict[str, Any]] = Field(default_factory=dict)
     notes: str = ""
 
