@@ -112,8 +112,8 @@ def test_what_items_share_is_counted_once_and_all_of_shapes_is_within_bounds() -
     settings = [_resolved(name, "shapes", False) for name in recipe.names() if name.startswith("A.")]
     together = sum(plan.plan(settings).nfe().values())
     apart = sum(sum(plan.plan([setting]).nfe().values()) for setting in settings)
-    # At 300 NFE a second on 2 cores 4 hours are 4.3 million; three quarters of them are of the small SiTs.
-    assert together < 4_000_000 < apart
+    # One core does 470 NFE a second of this mix, decoding and scoring included: 4 hours of it are 6.8 million.
+    assert together < 4_500_000 < apart
     quick = [_resolved(name, "shapes", True) for name in recipe.names()]
     assert max(sum(plan.plan([setting]).nfe().values()) for setting in quick) < 15_000
 

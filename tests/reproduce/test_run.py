@@ -136,6 +136,17 @@ def test_an_item_from_the_command_to_the_page(
     assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0  # still without a model
     assert "is stale" in capsys.readouterr().out and "Stale" not in (out / page.PAGE).read_text()
 
+    # What another version wrote is read where it is needed alone, and told of.
+    held = json.loads((out / "T.figure1" / "recipe.json").read_text())
+    (out / "T.figure1" / "recipe.json").write_text(json.dumps({**held, "recipe": {"titel": "old"}}))
+    page.build(out)
+    changed["settings"]["shapes"]["parts"]["texts"]["seed"] = 1
+    (recipes / "T.figure1.yaml").write_text(yaml.safe_dump(changed))
+    with pytest.raises(DiffscaleError, match=r"recipe\.json is of another version.*run T\.figure1 again"):
+        page.build(out)
+    del changed["settings"]["shapes"]["parts"]["texts"]["seed"]
+    (recipes / "T.figure1.yaml").write_text(yaml.safe_dump(changed))
+
     # A run that was killed before it wrote what its numbers were made with shows nothing, and goes on.
     (out / "T.figure1" / "recipe.json").unlink()
     with pytest.raises(DiffscaleError, match="no results"):

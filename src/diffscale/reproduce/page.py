@@ -128,11 +128,9 @@ def items(folder: Path) -> list[Item]:
         if held is None:
             continue  # killed between its numbers and what they were made with: the next run of it mends that
         raw = json.loads((folder / name / "raw.json").read_text())
-        recipe, setting = validated(Recipe, held["recipe"]), validated(Setting, held["setting"])
         today = _today(name, held["options"]) if name in known else None
         stale = today is None or made_of(today[1]) != raw["made_of"]
-        if today is not None and not stale:
-            recipe, setting = today
+        recipe, setting = today if today is not None and not stale else _then(folder / name, held)
         raw["logs"] = logs.of(folder / name, raw, setting.trainings)
         found.append(Item(name, held["options"], recipe, setting, raw, stale))
     return found
@@ -142,6 +140,17 @@ def _today(name: str, options: dict[str, Any]) -> tuple[Recipe, Setting] | None:
     """The recipe as it is, None where it has no such setting any more."""
     recipe = recipes.load(name)
     return (recipe, recipes.resolved(recipe, **options)) if options["setting"] in recipe.settings else None
+
+
+def _then(item: Path, held: dict[str, Any]) -> tuple[Recipe, Setting]:
+    """The recipe that made the numbers; raises DiffscaleError where another version of diffscale wrote it."""
+    try:
+        return validated(Recipe, held["recipe"]), validated(Setting, held["setting"])
+    except DiffscaleError as error:
+        raise DiffscaleError(
+            f"{item / 'recipe.json'} is of another version of diffscale: run {item.name} again, or move {item} away "
+            f"({error})."
+        ) from error
 
 
 def judged(every: Sequence[Item]) -> list[Judged]:
