@@ -57,9 +57,9 @@ def test_a_metric_that_falls_is_better_lower() -> None:
         raw["parts"]["p"]["series"][name][0]["sets"] = {"fid": {"value": value, "without": without}}
     options = {"all_of": [{"a": ["p", "a"], "b": ["p", "b"], "measure": "fid", "is": "better"}]}
     assert _verdict(raw, "compare", **options) == "holds"
-    assert numbers.gain(raw, "p", raw["parts"]["p"]["series"]["a"][0], raw["parts"]["p"]["series"]["b"][0], "fid")[
-        "mean"
-    ] == pytest.approx(60)
+    assert numbers.gain(
+        raw, "p", raw["parts"]["p"]["series"]["a"][0], raw["parts"]["p"]["series"]["b"][0], "fid", True
+    )["mean"] == pytest.approx(60)
 
 
 def test_repeats_of_a_prompt_are_no_independent_samples() -> None:

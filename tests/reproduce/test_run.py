@@ -142,7 +142,7 @@ def test_an_item_from_the_command_to_the_page(
     page.build(out)
     changed["settings"]["shapes"]["parts"]["texts"]["seed"] = 1
     (recipes / "T.figure1.yaml").write_text(yaml.safe_dump(changed))
-    with pytest.raises(DiffscaleError, match=r"recipe\.json is of another version.*run T\.figure1 again"):
+    with pytest.raises(DiffscaleError, match=r"T\.figure1 is of another version.*run T\.figure1 again"):
         page.build(out)
     del changed["settings"]["shapes"]["parts"]["texts"]["seed"]
     (recipes / "T.figure1.yaml").write_text(yaml.safe_dump(changed))
@@ -163,11 +163,15 @@ def test_an_item_from_the_command_to_the_page(
 
     # Cold again, to the same numbers; not where the run is refused.
     (out / "cache" / "old").touch()
-    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out), "--no-resume", "--limit", "1") == 2
-    assert (out / "cache" / "old").exists()
+    for wrong in (["--limit", "1"], ["--offload", "modle"], ["--device", "tpu"]):
+        assert _diffscale(monkeypatch, "T.figure1", "--output", str(out), "--no-resume", *wrong) == 2
+        assert (out / "cache" / "old").exists() and (out / "T.figure1" / "raw.json").exists()
+    capsys.readouterr()
+    (out / "cache").rename(tmp_path / "disk")
+    (out / "cache").symlink_to(tmp_path / "disk")
     monkeypatch.setattr(Models, "sampler", sampler)
     assert _diffscale(monkeypatch, "T.figure1", "--output", str(out), "--no-resume", "--device", "cpu") == 0
-    assert not (out / "cache" / "old").exists() and (out / "cache" / "scores.sqlite").exists()
+    assert not (out / "cache" / "old").exists() and (tmp_path / "disk" / "scores.sqlite").exists()
     found, held = (
         [at["scores"]["clip"] for points in json.loads(text)["parts"]["texts"]["series"].values() for at in points]
         for text in ((out / "T.figure1" / "raw.json").read_text(), before)

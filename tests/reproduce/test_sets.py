@@ -56,6 +56,8 @@ def test_groups_of_pictures() -> None:
     assert np.bincount(of[:, 0] // 3).tolist() in ([3, 2, 3, 2], [3, 3, 2, 2], [2, 3, 2, 3])
     many, strata = groups([Slot(prompt, repeat) for prompt in "ab" for repeat in range(9)], 4)
     assert strata == 1 and (many.reshape(2, 9) == np.arange(9) * 4 // 9).all()
+    even, strata = groups([Slot(prompt, repeat) for prompt in "ab" for repeat in range(7)], 4)
+    assert strata == 1 and (even.reshape(2, 7) == np.arange(7)).all()  # rather more groups than of two sizes
     single, strata = groups(slots[::3], 4)
     assert strata == 1 and set(single) == {0, 1, 2, 3} and (np.diff(single) >= 0).all()
 

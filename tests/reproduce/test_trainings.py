@@ -310,5 +310,7 @@ def test_steps_on_samples_of_steps_before_are_no_further_evidence(training: dict
         assert [row["step"] for row in rows if not row["again"]][:6] == fresh
     rows = logs.of(tmp_path, raw, {"one": own})["one"]
     kept = [row for row in _log(rising) if row["step"] % 6 in (1, 2)]
-    assert len(kept) == 80 and numbers.change(rows, "reward") == numbers.change(kept, "reward")
+    assert len(kept) == 80 and numbers.change(rows, "reward") == numbers.change([*kept, {"step": 240}], "reward")
+    late = [{**row, "again": 60 < row["step"] <= 180} for row in _log((np.arange(1, 241) / 240).tolist())]
+    assert numbers.change(late, "reward").estimate == pytest.approx(1)  # where steps were, not how many count
     assert numbers.change(rows[:170], "reward").error == np.inf  # 58 steps with samples of their own

@@ -69,7 +69,9 @@ def reproduce(
         raise unknown("setting", setting, ["shapes", "paper"])
     names = recipes.chosen(items)
     from diffscale.cli.quiet import quiet as silence
+    from diffscale.config import validated
     from diffscale.loading.options import LoadOptions
+    from diffscale.models import best_device
     from diffscale.reproduce import page
     from diffscale.reproduce.plan import check, plan
     from diffscale.reproduce.points import GIVEN
@@ -91,10 +93,11 @@ def reproduce(
     left = {name: each for name, each in settings.items() if not (resume and _done(console, name, each, output))}
     for name in left if not estimate else ():
         page.check(output, name, options)
+    loading = validated(LoadOptions, {"device": device, "offload": offload})
+    best_device(device)  # told of before anything is deleted
     if not resume and not estimate:
         discard(output, settings)
-    loading: dict[str, Any] = {"device": device, "offload": offload}
-    workshop = Workshop(output, LoadOptions(**loading), batch_size)
+    workshop = Workshop(output, loading, batch_size)
     if left:
         _tell_estimate(console, left, workshop)
     if estimate:

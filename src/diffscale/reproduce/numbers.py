@@ -72,7 +72,7 @@ def summary(raw: Raw, part: str, at: Mapping[str, Any], measure: str) -> dict[st
 
 
 def difference(raw: Raw, part: str, a: Mapping[str, Any], b: Mapping[str, Any], measure: str) -> Contrast:
-    """How much better `a` is than `b`, paired by prompts, or by the prompts left out; of fid, how much lower."""
+    """How much better `a` is than `b`, paired by prompts, or by the groups left out; of fid, how much lower."""
     sign = -1.0 if measure in LOWER else 1.0
     if is_whole(a, measure):
         one, other = a["sets"][measure], b["sets"][measure]
@@ -100,11 +100,14 @@ def change(rows: Sequence[Mapping[str, Any]], y: str) -> Contrast:
     """
     from scipy.stats import linregress
 
-    values = np.array([row[y] for row in rows if row.get(y) is not None and not row.get("again")], float)
-    if len(values) < 3 * BLOCKS:
+    usable = [row for row in rows if row.get(y) is not None and not row.get("again")]
+    if len(usable) < 3 * BLOCKS:
         return Contrast(0.0, np.inf, 1)
-    parts = np.array_split(values, BLOCKS)
-    line = linregress(np.linspace(0, 1, BLOCKS), [part.mean() for part in parts])
+    steps, values = (
+        [part.mean() for part in np.array_split(np.array([row[name] for row in usable], float), BLOCKS)]
+        for name in ("step", y)
+    )
+    line = linregress(np.array(steps) / rows[-1]["step"], values)
     return Contrast(float(line.slope), float(line.stderr), BLOCKS - 2)
 
 

@@ -34,13 +34,13 @@ th { background: #f3f3f3 } img { max-width: 100% } .wide { overflow-x: auto }
 _INTRODUCTION: Final = f"""
 Tables and figures of papers, run again from the recipes of diffscale. Each claim is tested on differences between
 pictures of the same prompts: means over prompts by the paired t-test, metrics of all pictures together (FID, IS,
-precision, recall) by the jackknife with Student's t, over the noises of the classes as they are: groups of pictures are
-left out within strata of classes. Claims of no effect are tested by
-equivalence (TOST) or non-inferiority with the margin that is stated, trends in a training by the slope over blocks of
-its steps. One training stands for its method: tests are over prompts and steps, not over seeds. Of claims of several
-parts all must hold. A claim does not hold where the opposite is significant. All p-values are Holm-corrected over this
-page, both directions counted: the chance of one wrong verdict on it is at most {LEVEL:.0%}. Intervals have 95% each,
-without correction.
+precision, recall) by the jackknife with Student's t: where prompts (classes) have several pictures each, over
+noises for the prompts as they are, groups of pictures being left out within strata of prompts; else over groups of
+prompts. Claims of no effect are tested by equivalence (TOST) or non-inferiority with the margin that is stated,
+trends in a training by the slope over blocks of its steps. One training stands for its method: tests are over
+prompts and steps, not over seeds. Of claims of several parts all must hold. A claim does not hold where the
+opposite is significant. All p-values are Holm-corrected over this page, both directions counted: the chance of one
+wrong verdict on it is at most {LEVEL:.0%}. Intervals have 95% each, without correction.
 """.strip()
 
 
@@ -130,8 +130,13 @@ def items(folder: Path) -> list[Item]:
         raw = json.loads((folder / name / "raw.json").read_text())
         today = _today(name, held["options"]) if name in known else None
         stale = today is None or made_of(today[1]) != raw["made_of"]
-        recipe, setting = today if today is not None and not stale else _then(folder / name, held)
-        raw["logs"] = logs.of(folder / name, raw, setting.trainings)
+        try:
+            recipe, setting = today if today is not None and not stale else _then(held)
+            raw["logs"] = logs.of(folder / name, raw, setting.trainings)
+        except (DiffscaleError, KeyError) as error:
+            raise DiffscaleError(
+                f"{folder / name} is of another version of diffscale: run {name} again, or move it away ({error})."
+            ) from error
         found.append(Item(name, held["options"], recipe, setting, raw, stale))
     return found
 
@@ -142,15 +147,9 @@ def _today(name: str, options: dict[str, Any]) -> tuple[Recipe, Setting] | None:
     return (recipe, recipes.resolved(recipe, **options)) if options["setting"] in recipe.settings else None
 
 
-def _then(item: Path, held: dict[str, Any]) -> tuple[Recipe, Setting]:
-    """The recipe that made the numbers; raises DiffscaleError where another version of diffscale wrote it."""
-    try:
-        return validated(Recipe, held["recipe"]), validated(Setting, held["setting"])
-    except DiffscaleError as error:
-        raise DiffscaleError(
-            f"{item / 'recipe.json'} is of another version of diffscale: run {item.name} again, or move {item} away "
-            f"({error})."
-        ) from error
+def _then(held: dict[str, Any]) -> tuple[Recipe, Setting]:
+    """The recipe that made the numbers."""
+    return validated(Recipe, held["recipe"]), validated(Setting, held["setting"])
 
 
 def judged(every: Sequence[Item]) -> list[Judged]:
@@ -158,9 +157,15 @@ def judged(every: Sequence[Item]) -> list[Judged]:
     found = [(item, name, claim) for item in every for name, claim in item.setting.claims.items()]
     evidence = [claims.judged(claim, item.raw) for item, _, claim in found]
     return [
-        Judged(item, claim, each, verdict, p, item.setting.why.get(name, {}).get(verdict, ""))
+        Judged(item, claim, each, verdict, p, _known(item, name, verdict))
         for (item, name, claim), each, (verdict, p) in zip(found, evidence, decide(evidence), strict=True)
     ]
+
+
+def _known(item: Item, claim: str, verdict: Verdict) -> str:
+    """What the recipe knows of why, which is of its run in full."""
+    full = not (item.stale or item.options.get("quick") or item.options.get("limit"))
+    return item.setting.why.get(claim, {}).get(verdict, "") if full else ""
 
 
 def build(folder: Path) -> Path:
@@ -215,7 +220,7 @@ def _section(
     picture = f'<p><img src="{item.name}/{png}" alt="{escape(item.recipe.title)}"></p>' if png else ""
     rows = "".join(
         f"<tr><td>{escape(each.claim.says)}</td>{_verdict(each)}"
-        f"<td>{escape(each.evidence.found).replace('; ', '<br>')}{_why(each)}</td></tr>\n"
+        f"<td>{'<br>'.join(map(escape, each.evidence.found.split('; ')))}{_why(each)}</td></tr>\n"
         for each in verdicts
     )
     heads = "<tr><th>claim</th><th>verdict</th><th>p</th><th>found</th></tr>"

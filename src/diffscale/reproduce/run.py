@@ -37,6 +37,8 @@ from diffscale.shapes.prompts import SUITES
 from diffscale.types import ClassLabel, Sampler
 
 FORMAT = 1
+SETS = 2
+"""Of metrics of all pictures together, and of how an oracle of them chooses."""
 CACHE: Final = "cache"
 """Of an output folder: pools, searches, scores and trainings that items share."""
 Told = Callable[[str, int, int], None]
@@ -97,7 +99,8 @@ def made_of(setting: Setting) -> str:
         weights |= shipped_verifiers()
     trainings = {name: trained.id_of(each) for name, each in setting.trainings.items()}
     given = {text: _held(text) for part in setting.parts.values() for text in (part.prompts, part.reference or "")}
-    return digest([FORMAT, parts, weights, given, trainings])
+    sets = [SETS] if any(part.sets for part in setting.parts.values()) else []
+    return digest([FORMAT, parts, weights, given, trainings, *sets])
 
 
 def _held(source: str) -> Any:
@@ -115,10 +118,23 @@ def read(folder: Path, item: str) -> dict[str, Any] | None:
 
 
 def discard(folder: Path, items: Iterable[str]) -> None:
-    """Delete the numbers of `items` and all that `folder` keeps of what items share, so that they start cold."""
+    """Delete the numbers of `items` and all that `folder` keeps of what items share, so that they start cold.
+
+    Raises DiffscaleError for what cannot be deleted; the numbers are still there then.
+    """
+    try:
+        # Not the folder itself, which may be a link to another disk.
+        for kept in (folder / CACHE).glob("*"):
+            if kept.is_dir() and not kept.is_symlink():
+                shutil.rmtree(kept)
+            else:
+                kept.unlink()
+    except OSError as error:
+        raise DiffscaleError(
+            f"{folder / CACHE} cannot be deleted ({error}): delete it, or leave --no-resume out."
+        ) from error
     for item in items:
         (folder / item / "raw.json").unlink(missing_ok=True)
-    shutil.rmtree(folder / CACHE, ignore_errors=True)
 
 
 def run(

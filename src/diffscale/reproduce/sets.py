@@ -109,9 +109,9 @@ def groups(slots: Sequence[Slot], most: int = GROUPS) -> tuple[NDArray[np.int64]
     repeats = len(slots) // len(number)
     if repeats == 1:
         return order * min(most, len(number)) // len(number), 1
-    units = min(repeats, most)
+    units = repeats if repeats <= 2 * most else most
     strata = max(1, min(len(number), most // units))
-    repeat = np.array([conditions[:i].count(condition) for i, condition in enumerate(conditions)])
+    repeat = np.array([slot.repeat for slot in slots])
     return order * strata // len(number) * units + repeat * units // repeats, strata
 
 
