@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fabricated import fabricated
+from matplotlib.figure import Figure
 
 from diffscale.errors import DiffscaleError
-from diffscale.reproduce import claims, plan, recipe, tables, trained
+from diffscale.reproduce import claims, figures, plan, recipe, tables, trained
 from diffscale.reproduce.plan import check, nfe_of
 from diffscale.reproduce.recipe import Setting
 
@@ -172,3 +175,15 @@ def test_a_quick_setting_changes_what_it_names_alone() -> None:
     assert quick.limit == 4 and quick.series["clip + random"].budgets == [120]
     assert quick.series["clip + ZO-2"].search == full.series["clip + ZO-2"].search
     assert recipe.resolved(recipe.load("A.table2"), "shapes", limit=2).parts["texts"].limit == 2
+
+
+@pytest.mark.parametrize("name", ["A.figure4", "A.figure5", "A.figure12"])
+def test_legends_lie_within_their_figures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    setting = _resolved(name, "shapes", False)
+    figures.draw(fabricated(name, setting), setting, tmp_path)
+    saved[0].canvas.draw()
+    (legend,) = saved[0].legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= saved[0].bbox.width

@@ -86,7 +86,8 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
             handles.setdefault(label, handle)
     if handles:
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False,
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * columns, len(handles)),
+            frameon=False,
             fontsize=9,
         )  # fmt: skip
     figure.savefig(folder / "figure.png")
