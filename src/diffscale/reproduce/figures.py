@@ -87,8 +87,7 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
     if handles:
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * columns, len(handles)),
-            frameon=False,
-            fontsize=9,
+            frameon=False, fontsize=9,
         )  # fmt: skip
     figure.savefig(folder / "figure.png")
     figure.savefig(folder / "figure.svg", metadata={"Date": None})
