@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffscale import noise
 from diffscale.api import make_sampler
-from diffscale.bench import prompts as prompt_files
-from diffscale.driver import Task, drive
-from diffscale.judges import judged
-from diffscale.loading.options import LoadOptions
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
 from diffscale.metrics.bootstrap import interval
-from diffscale.models import load_pipeline
+from diffscale.metrics.heldout import heldout_scores
+from diffscale.models.load import load_pipeline
+from diffscale.models.options import LoadOptions
 from diffscale.searches.random import random
+from diffscale.suites import prompts as prompt_files
 from diffscale.verifiers import load
 
 TEXT = ("shapes-flux", "shapes-pixart", "shapes-sdxl", "shapes-sdxl-dpo")
@@ -77,17 +77,17 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     loading = LoadOptions(device=torch_device, dtype=options.dtype)
     pipe = load_pipeline(name, loading)
     sampler = make_sampler(pipe, prompts, steps=None, pipe_args={}, loading=loading)
-    verifier = load("clip", device=torch_device, generator=name)
+    verifier = load("clip", device=torch_device, image_model=name)
     budget = options.candidates * sampler.steps
     tasks = [
         Task(partial(random), row, noise.fold(noise.root(0), prompt), budget) for row, prompt in enumerate(prompts)
     ]
-    drive(tasks[:4], sampler, verifier)  # warm up, and find the batch
+    run_searches(tasks[:4], sampler, verifier)  # warm up, and find the batch
     began = time.perf_counter()
-    results = drive(tasks, sampler, verifier)
+    results = run_searches(tasks, sampler, verifier)
     wall = time.perf_counter() - began
     ends = [
-        judged(name, prompt, {"first": result.baseline.image, "best": result.best.image})
+        heldout_scores(name, prompt, {"first": result.baseline.image, "best": result.best.image})
         for prompt, result in zip(prompts, results, strict=True)
     ]
     first, best = (np.array([end[which]["score"] for end in ends]) for which in ("first", "best"))

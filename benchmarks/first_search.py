@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffscale import noise
 from diffscale.api import make_sampler
-from diffscale.driver import Task, drive
-from diffscale.loading.options import LoadOptions
-from diffscale.models import load_pipeline, plain_call
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
+from diffscale.models.load import load_pipeline, plain_call
+from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches.random import random
 from diffscale.shapes.judge import judge_batch
@@ -42,8 +42,8 @@ class Record:
         self.prompts, self.seen = prompts, [[] for _ in prompts]
 
     def __call__(self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
-        judged = judge_batch(images, [self.prompts[search].description] * len(images))
-        self.seen[search] += list(zip(scores.tolist(), judged.tolist(), strict=True))
+        heldout_scores = judge_batch(images, [self.prompts[search].description] * len(images))
+        self.seen[search] += list(zip(scores.tolist(), heldout_scores.tolist(), strict=True))
 
 
 def sampler_for(prompts: list[Prompt], steps: int | None = None) -> Sampler:
@@ -58,7 +58,7 @@ def candidates(prompts: list[Prompt], n: int, seed: int, steps: int | None = Non
         Task(partial(random, n=n), row, noise.fold(root, prompt.text, 0), n * sampler.steps)
         for row, prompt in enumerate(prompts)
     ]
-    drive(tasks, sampler, load("clip", generator=MODEL), observers=[record])
+    run_searches(tasks, sampler, load("clip", image_model=MODEL), observers=[record])
     return np.array(record.seen)
 
 
@@ -103,7 +103,7 @@ def cost(prompt: Prompt, n: int, repeats: int = 5) -> None:
     """Wall time of a search, over that of the bare calls that it consists of, interleaved."""
     pipe = load_pipeline(MODEL, LoadOptions(device="cpu"))
     call = plain_call(pipe)
-    sampler, verifier = DiffusersSampler(pipe, [prompt.text], call.steps, call.args), load("clip", generator=MODEL)
+    sampler, verifier = DiffusersSampler(pipe, [prompt.text], call.steps, call.args), load("clip", image_model=MODEL)
     networks = {"forward": pipe.transformer, "decode": pipe.vae.decoder, "verify": verifier}
     inputs: dict[str, tuple[Any, Any]] = {}
 
@@ -114,7 +114,7 @@ def cost(prompt: Prompt, n: int, repeats: int = 5) -> None:
     task = Task(partial(random, n=n), 0, noise.root(0), n * sampler.steps)
 
     def search() -> None:
-        drive([task], sampler, verifier, batch_size=n)
+        run_searches([task], sampler, verifier, batch_size=n)
 
     search()
     for hook in hooks:

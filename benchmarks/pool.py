@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from diffscale import noise
-from diffscale.files import fingerprint
-from diffscale.loading.options import LoadOptions
-from diffscale.models import load_pipeline, plain_call
-from diffscale.reproduce.pool import LEVEL, finish
-from diffscale.reproduce.scoring import weights_digest
+from diffscale.bench.papers.pool import LEVEL, finish
+from diffscale.bench.papers.scoring import weights_digest
+from diffscale.engine import noise
+from diffscale.models.files import fingerprint
+from diffscale.models.load import load_pipeline, plain_call
+from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.shapes.prompts import class_prompts
 from diffscale.types import Recording, Verifier
@@ -94,7 +94,7 @@ class Pool:
     @torch.no_grad()
     def scores(self, name: str) -> NDArray[np.float64]:
         """What verifier `name` gives every picture, [prompts, n]."""
-        verifier = load(name, generator=MODEL)
+        verifier = load(name, image_model=MODEL)
         path = self.folder / f"scores {name.replace('/', '_')} {weights_digest(verifier)}.npy"
         if not path.exists():
             rows = range(len(self.prompts))

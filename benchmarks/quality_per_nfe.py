@@ -24,13 +24,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffscale.bench import prompts as prompt_files
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.report import write
 from diffscale.bench.run import Cell, cells, read_samples, run
 from diffscale.metrics.bootstrap import interval
 from diffscale.report import plots
 from diffscale.searches import SEARCHES
+from diffscale.suites import prompts as prompt_files
 from diffscale.verifiers import load
 
 STEPS = 20
@@ -117,7 +117,7 @@ def by_prompt(samples: list[dict[str, Any]], prompts: list[str], value: Any) -> 
 @torch.no_grad()
 def diversity(samples: list[dict[str, Any]], folder: Path) -> float:
     """Mean over prompts of the mean pairwise 1 - cos of shapes-clip picture features of its repeats."""
-    clip = load("clip", generator="shapes-flux")
+    clip = load("clip", image_model="shapes-flux")
     groups: dict[str, list[torch.Tensor]] = {}
     for sample in samples:
         picture = np.asarray(Image.open(folder / sample["image"]), np.float32) / 255
@@ -136,13 +136,13 @@ def multipliers(row: dict[str, Any], random: list[dict[str, Any]]) -> dict[str, 
     """NFE and seconds that random search needs for the judge mean of `row`, over what the row took, with intervals."""
     if row["failed"] or any(r["failed"] for r in random):
         return {"times_nfe": "-", "times_seconds": "-"}
-    judged, reached = np.array([r["judge"] for r in random]), row["judge"]
+    heldout_scores, reached = np.array([r["judge"] for r in random]), row["judge"]
     draws = np.random.default_rng(0).integers(len(reached), size=(1000, len(reached)))
     found = {}
     for kind in ("nfe", "seconds"):
         cost = np.log([r[kind] for r in random]) - np.log(row[kind])
-        times = np.array([needed(reached[rows].mean(), judged[:, rows].mean(1), cost) for rows in draws])
-        point = needed(reached.mean(), judged.mean(1), cost)
+        times = np.array([needed(reached[rows].mean(), heldout_scores[:, rows].mean(1), cost) for rows in draws])
+        point = needed(reached.mean(), heldout_scores.mean(1), cost)
         low, high = np.quantile(times, (0.025, 0.975))
         found[f"times_{kind}"] = f"{times_of(point, cost)} [{times_of(low, cost)}, {times_of(high, cost)}]"
     return found

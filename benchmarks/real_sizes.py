@@ -33,9 +33,9 @@ from diffusers import (
 )
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.driver import Task, drive
-from diffscale.flops import counted
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.flops import count_flops
 from diffscale.metrics.bootstrap import interval
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches.random import random
@@ -165,7 +165,7 @@ def measured(
     task = Task(partial(random), 0, noise.root(0), batch * sampler.steps)
 
     def searched() -> None:
-        drive([task], sampler, verifier, batch_size=batch)
+        run_searches([task], sampler, verifier, batch_size=batch)
 
     def bare() -> None:
         given = inputs(sampler, network, batch)
@@ -210,7 +210,7 @@ def measured(
 def forwards(sampler: DiffusersSampler, network: Any, batch: int, rate: float, repeats: int) -> dict[str, Any]:
     """Speed, share of the matrix rate and peak memory of the denoiser on `batch` candidates."""
     args, kwargs = inputs(sampler, network, batch)
-    with counted() as flops:
+    with count_flops() as flops:
         network(*args, **kwargs)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

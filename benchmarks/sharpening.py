@@ -4,7 +4,7 @@
 
 Every method of `diffscale train` trains a LoRA of shapes-sdxl for the same wall time, in processes of one thread, with
 clip as the reward where it takes one, from each of the seeds and with the settings of
-src/diffscale/reproduce/recipes/trainings/B.yaml: those of seed 0 are the trainings of B.table1. Then each is called as
+bench/papers/recipes/trainings/B.yaml: those of seed 0 are the trainings of B.table1. Then each is called as
 the base is, once for every copy of every prompt of the suite `shapes` (none of which is in the data), from the base's
 noises. Beside them the base itself, and the best of 4 and of 16 of its samples by clip. What is told: the judge, which
 nothing was trained or searched by; clip, which is no fair judge here; recall as benchmarks/verifier_hacking.py has it.
@@ -33,16 +33,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from verifier_hacking import truth
 
-from diffscale import noise
-from diffscale.bench import prompts as prompt_files
-from diffscale.loading.options import LoadOptions
+from diffscale._util.pixels import eight_bit
+from diffscale.bench.papers.recipe import RECIPES
+from diffscale.bench.papers.trained import expanded
+from diffscale.bench.papers.trainings import Trainings
+from diffscale.engine import noise
 from diffscale.metrics.precision_recall import recall
-from diffscale.models import load_pipeline, plain_call
-from diffscale.pixels import eight_bit
-from diffscale.reproduce.recipe import RECIPES
-from diffscale.reproduce.trained import expanded
-from diffscale.reproduce.trainings import Trainings
+from diffscale.models.load import load_pipeline, plain_call
+from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
+from diffscale.suites import prompts as prompt_files
 from diffscale.verifiers import load
 from diffscale.verifiers.inception import load_inception
 
@@ -122,7 +122,7 @@ def scored(folder: Path, model: str, prompts: list[str], copies: range) -> NDArr
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         pictures = sampled(folder, model, prompts, copies)
-        judges, extractor = [load(name, generator=MODEL) for name in JUDGES], load_inception("shapes-inception")
+        judges, extractor = [load(name, image_model=MODEL) for name in JUDGES], load_inception("shapes-inception")
         found = []
         for prompt, made in zip(prompts, pictures.float() / 255, strict=True):
             said = [judge(made, [prompt] * len(made)).double().flatten() for judge in judges]
@@ -169,18 +169,18 @@ def searched(n: int, base: NDArray[np.float64], seeds: int) -> dict[str, Any]:
 
 
 def _row(name: str, after: list[NDArray[np.float64]], before: list[NDArray[np.float64]]) -> dict[str, Any]:
-    judged = {}
+    heldout_scores = {}
     for number, judge in enumerate(JUDGES):
         gains = np.array([(a - b)[:, number] for a, b in zip(after, before, strict=True)])  # [seeds, prompts]
         error = (gains.mean(0).var(ddof=1) / gains.shape[1]) + (
             gains.mean(1).var(ddof=1) / len(gains) if len(gains) > 1 else 0
         )
-        judged[judge] = {
+        heldout_scores[judge] = {
             "mean": float(np.mean([a[:, number].mean() for a in after])),
             "gain": float(gains.mean()),
             "standard_error": float(error**0.5),
         }
-    return {"row": name, "judges": judged}
+    return {"row": name, "judges": heldout_scores}
 
 
 def cost_of(told: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
     python benchmarks/throughput.py [--prompts 32] [--candidates 8] [--repeats 3] [--device cpu]
 
-Zero-order search with 2 neighbours on 32 prompts: all prompts in one drive, against a prompt at a time with a candidate
+Zero-order search with 2 neighbours on 32 prompts: all prompts at once, against a prompt at a time with a candidate
 per call, in turns; seconds and their ratio with a 95% bootstrap interval over repeats (aim on a GPU: at least 4).
-Then the wall time of the drive over the bare forwards, decodes and verifier calls at the same batch (bar: 1.05).
+Then the wall time of that over the bare forwards, decodes and verifier calls at the same batch (bar: 1.05).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffscale import noise
 from diffscale.api import make_sampler
-from diffscale.driver import Task, drive
-from diffscale.loading.options import LoadOptions
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
 from diffscale.metrics.bootstrap import interval
+from diffscale.models.options import LoadOptions
 from diffscale.searches.zero_order import zero_order
 from diffscale.shapes.suite import suite
 from diffscale.verifiers import load
@@ -41,25 +41,25 @@ def main() -> None:
     sampler = make_sampler(
         MODEL, prompts, steps=None, pipe_args={}, loading=LoadOptions(device=options.device, dtype=options.dtype)
     )
-    verifier = load("clip", device=options.device, generator=MODEL)
+    verifier = load("clip", device=options.device, image_model=MODEL)
     budget = options.candidates * sampler.steps
     tasks = [
         Task(partial(zero_order, n=2), row, noise.fold(noise.root(0), prompt), budget)
         for row, prompt in enumerate(prompts)
     ]
     rows = 2 * len(tasks)
-    drive(tasks[:2], sampler, verifier, batch_size=4)  # warm up
+    run_searches(tasks[:2], sampler, verifier, batch_size=4)  # warm up
 
     together, alone, overhead = [], [], []
     for _ in range(options.repeats):
         began = time.perf_counter()
-        results = drive(tasks, sampler, verifier, batch_size=rows)
+        results = run_searches(tasks, sampler, verifier, batch_size=rows)
         together.append(time.perf_counter() - began)
         calls = sum(sum(result.ledger.seconds.values()) for result in results)
         overhead.append(together[-1] / bare(sampler, verifier, tasks, rows, options.candidates // 2))
         began = time.perf_counter()
         for task in tasks:
-            drive([task], sampler, verifier, batch_size=1)
+            run_searches([task], sampler, verifier, batch_size=1)
         alone.append(time.perf_counter() - began)
         print(f"lock-step {together[-1]:.1f} s ({calls:.1f} s in calls), one at a time {alone[-1]:.1f} s", flush=True)
     ratios = interval(np.array(alone) / np.array(together))
@@ -87,7 +87,7 @@ def bare(sampler: Any, verifier: Any, tasks: list[Task], rows: int, rounds: int)
     images = sampler.decode(state.x)
     for hook in hooks:
         hook.remove()
-    texts = [sampler.prompts[row] for row in state.row.tolist()]
+    texts = [sampler.prompts[row] for row in state.prompt_index.tolist()]
     began = time.perf_counter()
     for _ in range(rounds):
         for kind, network in networks.items():

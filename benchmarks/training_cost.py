@@ -2,7 +2,7 @@
 
     python benchmarks/training_cost.py [--batch 8] [--seeds 3] [--output outputs/training_cost]
 
-LoRAs of shapes-sdxl with the settings of src/diffscale/reproduce/recipes/trainings/B.yaml but for the batch, each in a
+LoRAs of shapes-sdxl with the settings of bench/papers/recipes/trainings/B.yaml but for the batch, each in a
 process of its own with one thread, one method after the other for every seed. A round of RLHF sharpening, which samples
 first and then takes three steps on each batch, is as long as a run, so that means of steps have its sampling in them.
 Ratios to fine-tuning are paired by seeds, with a 95% t-interval of their logarithm.

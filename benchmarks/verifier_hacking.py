@@ -31,12 +31,12 @@ from pool import Pool, mean_ranks
 from scipy.stats import ttest_1samp
 from verifier_agreement import ENSEMBLE, JUDGE, TEXT
 
-from diffscale.bench import prompts as prompt_files
 from diffscale.metrics.bootstrap import interval
 from diffscale.metrics.precision_recall import recall
 from diffscale.shapes.captions import read
 from diffscale.shapes.scenes import draw_scene
 from diffscale.shapes.train.autoencoder import pictures
+from diffscale.suites import prompts as prompt_files
 from diffscale.verifiers.inception import load_inception
 
 TRUE = 10  # drawn pictures of each prompt that recall is the share of
@@ -75,27 +75,27 @@ def row(
     """By budget: the verifier's score, the judge and recall; the two comparisons by which it may be hacked."""
     scores = members[0] if len(members) == 1 else mean_ranks(members)
     spread = float(scores.std()) or 1.0
-    own, judged, covered = [], [], []
+    own, heldout_scores, covered = [], [], []
     for n in budgets:
         picked = chosen(members, n)
         own.append((np.take_along_axis(scores, picked, 1).mean(1) - scores.mean(1)) / spread)
-        judged.append(np.take_along_axis(judge, picked, 1).mean(1))
+        heldout_scores.append(np.take_along_axis(judge, picked, 1).mean(1))
         each = [recall(true, seen[np.arange(len(scores)), part], k=1) for part in picked.T[:8]]
         covered.append({"mean": float(np.mean(each)), "parts": len(each)})
-    peak = int(np.argmax([each[::2].mean() for each in judged]))
+    peak = int(np.argmax([each[::2].mean() for each in heldout_scores]))
     compared = [(0, slice(None)), (peak, slice(1, None, 2))]
     return {
         "verifier": name,
         "score": [interval(each) for each in own],
-        "judge": [interval(each) for each in judged],
+        "judge": [interval(each) for each in heldout_scores],
         "recall": covered,
         "peak": budgets[peak],
         "compared": [
             {
                 "since": budgets[since],
-                "change": interval((judged[-1] - judged[since])[which]),
+                "change": interval((heldout_scores[-1] - heldout_scores[since])[which]),
                 "score_rose": bool(interval((own[-1] - own[since])[which])["low"] > 0),
-                "p": p_fell((judged[-1] - judged[since])[which]),
+                "p": p_fell((heldout_scores[-1] - heldout_scores[since])[which]),
             }
             for since, which in compared
         ],

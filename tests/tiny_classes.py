@@ -3,8 +3,8 @@
 import torch
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 
-from diffscale.nets.sit import SiT
-from diffscale.nets.sit_config import SiTConfig
+from diffscale.models.sit import SiT
+from diffscale.models.sit_config import SiTConfig
 
 
 def tiny_vae():

@@ -11,22 +11,23 @@ from typing import Any
 
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.batching import out_of_memory
-from diffscale.class_models import class_model
-from diffscale.driver import Task, attempt, drive, plain
-from diffscale.errors import DiffscaleError
-from diffscale.identity import described, name_of
-from diffscale.journal import Journal
-from diffscale.loading.options import LoadOptions
-from diffscale.models import best_device, check_negative, load_pipeline, origin, plain_call
-from diffscale.named import parse
+from diffscale._util.described import described, name_of
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
+from diffscale.engine.batching import out_of_memory
+from diffscale.engine.driver import Task, plain, run_searches
+from diffscale.engine.journal import Journal
+from diffscale.engine.leaderboard import candidate_value
+from diffscale.engine.results import Observer, Result
+from diffscale.models.class_conditional import class_model
+from diffscale.models.load import base_model, best_device, check_negative, load_pipeline, plain_call
+from diffscale.models.options import LoadOptions
+from diffscale.registry import parse
 from diffscale.samplers.choose import sampler_of
 from diffscale.samplers.faults import explained
 from diffscale.samplers.solvers import SOLVERS
 from diffscale.searches import SEARCHES
-from diffscale.standing import worth
-from diffscale.types import Observer, Result, Sampler, Verifier
+from diffscale.types import Sampler, Verifier
 from diffscale.verifiers import check as check_verifier
 from diffscale.verifiers import load as load_verifier
 from diffscale.verifiers.function import FunctionVerifier
@@ -129,10 +130,10 @@ def search(
     # After the model: what is wrong with its name, or its call, is told before another network loads.
     if isinstance(verifier, str):
         name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
-        verifier = load_verifier(verifier, device=device, generator=Path(origin(name)).name)
+        verifier = load_verifier(verifier, device=device, image_model=Path(base_model(name)).name)
     task = Task(
         partial(SEARCHES[algorithm], **options),
-        row=0,
+        prompt_index=0,
         # A class by its id and by its name is the same search.
         key=noise.fold(noise.root(seed), sampler.prompts[0], 0),
         budget=nfe,
@@ -150,14 +151,14 @@ def search(
         **loading.decisive(),
     }
     with closing(Journal(Path(journal), settings)) if journal is not None else nullcontext() as kept:
-        (result,) = drive(
+        (result,) = run_searches(
             [task], sampler, verifier, batch_size, observers, gallery=gallery, journal=kept, progress=progress
         )
         if algorithm == "random":
             return result
         # Other searches may never sample their first noise as it is. A verifier may fail on it alone.
-        (first,) = attempt([plain(task)], sampler, verifier, batch_size, journal=kept)
+        (first,) = run_searches([plain(task)], sampler, verifier, batch_size, journal=kept, return_errors=True)
     if not isinstance(first, Result):
         return result
-    score = worth(result.pool, first.best.components, verifier)
+    score = candidate_value(result.pool, first.best.components, verifier)
     return replace(result, baseline=replace(first.best, number=-1, score=score))

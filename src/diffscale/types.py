@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-
-if TYPE_CHECKING:
-    from diffscale.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -24,8 +21,8 @@ class State:
 
     `x`: latents [B, ...]. `step`: denoiser evaluations done, 0 (noise) to `sampler.steps` (clean). `level`: where the
     latents are if that is off the sampler's grid, between steps `step` and `step + 1`; None on the grid.
-    `key`: random key of each row, int64 [B], on the CPU. `row`: index of each row's prompt,
-    int64 [B], on the CPU. `x0`, `out`: clean prediction and raw output (after guidance), shaped
+    `key`: random key of each row, int64 [B], on the CPU. `prompt_index`: index of each row's prompt,
+    int64 [B], on the CPU. `x0`, `model_output`: clean prediction and raw output (after guidance), shaped
     like `x`, set by `Predict` and cleared by a step. `recorded`: the x0-prediction at a noise level that the verifier
     asked for, once the trajectory has passed it. `solver`: what the solver remembers of earlier
     steps; entries of shape [B] are scalars of the solver, and rows run together only where they
@@ -35,9 +32,9 @@ class State:
     x: Tensor
     step: int
     key: Tensor
-    row: Tensor
+    prompt_index: Tensor
     x0: Tensor | None = None
-    out: Tensor | None = None
+    model_output: Tensor | None = None
     solver: Mapping[str, Tensor] = field(default_factory=dict)
     level: float | None = None
     recorded: Tensor | None = None
@@ -58,8 +55,8 @@ class State:
         return self._map(lambda value: value.repeat_interleave(n, 0))
 
     @property
-    def kin(self) -> Hashable:
-        """States with equal `kin` can be concatenated and run together."""
+    def batch_key(self) -> Hashable:
+        """States with equal `batch_key` can be concatenated and run together."""
         memory = ((name, value[0].item() if value.ndim == 1 else None) for name, value in sorted(self.solver.items()))
         held = self.x0 is not None, self.recorded is not None
         return self.step, self.level, held, tuple(self.x.shape[1:]), tuple(memory)
@@ -69,9 +66,9 @@ class State:
             self,
             x=change(self.x),
             key=change(self.key),
-            row=change(self.row),
+            prompt_index=change(self.prompt_index),
             x0=None if self.x0 is None else change(self.x0),
-            out=None if self.out is None else change(self.out),
+            model_output=None if self.model_output is None else change(self.model_output),
             recorded=None if self.recorded is None else change(self.recorded),
             solver={name: change(value) for name, value in self.solver.items()},
         )
@@ -79,7 +76,7 @@ class State:
 
 def concat(states: Sequence[State]) -> State:
     """One state with the rows of all, in order; raises ValueError if they are of unequal kin."""
-    if len({state.kin for state in states}) != 1:
+    if len({state.batch_key for state in states}) != 1:
         raise ValueError("only states at the same step and with the same solver history concatenate")
     first = states[0]
 
@@ -91,9 +88,9 @@ def concat(states: Sequence[State]) -> State:
         first,
         x=torch.cat([state.x for state in states]),
         key=torch.cat([state.key for state in states]),
-        row=torch.cat([state.row for state in states]),
+        prompt_index=torch.cat([state.prompt_index for state in states]),
         x0=join([state.x0 for state in states]),
-        out=join([state.out for state in states]),
+        model_output=join([state.model_output for state in states]),
         recorded=join([state.recorded for state in states]),
         solver={name: torch.cat([state.solver[name] for state in states]) for name in first.solver},
     )
@@ -123,7 +120,7 @@ class Solve:
 
 @dataclass(frozen=True)
 class Predict:
-    """One denoiser evaluation a row. Answer: the same State with `x0` and `out` set."""
+    """One denoiser evaluation a row. Answer: the same State with `x0` and `model_output` set."""
 
     state: State
 
@@ -167,7 +164,7 @@ Search = Generator[Request, Any, None]
 class Sampler(Protocol):
     """One model with its time grid, solver, guidance and prompts.
 
-    `steps`: denoiser evaluations of one whole trajectory. `prompts`: what `State.row` points into.
+    `steps`: denoiser evaluations of one whole trajectory. `prompts`: what `State.prompt_index` points into.
     `levels`: the noise level at each of the steps + 1 grid points, see `samplers.formulas`.
     `forwards`: rows sent through the network so far, guidance's extra rows included; only grows.
     `flops_per_forward`: floating point operations of one row through the network.
@@ -188,7 +185,7 @@ class Sampler(Protocol):
         """Noise at step 0, a function of `keys` (int64 [B]) alone, for prompts `rows` (as long)."""
 
     def predict(self, state: State) -> State:
-        """One denoiser evaluation a row: the state with `x0` and `out` set. Costs 1 NFE a row."""
+        """One denoiser evaluation a row: the state with `x0` and `model_output` set. Costs 1 NFE a row."""
 
     def predicted(self, state: State, out: Tensor) -> State:
         """What `predict` gives where the network's output is `out` [B, ...]; free."""
@@ -243,7 +240,7 @@ class ClassLabel(str):
         return str(self), self.class_id
 
 
-Combine = Callable[[Tensor], Tensor]
+Aggregate = Callable[[Tensor], Tensor]
 """Values [n] of a pool's components [n, K], all finite; a value rises with each component."""
 
 
@@ -251,8 +248,9 @@ Combine = Callable[[Tensor], Tensor]
 class Verifier(Protocol):
     """Scores pictures. `name` is what tables and commands call it.
 
-    A condition is a prompt or a ClassLabel. What more a verifier asks for, it says by being a Recording or a Choosing,
-    that it gives several components by being a Pooled, and that it looks at pictures alone by `needs_prompts = False`.
+    A condition is a prompt or a ClassLabel. A verifier says what more it asks for by being a NeedsIntermediateX0 or a
+    SetVerifier, that it gives several components by being a PoolVerifier, and that it looks at pictures alone by
+    `needs_prompts = False`.
     """
 
     @property
@@ -263,19 +261,19 @@ class Verifier(Protocol):
 
 
 @runtime_checkable
-class Pooled(Protocol):
+class PoolVerifier(Protocol):
     """A verifier of several components [B, K], whose worth depends on the pool that a candidate is compared in."""
 
     @property
     def components(self) -> Sequence[str]:
         """Their names, K of them."""
 
-    def combine(self, pool: Tensor) -> Tensor:
-        """See `Combine`."""
+    def aggregate(self, pool: Tensor) -> Tensor:
+        """See `Aggregate`."""
 
 
 @runtime_checkable
-class Recording(Protocol):
+class NeedsIntermediateX0(Protocol):
     """A verifier that also sees the x0-predictions at one noise level, and so finished samples only.
 
     It is called with a third argument, their pictures [B, 3, H, W] in [0, 1]. They are recorded as the trajectory
@@ -288,7 +286,7 @@ class Recording(Protocol):
 
 
 @runtime_checkable
-class Choosing(Protocol):
+class SetVerifier(Protocol):
     """A verifier whose scores depend on what was chosen before: the searches are run one after another, in order."""
 
     def begin(self) -> None:
@@ -349,63 +347,3 @@ class Environment(Protocol):
 
     def renoise(self, state: State, level: float) -> State:
         """Forward to the noisier `level` with fresh noise, see `Sampler.renoise`."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One finished picture: `image` float32 [3, H, W] in [0, 1], in 256 steps as files hold it, and `latents`; on CPU.
-
-    Of a video, `image` is a strip of the frames that were scored, side by side; `latents` are the whole video's.
-    `key` replays it where the search drew its noise and did not intervene on the way:
-    `sampler.run(sampler.prior(key, row))`. `nfe`: what the search had spent when it was done. `number`: how many
-    candidates were finished before it. `components`: float64 [K], the verifier's own scores; `score` is their value
-    among all candidates of the search.
-    """
-
-    image: Tensor
-    latents: Tensor
-    key: int
-    score: float
-    nfe: int
-    number: int
-    components: Tensor
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A candidate as a contact sheet shows it: `image` uint8 [3, h, w], at most `driver.THUMBNAIL` pixels a side."""
-
-    image: Tensor
-    score: float
-    number: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a search found. `baseline` is its first candidate.
-
-    `candidates`: how many were finished. `gallery`: the best of them, best first, as many as were asked for. `trace`:
-    (NFE, best score so far), a point wherever the best improved and one at the end. `traces`: the same points for each
-    of an ensemble's components, of the candidate that was best. `pool`: float64 [candidates, K], what the verifier gave
-    each; -inf where it was dropped. `dropped`: how many scores were not usable. `prompt`: what was searched for, of a
-    class-conditional model the ClassLabel.
-    """
-
-    best: Candidate
-    baseline: Candidate
-    gallery: list[Thumbnail]
-    trace: list[tuple[int, float]]
-    traces: dict[str, list[tuple[int, float]]]
-    pool: Tensor
-    ledger: Ledger
-    candidates: int
-    dropped: int
-    prompt: str
-
-
-class Observer(Protocol):
-    """Told of every micro-batch of finished candidates, as it is scored; not of what a journal replays."""
-
-    def __call__(self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
-        """`search`: index of the task; `keys` int64 [b]; `scores` float64 [b], -inf if dropped; `images` float32
-        [b, 3, H, W]; `nfe`: what the search had spent at each candidate."""

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from diffscale.bench import prompts
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.run import run
+from diffscale.suites import prompts
 
 SETTINGS = BenchConfig(verifier=["oracle_fid"], search=["random"], budget=[8], steps=4)
 

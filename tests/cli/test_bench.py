@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffscale.bench import prompts
+from diffscale._util.errors import DiffscaleError
 from diffscale.bench.run import Cell
 from diffscale.bench.tables import summarise
 from diffscale.cli.main import run
-from diffscale.errors import DiffscaleError
 from diffscale.metrics.bootstrap import interval
+from diffscale.suites import prompts
 
 ARGUMENTS = ["--steps", "4", "--limit", "2", "--budget", "8", "--budget", "16", "--search", "random",
              "--search", "zero_order n=1"]  # fmt: skip

@@ -13,12 +13,13 @@ import torch
 import yaml
 from PIL import Image
 
-from diffscale import config, generate
+from diffscale._util.errors import DiffscaleError
+from diffscale.bench import generate
+from diffscale.bench import settings as config
+from diffscale.bench.generate import prepare
+from diffscale.bench.settings import GenerateConfig
 from diffscale.cli.main import run
-from diffscale.config import GenerateConfig
-from diffscale.errors import DiffscaleError
-from diffscale.generate import prepare
-from diffscale.weights import locate
+from diffscale.models.locate import locate
 
 PROMPT = "a red circle above a blue square"
 
@@ -60,7 +61,7 @@ def test_the_folder_holds_what_is_promised(folder: Path) -> None:
 def test_running_it_again_computes_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("diffscale.generate.run", None)
+    monkeypatch.setattr("diffscale.bench.generate.run", None)
     again = ["generate", "--config", str(folder / "config.yaml"), "--output", str(folder)]
     assert _run(monkeypatch, *again) == 0
     assert "nothing was computed" in capsys.readouterr().out
@@ -138,7 +139,7 @@ def test_a_full_disk_is_told_with_what_was_found(tmp_path: Path, monkeypatch: py
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("diffscale.generate._write_picture", full)
+    monkeypatch.setattr("diffscale.bench.generate._write_picture", full)
     settings = GenerateConfig(prompt=PROMPT, steps=2, budget=4)
     assert prepare(tmp_path / "out", settings) is None
     with pytest.raises(DiffscaleError, match=r"best score .*, key .*make room"):
@@ -159,7 +160,7 @@ def test_corrupt_weights_are_told(
 
 def test_a_pipeline_object_can_be_searched() -> None:
     import diffscale
-    from diffscale.models import load_pipeline
+    from diffscale.models.load import load_pipeline
 
     pipe = load_pipeline("shapes-flux", diffscale.LoadOptions(device="cpu"))
     result = diffscale.search(pipe, PROMPT, nfe=8, steps=4, device="cpu")

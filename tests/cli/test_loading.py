@@ -11,10 +11,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from diffscale import generate
+from diffscale.bench import generate
 from diffscale.cli.main import app, run
-from diffscale.loading import loras, quantization
-from diffscale.loading.options import LoadOptions
+from diffscale.models import loras, quantization
+from diffscale.models.options import LoadOptions
 
 SMALL = ["a red star", "--steps", "2", "--budget", "6", "--device", "cpu"]
 
@@ -31,7 +31,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[LoadOptions]:
     """What pipelines are asked to be loaded with; none is."""
-    from diffscale.errors import DiffscaleError
+    from diffscale._util.errors import DiffscaleError
 
     asked: list[LoadOptions] = []
 

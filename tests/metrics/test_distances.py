@@ -17,12 +17,11 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
-from diffscale.errors import DiffscaleError
-from diffscale.metrics import cmmd, precision_recall
+from diffscale._util.errors import DiffscaleError
+from diffscale.metrics import arrays, cmmd, precision_recall
+from diffscale.metrics.frechet import FewSamples, fid, frechet_distance
 from diffscale.metrics.inception_score import inception_score
-from diffscale.statistics import arrays
-from diffscale.statistics.frechet import FewSamples, fid, frechet_distance
-from diffscale.statistics.moments import Statistics
+from diffscale.metrics.moments import Statistics
 
 Rows = NDArray[np.float64]
 
@@ -78,7 +77,7 @@ KINDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::diffscale.statistics.frechet.FewSamples")
+@pytest.mark.filterwarnings("ignore::diffscale.metrics.frechet.FewSamples")
 @pytest.mark.parametrize("kind", KINDS)
 def test_fid_is_that_of_torchmetrics(kind: str) -> None:
     real, fake = _two(kind)
@@ -220,7 +219,7 @@ def _logits(kind: str) -> Rows:
 
 
 @pytest.mark.filterwarnings(
-    "ignore:Metric `InceptionScore` will save", "ignore:std", "ignore::diffscale.statistics.frechet.FewSamples"
+    "ignore:Metric `InceptionScore` will save", "ignore:std", "ignore::diffscale.metrics.frechet.FewSamples"
 )
 @pytest.mark.parametrize("splits", [1, 10])
 @pytest.mark.parametrize("kind", ["random", "sure", "all the same", "fewer than classes"])
@@ -238,7 +237,7 @@ def test_the_inception_score_is_that_of_torchmetrics(kind: str, splits: int) -> 
         assert ours[1] == pytest.approx(std * math.sqrt((splits - 1) / splits), rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore::diffscale.statistics.frechet.FewSamples")
+@pytest.mark.filterwarnings("ignore::diffscale.metrics.frechet.FewSamples")
 def test_the_inception_score_takes_probabilities_and_uneven_splits() -> None:
     rows = _logits("random")[:23]
     chances = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy.stats import bootstrap
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.metrics import moments, reference
 from diffscale.metrics.bootstrap import interval, over_groups
-from diffscale.statistics import moments, reference
-from diffscale.statistics.moments import Moments, Statistics
+from diffscale.metrics.moments import Moments, Statistics
 
 
 @settings(max_examples=40, deadline=None)

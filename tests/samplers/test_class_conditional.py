@@ -7,13 +7,13 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny_classes import tiny_dit, tiny_sit, tiny_vae
 
-from diffscale import noise
-from diffscale.class_models import class_model
-from diffscale.driver import Task, drive
-from diffscale.errors import DiffscaleError
-from diffscale.named import parse
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
+from diffscale.models.class_conditional import class_model
+from diffscale.models.denoisers import SiTDenoiser
+from diffscale.registry import parse
 from diffscale.samplers.class_conditional import ClassSampler
-from diffscale.samplers.denoisers import SiTDenoiser
 from diffscale.searches import SEARCHES
 from diffscale.types import ClassLabel, concat
 
@@ -47,11 +47,11 @@ def test_guidance_is_on_the_first_three_channels():
     v = given.clone()
     v[:, :3] = without[:, :3] + 4 * (given[:, :3] - without[:, :3])
     found = sampler.predict(state)
-    torch.testing.assert_close(found.out, -v)
+    torch.testing.assert_close(found.model_output, -v)
     torch.testing.assert_close(found.x0, state.x + level * v)
-    everywhere = sampler_of(net, guidance_scale=4.0, guided_channels=4).predict(state).out
+    everywhere = sampler_of(net, guidance_scale=4.0, guided_channels=4).predict(state).model_output
     torch.testing.assert_close(everywhere, -(without + 4 * (given - without)))
-    torch.testing.assert_close(sampler_of(net).predict(state).out, -given)
+    torch.testing.assert_close(sampler_of(net).predict(state).model_output, -given)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
@@ -91,7 +91,7 @@ def test_every_search_at_its_price_in_any_micro_batch(solver, scale, verifier, r
         runs = []
         for size in (1, 64):
             rows.clear()
-            runs.append(drive(tasks, sampler, verifier, size))
+            runs.append(run_searches(tasks, sampler, verifier, size))
             assert sum(result.ledger.network_forwards for result in runs[-1]) == sum(rows)
         for one, other in zip(*runs, strict=True):
             assert one.ledger.nfe == other.ledger.nfe <= 40

@@ -24,8 +24,8 @@ from pipelines import (
     with_text,
 )
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.levels import on_grid
 from diffscale.types import concat
@@ -82,9 +82,9 @@ def test_equals_the_pipelines_own_call(tiny, scheduler, rows_of):
     latents = t.pipe(latents=unit, output_type="latent", **call).images
     images = t.pipe(latents=unit, output_type="pt", **call).images
 
-    counted = rows_of(t.net)
+    count_flops = rows_of(t.net)
     end = sampler.run(start)
-    assert sampler.forwards == sum(counted) == 3 * sampler.steps * t.forwards
+    assert sampler.forwards == sum(count_flops) == 3 * sampler.steps * t.forwards
     assert sampler.forwards_per_nfe == t.forwards
     assert sampler.flops_per_forward > 0
     assert distance(end.x, latents) <= 1e-5
@@ -140,7 +140,7 @@ def test_x0_prediction_is_the_schedulers_own(tiny, scheduler):
     sampler = DiffusersSampler(t.pipe, PROMPTS, STEPS, t.args)
     state = sampler.predict(sampler.run(sampler.prior(KEYS, ROWS), 2))
     scheduler.set_timesteps(STEPS)
-    theirs = scheduler.step(state.out, scheduler.timesteps[2], state.x).pred_original_sample
+    theirs = scheduler.step(state.model_output, scheduler.timesteps[2], state.x).pred_original_sample
     assert torch.allclose(state.x0, theirs, atol=1e-4, rtol=1e-4)
 
 

@@ -11,9 +11,9 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from pipelines import PROMPTS, Brightness, with_text
 
-from diffscale import noise
-from diffscale.driver import Task, drive
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
 from diffscale.samplers.choose import sampler_of
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches import SEARCHES
@@ -65,10 +65,10 @@ def test_equals_the_pipelines_own_call_and_counts_what_it_runs(name, guided, row
     unit = noise.normal(KEYS, start.x.shape[1:])
     pictures = own_call(t, unit, "pt")
     networks = t.net if isinstance(t.net, torch.nn.ModuleList) else [t.net]
-    counted = [rows_of(network) for network in networks]
+    count_flops = [rows_of(network) for network in networks]
     end = sampler.run(start)
-    assert sampler.forwards == sum(map(sum, counted)) == 3 * sampler.steps * t.forwards
-    assert all(counted) and sampler.forwards_per_nfe == t.forwards
+    assert sampler.forwards == sum(map(sum, count_flops)) == 3 * sampler.steps * t.forwards
+    assert all(count_flops) and sampler.forwards_per_nfe == t.forwards
     decoded = sampler.decode(end.x)
     if pictures.ndim == 5:
         at = [0, (pictures.shape[1] - 1) / 3, 2 * (pictures.shape[1] - 1) / 3, pictures.shape[1] - 1]
@@ -134,12 +134,12 @@ def test_gradients_reach_the_noise(name):
 def test_the_ledger_has_what_the_network_ran(name, search, rows_of):
     t, sampler = made(name, True)
     networks = t.net if isinstance(t.net, torch.nn.ModuleList) else [t.net]
-    counted = [rows_of(network) for network in networks]
+    count_flops = [rows_of(network) for network in networks]
     tasks = [Task(SEARCHES[search], row, noise.fold(noise.root(0), row), 20) for row in range(2)]
-    found = drive(tasks, sampler, Brightness())
-    assert sum(map(sum, counted)) == sum(result.ledger.network_forwards for result in found)
+    found = run_searches(tasks, sampler, Brightness())
+    assert sum(map(sum, count_flops)) == sum(result.ledger.network_forwards for result in found)
     assert all(result.ledger.network_forwards == result.ledger.nfe * t.forwards for result in found)
-    alone = drive(tasks[1:], sampler, Brightness(), 1)
+    alone = run_searches(tasks[1:], sampler, Brightness(), 1)
     assert alone[0].best.score == pytest.approx(found[1].best.score, abs=1e-5)
 
 

@@ -5,10 +5,10 @@ import pytest
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from pipelines import PROMPTS
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.api import make_sampler
-from diffscale.errors import DiffscaleError
-from diffscale.loading.options import LoadOptions
-from diffscale.models import plain_call
+from diffscale.models.load import plain_call
+from diffscale.models.options import LoadOptions
 
 
 def sampler(pipe, args, steps=4):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffscale.errors import DiffscaleError
-from diffscale.judging import judge, strip
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.scoring import judge, strip
 from diffscale.samplers.frames import pictures
 
 

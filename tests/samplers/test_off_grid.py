@@ -15,10 +15,10 @@ from diffusers import (
 )
 from pipelines import PROMPTS, tiny_flux, tiny_flux_true_cfg, tiny_pixart, tiny_sd, tiny_sdxl
 
-from diffscale import noise
-from diffscale.driver import Task, drive
-from diffscale.errors import DiffscaleError
-from diffscale.named import parse
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
+from diffscale.registry import parse
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.formulas import FORMS, marginal
 from diffscale.samplers.levels import off_grid
@@ -113,10 +113,10 @@ def test_gradients_are_those_of_finite_differences_and_counted_twice(tiny, sched
     def score(images, recorded=None):
         return images[:, 0].mean((1, 2)) * 100
 
-    counted = rows_of(t.net)
+    count_flops = rows_of(t.net)
     before = sampler.forwards
     end, images, scores, grad = sampler.gradient(start, score)
-    assert sum(counted) == sampler.forwards - before == 2 * 3 * sampler.steps * t.forwards
+    assert sum(count_flops) == sampler.forwards - before == 2 * 3 * sampler.steps * t.forwards
     assert not grad.requires_grad and not end.x.requires_grad
     assert close(end.x, sampler.run(start).x, 1e-5) and close(images, sampler.decode(end.x), 1e-5)
     assert torch.allclose(scores, score(images))
@@ -143,7 +143,7 @@ def test_every_search_runs_on_networks_alike_in_any_micro_batch(search, verifier
     runs = []
     for size in (1, 3, 64):
         before = sampler.forwards
-        runs.append(drive(tasks, sampler, verifier, size))
+        runs.append(run_searches(tasks, sampler, verifier, size))
         assert sum(result.ledger.network_forwards for result in runs[-1]) == sampler.forwards - before
     for other in runs[1:]:
         for one, result in zip(runs[0], other, strict=True):

@@ -7,10 +7,10 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline, PixArtSigmaPipeline, StableDiffusionXLPipeline
 
 import diffscale
-from diffscale import noise
-from diffscale.models import plain_call
+from diffscale.engine import noise
+from diffscale.models.load import plain_call
+from diffscale.models.locate import locate
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.weights import locate
 
 PROMPTS = ["a red circle above a blue square", "three dotted green stars"]
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError, UnknownName
+from diffscale._util.errors import DiffscaleError, UnknownName
+from diffscale.engine import noise
 from diffscale.samplers import solvers
 from diffscale.samplers.formulas import FORMS, marginal, parts
 from diffscale.samplers.levels import level_at

@@ -10,13 +10,13 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from pipelines import PROMPTS, Brightness
 
-from diffscale import noise
-from diffscale.driver import Task, drive
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
 from diffscale.samplers.choose import sampler_of
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.samplers.loop import NotWindowed
 from diffscale.samplers.whole import WholeSampler
+from diffscale.samplers.windowed.loop import NotWindowed
 from diffscale.searches import SEARCHES
 
 STEPS = 4
@@ -46,10 +46,10 @@ def test_runs_whole_says_so_and_equals_the_pipelines_own_call(name, rows_of, cap
     assert isinstance(sampler, WholeSampler)
     assert f"{type(t.pipe).__name__} is run whole" in caplog.text and why in caplog.text
     start = sampler.prior(KEYS, ROWS)
-    counted = rows_of(t.net)
+    count_flops = rows_of(t.net)
     before = sampler.forwards
     end = sampler.run(start)
-    assert sum(counted) == sampler.forwards - before == 3 * sampler.steps * t.forwards
+    assert sum(count_flops) == sampler.forwards - before == 3 * sampler.steps * t.forwards
     assert sampler.steps == (3 if "strength" in t.args and t.args["strength"] < 1 else STEPS)
     assert len(t.net._forward_pre_hooks) == 1  # the one that counts here
     alone = sampler.run(start[[1]])
@@ -65,17 +65,17 @@ def test_runs_whole_says_so_and_equals_the_pipelines_own_call(name, rows_of, cap
 def test_searches_over_noises_run_and_others_are_refused_in_a_sentence(rows_of):
     t, _ = made("sd_blended")
     sampler = sampler_of(t.pipe, PROMPTS, STEPS, t.args)
-    counted = rows_of(t.net)
+    count_flops = rows_of(t.net)
     for name in ("random", "zero_order"):
         task = Task(SEARCHES[name], 1, noise.fold(noise.root(0), 1), 4 * STEPS)
-        before = sum(counted)
-        (result,) = drive([task], sampler, Brightness())
+        before = sum(count_flops)
+        (result,) = run_searches([task], sampler, Brightness())
         assert result.ledger.nfe == 4 * STEPS and result.candidates == 4
-        assert sum(counted) - before == result.ledger.network_forwards == 2 * result.ledger.nfe
+        assert sum(count_flops) - before == result.ledger.network_forwards == 2 * result.ledger.nfe
         assert result.best.score >= result.baseline.score
     for name in ("paths", "first_order", "demon", "free2guide", "fk", "svdd"):
         with pytest.raises(DiffscaleError, match=r"can only be run whole .* use a search over noises"):
-            drive([Task(SEARCHES[name], 1, 0, 20 * STEPS)], sampler, Brightness())
+            run_searches([Task(SEARCHES[name], 1, 0, 20 * STEPS)], sampler, Brightness())
 
 
 def test_a_pipeline_without_noise_or_pictures_is_refused(sd):
@@ -97,9 +97,9 @@ def test_a_pipeline_that_keeps_its_latents_is_run_whole(sd, monkeypatch, rows_of
     sampler = sampler_of(t.pipe, PROMPTS, STEPS, t.args)
     assert isinstance(sampler, WholeSampler) and sampler.why == "it does not give its latents back"
     start = sampler.prior(KEYS, ROWS)
-    counted = rows_of(t.net)
+    count_flops = rows_of(t.net)
     end = sampler.run(start)
-    assert sum(counted) == 3 * STEPS * t.forwards
+    assert sum(count_flops) == 3 * STEPS * t.forwards
     named = [PROMPTS[row] for row in ROWS]
     theirs = t.pipe(named, latents=start.x, num_inference_steps=STEPS, output_type="pt", **t.args).images
     assert (end.x - theirs).abs().max() <= 1e-5

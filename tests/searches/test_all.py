@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pipelines import PROMPTS
 from toys import PRICED, Near, make, task
 
-from diffscale.driver import attempt, drive
-from diffscale.journal import Journal
+from diffscale.engine.driver import run_searches
+from diffscale.engine.journal import Journal
+from diffscale.engine.results import Result
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES, describe
-from diffscale.types import Result
 
 SLOW = {"bayes"}
 QUICK = [name for name in PRICED if name not in SLOW]
@@ -37,7 +37,7 @@ def same(a, b):
 @pytest.mark.parametrize("setting", [name for name in PRICED if PRICED[name][1]])
 def test_costs_what_it_says(setting, form):
     sampler = ToySampler(steps=10, form=form)
-    (result,) = drive([task(setting)], sampler, Near())
+    (result,) = run_searches([task(setting)], sampler, Near())
     price = PRICED[setting][1](10)
     assert result.ledger.nfe == price
     # A gradient step is 4 NFE of work, and 2 rows through the network: there, and again on the way back.
@@ -50,7 +50,7 @@ def test_costs_what_it_says(setting, form):
 def test_no_budget_is_exceeded(name, budget, size):
     """With no settings at all: an algorithm spends the budget on what it thinks best, or says that it is too small."""
     sampler = ToySampler(steps=5)
-    (outcome,) = attempt([task(SEARCHES[name], budget)], sampler, Near(), size)
+    (outcome,) = run_searches([task(SEARCHES[name], budget)], sampler, Near(), size, return_errors=True)
     if isinstance(outcome, Result):
         assert 0 < outcome.ledger.nfe <= budget
         assert sampler.forwards <= outcome.ledger.nfe
@@ -61,7 +61,7 @@ def test_no_budget_is_exceeded(name, budget, size):
 @pytest.mark.parametrize("setting", PRICED)
 def test_only_the_seed_decides(setting):
     def run(tasks, size):
-        return drive(tasks, ToySampler([*PROMPTS] * 6, steps=6), Near(), size, gallery=3)
+        return run_searches(tasks, ToySampler([*PROMPTS] * 6, steps=6), Near(), size, gallery=3)
 
     budget = 90 if setting in SLOW else 400
     tasks = [task(setting, budget, row) for row in range(3 if setting in SLOW else 16)]
@@ -70,7 +70,7 @@ def test_only_the_seed_decides(setting):
         assert all(map(same, together, run(tasks, size)))
     for row in (0, 2):
         assert same(together[row], *run([tasks[row]], None))
-    assert not same(*drive([task(setting, budget, 0, seed) for seed in (0, 1)], ToySampler(steps=6), Near()))
+    assert not same(*run_searches([task(setting, budget, 0, seed) for seed in (0, 1)], ToySampler(steps=6), Near()))
 
 
 class Killed(BaseException):
@@ -111,7 +111,7 @@ def test_killed_anywhere_it_goes_on_and_ends_alike(tmp_path_factory, setting, ve
     folder = tmp_path_factory.mktemp("journal")
     tasks = [task(setting, 400, row) for row in range(3)]
     whole_sampler = ToySampler(PROMPTS, steps=5)
-    whole = drive(tasks, whole_sampler, Near(), size, gallery=4)
+    whole = run_searches(tasks, whole_sampler, Near(), size, gallery=4)
 
     forwards = 0
     for verifier, sampler in (
@@ -121,7 +121,7 @@ def test_killed_anywhere_it_goes_on_and_ends_alike(tmp_path_factory, setting, ve
     ):
         journal = Journal(folder / "journal.sqlite", {"setting": setting})
         try:
-            resumed = drive(tasks, sampler, verifier, size, gallery=4, journal=journal)
+            resumed = run_searches(tasks, sampler, verifier, size, gallery=4, journal=journal)
         except Killed:
             resumed = None
         finally:
@@ -141,7 +141,7 @@ def test_a_finished_run_is_replayed_for_nothing(tmp_path):
     for _ in range(2):
         sampler = ToySampler(PROMPTS, steps=5)
         journal = Journal(tmp_path / "journal.sqlite", {})
-        results.append(drive(tasks, sampler, Near(), journal=journal))
+        results.append(run_searches(tasks, sampler, Near(), journal=journal))
         journal.close()
     assert sampler.forwards == 0
     assert all(map(same, *results))
@@ -156,7 +156,9 @@ def test_dropped_candidates_are_survived(setting):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        outcomes = attempt([task(setting, 300, seed=seed) for seed in range(4)], ToySampler(steps=6), Moody())
+        outcomes = run_searches(
+            [task(setting, 300, seed=seed) for seed in range(4)], ToySampler(steps=6), Moody(), return_errors=True
+        )
     assert any(isinstance(outcome, Result) and outcome.dropped for outcome in outcomes)
     assert all(isinstance(o, Result) or "finite" in str(o) for o in outcomes)
 

@@ -9,11 +9,11 @@ import torch
 from scipy import stats
 from toys import Near, task
 
-from diffscale import noise
-from diffscale.driver import Task, drive
-from diffscale.errors import DiffscaleError
-from diffscale.judging import DroppedCandidate
-from diffscale.named import parse
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.scoring import DroppedCandidate
+from diffscale.registry import parse
 from diffscale.samplers.formulas import marginal
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
@@ -133,7 +133,7 @@ def clouds(runs, k, potential, resampler, threshold):
         found.append(cloud)
 
     tasks = [Task(search, 0, noise.fold(7, i), 10_000) for i in range(runs)]
-    drive(tasks, ToySampler(steps=10), Tilt(), batch_size=4096)
+    run_searches(tasks, ToySampler(steps=10), Tilt(), batch_size=4096)
     return found
 
 
@@ -195,7 +195,7 @@ def test_reaches_a_known_optimum(name, budget):
     ring = radius * torch.stack([angle.cos(), angle.sin()], 1)
     verifier = Near((2.9, 2.9))
     every = verifier(sampler.decode(sampler.run(replace(start, x=ring)).x), [])
-    (result,) = drive(
+    (result,) = run_searches(
         [Task(lambda env: SEARCHES[algorithm](env, **options), 0, noise.fold(noise.root(3), 0), budget)],
         sampler,
         verifier,
@@ -213,7 +213,7 @@ def test_paths_go_up_and_down_as_told():
             seen.append((round(self._level(state), 6), round(level, 6), steps, len(state)))
             return super().solve(state, level, steps)
 
-    drive([task("paths")], Watched(steps=10), Near())
+    run_searches([task("paths")], Watched(steps=10), Near())
     assert seen[0] == (0.2, 0.11, 1, 2)
     assert [(up, down) for up, down, *_ in seen[1:]] == [(0.89, 0.08), (0.86, 0.05), (0.83, 0.02), (0.8, 0.0)]
     assert {(steps, rows) for *_, steps, rows in seen[1:]} == {(4, 6)}
@@ -228,7 +228,7 @@ def test_zero_order_pays_for_no_pivot_twice():
                 ran.extend(state.key.tolist())
                 return super().run(state, to, record)
 
-        drive([task(setting)], Watched(steps=5), Near())
+        run_searches([task(setting)], Watched(steps=5), Near())
         assert len(ran) == len(set(ran)) > 8
 
 
@@ -244,7 +244,7 @@ def test_settings_out_of_range_are_refused_before_anything_runs(wrong):
     sampler = ToySampler(steps=5)
     with pytest.raises(DiffscaleError):
         name, options = parse(wrong, "search", SEARCHES)
-        drive([Task(lambda env: SEARCHES[name](env, **options), 0, 1, 1000)], sampler, Near())
+        run_searches([Task(lambda env: SEARCHES[name](env, **options), 0, 1, 1000)], sampler, Near())
     assert sampler.forwards == 0
 
 
@@ -254,7 +254,7 @@ def test_a_verifier_without_gradient_is_told():
             return super().__call__(images, prompts).detach()
 
     with pytest.raises(DiffscaleError, match="has no gradient"):
-        drive([task("first_order")], ToySampler(steps=5), Hard())
+        run_searches([task("first_order")], ToySampler(steps=5), Hard())
 
 
 def test_a_search_that_never_gives_in_is_ended():
@@ -266,7 +266,7 @@ def test_a_search_that_never_gives_in_is_ended():
             except Exception:
                 continue
 
-    (result,) = drive([task(stubborn, 20)], ToySampler(steps=5), Near())
+    (result,) = run_searches([task(stubborn, 20)], ToySampler(steps=5), Near())
     assert result.ledger.nfe == 5
 
 
@@ -282,7 +282,7 @@ def test_all_requests_off_the_grid():
         assert gradient.shape == state.x.shape
         yield Evaluate(state)
 
-    (result,) = drive([task(wander)], ToySampler(steps=5), Near())
+    (result,) = run_searches([task(wander)], ToySampler(steps=5), Near())
     assert result.ledger.nfe == 2 * (3 + 1 + 1 + 4 * 1 + 1)
 
 
@@ -297,5 +297,5 @@ def test_particles_that_were_all_dropped_go_on(potential):
 
     search = partial(SEARCHES["fk"], k=4, interval=2, potential=potential)
     with pytest.warns(DroppedCandidate):
-        (result,) = drive([Task(search, 0, 1, 10_000)], ToySampler(steps=8), Blind())
+        (result,) = run_searches([Task(search, 0, 1, 10_000)], ToySampler(steps=8), Blind())
     assert result.dropped == 4 and math.isfinite(result.best.score)

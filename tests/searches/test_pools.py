@@ -8,9 +8,9 @@ from pipelines import PROMPTS
 from test_all import SLOW, FragileToy, Killed, same
 from toys import PRICED, Near, points, task
 
-from diffscale.driver import drive
-from diffscale.errors import DiffscaleError
-from diffscale.journal import Journal
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.driver import run_searches
+from diffscale.engine.journal import Journal
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches.random import random
 from diffscale.types import ClassLabel
@@ -72,12 +72,12 @@ QUICK = [name for name in PRICED if name not in SLOW | NO_POOLS]
 def test_ensembles_drive_every_algorithm_whatever_the_batch(setting, kind):
     budget = 60 if setting in SLOW else 300
     alone, three = (
-        drive([task(setting, budget)], ToySampler(steps=6), pair(kind), size, gallery=3) for size in (None, 3)
+        run_searches([task(setting, budget)], ToySampler(steps=6), pair(kind), size, gallery=3) for size in (None, 3)
     )
     (result,) = alone
     assert same(result, three[0])
     assert list(result.traces) == ["east", "north"]
-    values = pair(kind).combine(result.pool)
+    values = pair(kind).aggregate(result.pool)
     assert result.best.score == pytest.approx(float(values.max()), abs=1e-11)
     torch.testing.assert_close(result.best.components, result.pool[values.round(decimals=12).argmax()])
     assert result.baseline.score <= result.best.score
@@ -85,7 +85,7 @@ def test_ensembles_drive_every_algorithm_whatever_the_batch(setting, kind):
 
 def test_a_gradient_of_ranks_is_refused():
     with pytest.raises(DiffscaleError, match="has no gradient"):
-        drive([task("first_order", 200)], ToySampler(steps=6), pair())
+        run_searches([task("first_order", 200)], ToySampler(steps=6), pair())
 
 
 def test_a_component_that_fails_drops_the_candidate_from_the_pool():
@@ -98,9 +98,9 @@ def test_a_component_that_fails_drops_the_candidate_from_the_pool():
 
     both = Ensemble("both", [Near(), Half()], [1.0, 1.0])
     with pytest.warns(UserWarning, match="Dropped"):
-        (result,) = drive([task(random, 120)], ToySampler(steps=6), both)
+        (result,) = run_searches([task(random, 120)], ToySampler(steps=6), both)
     assert 0 < result.dropped < 20
-    values = both.combine(result.pool[result.pool.isfinite().all(1)])
+    values = both.aggregate(result.pool[result.pool.isfinite().all(1)])
     assert result.best.score == pytest.approx(float(values.max()), abs=1e-11)
 
 
@@ -110,9 +110,9 @@ def test_predictions_are_recorded_in_flight_and_cost_nothing(setting, form):
     budget = 60 if setting == "bayes" else 300
     verifier = Steady()
     recorded = ToySampler(steps=10, form=form)
-    (result,) = drive([task(setting, budget)], recorded, verifier)
+    (result,) = run_searches([task(setting, budget)], recorded, verifier)
     plain = ToySampler(steps=10, form=form)
-    (other,) = drive([task(setting, budget)], plain, Near())
+    (other,) = run_searches([task(setting, budget)], plain, Near())
     assert result.ledger.nfe == recorded.forwards or setting == "first_order"
     if setting == "random":
         assert result.ledger.nfe == other.ledger.nfe and recorded.forwards == plain.forwards
@@ -127,21 +127,21 @@ def test_predictions_are_recorded_in_flight_and_cost_nothing(setting, form):
 @pytest.mark.parametrize("setting", ["paths", "demon", "free2guide", "fk", "svdd"])
 def test_unfinished_pictures_cannot_be_compared_with_predictions_of_them(setting):
     with pytest.raises(DiffscaleError, match="search over noises"):
-        drive([task(setting, 300)], ToySampler(steps=10), Steady())
+        run_searches([task(setting, 300)], ToySampler(steps=10), Steady())
 
 
 def test_slots_are_filled_in_order_and_each_sees_those_before():
     tasks = [task("random", 60, row) for row in range(4)]
     prompts = ["a", ClassLabel("b", 7), "c", "d"]
     verifier = Apart()
-    results = drive(tasks, ToySampler(prompts, steps=6), verifier)
+    results = run_searches(tasks, ToySampler(prompts, steps=6), verifier)
     assert verifier.prompts == prompts and verifier.prompts[1].class_id == 7
     chosen = [points(result.best.image[None])[0] for result in results]
     for slot, result in enumerate(results[1:], 1):
         near = min(float((chosen[slot] - one).norm()) for one in chosen[:slot])
         assert result.best.score == pytest.approx(near, abs=0.1)  # the journal keeps 8 bits a channel
     again = Apart()
-    assert all(map(same, results, drive(tasks, ToySampler(prompts, steps=6), again, 2)))
+    assert all(map(same, results, run_searches(tasks, ToySampler(prompts, steps=6), again, 2)))
 
 
 @settings(max_examples=30, deadline=None)
@@ -151,12 +151,12 @@ def test_killed_anywhere_it_goes_on_and_ends_alike(tmp_path_factory, kind, setti
         setting = "zero_order"
     kinds = {"ensemble": pair, "choosing": Apart, "recording": Steady}
     tasks = [task(setting, 300, row) for row in range(2)]
-    whole = drive(tasks, ToySampler(PROMPTS, steps=5), kinds[kind](), 4, gallery=2)
+    whole = run_searches(tasks, ToySampler(PROMPTS, steps=5), kinds[kind](), 4, gallery=2)
     path = tmp_path_factory.mktemp("journal") / "journal.sqlite"
     for sampler in (FragileToy(predicted, PROMPTS, steps=5), ToySampler(PROMPTS, steps=5)):
         journal = Journal(path, {"setting": setting})
         try:
-            resumed = drive(tasks, sampler, kinds[kind](), 4, gallery=2, journal=journal)
+            resumed = run_searches(tasks, sampler, kinds[kind](), 4, gallery=2, journal=journal)
         except Killed:
             continue
         finally:

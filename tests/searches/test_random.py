@@ -3,8 +3,8 @@
 import pytest
 
 from diffscale import searches
-from diffscale.driver import Task, drive
-from diffscale.errors import DiffscaleError, UnknownName
+from diffscale._util.errors import DiffscaleError, UnknownName
+from diffscale.engine.driver import Task, run_searches
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches.random import random
 
@@ -13,14 +13,14 @@ def test_spends_the_budget_or_n(verifier):
     sampler = ToySampler(steps=4)
     for n, budget, spent in [(None, 4 * 7 + 3, 4 * 7), (3, 100, 12), (50, 9, 8)]:
         task = Task(lambda env, n=n: random(env, n), 0, 1, budget)
-        (result,) = drive([task], sampler, verifier)
+        (result,) = run_searches([task], sampler, verifier)
         assert result.ledger.nfe == spent
 
 
 def test_more_candidates_are_never_worse(verifier):
     scores = []
     for n in (1, 2, 4, 8, 16):
-        (result,) = drive([Task(random, 0, 5, 4 * n)], ToySampler(steps=4), verifier)
+        (result,) = run_searches([Task(random, 0, 5, 4 * n)], ToySampler(steps=4), verifier)
         scores.append(result.best.score)
         assert result.baseline.score == scores[0]
     assert scores == sorted(scores) and scores[-1] > scores[0]
@@ -29,7 +29,7 @@ def test_more_candidates_are_never_worse(verifier):
 @pytest.mark.parametrize("n", [0, -2])
 def test_refuses_to_draw_nothing(verifier, n):
     with pytest.raises(DiffscaleError, match=f"1 or more candidates, not {n}"):
-        drive([Task(lambda env: random(env, n), 0, 1, 100)], ToySampler(steps=4), verifier)
+        run_searches([Task(lambda env: random(env, n), 0, 1, 100)], ToySampler(steps=4), verifier)
 
 
 def test_registry_describes_and_suggests():

@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
-from diffscale import noise
-from diffscale.driver import Task
+from diffscale.engine import noise
+from diffscale.engine.driver import Task
 from diffscale.searches import SEARCHES
 
 EXTENT = 6.0

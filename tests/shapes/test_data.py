@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.cli.main import run
-from diffscale.errors import DiffscaleError
 from diffscale.shapes import data
 from diffscale.shapes.captions import read
 from diffscale.shapes.judge import score_of

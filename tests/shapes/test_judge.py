@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.captions import read
 from diffscale.shapes.judge import judge, judge_batch, score_of
 from diffscale.shapes.oracle import Oracle, UnreadablePrompt

@@ -11,8 +11,8 @@ import torch
 from diffusers import PixArtSigmaPipeline
 from torch import Tensor
 
-from diffscale.loading.options import LoadOptions
-from diffscale.models import load_pipeline
+from diffscale.models.load import load_pipeline
+from diffscale.models.options import LoadOptions
 from diffscale.shapes.captions import say
 from diffscale.shapes.classes import class_description
 from diffscale.shapes.judge import judge_batch

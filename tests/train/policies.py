@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from pipelines import PROMPTS
 
-from diffscale import noise
+from diffscale.engine import noise
 from diffscale.train.policy import Policy
 from diffscale.train.times import Times
 

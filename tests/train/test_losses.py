@@ -8,8 +8,8 @@ import pytest
 import torch
 from policies import Red, ToyPolicy, policy_of
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError, UnknownName
+from diffscale._util.errors import DiffscaleError, UnknownName
+from diffscale.engine import noise
 from diffscale.train.advantages import PromptStatistics
 from diffscale.train.choosing import choose
 from diffscale.train.d3po import d3po_loss, preferences

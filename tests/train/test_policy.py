@@ -9,7 +9,7 @@ from peft import LoraConfig
 from pipelines import PROMPTS, tiny_pixart, with_text
 from policies import FAMILIES, policy_of, tiny
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.train.choosing import choose
 from diffscale.train.policy import Policy
 from diffscale.train.reference import add_lora
@@ -79,7 +79,7 @@ def test_batches_mix_times_and_each_row_is_as_the_sampler_has_it(name):
     sampler = policy.sampler
     steps = [1, 3, 2]
     states = [sampler.run(sampler.prior(KEYS[[i]], ROWS[[i]]), step) for i, step in enumerate(steps)]
-    wanted = torch.cat([sampler.predict(state).out for state in states])
+    wanted = torch.cat([sampler.predict(state).model_output for state in states])
     x = torch.cat([state.x for state in states])
     if name == EULER:
         sigma = t.pipe.scheduler.sigmas if t.pipe.scheduler.num_inference_steps else sampler.calls.scheduler.sigmas

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policies import TIMES
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
 from diffscale.samplers.formulas import Marginal, denoise, noised
 from diffscale.train.times import CLEAN, Times
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from policies import FAMILIES, Red, ToyPolicy, policy_of, red
 
-from diffscale import noise
-from diffscale.errors import BudgetTooSmall, DiffscaleError
+from diffscale._util.errors import BudgetTooSmall, DiffscaleError
+from diffscale.engine import noise
 from diffscale.samplers.formulas import Marginal, denoise
 from diffscale.searches import SEARCHES
 from diffscale.train.choosing import choose, choose_samples, trajectories

@@ -20,13 +20,13 @@ from transformers import (
     Dinov2ForImageClassification,
 )
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.suites.imagenet import TEMPLATES, inception_order, names
 from diffscale.types import ClassLabel
 from diffscale.verifiers import load
 from diffscale.verifiers.classes import class_scores
 from diffscale.verifiers.clip_zeroshot import ClipZeroShot
 from diffscale.verifiers.dino import load_dino
-from diffscale.verifiers.imagenet import TEMPLATES, inception_order, names
 
 SHAPES = ["circle", "square", "star"]
 TEXTS = ["a red {}", "two of the {}"]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import CLIPModel
 
-from diffscale.errors import DiffscaleError, UnknownName
+from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale.shapes.train.clip import build, image_processor
 from diffscale.shapes.train.text import CLIP_TOKENS, clip_tokenizer
 from diffscale.verifiers import load

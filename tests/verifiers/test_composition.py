@@ -9,7 +9,7 @@ import torch
 from tools import clip_folder
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers import load
 from diffscale.verifiers.clip_model import Clip
 from diffscale.verifiers.composition import Composition, category_of, measures_of

@@ -13,7 +13,7 @@ from PIL import Image
 from tools import Counting
 from transformers import AutoTokenizer, Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.train.text import clip_tokenizer
 from diffscale.verifiers import load
 from diffscale.verifiers.detect import Found, Owl, iou

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from diffscale.errors import DiffscaleError
-from diffscale.judging import judge
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.scoring import judge
 from diffscale.verifiers import check, load
 from diffscale.verifiers.ensemble import Ensemble
 
 
 def test_members_are_loaded_with_their_own_arguments():
-    found = load("ensemble of=clip:model=shapes-clip,shapes-judge weights=1,2", generator="shapes-flux")
+    found = load("ensemble of=clip:model=shapes-clip,shapes-judge weights=1,2", image_model="shapes-flux")
     assert found.components == ["clip", "shapes-judge"] and list(found.weights) == [1, 2]
     images = torch.rand(3, 3, 64, 64)
     prompts = ["a red circle"] * 3
-    apart = [load("clip", generator="shapes-flux")(images, prompts), load("shapes-judge")(images, prompts)]
+    apart = [load("clip", image_model="shapes-flux")(images, prompts), load("shapes-judge")(images, prompts)]
     torch.testing.assert_close(found(images, prompts), torch.stack([one.double() for one in apart], 1))
 
 
@@ -30,11 +30,11 @@ def test_members_are_loaded_with_their_own_arguments():
 )
 def test_what_makes_no_ensemble_is_refused(text):
     with pytest.raises(DiffscaleError):
-        load(text, generator="shapes-flux")
+        load(text, image_model="shapes-flux")
 
 
 def test_an_ensemble_in_an_ensemble_is_refused():
-    inner = load("ensemble of=clip,shapes-judge", generator="shapes-flux")
+    inner = load("ensemble of=clip,shapes-judge", image_model="shapes-flux")
     with pytest.raises(DiffscaleError, match="leave it out"):
         Ensemble("outer", [inner, inner], [1.0, 1.0])
 
@@ -147,4 +147,4 @@ def test_members_may_be_functions_and_have_any_signs_in_their_values(tmp_path, m
 )
 def test_wrong_members_are_told(of, said):
     with pytest.raises(DiffscaleError, match=said):
-        load(f"ensemble of={of}", generator="shapes-flux")
+        load(f"ensemble of={of}", image_model="shapes-flux")

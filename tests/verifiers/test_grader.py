@@ -13,8 +13,8 @@ import pytest
 import torch
 from chat_server import KEY, NAMES, Asked, ChatServer, Make, Reply, good, grade, pictures, written
 
-from diffscale.errors import DiffscaleError, UnknownName
-from diffscale.judging import DroppedCandidate, judge
+from diffscale._util.errors import DiffscaleError, UnknownName
+from diffscale.engine.scoring import DroppedCandidate, judge
 from diffscale.verifiers import load
 from diffscale.verifiers.grader.verifier import Ungraded
 

@@ -9,7 +9,7 @@ from email.utils import formatdate
 import pytest
 from chat_server import Asked, ChatServer, Make, Reply, Script, Time, fails, good, pictures, written
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers.grader.verifier import Ungraded
 
 pytest_plugins = ["grader_fixtures"]

@@ -15,10 +15,10 @@ import torch
 from chat_server import KEY, Asked, ChatServer, Make, Reply, fails, good, pictures
 from PIL import Image
 
+from diffscale._util.errors import DiffscaleError
+from diffscale.bench.generate import prepare
+from diffscale.bench.settings import GenerateConfig
 from diffscale.cli.main import run
-from diffscale.config import GenerateConfig
-from diffscale.errors import DiffscaleError
-from diffscale.generate import prepare
 from diffscale.verifiers import llm_grader, load
 from diffscale.verifiers.grader.endpoint import Key, resolve
 

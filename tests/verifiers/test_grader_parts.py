@@ -15,7 +15,7 @@ from chat_server import NAMES, grade
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers.grader.cache import GradeCache
 from diffscale.verifiers.grader.costs import Tally
 from diffscale.verifiers.grader.grade import Grade, MalformedGrade, read

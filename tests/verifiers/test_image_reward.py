@@ -10,7 +10,7 @@ import torch
 from blip_reference import bert, bert_layout, linear, pair, vit, vit_layout
 from tools import Counting, Layout, bert_tokenizer, pickled, random_state, shapes
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers import image_reward_net, load
 from diffscale.verifiers.image_reward import ImageReward, image_reward
 from diffscale.verifiers.image_reward_net import PUBLISHED, ImageRewardNet, save_image_reward, translate

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tools import pickled
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import download
+from diffscale._util.errors import DiffscaleError
+from diffscale.models.files import download
+from diffscale.suites.imagenet import inception_order
 from diffscale.types import ClassLabel
 from diffscale.verifiers import load
-from diffscale.verifiers.imagenet import inception_order
 from diffscale.verifiers.inception import OracleInception, load_inception
 from diffscale.verifiers.inception_net import PUBLISHED, InceptionV3, build, save_inception
 
@@ -113,7 +113,7 @@ def test_what_is_wrong_is_told(small: Path, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(DiffscaleError, match="at least 75"):
         build({**SMALL, "side": 64})
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("diffscale.files.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("diffscale.models.files.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DiffscaleError, match="HF_HUB_OFFLINE is set"):
         download("https://example.invalid/a.pth", "0" * 64)
     (tmp_path / "checkpoints").mkdir(exist_ok=True)

@@ -22,11 +22,11 @@ from transformers import (
 from typer.testing import CliRunner
 
 import diffscale
-from diffscale.class_models import ClassModel, save_sit
 from diffscale.cli.main import app
-from diffscale.samplers.denoisers import SiTDenoiser
-from diffscale.statistics.frechet import Statistics
-from diffscale.statistics.reference import save
+from diffscale.metrics.frechet import Statistics
+from diffscale.metrics.reference import save
+from diffscale.models.class_conditional import ClassModel, save_sit
+from diffscale.models.denoisers import SiTDenoiser
 from diffscale.types import ClassLabel
 from diffscale.verifiers import load
 from diffscale.verifiers.inception import load_inception

@@ -15,7 +15,7 @@ from tools import Counting, Layout, clip_folder, pickled, random_state, shapes
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.train.text import clip_tokenizer
 from diffscale.verifiers import load
 from diffscale.verifiers.clip_model import Clip
@@ -178,7 +178,7 @@ def test_a_batch_is_one_at_a_time_with_gradients_and_texts_are_read_once(
 def test_pickles_are_opened_only_with_their_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "hps.pt"
     digest = pickled({"state_dict": {}}, file)
-    files = sys.modules["diffscale.files"]
+    files = sys.modules["diffscale.models.files"]
     monkeypatch.setattr(files.torch, "load", lambda *_, **__: pytest.fail("an unknown pickle was opened"))
     with pytest.raises(DiffscaleError, match="pass sha256="):
         load(f"hps model={file}")

@@ -19,14 +19,14 @@ from transformers import (
     SiglipModel,
 )
 
-from diffscale.driver import Task, drive
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.driver import Task, run_searches
+from diffscale.metrics.frechet import fid
+from diffscale.metrics.moments import Statistics
+from diffscale.metrics.reference import save
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches.random import random
-from diffscale.statistics.frechet import fid
-from diffscale.statistics.moments import Statistics
-from diffscale.statistics.reference import save
-from diffscale.types import Choosing, ClassLabel, Recording
+from diffscale.types import ClassLabel, NeedsIntermediateX0, SetVerifier
 from diffscale.verifiers import load
 from diffscale.verifiers.inception import load_inception
 
@@ -60,7 +60,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_siglip_ssl_is_the_cosine_of_its_pooled_features(siglip: Path) -> None:
     verifier = load(f"siglip_ssl model={siglip}")
-    assert isinstance(verifier, Recording) and verifier.record_level == 0.4
+    assert isinstance(verifier, NeedsIntermediateX0) and verifier.record_level == 0.4
     images, recorded = pictures(3), pictures(3, 1)
     net = SiglipModel.from_pretrained(siglip).eval()
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_what_a_pipeline_records_on_its_way_is_its_own_prediction(steps: int) ->
             seen.append(recorded)
             return images.mean((1, 2, 3))
 
-    (result,) = drive([Task(random, 1, 7, 3 * steps)], sampler, Watching(), 2)
+    (result,) = run_searches([Task(random, 1, 7, 3 * steps)], sampler, Watching(), 2)
     assert result.ledger.nfe == 3 * steps and result.ledger.decodes == 6
     apart = DiffusersSampler(tiny.pipe, PROMPTS, steps, tiny.args)
     state = apart.prior(torch.tensor([result.best.key]), torch.tensor([1]))
@@ -115,7 +115,7 @@ def test_oracle_fid_is_minus_the_fid_of_the_chosen_with_the_picture(
     """For fewer and for more pictures than the 16 dimensions of the features."""
     statistics = reference(classifier, 40, tmp_path / "reference.safetensors")
     verifier = load(f"oracle_fid model={classifier} reference={tmp_path / 'reference.safetensors'}")
-    assert isinstance(verifier, Choosing)
+    assert isinstance(verifier, SetVerifier)
     before, candidates = pictures(chosen, 1), pictures(3, 2)
     verifier.begin()
     for image in before:

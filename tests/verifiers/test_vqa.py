@@ -16,7 +16,7 @@ from tools import Counting, Layout, bert_tokenizer, random_state, shapes
 from torch.nn import functional as F
 from transformers import BlipConfig, BlipForQuestionAnswering, BlipImageProcessor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers import load
 from diffscale.verifiers.preprocess import CLIP_MEAN, CLIP_STD
 from diffscale.verifiers.vqa import Vqa, load_vqa

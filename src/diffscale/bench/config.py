@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from diffscale.config import ModelConfig
+from diffscale.bench.settings import ModelConfig
 
 
 class BenchConfig(ModelConfig):

@@ -34,13 +34,13 @@ def write(
                 drawn, f"best {name} score so far", f"{settings.model}, {settings.suite}",
                 folder / f"scaling-{name}.png",
             )  # fmt: skip
-        judged: dict[str, list[tuple[float, dict[str, float]]]] = {}
+        heldout_scores: dict[str, list[tuple[float, dict[str, float]]]] = {}
         for row in rows:
             if row["verifier"] == verifier and "judge" in row:
-                judged.setdefault(row["search"], []).append((row["nfe"], row["judge"]))
-        if judged:
+                heldout_scores.setdefault(row["search"], []).append((row["nfe"], row["judge"]))
+        if heldout_scores:
             plots.curves(
-                {search: sorted(points, key=lambda point: point[0]) for search, points in judged.items()},
+                {search: sorted(points, key=lambda point: point[0]) for search, points in heldout_scores.items()},
                 "judge mean", f"{settings.model}, {settings.suite}, searched by {name}", folder / f"judge-{name}.png",
             )  # fmt: skip
     return rows

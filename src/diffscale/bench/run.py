@@ -14,20 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffscale import noise
+from diffscale._util.errors import DiffscaleError
 from diffscale.api import make_sampler
 from diffscale.bench.config import BenchConfig
-from diffscale.driver import Task, attempt, plain
-from diffscale.errors import DiffscaleError
-from diffscale.journal import Journal
-from diffscale.judges import judged
-from diffscale.judging import judge
-from diffscale.models import best_device, origin
-from diffscale.named import parse
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, plain, run_searches
+from diffscale.engine.journal import Journal
+from diffscale.engine.leaderboard import candidate_value
+from diffscale.engine.results import Candidate, Result
+from diffscale.engine.scoring import safe_score
+from diffscale.metrics.heldout import heldout_scores
+from diffscale.models.load import base_model, best_device
+from diffscale.registry import parse
 from diffscale.report.pictures import to_pil
 from diffscale.searches import SEARCHES
-from diffscale.standing import worth
-from diffscale.types import Candidate, Choosing, Pooled, Recording, Result, Verifier
+from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 from diffscale.verifiers import load as load_verifier
 
 
@@ -62,8 +63,8 @@ def run(
     device = best_device(settings.device)
     for search in settings.search:
         parse(search, "search", SEARCHES)
-    generator = Path(origin(settings.model)).name
-    verifiers = {name: load_verifier(name, device=device, generator=generator) for name in settings.verifier}
+    image_model = Path(base_model(settings.model)).name
+    verifiers = {name: load_verifier(name, device=device, image_model=image_model) for name in settings.verifier}
     _mend(folder / "samples.jsonl")
     done = {sample["name"]: sample for sample in read_samples(folder / "samples.jsonl")}
     chosen = cells(settings) if only is None else only
@@ -125,7 +126,7 @@ def _slots(cell: Cell, prompts: Sequence[str], repeats: int, verifier: Verifier)
         for repeat in range(repeats):
             name = f"{cell.name} | {repeat} | {prompt}"
             # What it finds depends on all slots before it, so another list of prompts makes it another search.
-            after = f" | after {before.hexdigest()}" if isinstance(verifier, Choosing) else ""
+            after = f" | after {before.hexdigest()}" if isinstance(verifier, SetVerifier) else ""
             found.append(_Slot(row, repeat, name + after))
             before.update(name.encode() + b"\n")
     return found
@@ -149,7 +150,7 @@ def _run_cell(
     if not left:
         return
     verifier = verifiers[cell.verifier]
-    if isinstance(verifier, Choosing):
+    if isinstance(verifier, SetVerifier):
         # Each depends on what was chosen before it; what is done costs nothing, the journal has it.
         left = slots
     root = noise.root(settings.seed)
@@ -164,7 +165,9 @@ def _run_cell(
     _sample_plainly(cell, prompts, left, tasks, sampler, verifier, settings, journal, first)
     total = cell.budget * len(tasks)
     progress = None if told is None else lambda spent, best: told(cell, spent, total)
-    outcomes = attempt(tasks, sampler, verifier, settings.batch_size, journal=journal, progress=progress)
+    outcomes = run_searches(
+        tasks, sampler, verifier, settings.batch_size, journal=journal, progress=progress, return_errors=True
+    )
     with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         for slot, outcome in zip(left, outcomes, strict=True):
             name, row, repeat = slot.name, slot.row, slot.repeat
@@ -176,10 +179,10 @@ def _run_cell(
             else:
                 picture = _save(outcome, folder / "pictures" / _slug(cell.name), _picture(prompts[row], name))
                 plainly = first.get((cell.verifier, prompts[row], repeat), outcome.baseline)
-                if isinstance(verifier, Pooled) and plainly.key == outcome.baseline.key:
+                if isinstance(verifier, PoolVerifier) and plainly.key == outcome.baseline.key:
                     plainly = outcome.baseline
                 else:
-                    plainly = replace(plainly, score=worth(outcome.pool, plainly.components, verifier))
+                    plainly = replace(plainly, score=candidate_value(outcome.pool, plainly.components, verifier))
                 sample = base | _sample(outcome, plainly, settings.model, sampler.prompts[row], verifiers)
                 sample["image"] = str(picture.relative_to(folder))
             file.write(json.dumps(sample, ensure_ascii=False) + "\n")
@@ -200,9 +203,9 @@ def _sample_plainly(
 ) -> None:
     """Sample the first noises that no cell with this verifier has sampled yet, into `first`; not in any ledger."""
     keys = [(cell.verifier, prompts[slot.row], slot.repeat) for slot in left]
-    # What is chosen before decides the score, so a Choosing verifier's plain samples are of this list of slots alone.
+    # What is chosen before decides the score, so a SetVerifier's plain samples are of this list of slots alone.
     names = [
-        slot.name if isinstance(verifier, Choosing) else " | ".join(map(str, key))
+        slot.name if isinstance(verifier, SetVerifier) else " | ".join(map(str, key))
         for slot, key in zip(left, keys, strict=True)
     ]
     fresh = [
@@ -211,7 +214,9 @@ def _sample_plainly(
         if key not in first
     ]
     if fresh:
-        outcomes = attempt([task for _, task in fresh], sampler, verifier, settings.batch_size, journal=journal)
+        outcomes = run_searches(
+            [task for _, task in fresh], sampler, verifier, settings.batch_size, journal=journal, return_errors=True
+        )
         for (key, _), outcome in zip(fresh, outcomes, strict=True):
             if isinstance(outcome, Result):
                 first[key] = outcome.best
@@ -236,7 +241,7 @@ def _sample(
         "score": {"best": result.best.score, "baseline": baseline.score},
         "scores": {name: _scored(v, images, prompt) for name, v in verifiers.items() if not _relative(v)},
         "members": list(result.traces),
-        "judge": judged(origin(model), prompt, images),
+        "judge": heldout_scores(base_model(model), prompt, images),
         "trace": result.trace,
         "traces": result.traces,
     }
@@ -244,13 +249,13 @@ def _sample(
 
 def _relative(verifier: Verifier) -> bool:
     """Whether it says nothing of a picture by itself."""
-    return isinstance(verifier, Pooled | Recording | Choosing)
+    return isinstance(verifier, PoolVerifier | NeedsIntermediateX0 | SetVerifier)
 
 
 def _scored(verifier: Verifier, images: dict[str, Tensor], prompt: str) -> dict[str, float | None]:
     """What each verifier of the run says, also those that were not searched with; None where it cannot tell."""
     with torch.no_grad():
-        told = {name: float(judge(verifier, image[None], [prompt])[0]) for name, image in images.items()}
+        told = {name: float(safe_score(verifier, image[None], [prompt])[0]) for name, image in images.items()}
     return {name: score if math.isfinite(score) else None for name, score in told.items()}
 
 

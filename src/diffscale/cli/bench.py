@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from diffscale import config
+from diffscale._util import config
 from diffscale.bench.config import BenchConfig
 from diffscale.cli.generate import pair
 from diffscale.cli.loading import loads
@@ -53,10 +53,10 @@ def bench(
     settings = config.validated(BenchConfig, {name: value for name, value in flags.items() if value is not None})
 
     # Imported late: diffusers takes seconds, and wrong flags should be told at once.
-    from diffscale.bench import prompts as prompt_files
     from diffscale.bench import run as job
     from diffscale.bench.report import write
     from diffscale.cli.quiet import quiet
+    from diffscale.suites import prompts as prompt_files
 
     quiet()
 

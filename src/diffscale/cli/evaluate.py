@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from diffscale import config
-from diffscale.errors import DiffscaleError
+from diffscale._util import config
+from diffscale._util.errors import DiffscaleError
 
 
 def evaluate(
@@ -50,8 +50,8 @@ def evaluate(
 ) -> None:
     """Measure the pictures in FOLDER: distances to a reference, diversity, and what verifiers say."""
     # Imported late: diffusers takes seconds.
+    from diffscale.bench.evaluation import evaluate as job
     from diffscale.cli.quiet import quiet
-    from diffscale.metrics import evaluate as job
 
     flags = {
         "folder": folder, "metrics": None if metrics is None else [name.strip() for name in metrics.split(",")],

@@ -13,9 +13,9 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diffscale import config
+from diffscale._util.errors import DiffscaleError
+from diffscale.bench import settings as config
 from diffscale.cli.loading import loads
-from diffscale.errors import DiffscaleError
 
 
 @loads
@@ -59,7 +59,7 @@ def generate(
     settings = config.resolve(config_file, flags)
 
     # Imported late: diffusers takes seconds, and wrong flags should be told at once.
-    from diffscale import generate as job
+    from diffscale.bench import generate as job
     from diffscale.cli.quiet import quiet
 
     quiet()
@@ -112,14 +112,14 @@ def _tell(console: Console, summary: dict[str, Any], output: Path) -> None:
         f"for {summary['nfe']:,} NFE in {summary['seconds']:.1f} s",
         highlight=False,
     )
-    for name, judged in summary["judges"].items():
-        held_out = "the oracle searched with" if judged["searched_with"] else "not searched with"
-        before, after = judged["baseline"]["score"], judged["best"]["score"]
+    for name, heldout_scores in summary["judges"].items():
+        held_out = "the oracle searched with" if heldout_scores["searched_with"] else "not searched with"
+        before, after = heldout_scores["baseline"]["score"], heldout_scores["best"]["score"]
         console.print(
             f"{name} ({held_out}): first sample {before:.2f}, best {after:.2f} ({after - before:+.2f})",
             highlight=False,
         )
-        if after < before and best > first and not judged["searched_with"]:
+        if after < before and best > first and not heldout_scores["searched_with"]:
             console.print(
                 f"[yellow]warning:[/yellow] {verifier} rose and {name}, which was held out, fell: the search may have "
                 "hacked its verifier; compare baseline.png, or search with an ensemble",

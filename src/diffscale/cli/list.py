@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from diffscale.errors import unknown
+from diffscale._util.errors import unknown
 
 
 def list_names(
@@ -32,7 +32,7 @@ def list_names(
 
 
 def _models() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.weights import shipped
+    from diffscale.models.locate import shipped
 
     return ["model", "what it is (any Hub id or folder works too)"], shipped().items()
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from diffscale.loading.options import LoadOptions
+from diffscale.models.options import LoadOptions
 
 
 def loads(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 import diffscale
+from diffscale._util.errors import DiffscaleError
 from diffscale.cli import shapes
 from diffscale.cli import train as training
 from diffscale.cli.bench import bench
@@ -16,7 +17,6 @@ from diffscale.cli.evaluate import evaluate
 from diffscale.cli.generate import generate
 from diffscale.cli.list import list_names
 from diffscale.cli.reproduce import reproduce
-from diffscale.errors import DiffscaleError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(generate)

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from diffscale.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, unknown
 
 if TYPE_CHECKING:
-    from diffscale.reproduce.plan import Plan
-    from diffscale.reproduce.recipe import Setting
-    from diffscale.reproduce.run import Workshop
+    from diffscale.bench.papers.plan import Plan
+    from diffscale.bench.papers.recipe import Setting
+    from diffscale.bench.papers.run import Workshop
 
 
 def reproduce(
@@ -59,7 +59,7 @@ def reproduce(
 ) -> None:
     """Draw tables and figures of papers again, on Shapes or on the papers' own models."""
     # Imported late: diffusers takes seconds.
-    from diffscale.reproduce import recipe as recipes
+    from diffscale.bench.papers import recipe as recipes
 
     console = Console(soft_wrap=True)
     if [item.upper() for item in items] == ["LIST"]:
@@ -68,14 +68,14 @@ def reproduce(
     if setting not in ("shapes", "paper"):
         raise unknown("setting", setting, ["shapes", "paper"])
     names = recipes.chosen(items)
+    from diffscale._util.config import validated
+    from diffscale.bench.papers import page
+    from diffscale.bench.papers.plan import check, plan
+    from diffscale.bench.papers.points import GIVEN
+    from diffscale.bench.papers.run import Workshop, discard, run
     from diffscale.cli.quiet import quiet as silence
-    from diffscale.config import validated
-    from diffscale.loading.options import LoadOptions
-    from diffscale.models import best_device
-    from diffscale.reproduce import page
-    from diffscale.reproduce.plan import check, plan
-    from diffscale.reproduce.points import GIVEN
-    from diffscale.reproduce.run import Workshop, discard, run
+    from diffscale.models.load import best_device
+    from diffscale.models.options import LoadOptions
 
     silence()
     options: dict[str, Any] = {
@@ -125,7 +125,7 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 
 
 def _list(console: Console) -> None:
-    from diffscale.reproduce import recipe as recipes
+    from diffscale.bench.papers import recipe as recipes
 
     table = Table("item", "what it shows", "settings", box=None, pad_edge=False, header_style="bold")
     for name in recipes.names():
@@ -136,7 +136,7 @@ def _list(console: Console) -> None:
 
 def _done(console: Console, name: str, setting: Setting, folder: Path) -> bool:
     """Whether an item's numbers are there; says so where they are stale."""
-    from diffscale.reproduce.run import made_of, read
+    from diffscale.bench.papers.run import made_of, read
 
     held = read(folder, name)
     if held is None:
@@ -154,7 +154,7 @@ def _done(console: Console, name: str, setting: Setting, folder: Path) -> bool:
 
 def _tell_estimate(console: Console, settings: dict[str, Setting], workshop: Workshop) -> None:
     """NFE first, which needs no model; then what a second or two of each model says."""
-    from diffscale.reproduce.plan import plan
+    from diffscale.bench.papers.plan import plan
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("item", "NFE", "TFLOPs", "minutes", "GB"):

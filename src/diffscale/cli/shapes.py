@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diffscale.errors import unknown
+from diffscale._util.errors import unknown
 
 app = typer.Typer(no_args_is_help=True, help="The embedded world: train its networks, draw data sets.")
 
@@ -40,8 +40,8 @@ def train(
     ] = None,
 ) -> None:
     """Train a Shapes network from nothing, or go on from its checkpoint, and write its folder."""
+    from diffscale.models.locate import WEIGHTS
     from diffscale.shapes.train import recipes
-    from diffscale.weights import WEIGHTS
 
     if network not in recipes.RECIPES:
         raise unknown("network", network, recipes.RECIPES)

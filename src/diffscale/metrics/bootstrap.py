@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diffscale.errors import DiffscaleError
-from diffscale.statistics.arrays import BLOCK
+from diffscale._util.errors import DiffscaleError
+from diffscale.metrics.arrays import BLOCK
 
 _DRAWS: Final = 4000
 

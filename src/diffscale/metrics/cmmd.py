@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from diffscale.statistics.arrays import BLOCK, pair
+from diffscale.metrics.arrays import BLOCK, pair
 
 SIGMA: Final = 10.0
 SCALE: Final = 1000.0

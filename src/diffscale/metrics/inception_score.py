@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 from scipy.special import log_softmax, softmax, xlogy
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
-from diffscale.statistics.arrays import matrix
-from diffscale.statistics.frechet import FewSamples
+from diffscale._util.errors import DiffscaleError
+from diffscale.metrics.arrays import matrix
+from diffscale.metrics.frechet import FewSamples
 
 
 def inception_score(outputs: Tensor | ArrayLike, splits: int = 10, probabilities: bool = False) -> tuple[float, float]:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
-from diffscale.statistics.arrays import BLOCK, pair
+from diffscale._util.errors import DiffscaleError
+from diffscale.metrics.arrays import BLOCK, pair
 
 
 def precision(reference: Tensor | ArrayLike, generated: Tensor | ArrayLike, k: int = 3) -> float:

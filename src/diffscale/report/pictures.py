@@ -9,7 +9,7 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from diffscale.pixels import eight_bit
+from diffscale._util.pixels import eight_bit
 
 _LEAST: Final = 128  # pixels a side below which a picture is enlarged
 _PAPER: Final = (255, 255, 255)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 
 OURS: Final = {
     "prompt",

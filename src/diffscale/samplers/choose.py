@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.samplers.loop import NotWindowed
 from diffscale.samplers.whole import WholeSampler
+from diffscale.samplers.windowed.loop import NotWindowed
 
 _log = logging.getLogger(__name__)
 

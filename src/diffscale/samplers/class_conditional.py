@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
-from diffscale.flops import counted
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.flops import count_flops
 from diffscale.samplers import solvers
-from diffscale.samplers.denoisers import Denoiser
 from diffscale.samplers.formulas import Marginal
+from diffscale.samplers.schedules import Schedule
 from diffscale.samplers.solved import SolvedSampler
 from diffscale.types import ClassLabel
+
+
+class Denoiser(Protocol):
+    """A network of latents [B, *shape] and class ids.
+
+    `null`: number of the class that means none, None if it knows no such class. `guided`: how many channels guidance
+    acts on, as its publishers have it.
+    """
+
+    @property
+    def network(self) -> torch.nn.Module: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def null(self) -> int | None: ...
+    @property
+    def guided(self) -> int: ...
+
+    def schedule(self, steps: int) -> Schedule:
+        """The schedule it was trained on, in `steps` intervals."""
+
+    def __call__(self, x: Tensor, at: Marginal, ids: Tensor) -> Tensor:
+        """Its output [B, *shape], as `schedule.prediction` says, for latents of classes `ids` (int64 [B])."""
 
 
 class ClassSampler(SolvedSampler):
@@ -86,7 +111,7 @@ class ClassSampler(SolvedSampler):
 
     def _probe(self) -> float:
         one = torch.zeros(1, dtype=torch.int64)
-        with counted() as flops:
+        with count_flops() as flops:
             self.predict(self.prior(one, one))
         forwards, self.forwards = self.forwards, 0
         return flops.total / forwards

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
 from diffscale.samplers import levels
 from diffscale.samplers.arguments import check
-from diffscale.samplers.calls import Calls
 from diffscale.samplers.formulas import Marginal, denoise, noised
 from diffscale.samplers.frames import pictures
 from diffscale.samplers.gradients import checkpointed
 from diffscale.samplers.grid import check_renoising, place, stops
-from diffscale.samplers.window import Window
+from diffscale.samplers.windowed.pipeline import Calls
+from diffscale.samplers.windowed.scheduler import Window
 from diffscale.types import State, concat, nearest
 
 
@@ -86,22 +86,22 @@ class DiffusersSampler:
 
     def predicted(self, state: State, out: Tensor) -> State:
         state = self._opened(state)
-        return replace(state, x0=levels.clean(self._scheduler, self._at(state), state.x, out), out=out)
+        return replace(state, x0=levels.clean(self._scheduler, self._at(state), state.x, out), model_output=out)
 
     def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
-        if state.out is None or state.x0 is None or not self._on_grid(state):
+        if state.model_output is None or state.x0 is None or not self._on_grid(state):
             raise DiffscaleError(f"A step from step {state.step} needs a state on the grid, and Predict first.")
         to = state.step + 1
         if eta is not None:
             x, x0 = state.x.float(), state.x0.float()
             at, there = (levels.on_grid(self._scheduler, i) for i in (state.step, to))
             x = denoise(x, x0, at, there, eta, noise if noise is None else noise.to(x))
-            return replace(state, x=x.to(state.x), step=to, x0=None, out=None, level=None, solver={})
+            return replace(state, x=x.to(state.x), step=to, x0=None, model_output=None, level=None, solver={})
         window = Window(state.step, to, state.key, state.solver, noise=noise)
         self._scheduler.open(window)
         t = self._scheduler.timesteps[self._scheduler.first + state.step]
         with torch.no_grad():
-            x = self._scheduler.step(state.out, t, state.x, return_dict=False, **self._extra)[0]
+            x = self._scheduler.step(state.model_output, t, state.x, return_dict=False, **self._extra)[0]
         return self._arrived(state, x, to)
 
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
@@ -111,7 +111,7 @@ class DiffusersSampler:
         step, off = self._place(level)
         to = self._marginal(step, off)
         x = noised(state.x.float(), self._at(state), to, noise.to(state.x.device).float()).to(state.x)
-        return replace(state, x=x, step=step, level=off, x0=None, out=None, solver={})
+        return replace(state, x=x, step=step, level=off, x0=None, model_output=None, solver={})
 
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
         state = self._opened(state)
@@ -122,12 +122,14 @@ class DiffusersSampler:
 
         def through(rows: State) -> State:
             window = Window(0, 0, rows.key, levels=down, record=at)
-            x = self._calls.run(rows.x, rows.row.tolist(), window)
+            x = self._calls.run(rows.x, rows.prompt_index.tolist(), window)
             return replace(rows, x=x, recorded=rows.recorded if at is None else window.recorded)
 
         done = self._by_layout(through, state)
         step, off = self._place(level)
-        return replace(state, x=done.x, step=step, level=off, x0=None, out=None, solver={}, recorded=done.recorded)
+        return replace(
+            state, x=done.x, step=step, level=off, x0=None, model_output=None, solver={}, recorded=done.recorded
+        )
 
     def _place(self, level: float) -> tuple[int, float | None]:
         """Step and off-grid level of a state at `level`: on the grid if it is a grid point."""
@@ -141,7 +143,7 @@ class DiffusersSampler:
             return state
 
         def opened(rows: State) -> State:
-            return replace(rows, x=self._calls.open(rows.x, rows.row.tolist()), level=self.levels[0])
+            return replace(rows, x=self._calls.open(rows.x, rows.prompt_index.tolist()), level=self.levels[0])
 
         return self._by_layout(opened, state)
 
@@ -159,7 +161,7 @@ class DiffusersSampler:
         if not state.step <= to <= self.steps or not self._on_grid(state):
             raise DiffscaleError(f"A run from step {state.step} cannot end at step {to}.")
         noted = None if record is None else nearest(self.levels[:-1], record)
-        if state.out is not None and state.step < to:
+        if state.model_output is not None and state.step < to:
             state = self.step(replace(state, recorded=state.x0) if state.step == noted else state)
         if state.step == to:
             return state
@@ -180,7 +182,7 @@ class DiffusersSampler:
     def _predict(self, state: State) -> State:
         off = None if self._on_grid(state) else [state.level or 0.0, 0.0]
         window = Window(state.step, state.step + 1, state.key, state.solver, hold=True, levels=off)
-        self._calls.run(state.x, state.row.tolist(), window)
+        self._calls.run(state.x, state.prompt_index.tolist(), window)
         assert window.out is not None
         self._extra = window.extra
         return self.predicted(state, window.out)
@@ -188,12 +190,12 @@ class DiffusersSampler:
     def _run(self, state: State, to: int, noted: int | None) -> State:
         at = noted - state.step if noted is not None and state.step <= noted < to else None
         window = Window(state.step, to, state.key, state.solver, record=at)
-        x = self._calls.run(state.x, state.row.tolist(), window)
+        x = self._calls.run(state.x, state.prompt_index.tolist(), window)
         return self._arrived(state if at is None else replace(state, recorded=window.recorded), x, to)
 
     def _arrived(self, state: State, x: Tensor, step: int) -> State:
         memory = self._scheduler.memory(len(x)) if step < self.steps else {}
-        return replace(state, x=x, step=step, level=None, x0=None, out=None, solver=memory)
+        return replace(state, x=x, step=step, level=None, x0=None, model_output=None, solver=memory)
 
     def _by_layout(self, work: Callable[[State], State], state: State) -> State:
         """Do `work` on rows whose text has equal shapes, and put the rows back in order."""
@@ -201,7 +203,7 @@ class DiffusersSampler:
         if texts is None:
             return work(state)
         alike: dict[Any, list[int]] = {}
-        for i, row in enumerate(state.row.tolist()):
+        for i, row in enumerate(state.prompt_index.tolist()):
             alike.setdefault(texts.layout(row), []).append(i)
         if len(alike) == 1:
             return work(state)

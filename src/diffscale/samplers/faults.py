@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffscale.errors import first_line
+from diffscale._util.errors import first_line
 from diffscale.samplers.arguments import PICTURES
 
 

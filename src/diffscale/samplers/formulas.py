@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 
 FORMS: Final = ("flow", "vp", "ve")
 """alpha + sigma = 1; alpha^2 + sigma^2 = 1; alpha = 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 
 
 def check_renoising(here: float, level: float, top: float) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.samplers.formulas import Marginal, marginal, parts
-from diffscale.samplers.loop import NotWindowed
+from diffscale.samplers.windowed.loop import NotWindowed
 
 
 def on_grid(scheduler: Any, step: int) -> Marginal:

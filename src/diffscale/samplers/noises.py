@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from diffscale import noise
-from diffscale.samplers.opening import steady
+from diffscale.engine import noise
+from diffscale.samplers.windowed.latents import steady
 
 
 class Noises(TorchFunctionMode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
 from diffscale.samplers.formulas import Marginal, denoise, marginal, noised, parts
 from diffscale.samplers.gradients import checkpointed
 from diffscale.samplers.grid import check_renoising, place, stops
@@ -57,29 +57,29 @@ class SolvedSampler(ABC):
 
     def predict(self, state: State) -> State:
         x, at = self._looks(state)
-        return self.predicted(state, self._evaluate(x, at, state.row))
+        return self.predicted(state, self._evaluate(x, at, state.prompt_index))
 
     def predicted(self, state: State, out: Tensor) -> State:
         x, at = self._looks(state)
-        return replace(state, x0=parts(self._schedule.prediction, x, out, at)[0], out=out)
+        return replace(state, x0=parts(self._schedule.prediction, x, out, at)[0], model_output=out)
 
     def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
-        if state.x0 is None or state.out is None or state.level is not None:
+        if state.x0 is None or state.model_output is None or state.level is not None:
             raise DiffscaleError(f"A step from step {state.step} needs a state on the grid, and Predict first.")
         leg = self._leg(state.step)
         noise = noise if noise is None else noise.to(state.x)
         if eta is not None:
             x = denoise(state.x, state.x0, leg.at, leg.to, eta, noise)
-            return replace(state, x=x, step=state.step + 1, x0=None, out=None, solver={})
+            return replace(state, x=x, step=state.step + 1, x0=None, model_output=None, solver={})
         if not self._solver.stochastic and noise is not None:
             raise DiffscaleError(f"The solver {self._solver.name} is deterministic and takes no noise.")
         if self._solver.stochastic and noise is None:
             noise = _drawn(state)
         looked, at = self._looks(state)
-        x0, eps = parts(self._schedule.prediction, looked, state.out, at)
+        x0, eps = parts(self._schedule.prediction, looked, state.model_output, at)
         x, memory = self._solver.step(leg, state.x, x0, eps, state.solver, noise)
         memory = memory if state.step + 1 < self.steps else {}
-        return replace(state, x=x, step=state.step + 1, x0=None, out=None, solver=memory)
+        return replace(state, x=x, step=state.step + 1, x0=None, model_output=None, solver=memory)
 
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
         here = self._level(state)
@@ -139,7 +139,7 @@ class SolvedSampler(ABC):
 
     def _placed(self, state: State, x: Tensor, level: float) -> State:
         step, on_grid = place(self.levels, level)
-        return replace(state, x=x, step=step, level=None if on_grid else level, x0=None, out=None, solver={})
+        return replace(state, x=x, step=step, level=None if on_grid else level, x0=None, model_output=None, solver={})
 
 
 def _drawn(state: State) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Final
 
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, unknown
 from diffscale.samplers.formulas import Marginal, along, denoise, extrapolated, regular, slope, spread
 
 

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
-from diffscale.flops import counted
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
+from diffscale.engine.flops import count_flops
 from diffscale.samplers.arguments import check, deal, texts
 from diffscale.samplers.counting import hooked, networks_of
 from diffscale.samplers.frames import pictures
@@ -63,7 +63,7 @@ class WholeSampler:
             self._refuse()
         if state.step == self.steps:
             return state
-        answer, _ = self._call(state.key, state.row.tolist(), state.x)
+        answer, _ = self._call(state.key, state.prompt_index.tolist(), state.x)
         return replace(state, x=pictures(answer), step=self.steps)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class WholeSampler:
     def _probe(self) -> None:
         networks = networks_of(self._pipe)
         schedulers = [part for part in self._pipe.components.values() if hasattr(part, "set_timesteps")]
-        with hooked(networks) as called, counted() as flops, stepping(schedulers) as steps:
+        with hooked(networks) as called, count_flops() as flops, stepping(schedulers) as steps:
             _, noises = self._call(torch.zeros(1, dtype=torch.int64), [0], None)
         if noises.shape is None:
             raise DiffscaleError(f"{self._name} draws no normal noise, so there is nothing to search; use another.")

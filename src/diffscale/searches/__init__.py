@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diffscale.errors import unknown
+from diffscale._util.errors import unknown
 from diffscale.searches.bayes import bayes
 from diffscale.searches.demon import demon
 from diffscale.searches.first_order import first_order

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.searches.ask_tell import ask_tell
 from diffscale.types import Environment, Search
 

@@ -1,6 +1,6 @@
 """Refusing a search that could not finish a sample, before anything is paid."""
 
-from diffscale.errors import BudgetTooSmall
+from diffscale._util.errors import BudgetTooSmall
 from diffscale.types import Environment
 
 

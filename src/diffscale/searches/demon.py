@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
 from diffscale.types import Environment, Predict, Score, Search
 

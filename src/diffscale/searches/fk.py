@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
 from diffscale.searches.particles import Potential, steer
 from diffscale.searches.resampling import RESAMPLERS

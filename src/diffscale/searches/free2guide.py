@@ -1,6 +1,6 @@
 """Free2Guide: at some steps, choose the noise by a reward that needs no gradient."""
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
 from diffscale.types import Environment, Predict, Score, Search
 

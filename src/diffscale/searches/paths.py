@@ -2,7 +2,7 @@
 
 import math
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
 from diffscale.types import Environment, Predict, Run, Score, Search, Solve
 

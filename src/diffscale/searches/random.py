@@ -1,6 +1,6 @@
 """Random search: best of N independent noises."""
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.types import Environment, Evaluate, Search
 
 

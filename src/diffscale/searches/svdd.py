@@ -1,6 +1,6 @@
 """SVDD: at every step the best of many children of each sample goes on."""
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
 from diffscale.searches.particles import steer
 from diffscale.searches.resampling import per_parent

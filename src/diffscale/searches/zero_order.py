@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.types import Environment, Evaluate, Search, concat
 
 

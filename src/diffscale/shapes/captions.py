@@ -10,13 +10,7 @@ import re
 from random import Random
 from typing import Final
 
-from diffscale.shapes.scenes import (
-    COLOURS,
-    MAX_COUNT,
-    SHAPES,
-    Description,
-    Spec,
-)
+from diffscale.shapes.scenes import COLOURS, MAX_COUNT, SHAPES, Description, Spec
 
 NUMBERS: Final = ("one", "two", "three", "four", "five", "six")
 _SIZE_WORDS: Final = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.captions import read, say
 from diffscale.shapes.prompts import SUITES
 from diffscale.shapes.render import render

@@ -7,7 +7,7 @@ from typing import Final
 
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.captions import read
 from diffscale.shapes.judge import judge_batch
 from diffscale.shapes.scenes import Description

@@ -10,14 +10,23 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.driver import Task, drive
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.searches.random import random
-from diffscale.standing import pooled
 from diffscale.train.policy import Policy
 from diffscale.train.trajectories import TrajectorySampler, Visits, drawn_times, hop_of
-from diffscale.types import Choosing, Environment, Pooled, Recording, Sampler, Search, State, Verifier
+from diffscale.types import (
+    Environment,
+    NeedsIntermediateX0,
+    PoolVerifier,
+    Sampler,
+    Search,
+    SetVerifier,
+    State,
+    Verifier,
+)
 
 Ended = TypeVar("Ended")
 """What a search ends in: a trajectory, or a sample."""
@@ -123,7 +132,7 @@ class Keeping:
 
     def _kept(self, state: State) -> State:
         if state.step == self._sampler.steps:
-            ends = zip(state.row.tolist(), state.key.tolist(), strict=True)
+            ends = zip(state.prompt_index.tolist(), state.key.tolist(), strict=True)
             self.finished |= zip(ends, state.x.detach(), strict=True)
         return state
 
@@ -165,7 +174,7 @@ def _begun(x0: Tensor, unit: Tensor, keys: Tensor, rows: Tensor) -> tuple[Tensor
 
 
 def _check(verifier: Verifier, n: int, m: int) -> None:
-    if isinstance(verifier, Recording | Choosing):
+    if isinstance(verifier, NeedsIntermediateX0 | SetVerifier):
         raise DiffscaleError(f"Verifier {verifier.name!r} cannot reward single predictions: train with another.")
     if n < 1 or m < 1:
         raise DiffscaleError(f"Trajectories are n >= 1 of m >= 1 steps, not n={n}, m={m}.")
@@ -201,17 +210,17 @@ def _searched(
     def observe(search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
         seen[search] += keys.tolist()  # in the order of the candidates' numbers
 
-    results = drive(tasks, sampler, verifier, batch_size, [observe])
+    results = run_searches(tasks, sampler, verifier, batch_size, [observe])
     found = []
     for task, result, own in zip(tasks, results, seen, strict=True):
-        combine = verifier.combine if isinstance(verifier, Pooled) else None
-        values = pooled(result.pool if combine else result.pool[:, 0], combine)
+        aggregate = verifier.aggregate if isinstance(verifier, PoolVerifier) else None
+        values = aggregate_pool(result.pool if aggregate else result.pool[:, 0], aggregate)
         usable = values.isfinite()
         worst = int(values.masked_fill(~usable, torch.inf).argmin())
         found.append(
             _Found(
-                finished[task.row, result.best.key],
-                finished[task.row, own[worst]],
+                finished[task.prompt_index, result.best.key],
+                finished[task.prompt_index, own[worst]],
                 result.best.score,
                 float(values[worst]),
                 float(values[usable].mean()),

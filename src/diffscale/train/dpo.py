@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffscale import noise
+from diffscale.engine import noise
 from diffscale.train.policy import Policy
 
 BETA = 5000.0

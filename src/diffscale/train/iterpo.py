@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
-from diffscale.judging import scored
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
+from diffscale.engine.scoring import scored
 from diffscale.train.policy import Policy
-from diffscale.types import Choosing, Pooled, Recording, Verifier
+from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
 MARGIN = 2.0
 SCALE = 1e-3
@@ -39,7 +39,7 @@ def iterpo_loss(
     Raises DiffscaleError for verifiers without gradient.
     """
     for verifier in verifiers:
-        if isinstance(verifier, Pooled | Recording | Choosing):
+        if isinstance(verifier, PoolVerifier | NeedsIntermediateX0 | SetVerifier):
             raise DiffscaleError(f"Verifier {verifier.name!r} gives no gradient: name its members one by one.")
     grid = policy.grid()
     late = max(1, round(LATE * len(grid)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from diffscale import noise
+from diffscale.engine import noise
 from diffscale.train.policy import Policy
 
 ETA = 1.0

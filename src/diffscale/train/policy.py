@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
 from diffscale.samplers.counting import networks_of
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.samplers.encoding import Encoder
-from diffscale.samplers.per_row import PerRow
+from diffscale.samplers.windowed.encoding import Encoder
+from diffscale.samplers.windowed.per_row import PerRow
 from diffscale.train.reference import frozen, lora_off
 from diffscale.train.times import Times
 

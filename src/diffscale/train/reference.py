@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from diffscale.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, first_line
 
 ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")
 """The layers that diffusers' training scripts put a LoRA on."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffscale import noise
-from diffscale.judging import scored
+from diffscale.engine import noise
+from diffscale.engine.scoring import scored
 from diffscale.types import Refinable, Verifier
 
 BATCH: Final = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from diffscale import noise
+from diffscale.engine import noise
 from diffscale.train.policy import Policy
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.train.choosing import Chosen
 from diffscale.train.policy import Policy

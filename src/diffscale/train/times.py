@@ -13,8 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
 from diffscale.samplers.levels import predicts
 
 CLEAN: Final = -1.0

@@ -15,8 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
 from diffscale.samplers.gradients import checkpointed
 from diffscale.samplers.grid import check_renoising, place, stops
 from diffscale.train.policy import Policy
@@ -74,7 +74,7 @@ class TrajectorySampler:
     def predict(self, state: State) -> State:
         state = self._opened(state)
         with torch.set_grad_enabled(self._differentiating):
-            out = self._policy.output(state.x, self._now(state), self._rows[state.row])
+            out = self._policy.output(state.x, self._now(state), self._rows[state.prompt_index])
         self.forwards += len(state)
         return self.predicted(state, out)
 
@@ -83,7 +83,7 @@ class TrajectorySampler:
         x0 = self._policy.times.clean(state.x, out, now)
         count = sum(name.endswith(".x") for name in state.solver)
         visit = {f"{count:04}.x": state.x, f"{count:04}.x0": x0, f"{count:04}.time": now.to(state.x)[:, None]}
-        return replace(state, x0=x0, out=out, solver={**state.solver, **visit})
+        return replace(state, x0=x0, model_output=out, solver={**state.solver, **visit})
 
     def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
         if state.x0 is None or not self._on_grid(state):
@@ -138,8 +138,8 @@ class TrajectorySampler:
         """Noised data in the place of their noise; marked as such by their level."""
         if state.step or state.level is not None:
             return state
-        x0, eps = (each.to(state.x) for each in self._begin(state.x, state.key, state.row))
-        x = self._policy.times.noised(x0, eps, self._time[state.row])
+        x0, eps = (each.to(state.x) for each in self._begin(state.x, state.key, state.prompt_index))
+        x = self._policy.times.noised(x0, eps, self._time[state.prompt_index])
         return replace(state, x=x, level=1.0, solver={**state.solver, "data": x0, "eps": eps})
 
     def _on_grid(self, state: State) -> bool:
@@ -153,7 +153,7 @@ class TrajectorySampler:
 
     def _times(self, state: State, level: float) -> Tensor:
         """The rows' times at `level`, float64 [B]; where time runs out the end is clean."""
-        time = self._time[state.row] - (1 - level) * self.steps * self._hop
+        time = self._time[state.prompt_index] - (1 - level) * self.steps * self._hop
         # Grid times are whole, whatever the shares round to.
         time = torch.where((time - time.round()).abs() < 1e-6, time.round(), time)
         first = self._policy.times.first
@@ -173,14 +173,14 @@ class TrajectorySampler:
     def _placed(self, state: State, x: Tensor, level: float) -> State:
         step, on_grid = place(self.levels, level)
         off = None if step and on_grid else level
-        state = replace(state, x=x, step=step, level=off, x0=None, out=None)
+        state = replace(state, x=x, step=step, level=off, x0=None, model_output=None)
         return state if step < self.steps else self._ended(state)
 
     def _ended(self, state: State) -> State:
         numbers = sorted(name.removesuffix(".x0") for name in state.solver if name.endswith(".x0"))
         x, x0 = (torch.stack([state.solver[f"{n}.{what}"] for n in numbers], 1) for what in ("x", "x0"))
         time = torch.cat([state.solver[f"{n}.time"] for n in numbers], 1).double().cpu()
-        for i, ends in enumerate(zip(state.row.tolist(), state.key.tolist(), strict=True)):
+        for i, ends in enumerate(zip(state.prompt_index.tolist(), state.key.tolist(), strict=True)):
             began = (state.solver[name][i].detach() for name in ("data", "eps"))
             self.finished[ends] = Visits(x[i].detach(), time[i], *began)
         return replace(state, x=x0)

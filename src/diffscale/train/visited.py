@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffscale.errors import unknown
+from diffscale._util.errors import unknown
 from diffscale.train.times import Times
 from diffscale.train.trajectories import Visits
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from diffscale.named import parse
+from diffscale.models.locate import shipped
+from diffscale.registry import parse
 from diffscale.types import Verifier
 from diffscale.verifiers.aesthetic import aesthetic
 from diffscale.verifiers.clip import ClipScore
@@ -26,13 +27,12 @@ from diffscale.verifiers.oracle_fid import oracle_fid
 from diffscale.verifiers.pick_score import pick_score
 from diffscale.verifiers.self_supervised import clip_ssl, dino_ssl, siglip_ssl
 from diffscale.verifiers.vqa import vqa
-from diffscale.weights import shipped
 
 
-def clip(model: str | None = None, *, device: Any = "cpu", generator: str = "") -> Verifier:
+def clip(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """CLIPScore, 2.5 max(cos, 0), of picture and prompt; `model` is a CLIP by Hub id, folder or name."""
     if model is None:
-        model = "shapes-clip" if generator.startswith("shapes-") else "openai/clip-vit-large-patch14"
+        model = "shapes-clip" if image_model.startswith("shapes-") else "openai/clip-vit-large-patch14"
     return ClipScore.load(model, device=device)
 
 
@@ -50,7 +50,7 @@ def llm_grader(
     *,
     key: str | None = None,
     device: Any = "cpu",
-    generator: str = "",
+    image_model: str = "",
 ) -> LlmGrader:
     """Grade in [0, 10] by a vision LLM at any OpenAI-compatible endpoint: `aspect`, by default overall.
 
@@ -73,7 +73,7 @@ def llm_grader(
     )
 
 
-def shapes_judge(*, device: Any = "cpu", generator: str = "") -> Verifier:
+def shapes_judge(*, device: Any = "cpu", image_model: str = "") -> Verifier:
     """The exact judge of Shapes used as an oracle: an upper bound, not a verifier anybody has."""
     from diffscale.shapes.oracle import Oracle
 
@@ -81,17 +81,17 @@ def shapes_judge(*, device: Any = "cpu", generator: str = "") -> Verifier:
 
 
 def ensemble(
-    of: str = "aesthetic,clip,image_reward", weights: str | None = None, *, device: Any = "cpu", generator: str = ""
+    of: str = "aesthetic,clip,image_reward", weights: str | None = None, *, device: Any = "cpu", image_model: str = ""
 ) -> Verifier:
     """Mean rank over the verifiers named in `of`, within what is compared; as in paper A by default."""
-    return Ensemble("ensemble", *members(of, weights, device=device, generator=generator))
+    return Ensemble("ensemble", *members(of, weights, device=device, image_model=image_model))
 
 
 def weighted(
-    of: str = "aesthetic,clip,image_reward", weights: str | None = None, *, device: Any = "cpu", generator: str = ""
+    of: str = "aesthetic,clip,image_reward", weights: str | None = None, *, device: Any = "cpu", image_model: str = ""
 ) -> Verifier:
     """Weighted mean of the z-scores of the verifiers named in `of`, within what is compared."""
-    return Weighted("weighted", *members(of, weights, device=device, generator=generator))
+    return Weighted("weighted", *members(of, weights, device=device, image_model=image_model))
 
 
 VERIFIERS: dict[str, Callable[..., Verifier]] = {
@@ -129,17 +129,17 @@ SHIPPED: Final = {
 """Shipped networks that are verifiers by their own names, and the factory that loads each."""
 
 
-def load(text: str, *, device: Any = "cpu", generator: str = "") -> Verifier:
+def load(text: str, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """The verifier that "name key=value ..." says, on `device`; a function for "package.module:function ...".
 
-    `generator` is the name of the model whose pictures it will see: the Shapes models have verifiers of their own.
+    `image_model` is the name of the model whose pictures it will see: the Shapes models have verifiers of their own.
     Raises UnknownName for an unknown name, DiffscaleError for bad arguments or weights.
     """
     if is_function(text):
         return load_function(text)
     text = _by_factory(text)
     name, arguments = parse(text, "verifier", VERIFIERS)
-    return VERIFIERS[name](**arguments, device=device, generator=generator)
+    return VERIFIERS[name](**arguments, device=device, image_model=image_model)
 
 
 def check(text: str) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import fetch, load_into, load_state, local, read_config
+from diffscale._util.errors import DiffscaleError
+from diffscale._util.files import read_config
+from diffscale.models.files import fetch, load_into, load_state, local
 from diffscale.types import Verifier
 from diffscale.verifiers.clip_model import Clip
 from diffscale.verifiers.head import Head, head_sizes
@@ -51,7 +52,7 @@ def aesthetic(
     sha256: str | None = None,
     *,
     device: Any = "cpu",
-    generator: str = "",
+    image_model: str = "",
 ) -> Verifier:
     """LAION aesthetic score, about 1 to 10, of the picture alone; `model` is a file, folder, Hub id or name.
 
@@ -60,7 +61,7 @@ def aesthetic(
     that cannot be loaded or do not fit the CLIP.
     """
     if model is None:
-        model = "shapes-aesthetic" if generator.startswith("shapes-") else MODEL
+        model = "shapes-aesthetic" if image_model.startswith("shapes-") else MODEL
     where = local(model)
     if where is not None and (where / "config.json").is_file():
         path = fetch(model, "model.safetensors")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 
 Output = Literal["log_probability", "probability", "logit"]
 """Of the conditioning class: log of the softmax, at most 0; the softmax, in [0, 1]; or the logit before it."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import fingerprint, pretrained
+from diffscale._util.errors import DiffscaleError
+from diffscale.models.files import fingerprint, pretrained
 from diffscale.verifiers.preprocess import stretch
 
 

@@ -12,10 +12,10 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from diffscale.errors import DiffscaleError
-from diffscale.flops import aside
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.flops import uncounted
+from diffscale.models.locate import locate
 from diffscale.verifiers.preprocess import prepare
-from diffscale.weights import locate
 
 
 @dataclass
@@ -89,6 +89,6 @@ class Clip:
 
     def _text(self, prompt: str) -> Tensor:
         if prompt not in self._texts:
-            with aside():
+            with uncounted():
                 self._texts[prompt] = self.encode([prompt])[0]
         return self._texts[prompt]

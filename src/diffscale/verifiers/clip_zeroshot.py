@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import local, read_lines
-from diffscale.flops import aside
+from diffscale._util.errors import DiffscaleError
+from diffscale._util.files import read_lines
+from diffscale.engine.flops import uncounted
+from diffscale.models.files import local
+from diffscale.suites.imagenet import TEMPLATES, names
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Output, class_ids, class_scores
 from diffscale.verifiers.clip_model import Clip
-from diffscale.verifiers.imagenet import TEMPLATES, names
 
 MODEL: Final = "openai/clip-vit-large-patch14"
 BATCH: Final = 256
@@ -52,7 +53,7 @@ class ClipZeroShot(Clip):
         for start in range(0, len(missing), at_once):
             chunk = missing[start : start + at_once]
             texts = [self._written(number, template) for number in chunk for template in self.templates]
-            with aside():
+            with uncounted():
                 features = torch.cat([self.encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
             means = F.normalize(features, dim=-1).view(len(chunk), len(self.templates), -1).mean(1)
             self._classes.update(zip(chunk, F.normalize(means, dim=-1), strict=True))
@@ -69,7 +70,7 @@ def clip_zeroshot(
     output: Output = "logit",
     *,
     device: Any = "cpu",
-    generator: str = "",
+    image_model: str = "",
 ) -> Verifier:
     """CLIP's zero-shot classifier: logit of the class, 100 cos; `model` is a Hub id, folder or name.
 
@@ -79,7 +80,7 @@ def clip_zeroshot(
     be read.
     """
     if model is None:
-        model = "shapes-clip" if generator.startswith("shapes-") else MODEL
+        model = "shapes-clip" if image_model.startswith("shapes-") else MODEL
     folder = local(model)
 
     def lines(given: str | None, file: str, usual: list[str]) -> list[str]:

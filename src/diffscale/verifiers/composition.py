@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.types import Verifier
 from diffscale.verifiers.clip_model import Clip
 from diffscale.verifiers.detect import Owl
@@ -72,7 +72,7 @@ def composition(
     threshold: float = 0.2,
     *,
     device: Any = "cpu",
-    generator: str = "",
+    image_model: str = "",
 ) -> Verifier:
     """T2I-CompBench's score of a category, or of what each prompt's words are; most in [0, 1].
 

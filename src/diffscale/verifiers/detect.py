@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, Owlv2ForObjectDetection
 
-from diffscale.files import pretrained
-from diffscale.pixels import eight_bit
-from diffscale.weights import locate
+from diffscale._util.pixels import eight_bit
+from diffscale.models.files import pretrained
+from diffscale.models.locate import locate
 
 MODEL: Final = "google/owlv2-base-patch16-ensemble"
 TEMPLATE: Final = "a photo of a {}"

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.types import Verifier
 from diffscale.verifiers.detect import Found, Owl, iou
 from diffscale.verifiers.phrases import Reading, read
@@ -79,7 +79,7 @@ def detector(
     threshold: float = 0.2,
     *,
     device: Any = "cpu",
-    generator: str = "",
+    image_model: str = "",
 ) -> Verifier:
     """Spatial relations and counts of T2I-CompBench, in [0, 1]; `model` is an OWLv2 by Hub id or folder.
 
@@ -129,9 +129,9 @@ def holds(kind: str, one: Tensor, other: Tensor, longer: float) -> float:
     if kind == "near":
         apart = max(abs(across), abs(down))
         return 1.0 if min(abs(across), abs(down)) < NEAR * longer else NEAR * longer / apart
-    along, aside = (across, down) if kind in ("left", "right") else (down, across)
+    along, uncounted = (across, down) if kind in ("left", "right") else (down, across)
     if kind in ("right", "below"):
         along = -along
-    if along <= abs(aside):
+    if along <= abs(uncounted):
         return 0.0
     return min(1.0, APART / max(iou(one, other), 1e-9))

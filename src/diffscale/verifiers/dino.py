@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import fingerprint, pretrained
+from diffscale._util.errors import DiffscaleError
+from diffscale.models.files import fingerprint, pretrained
+from diffscale.models.locate import locate
 from diffscale.verifiers.preprocess import prepare, stretch
-from diffscale.weights import locate
 
 MODEL: Final = "facebook/dinov2-large-imagenet1k-1-layer"
 """ViT-L/14 with the published linear head on the last layer's class token and mean patch token."""

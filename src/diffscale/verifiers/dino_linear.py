@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Output, class_ids, class_scores
 from diffscale.verifiers.dino import Dino, load_dino
@@ -36,13 +36,13 @@ def dino_linear(
     output: Output = "logit",
     *,
     device: Any = "cpu",
-    generator: str = "",
+    image_model: str = "",
 ) -> Verifier:
     """DINOv2's linear head: logit of the class; `model` is a Hub id, folder or name.
 
     Raises DiffscaleError for weights that cannot be loaded or have no head.
     """
-    if model is None and generator.startswith("shapes-"):
+    if model is None and image_model.startswith("shapes-"):
         model = "shapes-dino"
     dino = load_dino(model, device)
     if not dino.classes:

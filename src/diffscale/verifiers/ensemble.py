@@ -11,9 +11,9 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
-from diffscale.judging import shaped
-from diffscale.types import Choosing, Pooled, Recording, Verifier
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.scoring import shaped
+from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
 _ARGUMENT: Final = re.compile(r":(?=[A-Za-z_]\w*=)")
 _FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(:|$)")
@@ -38,7 +38,7 @@ class Combined:
                 f"each, not {len(self.members)} members and weights {list(self.weights)}."
             )
         for member in self.members:
-            if isinstance(member, Pooled | Recording | Choosing):
+            if isinstance(member, PoolVerifier | NeedsIntermediateX0 | SetVerifier):
                 raise DiffscaleError(f"Verifier {member.name} cannot be a member of {self.name}; leave it out.")
 
     @property
@@ -62,7 +62,7 @@ class Ensemble(Combined):
     in rounds the pool is the round; for the final choice it is all that was seen.
     """
 
-    def combine(self, pool: Tensor) -> Tensor:
+    def aggregate(self, pool: Tensor) -> Tensor:
         """Values float64 [n] of components [n, K]."""
         ranks = torch.from_numpy(rankdata(pool.numpy(), axis=0)) / len(pool)
         return ranks @ _shares(self.weights)
@@ -74,7 +74,7 @@ class Weighted(Combined):
     A score is in standard deviations of the pool; a component in which all are equal counts as 0.
     """
 
-    def combine(self, pool: Tensor) -> Tensor:
+    def aggregate(self, pool: Tensor) -> Tensor:
         """Values float64 [n] of components [n, K]."""
         spread = pool.std(0, correction=0)
         # Equal numbers have a spread of rounding errors, not of 0.
@@ -82,7 +82,7 @@ class Weighted(Combined):
         return ((pool - pool.mean(0)) / spread.masked_fill(flat, torch.inf)) @ _shares(self.weights)
 
 
-def members(of: str, weights: str | None, *, device: Any, generator: str) -> tuple[list[Verifier], list[float]]:
+def members(of: str, weights: str | None, *, device: Any, image_model: str) -> tuple[list[Verifier], list[float]]:
     """The verifiers named in "clip,aesthetic:model=x" (arguments after colons), and their weights, 1 by default.
 
     Values may have colons, commas and equals signs in them: a colon begins an argument only before `key=`, and a comma
@@ -92,7 +92,7 @@ def members(of: str, weights: str | None, *, device: Any, generator: str) -> tup
     """
     from diffscale.verifiers import load
 
-    found = [load(_ARGUMENT.sub(" ", member), device=device, generator=generator) for member in _split(of)]
+    found = [load(_ARGUMENT.sub(" ", member), device=device, image_model=image_model) for member in _split(of)]
     try:
         shares = [1.0] * len(found) if weights is None else [float(weight) for weight in weights.split(",")]
     except ValueError as error:

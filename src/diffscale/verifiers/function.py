@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
-from diffscale.judging import shaped
-from diffscale.named import parse
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.scoring import shaped
+from diffscale.registry import parse
 
 
 @dataclass

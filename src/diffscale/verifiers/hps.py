@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import fetch, load_into, load_state, pretrained
+from diffscale._util.errors import DiffscaleError
+from diffscale.models.files import fetch, load_into, load_state, pretrained
+from diffscale.models.locate import locate
 from diffscale.types import Verifier
 from diffscale.verifiers.clip_model import Clip
 from diffscale.verifiers.preprocess import CLIP_MEAN, CLIP_STD, letterbox
-from diffscale.weights import locate
 
 MODEL: Final = "xswu/HPSv2"
 FILES: Final = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -73,7 +73,7 @@ def hps(
     tokenizer: str = TOKENIZER,
     *,
     device: Any = "cpu",
-    generator: str = "",
+    image_model: str = "",
 ) -> Verifier:
     """Human Preference Score v2, the cosine that people's choices trained; `model` is a file, folder or Hub id.
 

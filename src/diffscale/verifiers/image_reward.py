@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import AutoTokenizer
 
-from diffscale.files import fetch, load_into, load_state, local, pretrained, read_config
+from diffscale._util.files import read_config
+from diffscale.models.files import fetch, load_into, load_state, local, pretrained
+from diffscale.models.locate import locate
 from diffscale.types import Verifier
 from diffscale.verifiers.image_reward_net import PUBLISHED, ImageRewardNet, translate
 from diffscale.verifiers.preprocess import prepare
-from diffscale.weights import locate
 
 MODEL: Final = "THUDM/ImageReward"
 FILE: Final = "ImageReward.pt"
@@ -70,7 +71,7 @@ def image_reward(
     tokenizer: str | None = None,
     *,
     device: Any = "cpu",
-    generator: str = "",
+    image_model: str = "",
 ) -> Verifier:
     """ImageReward, what people prefer, about -2.3 to 2; `model` is a file, folder, Hub id or name.
 
@@ -79,7 +80,7 @@ def image_reward(
     the folder's own or the published one. Raises DiffscaleError for weights that cannot be loaded.
     """
     if model is None:
-        model = "shapes-reward" if generator.startswith("shapes-") else MODEL
+        model = "shapes-reward" if image_model.startswith("shapes-") else MODEL
     where = local(model)
     if where is not None and (where / "config.json").is_file():
         path = fetch(model, "model.safetensors")

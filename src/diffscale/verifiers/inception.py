@@ -8,11 +8,12 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from diffscale.files import download, fetch, fingerprint, load_into, load_state, local, read_config
+from diffscale._util.files import read_config
+from diffscale.models.files import download, fetch, fingerprint, load_into, load_state, local
+from diffscale.suites.imagenet import inception_order
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Output, class_ids, class_scores
 from diffscale.verifiers.classifier import load_classifier
-from diffscale.verifiers.imagenet import inception_order
 from diffscale.verifiers.inception_net import PUBLISHED, InceptionV3, build
 from diffscale.verifiers.preprocess import resize_like_tensorflow
 
@@ -33,7 +34,7 @@ class Features(Protocol):
     def order(self) -> Tensor: ...
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pooled features [B, D] of `images` [B, 3, H, W] in [0, 1]."""
+        """PoolVerifier features [B, D] of `images` [B, 3, H, W] in [0, 1]."""
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, outputs]."""
@@ -56,7 +57,7 @@ class Inception:
     name: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pooled features [B, D] (2048 of the published network) of `images` [B, 3, H, W] in [0, 1]."""
+        """PoolVerifier features [B, D] (2048 of the published network) of `images` [B, 3, H, W] in [0, 1]."""
         images = images.to(self.net.fc.weight.device).float()
         # The network was trained on bytes, minus 128, divided by 128.
         return self.net((resize_like_tensorflow(images, self.side, self.side) * 255 - 128) / 128)
@@ -119,12 +120,12 @@ def inception(
     sha256: str | None = None,
     *,
     device: Any = "cpu",
-    generator: str = "",
+    image_model: str = "",
 ) -> Verifier:
     """Oracle Inception Score: probability of the class, in [0, 1]; `model` is a file, folder, Hub id or name.
 
     Raises DiffscaleError for weights that cannot be loaded.
     """
-    if model is None and generator.startswith("shapes-"):
+    if model is None and image_model.startswith("shapes-"):
         model = "shapes-inception"
     return OracleInception(load_inception(model, device, sha256), output)

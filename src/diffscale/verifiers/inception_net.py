@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 
 PUBLISHED: Final[dict[str, Any]] = {"width": 1.0, "outputs": 1008, "side": 299, "order": "ilsvrc2012"}
 """The published network.
@@ -104,7 +104,7 @@ class InceptionV3(nn.Module):
         self.fc = nn.Linear(channels, outputs)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pooled features [B, D], 2048 at full width, of `pixels` [B, 3, side, side] in [-1, 1]."""
+        """PoolVerifier features [B, D], 2048 at full width, of `pixels` [B, 3, side, side] in [-1, 1]."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(pixels)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = F.max_pool2d(x, 3, 2)

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from diffscale.errors import DiffscaleError, unknown
-from diffscale.files import fetch, load_into, load_state, local, pretrained, read_config
+from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.files import read_config
+from diffscale.models.files import fetch, load_into, load_state, local, pretrained
 from diffscale.types import Verifier
 from diffscale.verifiers.image_reward import ImageReward
 from diffscale.verifiers.image_reward_net import ImageRewardNet
@@ -32,7 +33,7 @@ class LocalGrader(ImageReward):
 
 
 def shapes_grader(
-    aspect: str = "overall", model: str = "shapes-grader", *, device: Any = "cpu", generator: str = ""
+    aspect: str = "overall", model: str = "shapes-grader", *, device: Any = "cpu", image_model: str = ""
 ) -> Verifier:
     """Marks from 0 to 10, the local stand-in for llm_grader on Shapes: accuracy, creativity, quality, consistency.
 

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import local
-from diffscale.statistics.frechet import root
-from diffscale.statistics.reference import load as load_reference
+from diffscale._util.errors import DiffscaleError
+from diffscale.metrics.frechet import root
+from diffscale.metrics.reference import load as load_reference
+from diffscale.models.files import local
 from diffscale.types import Verifier
 from diffscale.verifiers.inception import Features, load_inception
 
 
 @dataclass
 class OracleFid:
-    """Verifier and `Choosing`: minus the Frechet distance of the chosen and the picture to the reference, at most 0.
+    """Verifier and `SetVerifier`: minus the Frechet distance of the chosen and the picture to the reference, at most 0.
 
     `inception` makes features [B, D]; `mean` [D] and `root` [D, R] are the reference's, root root^T its covariance,
     float64. Not differentiable. Conditions are not looked at.
@@ -72,7 +72,7 @@ def oracle_fid(
     sha256: str | None = None,
     *,
     device: Any = "cpu",
-    generator: str = "",
+    image_model: str = "",
 ) -> Verifier:
     """Minus the FID of all slots filled so far with the picture, at most 0; slots are filled one after another.
 
@@ -80,7 +80,7 @@ def oracle_fid(
     has its own. `model`, `sha256`: as for `inception`. Raises DiffscaleError for weights or statistics that cannot be
     loaded.
     """
-    if generator.startswith("shapes-"):
+    if image_model.startswith("shapes-"):
         model = model or "shapes-inception"
         folder = local("shapes-inception")
         reference = reference or (None if folder is None else str(folder / "reference.safetensors"))

@@ -32,7 +32,7 @@ class PickScore(Clip):
 
 
 def pick_score(
-    model: str | None = None, processor: str | None = None, *, device: Any = "cpu", generator: str = ""
+    model: str | None = None, processor: str | None = None, *, device: Any = "cpu", image_model: str = ""
 ) -> Verifier:
     """PickScore: what people choose, of picture and prompt; `model` is a CLIP by Hub id, folder or name.
 
@@ -40,7 +40,7 @@ def pick_score(
     cannot be loaded.
     """
     if model is None:
-        model = "shapes-pick" if generator.startswith("shapes-") else MODEL
+        model = "shapes-pick" if image_model.startswith("shapes-") else MODEL
     if model == MODEL and processor is None:
         processor = PROCESSOR
     return PickScore.load(model, device, processor)

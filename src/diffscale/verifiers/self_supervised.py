@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, SiglipVisionModel
 
-from diffscale.files import pretrained
+from diffscale.models.files import pretrained
+from diffscale.models.locate import locate
 from diffscale.types import Verifier
 from diffscale.verifiers.clip_model import Clip
 from diffscale.verifiers.dino import load_dino
 from diffscale.verifiers.preprocess import stretch
-from diffscale.weights import locate
 
 CLIP: Final = "openai/clip-vit-large-patch14"
 SIGLIP: Final = "google/siglip-so400m-patch14-384"
@@ -28,7 +28,7 @@ SIGLIP: Final = "google/siglip-so400m-patch14-384"
 
 @dataclass
 class SelfSupervised:
-    """Verifier and `Recording`: cos of `features` [B, D] of a picture and of its prediction at `record_level`.
+    """Verifier and `NeedsIntermediateX0`: cos of `features` [B, D] of a picture and its prediction at `record_level`.
 
     Scores lie in [-1, 1]; most trajectories that change little after that level have over 0.8. Conditions are not
     looked at. Differentiable in both pictures.
@@ -44,22 +44,22 @@ class SelfSupervised:
         return F.cosine_similarity(self.features(images), self.features(predicted))
 
 
-def clip_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", generator: str = "") -> Verifier:
+def clip_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """Cosine of CLIP's features of the picture and of its x0-prediction at `level`; `model` is a CLIP."""
-    clip = Clip.load(model or ("shapes-clip" if generator.startswith("shapes-") else CLIP), device)
+    clip = Clip.load(model or ("shapes-clip" if image_model.startswith("shapes-") else CLIP), device)
     return SelfSupervised("clip_ssl", clip.features, level)
 
 
-def dino_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", generator: str = "") -> Verifier:
+def dino_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """Cosine of DINOv2's class tokens of the picture and of its x0-prediction at `level`; `model` is a DINOv2."""
     return SelfSupervised(
-        "dino_ssl", load_dino(model or ("shapes-dino" if generator.startswith("shapes-") else None), device), level
+        "dino_ssl", load_dino(model or ("shapes-dino" if image_model.startswith("shapes-") else None), device), level
     )
 
 
-def siglip_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", generator: str = "") -> Verifier:
+def siglip_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """Cosine of SigLIP's pooled features of the picture and of its x0-prediction at `level`; `model` is a SigLIP."""
-    model = model or ("shapes-siglip" if generator.startswith("shapes-") else SIGLIP)
+    model = model or ("shapes-siglip" if image_model.startswith("shapes-") else SIGLIP)
     where = locate(model)
     net = pretrained(
         lambda: SiglipVisionModel.from_pretrained(where, dtype=torch.float32, use_safetensors=True), model, "SigLIP"

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, BlipForQuestionAnswering
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import pretrained
+from diffscale._util.errors import DiffscaleError
+from diffscale.models.files import pretrained
+from diffscale.models.locate import locate
 from diffscale.types import Verifier
 from diffscale.verifiers.phrases import read
 from diffscale.verifiers.preprocess import stretch
-from diffscale.weights import locate
 
 MODEL: Final = "Salesforce/blip-vqa-capfilt-large"
 """The weights of T2I-CompBench in transformers' layout; they take 384 pixels, and the benchmark's script 480."""
@@ -104,7 +104,7 @@ def load_vqa(model: str | None = None, device: Any = "cpu") -> Vqa:
     return Vqa(net, tokenizer, side, list(images.image_mean), list(images.image_std), (yes, no))
 
 
-def vqa(model: str | None = None, *, device: Any = "cpu", generator: str = "") -> Verifier:
+def vqa(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """BLIP-VQA of T2I-CompBench: is each noun phrase seen, product in [0, 1]; `model` is a BLIP by Hub id or folder.
 
     For the categories colour, shape and texture. Raises DiffscaleError for weights that cannot be loaded.

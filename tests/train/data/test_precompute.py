@@ -14,7 +14,7 @@ from safetensors import safe_open
 from tiny_data import PROMPTS, captioned, encoded, lines, picture
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.train.data import store as store_module
 from diffscale.train.data.batches import Batches
 from diffscale.train.data.framing import Framing

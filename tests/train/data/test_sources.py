@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_data import PROMPTS, captioned, encoded, lines, picture, same
 
-from diffscale.errors import DiffscaleError, UnknownName
+from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale.shapes.captions import say
 from diffscale.shapes.suite import suite
 from diffscale.train.data import journeydb

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.train.run import logs, settings, validation
 
 

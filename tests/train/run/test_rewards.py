@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from diffscale import verifiers
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.train.run import rewards
 from diffscale.train.run.rewards import BadReward, Mixture, Reward
 from diffscale.verifiers.function import FunctionVerifier

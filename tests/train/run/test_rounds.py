@@ -26,7 +26,7 @@ def test_own_samples_are_those_of_whole_steps(samples: int | None, places: list[
         seen.append(place)
         return SimpleNamespace(captions=["a", "b"])
 
-    class Recording(SharpenRlhf):
+    class NeedsIntermediateX0(SharpenRlhf):
         def chosen(self, *_: Any) -> Any:
             return None
 
@@ -40,7 +40,7 @@ def test_own_samples_are_those_of_whole_steps(samples: int | None, places: list[
         keys=lambda *_: torch.arange(2),
         rows=torch.arange(2),
     )
-    method = Recording(stage)
+    method = NeedsIntermediateX0(stage)
     for number in range(8):
         method.gather(number)
     assert seen == places

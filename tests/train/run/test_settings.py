@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from diffusers import UNet2DConditionModel
 from test_train_methods import given
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.train.run import loop, materials, opening, settings
 from diffscale.train.run.base import load_base
 

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffscale import api, verifiers
-from diffscale.loading.options import LoadOptions
-from diffscale.models import load_pipeline, origin
+from diffscale.models.load import base_model, load_pipeline
+from diffscale.models.options import LoadOptions
 from diffscale.train.run import settings, validation
 
 SHARPENED = ["--reward", "tiny:redness"]
@@ -100,7 +100,7 @@ def test_what_was_trained_can_be_trained_further(
     more = ["--pretrained_model_name_or_path", first, "--max_train_steps", 1]
     assert tiny.cli(monkeypatch, *given(data, "sft", then, *more)) == 0
     assert json.loads((then / "diffscale.json").read_text())["base"] == str(first)
-    assert origin(str(then)) == str(data.base)
+    assert base_model(str(then)) == str(data.base)
     # The second began where the first ended, and gives both.
     after, before = (validation.saved(out, name) for out, name in ((first, "after"), (then, "before")))
     assert after is not None and before is not None

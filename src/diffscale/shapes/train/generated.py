@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.loading.options import LoadOptions
-from diffscale.models import load_pipeline, plain_call
-from diffscale.pixels import eight_bit
+from diffscale._util.pixels import eight_bit
+from diffscale.engine import noise
+from diffscale.models.load import load_pipeline, plain_call
+from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.shapes.captions import say
 from diffscale.shapes.judge import cleanliness

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BitImageProcessorPil, ResNetConfig, ResNetForImageClassification
 
+from diffscale.metrics.moments import Statistics
+from diffscale.metrics.reference import save
 from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.scenes import CANVAS
 from diffscale.shapes.train.autoencoder import pictures
 from diffscale.shapes.train.loop import fit
 from diffscale.shapes.train.seeing import weathered
-from diffscale.statistics.moments import Statistics
-from diffscale.statistics.reference import save
 from diffscale.verifiers.classifier import load_classifier
 
 STEPS: Final = 600

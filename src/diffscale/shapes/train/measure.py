@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from diffscale import noise
-from diffscale.class_models import ClassModel
-from diffscale.driver import Task, drive
-from diffscale.models import plain_call
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
+from diffscale.models.class_conditional import ClassModel
+from diffscale.models.load import plain_call
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.shapes.classes import CLASSES
 from diffscale.shapes.oracle import Oracle
@@ -53,7 +53,7 @@ def measure(sampler: Sampler, categories: Sequence[str], n: int, repeats: int = 
         for row, prompt in enumerate(sampler.prompts)
         for repeat in range(repeats)
     ]
-    results = drive(tasks, sampler, Oracle())
+    results = run_searches(tasks, sampler, Oracle())
     shape = len(sampler.prompts), repeats
     one = np.reshape([result.baseline.score for result in results], shape).mean(1)
     best = np.reshape([result.best.score for result in results], shape).mean(1)

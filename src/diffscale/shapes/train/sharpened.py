@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from diffscale.reproduce.recipe import RECIPES
-from diffscale.reproduce.trained import expanded
-from diffscale.reproduce.trainings import Trainings
+from diffscale.bench.papers.recipe import RECIPES
+from diffscale.bench.papers.trained import expanded
+from diffscale.bench.papers.trainings import Trainings
 
 NAME: Final = "shapes-sdxl-sharpened"
 STEPS: Final = 400

@@ -10,10 +10,10 @@ from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffscale.class_models import ClassModel, save_sit
-from diffscale.loading.options import LoadOptions
-from diffscale.models import load_pipeline
-from diffscale.samplers.denoisers import SiTDenoiser
+from diffscale.models.class_conditional import ClassModel, save_sit
+from diffscale.models.denoisers import SiTDenoiser
+from diffscale.models.load import load_pipeline
+from diffscale.models.options import LoadOptions
 from diffscale.shapes.classes import CLASSES
 from diffscale.shapes.scenes import Description
 from diffscale.shapes.train import flux, pixart, sdxl, sit
@@ -127,5 +127,5 @@ def _figures(folder: Path, name: str, checkpoints: Path) -> None:
 
 def _measured(folder: Path, training: dict[str, Any]) -> None:
     model = load_pipeline(str(folder), LoadOptions(device="cpu"))
-    judged = (measure_classes if isinstance(model, ClassModel) else measure_texts)(model, n=16)
-    write_json(folder / "figures.json", {"training": training, "judge": judged})
+    heldout_scores = (measure_classes if isinstance(model, ClassModel) else measure_texts)(model, n=16)
+    write_json(folder / "figures.json", {"training": training, "judge": heldout_scores})

@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPModel
 
+from diffscale.models.locate import WEIGHTS
 from diffscale.shapes.classes import CLASSES
 from diffscale.shapes.taste import ASPECTS
 from diffscale.shapes.train import aesthetic, blip, clip, dino, grader, inception, preferences, siglip
 from diffscale.shapes.train.generated import Shown, generated
 from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer
 from diffscale.verifiers.image_reward_net import ImageRewardNet, save_image_reward
-from diffscale.weights import WEIGHTS
 
 TEMPLATES: Final = ("a {}", "an {}", "one {}", "a picture of a {}", "an image of a {}", "a small {}", "a large {}")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.train.data.dataset import Dataset
 from diffscale.train.data.order import Order, chance
 from diffscale.train.data.precompute import Embeddings, Latents

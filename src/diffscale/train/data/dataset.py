@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
-from diffscale.metrics.pictures import pixels
+from diffscale._util.errors import DiffscaleError
+from diffscale.suites.pictures import pixels
 
 Want = Literal["pictures", "pairs", "prompts"]
 """What a method learns from: captioned pictures (SFT), preference pairs (DPO), or prompts alone (RLHF)."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from diffscale.errors import DiffscaleError
-from diffscale.metrics.pictures import Pictures
-from diffscale.metrics.prompts import METADATA, rows
+from diffscale._util.errors import DiffscaleError
+from diffscale.suites.picture_prompts import METADATA, rows
+from diffscale.suites.pictures import Pictures
 from diffscale.train.data.dataset import Dataset
 
 _SIDES: Final = ("jpg_0", "jpg_1")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffscale import noise
+from diffscale.engine import noise
 from diffscale.verifiers.preprocess import resize
 
 

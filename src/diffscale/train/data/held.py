@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from diffscale.bench import prompts
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.captions import read
 from diffscale.shapes.prompts import SUITES
+from diffscale.suites import prompts
 from diffscale.train.data.dataset import Dataset, Leaked
 
 SHOWN: Final = 5

@@ -17,7 +17,7 @@ from typing import Any, Final
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from diffscale.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, first_line
 from diffscale.train.data.dataset import Dataset
 
 ID: Final = "JourneyDB/JourneyDB"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.train.data.dataset import Dataset
 from diffscale.train.data.framing import Framing
 from diffscale.train.data.store import Made, Store

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from diffscale.bench import prompts
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.prompts import SUITES
+from diffscale.suites import prompts
 from diffscale.train.data import folders, hub, journeydb
 from diffscale.train.data.dataset import Dataset, Want
 from diffscale.train.data.held import keep_clear

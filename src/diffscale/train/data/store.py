@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from diffscale.batching import MicroBatch
-from diffscale.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, first_line
+from diffscale.engine.batching import MicroBatch
 
 SHARD_ROWS: Final = 1024
 SHARD_BYTES: Final = 2**26

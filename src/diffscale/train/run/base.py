@@ -10,16 +10,16 @@ import torch
 from diffusers.training_utils import cast_training_params
 from torch import Tensor, nn
 
-from diffscale.class_models import ClassModel
-from diffscale.errors import DiffscaleError, first_line
-from diffscale.loading.options import LoadOptions
-from diffscale.models import PlainCall, load_pipeline, plain_call
+from diffscale._util.errors import DiffscaleError, first_line
+from diffscale.models.class_conditional import ClassModel
+from diffscale.models.load import PlainCall, load_pipeline, plain_call
+from diffscale.models.locate import locate
+from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.train.policy import Policy
 from diffscale.train.reference import add_lora
 from diffscale.train.run.settings import TrainConfig
 from diffscale.train.times import Times
-from diffscale.weights import locate
 
 DTYPES: Final = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 REFERRED: Final = {"sharpen-rlhf", "dpo", "d3po"}

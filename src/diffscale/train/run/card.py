@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from diffscale.models import origin
+from diffscale.models.load import base_model
+from diffscale.models.locate import shipped
 from diffscale.shapes.prompts import SUITES
 from diffscale.train.data.dataset import Dataset
 from diffscale.train.run.settings import DEFAULTS, METHODS, TrainConfig
-from diffscale.weights import shipped
 
 _ESSENTIAL = (
     "learning_rate", "train_batch_size", "gradient_accumulation_steps", "lr_scheduler", "proportion_empty_prompts",
@@ -63,12 +63,12 @@ def _use(settings: TrainConfig, base: str) -> str:
     command = f"`diffscale generate PROMPT --model {folder}`"
     if settings.adapter is None:
         load = f'pipe = DiffusionPipeline.from_pretrained("{folder}")'
-    elif origin(base) != base:
+    elif base_model(base) != base:
         return f"The base is a LoRA itself, which is loaded with it: {command}."
     else:
         source = json.dumps(base)
         if base in shipped():
-            imports, source = imports + "from diffscale.weights import locate\n", f"locate({source})"
+            imports, source = imports + "from diffscale.models.locate import locate\n", f"locate({source})"
         load = f'pipe = DiffusionPipeline.from_pretrained({source})\npipe.load_lora_weights("{folder}")'
     return f"```python\n{imports}\n{load}\n```\n\nor {command}."
 

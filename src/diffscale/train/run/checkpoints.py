@@ -12,7 +12,7 @@ from typing import Final
 
 from safetensors import SafetensorError
 
-from diffscale.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, first_line
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
 UNWRITTEN: Final = (OSError, RuntimeError, SafetensorError)

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
-from diffscale.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, first_line
 from diffscale.train.run import checkpoints
 from diffscale.train.run.settings import TrainConfig
 

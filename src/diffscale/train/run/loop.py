@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.train.run import checkpoints, logs, materials, opening, output, rewards, state, validation
 from diffscale.train.run.base import Base, load_base
 from diffscale.train.run.materials import Materials
@@ -73,7 +73,7 @@ class _Training:
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, base: Base, made: Materials, say: Told) -> None:
         self.config, self.accelerator, self.base, self.materials, self.say = config, accelerator, base, made, say
-        self.rewards: list[Reward] = rewards.load(config.reward, accelerator.device, rewards.generator(base.name))
+        self.rewards: list[Reward] = rewards.load(config.reward, accelerator.device, rewards.image_model(base.name))
         self.reward = rewards.joined(self.rewards) if self.rewards else None
         shared: Callable[[list[Any]], list[Any]] = gather_object
         stage = Stage(config, made, self.rewards, self.reward, shared)

@@ -11,8 +11,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import fingerprint
+from diffscale._util.errors import DiffscaleError
+from diffscale.models.files import fingerprint
 from diffscale.shapes.prompts import SUITES
 from diffscale.train.data import sources
 from diffscale.train.data.batches import Batch, Batches

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 
 from diffscale import verifiers
-from diffscale.errors import DiffscaleError, first_line
-from diffscale.named import parse
+from diffscale._util.errors import DiffscaleError, first_line
+from diffscale.registry import parse
 from diffscale.searches import SEARCHES
 from diffscale.train.run import checkpoints, logs, optimisation, rewards, settings
 from diffscale.train.run.settings import TrainConfig

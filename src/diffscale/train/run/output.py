@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from diffscale.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, first_line
 from diffscale.report.training import curve
 from diffscale.train.run import validation
 from diffscale.train.run.base import Base
@@ -62,11 +62,11 @@ def _weights(folder: Path, settings: TrainConfig, base: Base) -> None:
     described = {"description": f"{METHODS[settings.method]}, of {base.name}"}
     if settings.adapter is not None:
         base.save_lora(fresh)
-        stated: dict[str, Any] = {**described, "base": base.name}
+        read_manifest: dict[str, Any] = {**described, "base": base.name}
     else:
         base.pipe.save_pretrained(fresh)
-        stated = {**described, "call": {"num_inference_steps": base.call.steps, **base.call.args}}
-    (fresh / "diffscale.json").write_text(json.dumps(stated, indent=2) + "\n")
+        read_manifest = {**described, "call": {"num_inference_steps": base.call.steps, **base.call.args}}
+    (fresh / "diffscale.json").write_text(json.dumps(read_manifest, indent=2) + "\n")
     for path in sorted(fresh.iterdir()):
         if path.is_file():
             sync(path)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from diffscale import verifiers
-from diffscale.errors import DiffscaleError
-from diffscale.judging import shaped
-from diffscale.models import origin
-from diffscale.types import Choosing, Pooled, Recording, Verifier
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.scoring import shaped
+from diffscale.models.load import base_model
+from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
 
 class BadReward(DiffscaleError):
@@ -56,17 +56,17 @@ class Reward:
 
 
 class PooledReward(Reward):
-    """A reward of several components, see `types.Pooled`."""
+    """A reward of several components, see `types.PoolVerifier`."""
 
     @property
     def components(self) -> Sequence[str]:
-        assert isinstance(self.verifier, Pooled)
+        assert isinstance(self.verifier, PoolVerifier)
         return self.verifier.components
 
-    def combine(self, pool: Tensor) -> Tensor:
+    def aggregate(self, pool: Tensor) -> Tensor:
         """See `types.Combine`."""
-        assert isinstance(self.verifier, Pooled)
-        return self.verifier.combine(pool)
+        assert isinstance(self.verifier, PoolVerifier)
+        return self.verifier.aggregate(pool)
 
 
 class Mixture:
@@ -116,26 +116,26 @@ class Mixture:
         self._past = torch.tensor(state, dtype=torch.float64)
 
 
-def load(texts: Sequence[str], device: Any, generator: str) -> list[Reward]:
-    """The rewards that "name key=value ... weight=number" say; `generator`: the base's name, see `verifiers.load`.
+def load(texts: Sequence[str], device: Any, image_model: str) -> list[Reward]:
+    """The rewards that "name key=value ... weight=number" say; `image_model`: the base's name, see `verifiers.load`.
 
     Raises DiffscaleError for names and arguments that are none, and for verifiers that judge more than single pictures.
     """
     found = []
     for text in texts:
         words, weight = split(text)
-        verifier = verifiers.load(words, device=device, generator=generator)
-        if isinstance(verifier, Recording | Choosing):
+        verifier = verifiers.load(words, device=device, image_model=image_model)
+        if isinstance(verifier, NeedsIntermediateX0 | SetVerifier):
             raise DiffscaleError(f"Verifier {verifier.name!r} judges more than single pictures: reward by another.")
-        if isinstance(verifier, Pooled) and len(texts) > 1:
+        if isinstance(verifier, PoolVerifier) and len(texts) > 1:
             raise DiffscaleError(f"Verifier {verifier.name!r} is a mixture itself: give it alone, or its members.")
-        found.append((PooledReward if isinstance(verifier, Pooled) else Reward)(verifier, weight))
+        found.append((PooledReward if isinstance(verifier, PoolVerifier) else Reward)(verifier, weight))
     return found
 
 
-def generator(base: str) -> str:
+def image_model(base: str) -> str:
     """What `verifiers.load` is told of the model that is trained."""
-    return Path(origin(base)).name
+    return Path(base_model(base)).name
 
 
 def joined(rewards: Sequence[Reward]) -> Reward | Mixture:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from diffscale import config
-from diffscale.errors import DiffscaleError, unknown
+from diffscale._util import config
+from diffscale._util.errors import DiffscaleError, unknown
 from diffscale.train.run import checkpoints
 
 METHODS: Final = {

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, first_line
 from diffscale.train.run import checkpoints
 from diffscale.train.run.base import Base
 from diffscale.train.run.methods import Method

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from diffscale.errors import DiffscaleError
-from diffscale.files import fingerprint
-from diffscale.samplers.calls import Calls
+from diffscale._util.errors import DiffscaleError
+from diffscale.models.files import fingerprint
+from diffscale.samplers.windowed.pipeline import Calls
 from diffscale.train.data.precompute import Embeddings, encode_texts
 
 Progress = Callable[[str, int, int], None]

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.judges import judged
+from diffscale.engine import noise
+from diffscale.metrics.heldout import heldout_scores
 from diffscale.report import pictures
 from diffscale.train.run.base import Base
 from diffscale.train.run.materials import Materials
-from diffscale.train.run.rewards import Reward, generator
+from diffscale.train.run.rewards import Reward, image_model
 from diffscale.train.run.settings import TrainConfig
 
 FOLDER: Final = "validation"
@@ -60,8 +60,8 @@ def scores(
             ]
         found[reward.name] = [torch.as_tensor(one).double().flatten().tolist() for one in each]
         found[reward.name] = [one[0] if len(one) == 1 else one for one in found[reward.name]]
-    name = generator(model)
-    verdicts = [judged(name, p, {"it": image}) for p, image in zip(prompts, images, strict=True)]
+    name = image_model(model)
+    verdicts = [heldout_scores(name, p, {"it": image}) for p, image in zip(prompts, images, strict=True)]
     if verdicts and all(verdicts):
         found["shapes-judge"] = [verdict["it"]["score"] for verdict in verdicts]
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers.grader.chat import Chat, Refused, Unanswered
 from diffscale.verifiers.grader.costs import Tally
 from diffscale.verifiers.grader.grade import Grade, MalformedGrade, read

@@ -10,7 +10,7 @@ from typing import Any, Final
 import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers.grader.costs import Tally
 from diffscale.verifiers.grader.discreet import Discreet
 from diffscale.verifiers.grader.endpoint import Endpoint

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import httpx2
 from pydantic import AfterValidator
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 
 _LEAST: Final = 8  # characters below which a key is a local server's placeholder, and may be part of any text
 _HOW: Final = (

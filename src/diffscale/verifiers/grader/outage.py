@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
 
 _LIMIT: Final = 4
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from diffscale.errors import DiffscaleError, unknown
-from diffscale.pixels import eight_bit
+from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.pixels import eight_bit
 from diffscale.verifiers.grader.asking import Asker, Stopped
 from diffscale.verifiers.grader.cache import GradeCache
 from diffscale.verifiers.grader.chat import Chat, Refused, Unanswered

@@ -22,7 +22,7 @@ class D3po(Rounds):
         for name in ("first", "second"):
             made = rollout(self.stage.policy, self.stage.rows, self.stage.keys(number, name), start)
             held |= self.held(made.moves, f"{name}.")
-            held[f"{name}.reward"] = self.stage.judged(made.x0, batch.captions)
+            held[f"{name}.reward"] = self.stage.reward_scores(made.x0, batch.captions)
         return held
 
     def settled(self, held: dict[str, Tensor], captions: list[str]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ class Ddpo(Rounds):
         """A rollout of batch `number` and its rewards [B]."""
         batch = self.stage.batch(number)
         made = rollout(self.stage.policy, self.stage.rows, self.stage.keys(number))
-        return {**self.held(made.moves), "reward": self.stage.judged(made.x0, batch.captions)}
+        return {**self.held(made.moves), "reward": self.stage.reward_scores(made.x0, batch.captions)}
 
     def settled(self, held: dict[str, Tensor], captions: list[str]) -> dict[str, Tensor]:
         """Advantages, by the rewards of all processes."""

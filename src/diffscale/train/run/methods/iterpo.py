@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
-from diffscale.pixels import eight_bit
+from diffscale._util.errors import DiffscaleError
+from diffscale._util.pixels import eight_bit
+from diffscale.engine import noise
 from diffscale.train.iterpo import iterpo_loss
 from diffscale.train.refining import Gallery, refine
 from diffscale.train.run import rewards
 from diffscale.train.run.methods.stage import Method, Stage
-from diffscale.types import Pooled, Refinable
+from diffscale.types import PoolVerifier, Refinable
 
 Gathered = tuple[Tensor, list[str]]
 
@@ -39,8 +39,8 @@ class Iterpo(Method):
         if settings.refine_by is None:
             return
         device, name = stage.policy.like.device, stage.materials.base.name
-        [self._ranker] = rewards.load([settings.refine_by], device, rewards.generator(name))
-        if isinstance(self._ranker.verifier, Pooled):
+        [self._ranker] = rewards.load([settings.refine_by], device, rewards.image_model(name))
+        if isinstance(self._ranker.verifier, PoolVerifier):
             raise DiffscaleError(f"Verifier {self._ranker.name!r} has no rank of a picture alone: refine by another.")
         self._first = self._copies()
 

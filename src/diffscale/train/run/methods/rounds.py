@@ -7,8 +7,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from diffscale import noise
-from diffscale.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
 from diffscale.train.on_policy import Moves
 from diffscale.train.run.methods.stage import Method, Stage
 from diffscale.train.run.rewards import PooledReward

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffscale.named import parse
+from diffscale.registry import parse
 from diffscale.searches import SEARCHES
 from diffscale.train.choosing import Chosen, choose, choose_samples, trajectories
 from diffscale.train.run.methods.stage import Method, Stage

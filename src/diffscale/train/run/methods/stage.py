@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffscale import noise
+from diffscale.engine import noise
 from diffscale.train.data.batches import Batch
 from diffscale.train.policy import Policy
 from diffscale.train.run.materials import Materials
@@ -56,7 +56,7 @@ class Stage:
         self.materials.tell(batch)
         return batch
 
-    def judged(self, latents: Tensor, captions: list[str]) -> Tensor:
+    def reward_scores(self, latents: Tensor, captions: list[str]) -> Tensor:
         """Rewards float64 [B] of clean latents."""
         assert self.reward is not None
         with torch.no_grad():

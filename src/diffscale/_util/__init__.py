@@ -1,0 +1,1 @@
+"""Small tools that every part shares: errors, files, fingerprints."""

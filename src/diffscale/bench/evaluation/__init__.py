@@ -1,0 +1,1 @@
+"""Metrics of a folder of pictures."""

@@ -1,0 +1,147 @@
+"""One prompt, one search, one folder of results: what `diffscale generate` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diffscale import api, verifiers
+from diffscale._util.errors import DiffscaleError
+from diffscale.bench import settings as config
+from diffscale.bench.settings import GenerateConfig
+from diffscale.engine.results import Result
+from diffscale.metrics.heldout import heldout_scores
+from diffscale.models.load import base_model
+from diffscale.registry import parse
+from diffscale.report import pictures, plots
+from diffscale.searches import SEARCHES
+
+SHOWN = 64
+"""Candidates on the sheet; a longer search shows its best ones."""
+
+
+def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
+    """Make `folder` ready for the run; the finished result if the same run is already in it, else None.
+
+    The settings are written first, so that a folder that cannot be written to is found out before anything is
+    computed. Raises DiffscaleError if the folder holds anything else than this run, and for unknown names.
+    """
+    parse(settings.search, "search", SEARCHES)
+    verifiers.check(settings.verifier)
+    saved, done = folder / "config.yaml", folder / "result.json"
+    if saved.exists():
+        # Settings that could not be met leave nothing that was paid for.
+        paid = done.exists() or (folder / "journal.sqlite").exists()
+        if paid and not config.load(saved).same_run(settings):
+            raise DiffscaleError(
+                f"{folder} holds another run (see its config.yaml): choose another --output, or remove the folder."
+            )
+        if done.exists():
+            return dict(json.loads(done.read_text()))
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DiffscaleError(f"{folder} exists and is not a run of diffscale: choose another --output.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save(settings, saved)
+    except OSError as error:
+        raise DiffscaleError(f"{folder} cannot be written to ({error.strerror}): choose another --output.") from error
+    return None
+
+
+def run(settings: GenerateConfig, folder: Path, progress: Callable[[int, float], None] | None = None) -> dict[str, Any]:
+    """Search as `settings` say and write the results to the prepared `folder`; returns what result.json holds.
+
+    Raises DiffscaleError for settings that cannot be met and for a full disk.
+    """
+    result = api.search(
+        settings.model,
+        settings.prompt,
+        search=settings.search,
+        verifier=settings.verifier,
+        nfe=settings.budget,
+        seed=settings.seed,
+        steps=settings.steps,
+        pipe_args=settings.call_args,
+        batch_size=settings.batch_size,
+        loading=settings,
+        gallery=SHOWN,
+        journal=folder / "journal.sqlite",
+        progress=progress,
+    )
+    summary = _summary(settings, result)
+    title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{result.prompt}”"
+    verifier = settings.verifier.split()[0]
+    try:
+        _write_picture(pictures.to_pil(result.best.image), folder / "best.png")
+        _write_picture(pictures.to_pil(result.baseline.image), folder / "baseline.png")
+        _write_picture(_sheet(result, f"{title}, by {verifier} score"), folder / "candidates.png")
+        plots.scaling(result.trace, result.baseline.nfe, title, verifier, folder / "scaling.png")
+        # Last, and in one go: a folder with a result.json is a finished run.
+        fresh = folder / "result.json.new"
+        fresh.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        os.replace(fresh, folder / "result.json")
+    except OSError as error:
+        free = shutil.disk_usage(folder).free / 2**20
+        raise DiffscaleError(
+            f"The search is done (best score {result.best.score:.4f}, key {result.best.key}), but {folder} cannot be "
+            f"written to ({error.strerror}, {free:.0f} MiB free): make room and run the same command again."
+        ) from error
+    return summary
+
+
+def _sheet(result: Result, title: str) -> Image.Image:
+    """The best candidates, best first, with their scores; the first sample is named if it is among them."""
+    captions = [
+        f"{shown.score:.4f}" + (" (first)" if shown.number == result.baseline.number else "")
+        for shown in result.gallery
+    ]
+    return pictures.grid([pictures.to_pil(shown.image / 255) for shown in result.gallery], captions, title, mark=0)
+
+
+def _write_picture(picture: Image.Image, path: Path) -> None:
+    fresh = path.with_suffix(".new")
+    picture.save(fresh, "PNG")
+    os.replace(fresh, path)
+
+
+def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
+    ledger = result.ledger
+    return {
+        "prompt": result.prompt,
+        "model": settings.model,
+        "search": settings.search,
+        "verifier": settings.verifier,
+        "seed": settings.seed,
+        "nfe": ledger.nfe,
+        "network_forwards": ledger.network_forwards,
+        "flops": ledger.flops,
+        "decodes": ledger.decodes,
+        "verifier_calls": ledger.verifier_calls,
+        "verifier_flops": ledger.verifier_flops,
+        "candidates": result.candidates,
+        "dropped": result.dropped,
+        "seconds": round(sum(ledger.seconds.values()), 3),
+        "seconds_by_kind": {kind: round(seconds, 3) for kind, seconds in ledger.seconds.items()},
+        "best": {"score": result.best.score, "image": "best.png", "key": result.best.key},
+        "baseline": {"score": result.baseline.score, "image": "baseline.png", "key": result.baseline.key},
+        "trace": [[nfe, score] for nfe, score in result.trace],
+        "traces": {name: [[nfe, score] for nfe, score in points] for name, points in result.traces.items()},
+        "judges": _judges(settings, result),
+    }
+
+
+def _judges(settings: GenerateConfig, result: Result) -> dict[str, Any]:
+    """What judges say of the best and of the first picture, and whether the search was by them."""
+    verdicts = heldout_scores(
+        Path(base_model(settings.model)).name,
+        result.prompt,
+        {"best": result.best.image, "baseline": result.baseline.image},
+    )
+    searched_with = settings.verifier.split()[0] == "shapes-judge"
+    return {"shapes-judge": {"searched_with": searched_with, **verdicts}} if verdicts else {}

@@ -1,0 +1,189 @@
+"""The plots of an item, as PNG and SVG, drawn from its raw numbers alone; readable in grey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from PIL import Image
+
+from diffscale.bench.papers import logs, numbers
+from diffscale.bench.papers.numbers import Raw
+from diffscale.bench.papers.recipe import Panel, Setting
+from diffscale.report.pictures import enlarge
+
+matplotlib.use("Agg")
+# The same numbers are to give the same file.
+matplotlib.rcParams["svg.hashsalt"] = "diffscale"
+
+_STYLES: Final = ("-", "--", "-.", ":")
+_MARKERS: Final = "osD^vP*X<>"
+_HATCHES: Final = ("", "//", "..", "xx", "\\\\", "++")
+UNITS: Final = {
+    "fid": "FID, lower is better (features of Inception)",
+    "is": "Inception Score",
+    "precision": "precision (share of pictures)",
+    "recall": "recall (share of real pictures)",
+    "diversity": "diversity (mean 1 - cos between pictures of a prompt)",
+    "shapes-judge": "judge (0 to 1, held out)",
+    "clip": "CLIPScore (0 to 2.5)",
+    "aesthetic": "aesthetic score",
+    "image_reward": "ImageReward",
+    "pick_score": "PickScore",
+    "shapes-grader": "grader, overall (0 to 10)",
+    "llm_grader": "LLM grader, overall (0 to 10)",
+    "inception": "probability of the class (Inception)",
+    "dino_linear": "DINO's logit of the class",
+    "clip_zeroshot": "CLIP's zero-shot logit of the class",
+    "clip_ssl": "cosine of CLIP's features, early and final",
+    "dino_ssl": "cosine of DINO's features, early and final",
+    "siglip_ssl": "cosine of SigLIP's features, early and final",
+}
+"""What axes call measures."""
+_COSTS: Final = {"nfe": "NFE a sample (denoiser evaluations)", "flops": "GFLOPs a sample (denoiser)"}
+
+
+def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
+    """Draw what `setting` shows into `folder`, as `figure.png` and `figure.svg`; the names of the files.
+
+    `raw` with `logs` by training, where `setting` shows any, see `logs.of`.
+    """
+    if setting.view == "strips":
+        _strips(raw, setting, folder / "figure.png")
+        return ["figure.png"]
+    count = len(setting.panels) + len(setting.logs)
+    if not count:
+        return []
+    columns = min(count, 4 if setting.view == "curves" and count == 4 else 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(5.2 * columns, 4.0 * rows + 0.6), dpi=110, layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    # A series or training looks alike in all panels, and unlike any other.
+    series = (name for panel in setting.panels for name in _series(raw, panel))
+    trained = (logs.label(name, panel) for panel in setting.logs for name in panel.of)
+    looks = {name: i for i, name in enumerate(dict.fromkeys((*series, *trained)))}
+    curves = partial(_curves, looks=looks)
+    kinds: dict[str, Callable[..., None]] = {"curves": curves, "table": curves, "bars": _bars, "scatter": _scatter}
+    for axes, panel in zip(every, setting.panels, strict=False):
+        kind = _scatter if panel.y and panel.x not in _COSTS else kinds[setting.view]
+        kind(axes, raw, panel)
+    for axes, log in zip(every[len(setting.panels) :], setting.logs, strict=False):
+        logs.draw(axes, raw["logs"], log, looks)
+    for axes in every[:count]:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in every[count:]:
+        axes.set_visible(False)
+    handles: dict[str, Any] = {}
+    for axes in every:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * columns, len(handles)),
+            frameon=False, fontsize=9,
+        )  # fmt: skip
+    figure.savefig(folder / "figure.png")
+    figure.savefig(folder / "figure.svg", metadata={"Date": None})
+    return ["figure.png", "figure.svg"]
+
+
+def _label(panel: Panel) -> str:
+    return _gain(panel) if panel.relative else panel.label or UNITS.get(panel.y, panel.y)
+
+
+def _gain(panel: Panel) -> str:
+    name = (panel.label or UNITS.get(panel.y, panel.y)).partition(" (")[0].partition(",")[0]
+    return f"gain in {name}{' (%)' if panel.relative else ''}"
+
+
+def _series(raw: Raw, panel: Panel) -> list[str]:
+    return panel.only or list(raw["parts"][panel.part]["series"])
+
+
+def _curves(axes: Any, raw: Raw, panel: Panel, looks: Mapping[str, int]) -> None:
+    for name in _series(raw, panel):
+        number = looks[name]
+        points = raw["parts"][panel.part]["series"][name]
+        costs = [at[panel.x] / (1e9 if panel.x == "flops" else 1) for at in points]
+        if panel.relative:
+            values = [numbers.gain(raw, panel.part, at, points[0], panel.y, True) for at in points]
+        else:
+            values = [numbers.summary(raw, panel.part, at, panel.y) for at in points]
+        colour = f"C{number % 10}"
+        axes.fill_between(
+            costs, [v["low"] for v in values], [v["high"] for v in values], color=colour, alpha=0.13, linewidth=0
+        )
+        axes.plot(
+            costs, [v["mean"] for v in values], _STYLES[number % 4], marker=_MARKERS[number % 10], ms=5, lw=1.6,
+            color=colour, label=name,
+        )  # fmt: skip
+    axes.set_xscale("log", base=2 if panel.x == "nfe" else 10)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    if panel.x == "nfe":
+        every = [at["nfe"] for name in _series(raw, panel) for at in raw["parts"][panel.part]["series"][name]]
+        doubled = [min(every) * 2**i for i in range(20)]
+        axes.set_xticks([cost for cost in doubled if cost <= 1.05 * max(every)])
+    axes.minorticks_off()
+    axes.set_xlabel(_COSTS[panel.x])
+    axes.set_ylabel(_label(panel), fontsize=9)
+    axes.set_title(f"{panel.part}: {numbers.models(raw, panel.part)}", fontsize=10)
+
+
+def _bars(axes: Any, raw: Raw, panel: Panel) -> None:
+    """Gains of the last points of each series over their first; a bar a series."""
+    names = _series(raw, panel)
+    for number, name in enumerate(names):
+        points = raw["parts"][panel.part]["series"][name]
+        value = numbers.gain(raw, panel.part, points[-1], points[0], panel.y, panel.relative)
+        ends = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
+        shade = str(0.35 + 0.5 * number / max(1, len(names) - 1))
+        axes.bar(
+            number, value["mean"], yerr=ends, color=shade, edgecolor="black", hatch=_HATCHES[number % 6], capsize=3,
+            label=f"searched by {name}",
+        )  # fmt: skip
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks([])
+    axes.set_ylabel(_gain(panel), fontsize=9)
+
+
+def _scatter(axes: Any, raw: Raw, panel: Panel) -> None:
+    pairs = raw["parts"][panel.part]["pairs"]
+    one, other = pairs[panel.x], pairs[panel.y]
+    axes.plot(np.ravel(one), np.ravel(other), "o", ms=2.5, alpha=0.35, color="#333333")
+    values = numbers.within(one, other)
+    mean = float(values.mean()) if len(values) else 0.0
+    axes.set_xlabel(UNITS.get(panel.x, panel.x))
+    axes.set_ylabel(UNITS.get(panel.y, panel.y))
+    axes.set_title(f"{panel.part}: rank correlation within prompts {mean:+.2f}", fontsize=10)
+
+
+def _strips(raw: Raw, setting: Setting, path: Path) -> None:
+    """Rows of a prompt each: growing steps left, growing search right, as the series stand in the recipe."""
+    rows: list[tuple[str, list[Image.Image], list[str]]] = []
+    for name, part in raw["parts"].items():
+        shown = setting.parts[name].strips
+        for number, prompt in enumerate(part["prompts"][:shown]):
+            every = [(series, at) for series, points in part["series"].items() for at in points]
+            pictures = [
+                enlarge(Image.open(path.parent / "pictures" / at["pictures"][number]).convert("RGB")) for _, at in every
+            ]
+            rows.append((f"{part['model']}: {prompt}", pictures, [f"{s}\n{at['nfe']:,.0f} NFE" for s, at in every]))
+    most = max((len(pictures) for _, pictures, _ in rows), default=1)
+    figure = Figure(figsize=(1.5 * most, 1.95 * len(rows)), dpi=110, layout="constrained")
+    lines = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for line, (title, pictures, captions) in zip(lines, rows, strict=True):
+        line.suptitle(title, x=0.01, ha="left", fontsize=8, weight="bold")
+        every = line.subplots(1, most, squeeze=False).ravel()
+        for axes in every:
+            axes.axis("off")
+        for axes, picture, caption in zip(every, pictures, captions, strict=False):
+            axes.imshow(np.asarray(picture))
+            axes.set_title(caption, fontsize=6.5)
+    figure.savefig(path)

@@ -1,0 +1,254 @@
+"""What an item (a table or figure of a paper) is made of: the layout of the YAML files in `recipes`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from diffscale._util import config
+from diffscale._util.errors import DiffscaleError, unknown
+from diffscale.bench.papers import trained
+from diffscale.bench.papers.verdicts import Verdict
+
+RECIPES: Final = Path(__file__).parent / "recipes"
+SettingName = Literal["shapes", "paper"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Series(_Strict):
+    """One line of a figure or group of rows of a table: points of growing cost.
+
+    Without a verifier there is no search: one sample, at each of the `final` steps. With one, `search` (as `--search`
+    takes it) spends each of the `budgets`, in NFE; 0 is the first sample. `steps` are those of a candidate while
+    searching, `final` those of the sample that is kept; where they differ it is sampled again from the noise found, and
+    paid for. Steps count as num_inference_steps does: a step of Heun's solver is 2 NFE.
+    """
+
+    model: str | None = Field(None, description="instead of the part's; `training NAME`: what that training gives")
+    args: dict[str, Any] = Field(default_factory=dict, description="of the model's call, over the part's")
+    scheduler: str | None = Field(None, description="instead of the part's")
+    steps: int | None = Field(None, gt=0)
+    final: list[int] = Field(default_factory=list)
+    search: str = "random"
+    verifier: str | None = None
+    budgets: list[int] = Field(default_factory=list)
+
+
+class Pairs(_Strict):
+    """Scores of single candidates, to correlate verifiers: of the first `candidates` of each slot."""
+
+    candidates: int = Field(gt=0)
+    of: list[str] = Field(min_length=2)
+
+
+class Part(_Strict):
+    """One model, its prompts, what is searched and what the finds are measured by.
+
+    `judges`: verifiers that score each find. `sets`: fid, is, precision, recall of all finds of a point, and diversity,
+    the mean distance between those of a prompt. `repeats`: searches a prompt, each from noises of its own. `strips`:
+    how many prompts' pictures are kept, to show.
+    """
+
+    model: str
+    prompts: str
+    limit: int | None = Field(None, gt=0, description="prompts, evenly over the suite")
+    only: list[str] = Field(default_factory=list, description="these prompts alone")
+    repeats: int = Field(1, gt=0)
+    seed: int = 0
+    dtype: str = "float32"
+    steps: int | None = Field(None, gt=0, description="of a sample; null: as the model states")
+    args: dict[str, Any] = Field(default_factory=dict)
+    scheduler: str | None = Field(None, description="as --scheduler takes it; null: the pipeline's own")
+    judges: list[str] = Field(default_factory=list)
+    sets: list[Literal["fid", "is", "precision", "recall", "diversity"]] = Field(default_factory=list)
+    reference: str | None = Field(None, description="real pictures for fid, precision and recall")
+    series: dict[str, Series]
+    pairs: Pairs | None = None
+    strips: int = 0
+
+
+class Panel(_Strict):
+    """One plot: `y` (a measure, or of scatter a verifier) of all or `only` some series of `part` against `x`.
+
+    `relative`: as gain in percent over the first point of the series; bars without it are gains in units of `y`.
+    """
+
+    part: str
+    y: str
+    x: str = "nfe"
+    only: list[str] = Field(default_factory=list)
+    relative: bool = False
+    label: str | None = None
+
+
+class LogPanel(_Strict):
+    """One plot of what trainings log: the mean and deviation of `y` over windows of steps, against `x`."""
+
+    of: list[str] = Field(min_length=1, description="trainings")
+    y: Literal["loss", "reward"]
+    x: Literal["steps", "seconds"] = "steps"
+    title: str = ""
+
+
+class Table(_Strict):
+    """A row for each point of the series of `part`; columns are measures, `measure@category` within a category.
+
+    `labels`: what columns are called. `cost`: whether the compute relative to the first row stands beside.
+    """
+
+    part: str
+    columns: dict[str, str]
+    cost: bool = False
+
+
+class Claim(_Strict):
+    """One sentence of the paper and the test it has to pass: `test` is a name in `claims.CLAIMS`, `options` its own."""
+
+    says: str
+    test: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Setting(_Strict):
+    """An item on the models of Shapes, or on the paper's own.
+
+    `view`: how it is shown. `trainings`: settings by name, see `trained`; in a file, `like` takes what a training of
+    `trainings/PAPER.yaml` has. `why`: what is known of why a claim came out as it did, by claim and by the verdict that
+    it is shown with. `quick`: what is changed for `--quick`, by part (`*` for all), and `trainings` by name.
+    """
+
+    view: Literal["curves", "bars", "scatter", "strips", "table", "logs"]
+    parts: dict[str, Part] = Field(default_factory=dict)
+    trainings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    panels: list[Panel] = Field(default_factory=list)
+    logs: list[LogPanel] = Field(default_factory=list)
+    table: Table | None = None
+    claims: dict[str, Claim] = Field(default_factory=dict)
+    why: dict[str, dict[Verdict, str]] = Field(default_factory=dict)
+    quick: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    notes: str = ""
+
+
+class Printed(_Strict):
+    """The paper's own numbers: `of` what model, `columns`, and a row of texts and numbers each."""
+
+    of: str
+    columns: list[str]
+    rows: list[list[str | float]]
+
+
+class Recipe(_Strict):
+    """One item: `expected` says in a sentence or two what the paper found."""
+
+    title: str
+    expected: str
+    settings: dict[SettingName, Setting]
+    printed: Printed | None = None
+
+
+def of_shapes(model: str) -> bool:
+    """Whether it is a shipped model of Shapes, or trained from one: those have networks and references of their own."""
+    return Path(trained.base_of(model)).name.startswith("shapes-")
+
+
+def names() -> list[str]:
+    """All items, in the order of the papers: figures, then tables, by number."""
+    found = [path.stem for path in RECIPES.glob("*.yaml")]
+    return sorted(found, key=_order)
+
+
+def _order(name: str) -> tuple[str, str, int, str]:
+    paper, _, item = name.partition(".")
+    letters = item.rstrip("0123456789-")
+    number = item[len(letters) :].partition("-")[0]
+    return paper, letters, int(number or 0), item
+
+
+def chosen(asked: list[str]) -> list[str]:
+    """The items that `asked` names: items, papers (`A`), or `all`; raises UnknownName for what is neither."""
+    every = names()
+    papers = {name.partition(".")[0] for name in every}
+    found: list[str] = []
+    for one in asked:
+        if one == "all":
+            found += every
+        elif one in papers:
+            found += [name for name in every if name.partition(".")[0] == one]
+        elif one in every:
+            found.append(one)
+        else:
+            raise unknown("item", one, ["all", *papers, *every])
+    return [name for name in every if name in found]
+
+
+def load(name: str) -> Recipe:
+    """The recipe of an item; raises DiffscaleError that names what is wrong in it."""
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("item", name, names())
+    found = config.read(path)
+    for setting, given in found.get("settings", {}).items():
+        if "trainings" in given:
+            paper = name.partition(".")[0]
+            given["trainings"] = trained.expanded(given["trainings"], RECIPES, paper, setting)
+    return config.validated(Recipe, found)
+
+
+def resolved(
+    recipe: Recipe, setting: SettingName, *, limit: int | None = None, quick: bool = False,
+    suites: Mapping[str, str] | None = None, reference: str | None = None, data: Mapping[str, str] | None = None,
+) -> Setting:  # fmt: skip
+    """The setting with what the command changes in it.
+
+    `limit`: prompts of every part, at most. `suites`: files or Hub ids of suites that are not shipped, by name.
+    `reference`: real pictures, where the recipe has none of its own. `data`: folders or Hub ids instead of those that
+    trainings name. Raises DiffscaleError if the item has no such setting, or a training one that is wrong.
+    """
+    if setting not in recipe.settings:
+        raise DiffscaleError(f"{recipe.title!r} has no setting {setting}: choose {' or '.join(recipe.settings)}.")
+    found = recipe.settings[setting]
+    parts, trainings = {}, _trainings(found, quick, suites or {}, data or {})
+    for name, part in found.parts.items():
+        change = {**found.quick.get("*", {}), **found.quick.get(name, {})} if quick else {}
+        given = {**part.model_dump(), **{key: value for key, value in change.items() if key != "series"}}
+        for series, more in change.get("series", {}).items():
+            for each in given["series"] if series == "*" else [series]:
+                given["series"][each] = {**given["series"][each], **more}
+        given["prompts"] = (suites or {}).get(part.prompts, part.prompts)
+        if part.reference is None:
+            given["reference"] = reference
+        if limit is not None:
+            given["limit"] = min(limit, given["limit"] or limit)
+        for each in given["series"].values():
+            if each["verifier"] == "oracle_fid" and given["reference"] is not None and not of_shapes(part.model):
+                # The oracle is that of the very distance that is measured.
+                each["verifier"] = f"oracle_fid reference={given['reference']}"
+            training = trained.name_in(each["model"] or "")
+            if training is not None:
+                if training not in trainings:
+                    raise unknown("training", training, trainings)
+                each["model"] = trained.called(trainings[training])
+        parts[name] = config.validated(Part, given)
+    return found.model_copy(update={"parts": parts, "trainings": trainings})
+
+
+def _trainings(
+    found: Setting, quick: bool, suites: Mapping[str, str], data: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    change = found.quick.get("trainings", {}) if quick else {}
+    trainings = {}
+    for name, given in found.trainings.items():
+        each = {**given, **change.get("*", {}), **change.get(name, {})}
+        each["data"] = data.get(each.get("data", ""), each.get("data"))
+        if suites:
+            # What is measured on in any item is trained on in none, so that items can share a training.
+            each["held_out_prompts"] = sorted({*each.get("held_out_prompts", []), *suites.values()})
+        trained.config_of(each)
+        trainings[name] = each
+    return trainings

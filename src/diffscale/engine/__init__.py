@@ -1,0 +1,1 @@
+"""The engine runs searches: it batches, prices, journals and ranks."""

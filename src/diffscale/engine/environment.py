@@ -1,0 +1,73 @@
+"""What a search sees: fresh keys, the sampler's free algebra, and how much it may still spend."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from diffscale.engine import noise
+from diffscale.engine.leaderboard import aggregate_pool
+from diffscale.engine.ledger import Ledger
+from diffscale.types import Aggregate, Sampler, State
+
+
+@dataclass
+class SearchEnvironment:
+    """The Environment of one search on prompt `prompt_index`; all its randomness descends from `key`."""
+
+    sampler: Sampler
+    prompt_index: int
+    key: int
+    ledger: Ledger
+    chunk: int
+    aggregate: Aggregate | None = None
+    drawn: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.sampler.steps
+
+    @property
+    def levels(self) -> Sequence[float]:
+        return self.sampler.levels
+
+    @property
+    def nfe_left(self) -> int:
+        return self.ledger.left
+
+    def prior(self, n: int) -> State:
+        return self.sampler.prior(self._fresh_keys(n), torch.full((n,), self.prompt_index))
+
+    def start(self, x: Tensor) -> State:
+        return State(x, 0, self._fresh_keys(len(x)), torch.full((len(x),), self.prompt_index))
+
+    def neighbours(self, state: State, n: int, cosine: float) -> State:
+        near = noise.neighbours(state.x.repeat_interleave(n, 0), self._fresh_keys(len(state) * n), cosine)
+        return self.start(near)
+
+    def branch(self, state: State, n: int) -> State:
+        copies = state.repeat(n)
+        return replace(copies, key=self._fresh_keys(len(copies)))
+
+    def noise(self, state: State) -> Tensor:
+        return noise.normal(self._fresh_keys(len(state)), state.x.shape[1:]).to(state.x.device)
+
+    def uniform(self, n: int) -> Tensor:
+        return noise.uniform(self._fresh_keys(n))
+
+    def value(self, scores: Tensor) -> Tensor:
+        return aggregate_pool(scores, self.aggregate)
+
+    def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
+        if eta and noise is None and state.step + 1 < self.steps:
+            noise = self.noise(state)
+        return self.sampler.step(state, noise, eta)
+
+    def renoise(self, state: State, level: float) -> State:
+        return self.sampler.renoise(state, level, self.noise(state))
+
+    def _fresh_keys(self, n: int) -> Tensor:
+        first, self.drawn = self.drawn, self.drawn + n
+        keys = [noise.fold(self.key, "candidate", i) for i in range(first, self.drawn)]
+        return torch.tensor(keys, dtype=torch.int64)

@@ -1,0 +1,148 @@
+"""Where the finished candidates of a search stand: which is best, and whose pictures may still be wanted.
+
+With several components a candidate's value depends on all others seen, so one that is not best now can be best later;
+but never one that another equals or exceeds in every component. Only pictures that pass that test are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from diffscale.types import Aggregate, PoolVerifier
+
+_ROWS: Final = 64  # rows that memory is first made for
+
+
+def aggregate_pool(scores: Tensor, aggregate: Aggregate | None) -> Tensor:
+    """One value [n] for each row of `scores` [n] or [n, K] within this pool; -inf for rows that were dropped."""
+    if scores.ndim == 1 or aggregate is None:
+        return scores
+    usable = scores.isfinite().all(1)
+    values = torch.full((len(scores),), -math.inf, dtype=torch.float64)
+    if usable.any():
+        # Rounded, so that equal rows, which are summed in another order here and there, are of equal value.
+        values[usable] = aggregate(scores[usable]).round(decimals=12)
+    return values
+
+
+def candidate_value(pool: Tensor, components: Tensor, verifier: object) -> float:
+    """The value of a candidate with `components` [K] among those of `pool` [n, K], which it may not be one of."""
+    if not isinstance(verifier, PoolVerifier):
+        return float(components[0])
+    return float(aggregate_pool(torch.cat([pool, components[None]]), verifier.aggregate)[-1])
+
+
+@dataclass
+class Leaderboard:
+    """The finished candidates of one search, whatever the order in which they come.
+
+    `shown`: how many of the best are wanted as thumbnails. `pareto_front` and `thumbnails`: by number, what a journal
+    keeps of the candidates that can still be the best, and of those that can be among the best `shown`; None where
+    the journal has it, since with several components they may be many.
+    """
+
+    aggregate: Aggregate | None
+    shown: int
+    count: int = 0
+    pareto_front: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
+    thumbnails: dict[int, Tensor | None] = field(default_factory=dict)
+    _rows: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.float64))
+    _above: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    _ranking: list[tuple[float, int]] = field(default_factory=list)  # of one component: the best, as (-score, number)
+    _nfe: dict[int, int] = field(default_factory=dict)
+    _keys: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def components(self) -> Tensor:
+        """All scores so far, float64 [n, K]."""
+        return self._rows[: self.count]
+
+    def add(self, number: int, score: Tensor, nfe: int, key: int) -> tuple[bool, bool]:
+        """Take candidate `number` with its components [K]: whether it can be the best, and whether it can be shown.
+
+        Who is overtaken for good is forgotten.
+        """
+        self._make_room(number, len(score))
+        self._nfe[number], self._keys[number] = nfe, key
+        if self.aggregate is None:
+            self._rows[number] = score
+            return self._rank(number, float(score[0]))
+        rows, above = self._rows[: self.count], self._above[: self.count]
+        no_worse, no_better = (rows >= score).all(1), (rows <= score).all(1)
+        # Of equals the first one stands above. A row not yet filled compares with nothing.
+        earlier = torch.arange(self.count) < number
+        over = no_worse & (~no_better | earlier)
+        above += no_better & (~no_worse | ~earlier)
+        self._rows[number], self._above[number] = score, over.sum()
+        for held, most in ((self.pareto_front, 1), (self.thumbnails, self.shown)):
+            numbers = list(held)
+            for other, count in zip(numbers, self._above[numbers].tolist(), strict=True):
+                if count >= most:
+                    del held[other]
+        usable, mine = bool(score.isfinite().all()), int(self._above[number])
+        return usable and mine < 1, usable and mine < self.shown
+
+    def values(self) -> Tensor:
+        """What all candidates are worth among each other, float64 [n]."""
+        rows = self.components.nan_to_num(nan=-math.inf, neginf=-math.inf, posinf=math.inf)
+        return aggregate_pool(rows if rows.shape[1] > 1 else rows[:, 0], self.aggregate)
+
+    def best(self) -> tuple[int, float] | None:
+        """Number and value of the best candidate; None if none is usable."""
+        if not self.count:
+            return None
+        if self.aggregate is None:
+            return (self._ranking[0][1], -self._ranking[0][0]) if self._ranking else None
+        values = self.values().tolist()
+        # Of equals the first one; only they are never overtaken in every component.
+        number = min(range(self.count), key=lambda i: (-values[i], i))
+        return (number, values[number]) if math.isfinite(values[number]) else None
+
+    def trace(self) -> list[tuple[int, int, float]]:
+        """(number, NFE, value) of every candidate that was better than all before it, by the final values."""
+        found: list[tuple[int, int, float]] = []
+        highest = -math.inf
+        for number, value in enumerate(self.values().tolist()):
+            if value > highest:
+                found.append((number, self._nfe[number], value))
+                highest = value
+        return found
+
+    def nfe(self, number: int) -> int:
+        """What the search had spent at a candidate."""
+        return self._nfe[number]
+
+    def key(self, number: int) -> int:
+        """A candidate's key."""
+        return self._keys[number]
+
+    def _rank(self, number: int, score: float) -> tuple[bool, bool]:
+        """As `add` for one component, where a score that is overtaken stays so: only the best few are compared."""
+        if not math.isfinite(score):
+            return False, False
+        most = max(self.shown, 1)
+        entry = -score, number
+        if len(self._ranking) == most and entry > self._ranking[-1]:
+            return False, False
+        insort(self._ranking, entry)
+        if len(self._ranking) > most:
+            self.thumbnails.pop(self._ranking.pop()[1], None)
+        leads = self._ranking[0] == entry
+        if leads:
+            self.pareto_front.clear()
+        return leads, self.shown > 0
+
+    def _make_room(self, number: int, components: int) -> None:
+        if number >= len(self._rows):
+            size = max(_ROWS, 2 * number)
+            rows = torch.full((size, components), math.nan, dtype=torch.float64)
+            counts = torch.zeros(size, dtype=torch.int64)
+            rows[: self.count], counts[: self.count] = self._rows[: self.count], self._above[: self.count]
+            self._rows, self._above = rows, counts
+        self.count = max(self.count, number + 1)

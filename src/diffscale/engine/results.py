@@ -1,0 +1,70 @@
+"""What a search gives back: candidates, thumbnails and the result; and who is told of candidates on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from diffscale.engine.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One finished picture: `image` float32 [3, H, W] in [0, 1], in 256 steps as files hold it, and `latents`; on CPU.
+
+    Of a video, `image` is a strip of the frames that were scored, side by side; `latents` are the whole video's.
+    `key` replays it where the search drew its noise and did not intervene on the way:
+    `sampler.run(sampler.prior(key, row))`. `nfe`: what the search had spent when it was done. `number`: how many
+    candidates were finished before it. `components`: float64 [K], the verifier's own scores; `score` is their value
+    among all candidates of the search.
+    """
+
+    image: Tensor
+    latents: Tensor
+    key: int
+    score: float
+    nfe: int
+    number: int
+    components: Tensor
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A candidate as a contact sheet shows it: `image` uint8 [3, h, w], at most `driver.THUMBNAIL` pixels a side."""
+
+    image: Tensor
+    score: float
+    number: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found. `baseline` is its first candidate.
+
+    `candidates`: how many were finished. `gallery`: the best of them, best first, as many as were asked for. `trace`:
+    (NFE, best score so far), a point wherever the best improved and one at the end. `traces`: the same points for each
+    of an ensemble's components, of the candidate that was best. `pool`: float64 [candidates, K], what the verifier gave
+    each; -inf where it was dropped. `dropped`: how many scores were not usable. `prompt`: what was searched for, of a
+    class-conditional model the ClassLabel.
+    """
+
+    best: Candidate
+    baseline: Candidate
+    gallery: list[Thumbnail]
+    trace: list[tuple[int, float]]
+    traces: dict[str, list[tuple[int, float]]]
+    pool: Tensor
+    ledger: Ledger
+    candidates: int
+    dropped: int
+    prompt: str
+
+
+class Observer(Protocol):
+    """Told of every micro-batch of finished candidates, as it is scored; not of what a journal replays."""
+
+    def __call__(self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
+        """`search`: index of the task; `keys` int64 [b]; `scores` float64 [b], -inf if dropped; `images` float32
+        [b, 3, H, W]; `nfe`: what the search had spent at each candidate."""

@@ -1,0 +1,113 @@
+"""Calling a verifier so that one bad candidate costs one candidate."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.batching import out_of_memory
+from diffscale.types import PoolVerifier, SetVerifier, Verifier
+
+
+class DroppedCandidate(UserWarning):
+    """A candidate could not be scored and takes no further part."""
+
+
+def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Tensor:
+    """Scores float64 [b], or [b, K] of an ensemble, on the CPU; -inf, with a warning, for what cannot be scored.
+
+    `images`: [b, 3, H, W], or frames of videos [b, F, 3, H, W]. `recorded`: the pictures of recorded x0-predictions,
+    alike, for a verifier that is a NeedsIntermediateX0.
+
+    Raises DiffscaleError for a verifier that does not keep to its shape; out of memory passes through.
+    """
+    try:
+        return usable(verifier, scored(verifier, images, prompts, *recorded), prompts)
+    except DiffscaleError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        if len(images) == 1:
+            _warn(verifier, f"raised {type(error).__name__}: {error}", prompts[0])
+            size = (1, len(verifier.components)) if isinstance(verifier, PoolVerifier) else (1,)
+            return torch.full(size, -math.inf, dtype=torch.float64)
+    # One of the batch made the verifier raise: find out which, and keep the others.
+    each = ([given[i : i + 1] for given in (images, *recorded)] for i in range(len(prompts)))
+    return torch.cat(
+        [safe_score(verifier, one[0], [prompt], *one[1:]) for one, prompt in zip(each, prompts, strict=True)]
+    )
+
+
+def scored(verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Tensor:
+    """What the verifier gives: [b] or [b, K]; of a video, the mean over its frames, each judged as a picture.
+
+    Raises DiffscaleError if it has another shape, or chooses among pictures and is given videos.
+    """
+    if images.ndim == 4:
+        return shaped(verifier, verifier(images, prompts, *recorded), prompts)
+    if isinstance(verifier, SetVerifier):
+        raise DiffscaleError(f"Verifier {verifier.name!r} chooses among pictures and cannot score videos; use another.")
+    frames = images.shape[1]
+    each = [prompt for prompt in prompts for _ in range(frames)]
+    raw = shaped(verifier, verifier(images.flatten(0, 1), each, *(seen.flatten(0, 1) for seen in recorded)), each)
+    return raw.view(len(prompts), frames, *raw.shape[1:]).mean(1)
+
+
+def strip(images: Tensor) -> Tensor:
+    """Pictures [b, 3, H, W] as they are; of videos [b, F, 3, H, W] their frames side by side, [b, 3, H, F W]."""
+    return images if images.ndim == 4 else images.permute(0, 2, 3, 1, 4).flatten(3)
+
+
+def shaped(verifier: Verifier, given: Any, prompts: list[str]) -> Tensor:
+    """The verifier's answer, a tensor, an array or a list of numbers, as [b] or [b, K].
+
+    Raises DiffscaleError if it is nothing of this, or has another shape.
+    """
+    if isinstance(verifier, PoolVerifier):
+        wanted: tuple[tuple[int, ...], ...] = ((len(prompts), len(verifier.components)),)
+    else:
+        wanted = (len(prompts),), (len(prompts), 1)
+    raw = _tensor(verifier, given, wanted[0])
+    if tuple(raw.shape) not in wanted:
+        raise DiffscaleError(
+            f"Verifier {verifier.name!r} must return scores of shape {wanted[0]}, but returned shape "
+            f"{tuple(raw.shape)}."
+        )
+    return raw.reshape(wanted[0])
+
+
+def _tensor(verifier: Verifier, given: Any, wanted: tuple[int, ...]) -> Tensor:
+    if isinstance(given, Tensor):
+        return given
+    try:
+        if given is None:
+            raise TypeError  # which NumPy takes for a NaN
+        # Copied, since torch takes no array that is read-only or runs backwards.
+        return torch.from_numpy(np.array(given, dtype=np.float64, order="C"))
+    except (TypeError, ValueError) as error:
+        raise DiffscaleError(
+            f"Verifier {verifier.name!r} must return scores of shape {wanted}, as a tensor, an array or a list of "
+            f"numbers, but returned {type(given).__name__} with something else."
+        ) from error
+
+
+def usable(verifier: Verifier, raw: Tensor, prompts: list[str]) -> Tensor:
+    """Scores float64 on the CPU, -inf with a warning where they, or one of their components, are not finite."""
+    # To the CPU first: not every device has float64.
+    scores = raw.detach().cpu().double().clone()
+    for at in (~scores.isfinite().view(len(scores), -1).all(1)).nonzero().flatten().tolist():
+        _warn(verifier, f"gave {scores[at].tolist()}", prompts[at])
+        scores[at] = -math.inf
+    return scores
+
+
+def _warn(verifier: Verifier, what: str, prompt: str) -> None:
+    text = f"Dropped a candidate of {prompt!r}: verifier {verifier.name!r} {what}."
+    warnings.warn(text, DroppedCandidate, stacklevel=2)

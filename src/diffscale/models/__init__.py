@@ -1,0 +1,1 @@
+"""Loading of models: pipelines, LoRAs, class-conditional networks."""

@@ -1,0 +1,219 @@
+"""Class-conditional models: a network, its autoencoder and the names of its classes, from folders and publishers.
+
+The folder of a SiT holds `config.json` (`model_type: sit` and the fields of `SiTConfig`), `model.safetensors` with the
+names of the original repository, `vae/` as diffusers saves an AutoencoderKL, and `diffscale.json`:
+
+    {"description": "...", "classes": "imagenet" | "shapes" | ["name of class 0", ...], "vae": "vae",
+     "call": {"num_inference_steps": 25, "solver": "heun", "guidance_scale": 1.0}}
+
+`vae`, if it is stated, is a path from the folder, so that models can share one. A DiT is a folder or Hub id that
+diffusers' DiTPipeline loads.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import AutoencoderKL, DiTPipeline
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffscale._util.errors import DiffscaleError, UnknownName, unknown
+from diffscale._util.files import checked, read_config
+from diffscale.models.denoisers import DiTDenoiser, SiTDenoiser
+from diffscale.models.files import fetch, load_into, load_state, pretrained, read_manifest
+from diffscale.models.sit import SiT
+from diffscale.models.sit_config import SiTConfig, config_of
+from diffscale.samplers.class_conditional import ClassSampler, Denoiser
+from diffscale.shapes.classes import CLASSES
+from diffscale.suites import imagenet
+from diffscale.types import ClassLabel
+
+ARGUMENTS: Final[dict[str, Any]] = {
+    "guidance_scale": float,
+    "solver": str,
+    "eta": float | None,
+    "guided_channels": int | None,
+}
+"""What a class-conditional model's call takes besides its steps, see `ClassSampler`, and the types of it."""
+
+
+@dataclass(frozen=True)
+class ClassModel:
+    """`names`: of the classes, by id. `synonyms`: other names of theirs.
+
+    `steps`, `args`: how it is called where nothing else is said, in intervals and by `ARGUMENTS`. `name_or_path`: the
+    folder it was loaded from, as of a pipeline. `device`: where the network runs, None for where its weights lie, which
+    of an offloaded one is elsewhere.
+    """
+
+    denoiser: Denoiser
+    vae: Any
+    names: Sequence[str]
+    steps: int
+    args: Mapping[str, Any]
+    synonyms: Mapping[str, int] = field(default_factory=dict)
+    name_or_path: str = ""
+    device: torch.device | None = None
+
+    def label(self, asked: str) -> ClassLabel:
+        """The class of that name (in any case) or id; raises DiffscaleError if there is none, or more than one.
+
+        Of a ClassLabel the id counts.
+        """
+        text = str(asked.class_id) if isinstance(asked, ClassLabel) else asked.strip()
+        count = len(self.names)
+        if text.isdecimal():
+            if int(text) >= count:
+                raise DiffscaleError(f"The model has classes 0 to {count - 1}, not {text}.")
+            return ClassLabel(self.names[int(text)], int(text))
+        every = [*((name, number) for number, name in enumerate(self.names)), *self.synonyms.items()]
+        found = sorted({number for name, number in every if name.lower() == text.lower()})
+        if not found:
+            near = get_close_matches(text.lower(), [name.lower() for name, _ in every], n=1, cutoff=0.5)
+            hint = f", did you mean {near[0]!r}?" if near else "."
+            raise UnknownName(
+                f"Unknown class {asked!r}{hint} Give the name of a class, or its id from 0 to {count - 1}."
+            )
+        if len(found) > 1:
+            numbers = " and ".join(map(str, found))
+            raise DiffscaleError(f"The name {asked!r} is that of classes {numbers}: give the id instead.")
+        return ClassLabel(self.names[found[0]], found[0])
+
+    def sampler(self, classes: Sequence[str], steps: int, args: Mapping[str, Any]) -> ClassSampler:
+        """A sampler of `classes`, by names or ids, with `ARGUMENTS`; raises DiffscaleError for other or wrong ones."""
+        for name, value in args.items():
+            if name not in ARGUMENTS:
+                raise unknown("argument of a class-conditional model", name, ARGUMENTS)
+            try:
+                TypeAdapter(ARGUMENTS[name]).validate_python(value, strict=True)
+            except ValidationError as error:
+                wanted = inspect.formatannotation(ARGUMENTS[name])
+                raise DiffscaleError(f"A class-conditional model takes {name} as {wanted}, not {value!r}.") from error
+        labels = [self.label(c) for c in classes]
+        return ClassSampler(self.denoiser, self.vae, labels, steps, device=self.device, **{**self.args, **args})
+
+
+def class_model(pipe: Any) -> ClassModel | None:
+    """The class-conditional model that `pipe` is, or that a DiTPipeline holds; None for anything else."""
+    if isinstance(pipe, ClassModel):
+        return pipe
+    if not isinstance(pipe, DiTPipeline):
+        return None
+    denoiser = DiTDenoiser(pipe.transformer, pipe.scheduler)
+    listed = {number: name for name, number in reversed(pipe.labels.items())}
+    names = imagenet.names() if denoiser.classes == 1000 else [listed.get(i, str(i)) for i in range(denoiser.classes)]
+    defaults = {"solver": "ddim", "guidance_scale": 4.0}
+    where = str(pipe.name_or_path)
+    return ClassModel(denoiser, pipe.vae, names, 50, defaults, pipe.labels, where, pipe._execution_device)
+
+
+def is_sit(folder: str) -> bool:
+    """Whether there is a SiT in `folder`, as this module writes it."""
+    path = Path(folder) / "config.json"
+    return path.is_file() and read_config(path).get("model_type") == "sit"
+
+
+def load_sit(folder: str, device: str, dtype: torch.dtype) -> ClassModel:
+    """The SiT in `folder`, see above; raises DiffscaleError for files that are missing or not as they should be."""
+    where = Path(folder)
+    config = read_config(where / "config.json")
+    given = {name: value for name, value in config.items() if name != "model_type"}
+    for name in given:
+        if name not in (allowed := [f.name for f in fields(SiTConfig)]):
+            raise unknown(f"field of {where / 'config.json'}", name, allowed)
+    said = read_manifest(folder)
+    weights = fetch(folder, "model.safetensors")
+    vae = str(where / str(said.get("vae", "vae")))
+    classes = said.get("classes", "imagenet")
+    sizes = checked(SiTConfig, given, where / "config.json")
+    return _sit(sizes, load_state(weights), weights, vae, classes, device, dtype, folder)
+
+
+def published_sit(
+    model: str = "nyu-visionx/SiT-collections",
+    file: str = "SiT-XL-2-256.pt",
+    *,
+    sha256: str,
+    vae: str = "stabilityai/sd-vae-ft-ema",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ClassModel:
+    """A SiT as its authors publish it, a pickle of weights by name, and the autoencoder it was trained with.
+
+    `model`: a Hub id or folder with `file` in it, or such a file itself, also SiT-XL-2-256x256.pt of the original
+    repository. `sha256`: the digest that the file must have; the Hub shows it on the file's page. Raises DiffscaleError
+    if it has another, or cannot be had. `save_sit` makes a folder of it, which every command takes for a model.
+    """
+    path = fetch(model, file)
+    state = load_state(path, sha256)
+    return _sit(config_of(state), state, path, vae, "imagenet", device, dtype, "")
+
+
+def save_sit(
+    model: ClassModel,
+    folder: Path,
+    description: str,
+    classes: str | Sequence[str],
+    call: Mapping[str, Any],
+    vae: str | None = None,
+) -> None:
+    """Write the folder that `load_sit` reads, see above. `vae`: path from there to an autoencoder that is shared."""
+    network = model.denoiser.network
+    assert isinstance(network, SiT)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}, folder / "model.safetensors"
+    )
+    _write(folder / "config.json", {"model_type": "sit", **asdict(network.config)})
+    listed = classes if isinstance(classes, str) else list(classes)
+    shared = {} if vae is None else {"vae": vae}
+    _write(folder / "diffscale.json", {"description": description, "classes": listed, **shared, "call": dict(call)})
+    if vae is None:
+        model.vae.save_pretrained(folder / "vae")
+
+
+def _sit(
+    config: SiTConfig,
+    state: dict[str, Tensor],
+    path: Path,
+    vae: str,
+    classes: str | Sequence[str],
+    device: str,
+    dtype: torch.dtype,
+    folder: str,
+) -> ClassModel:
+    with torch.device("meta"):
+        network = SiT(config)
+    load_into(network.to_empty(device="cpu"), state, path)
+    names = _names(classes, config.num_classes)
+    autoencoder = pretrained(lambda: AutoencoderKL.from_pretrained(vae), vae, "autoencoder").eval()
+    # As paper A samples SiT (Ma et al. 2025, arXiv 2501.09732): 50 NFE of Heun, no guidance.
+    defaults = {"solver": "heun", "guidance_scale": 1.0}
+    denoiser = SiTDenoiser(network.to(device, dtype))
+    return ClassModel(denoiser, autoencoder.to(device, dtype), names, 25, defaults, name_or_path=folder)
+
+
+def _names(classes: str | Sequence[str], count: int) -> Sequence[str]:
+    known = {"imagenet": imagenet.names, "shapes": lambda: list(CLASSES)}
+    if isinstance(classes, str) and classes not in known:
+        raise unknown("classes", classes, known)
+    names = known[classes]() if isinstance(classes, str) else list(classes)
+    if len(names) != count:
+        raise DiffscaleError(
+            f"The network has {count} classes, but {len(names)} names are stated: put the right list, or imagenet or "
+            "shapes, in diffscale.json as `classes`."
+        )
+    return names
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

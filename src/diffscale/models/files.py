@@ -1,0 +1,159 @@
+"""Files of published networks: one file of a Hub repository, a folder or a local path, and the weights in it.
+
+Weights are read from safetensors. Where a publisher has only a pickle, it is opened with `weights_only=True`, and only
+if its SHA-256 digest is the one that was stated. Nothing is fetched when `HF_HUB_OFFLINE` is set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from pydantic import BaseModel, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.files import checked, read_config
+from diffscale.models.locate import locate
+
+
+def local(model: str) -> Path | None:
+    """The file or folder that `model` means on this machine; None for a Hub id.
+
+    Raises UnknownName for a plain word that is nothing of these.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        return path
+    where = Path(locate(model))
+    return where if where.is_dir() else None
+
+
+def fetch(model: str, name: str) -> Path:
+    """The file `name` of a Hub repository or folder, or `model` itself where that is a file.
+
+    Raises DiffscaleError if there is no such file or it cannot be had.
+    """
+    path = local(model)
+    if path is not None and path.is_file():
+        return path
+    if path is not None:
+        if not (path / name).is_file():
+            raise DiffscaleError(f"The folder {model!r} has no file {name}; give a folder or file of this network.")
+        return path / name
+    try:
+        return Path(hf_hub_download(model, name))
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        raise DiffscaleError(
+            f"The file {name} of {model!r} could not be fetched; check the name and the network, or give a local path "
+            f"({first_line(error)})."
+        ) from error
+
+
+def download(url: str, sha256: str) -> Path:
+    """A published file that is not on the Hub, kept where torch.hub keeps such files.
+
+    Raises DiffscaleError if it cannot be had; whoever reads it checks its digest again.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise DiffscaleError(
+            f"{url} could not be fetched; check the network, or fetch it elsewhere and put it at {path} "
+            f"({first_line(error)})."
+        ) from error
+    return path
+
+
+def load_state(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """What a file of weights holds, on the CPU: tensors by name, for a pickle whatever its author put in.
+
+    `sha256` is the digest (64 hex digits) that a pickle must have. Raises DiffscaleError for a pickle without one, for
+    another digest, and for a file that cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        _check(path, sha256)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise DiffscaleError(
+            f"The weights in {path} could not be read; fetch the file anew ({first_line(error)})."
+        ) from (error)
+
+
+def load_into(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Fill `net` with `state`, every name and shape as it must be; raises DiffscaleError if they are not."""
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DiffscaleError(f"The weights in {path} are not those of a {type(net).__name__}: {reason}") from error
+
+
+def pretrained(load: Callable[[], Any], model: str, what: str) -> Any:
+    """What `load` gets from transformers; its errors as one sentence. `what`: the kind of network, as users call it."""
+    try:
+        return load()
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise DiffscaleError(
+            f"The {what} {model!r} could not be loaded: give a Hub id, or a folder with config.json and safetensors "
+            f"weights ({first_line(error)})."
+        ) from error
+
+
+class _Call(BaseModel, extra="allow"):
+    num_inference_steps: int = Field(default=1, ge=1)
+
+
+class _Stated(BaseModel, extra="allow"):
+    description: str = ""
+    base: str = ""
+    vae: str = "vae"
+    classes: str | list[str] = "imagenet"
+    call: _Call = _Call()
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """What `diffscale.json` in `folder` says; nothing where there is none. Raises DiffscaleError for what is wrong."""
+    path = Path(folder) / "diffscale.json"
+    return checked(_Stated, read_config(path), path).model_dump(exclude_unset=True) if path.exists() else {}
+
+
+def fingerprint(net: nn.Module) -> str:
+    """First 12 digits of the SHA-256 of all weights: the same network from elsewhere is the same, another is not."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def _check(path: Path, sha256: str | None) -> None:
+    if sha256 is None:
+        raise DiffscaleError(
+            f"{path.name} is a pickle and is opened only if its SHA-256 digest is known: pass sha256=... with the "
+            "digest that its publisher states (the Hub shows it on the file's page)."
+        )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256.lower():
+        raise DiffscaleError(
+            f"{path} was not opened: its SHA-256 digest is {found}, but {sha256.lower()} was expected; fetch the file "
+            "anew or pass sha256=... of the file that you trust."
+        )

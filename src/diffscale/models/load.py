@@ -1,0 +1,142 @@
+"""Models by name: the shipped ones, a local folder, or a Hub id, all through the same diffusers loader."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+
+from diffscale._util.errors import DiffscaleError, first_line, unknown
+from diffscale.models import loras, memory, quantization, schedulers
+from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
+from diffscale.models.files import read_manifest
+from diffscale.models.locate import locate
+from diffscale.models.options import LoadOptions
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class PlainCall:
+    """The call of a pipeline that its figures are made with.
+
+    `steps`: num_inference_steps. `args`: the other arguments, such as height, width and guidance.
+    """
+
+    steps: int
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def best_device(asked: str | None = None) -> str:
+    """`asked`, else cuda, else mps, else cpu; raises DiffscaleError for a device that is not there."""
+    if asked is not None:
+        try:
+            torch.empty(1, device=asked)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise DiffscaleError(
+                f"The device {asked!r} cannot be used ({first_line(error)}): give cuda, mps or cpu."
+            ) from error
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_pipeline(model: str, options: LoadOptions) -> Any:
+    """The diffusers pipeline, or ClassModel, of a shipped name, folder or Hub id, loaded as `options` say.
+
+    A folder whose `diffscale.json` states a `base` holds a LoRA of that model, which is loaded with it.
+    Raises DiffscaleError if it cannot be; what needs no weights to be told is told first.
+    """
+    if options.dtype not in DTYPES:
+        raise unknown("dtype", options.dtype, DTYPES)
+    device, dtype = best_device(options.device), DTYPES[options.dtype]
+    where = locate(model)
+    if (base := read_manifest(where).get("base")) is not None:
+        return load_pipeline(base, options.model_copy(update={"lora": [where, *options.lora]}))
+    if is_sit(where):
+        return _sit(where, options, device, dtype)
+    scheduler = None if options.scheduler is None else schedulers.choose(options.scheduler)
+    quantizer = None if options.quantize is None else quantization.choose(options.quantize, device)
+    loras.check(options.lora)
+    memory.check_offload(options.offload, device)
+    if options.attention is not None:
+        memory.check_attention(options.attention)
+    pipe = _weights(model, where, options, dtype, quantizer)
+    if scheduler is not None:
+        schedulers.replace_scheduler(pipe, *scheduler)
+    loras.add(pipe, options.lora)
+    memory.save_decoding(pipe, options.vae_slicing, options.vae_tiling)
+    if options.attention is not None:
+        memory.use_attention(pipe, options.attention)
+    if options.compile:
+        memory.compile_denoisers(pipe)
+    memory.place(pipe, options.offload, device)
+    return pipe
+
+
+def _sit(folder: str, options: LoadOptions, device: str, dtype: torch.dtype) -> ClassModel:
+    taken = {"device", "dtype", "compile", "vae_slicing", "vae_tiling"}
+    if others := sorted(options.asked().keys() - taken):
+        raise DiffscaleError(f"A SiT is loaded with {', '.join(sorted(taken))}: leave {', '.join(others)} out.")
+    model = load_sit(folder, device, dtype)
+    memory.save_decoding(model, options.vae_slicing, options.vae_tiling)
+    if options.compile:
+        memory.compile_whole(model.denoiser.network)
+    return model
+
+
+def _weights(model: str, folder: str, options: LoadOptions, dtype: torch.dtype, quantizer: Any) -> Any:
+    more = {}
+    try:
+        if quantizer is not None:
+            index = DiffusionPipeline.load_config(folder, revision=options.revision)
+            more["quantization_config"] = quantization.configuration(quantizer, index, dtype)
+        return DiffusionPipeline.from_pretrained(
+            folder, dtype=dtype, variant=options.variant, revision=options.revision, **more
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DiffscaleError(
+            f"The model {model!r} could not be loaded; check its name, the network and the files ({first_line(error)})."
+        ) from error
+
+
+def base_model(model: str) -> str:
+    """The model that a folder with a LoRA is one of, in the end; any other as it is. It decides which verifiers suit.
+
+    Raises UnknownName for a plain word that is no model.
+    """
+    base = read_manifest(locate(model)).get("base") if model else None
+    return model if base is None else base_model(str(base))
+
+
+def check_negative(pipe: Any, args: Mapping[str, Any]) -> None:
+    """Raises DiffscaleError for a negative prompt that the pipeline, called with `args`, would pass over."""
+    if args.get("negative_prompt") is None:
+        return
+    known = inspect.signature(type(pipe).__call__).parameters
+    # Pipelines of networks with distilled guidance do classifier-free guidance by another argument.
+    scale = next((name for name in ("true_cfg_scale", "guidance_scale") if name in known), None)
+    if scale is not None and isinstance(value := args.get(scale, known[scale].default), int | float) and value <= 1:
+        raise DiffscaleError(
+            f"A negative prompt has no effect on {type(pipe).__name__} while {scale} is {value}: leave it out, or give "
+            f"--pipe-arg {scale}=4."
+        )
+
+
+def plain_call(pipe: Any) -> PlainCall:
+    """How figures call this pipeline: what the folder it was loaded from states, else the pipeline's own defaults."""
+    said = read_manifest(str(getattr(pipe, "name_or_path", "")))
+    call = dict(said.get("call", {}))
+    if "num_inference_steps" in call:
+        return PlainCall(call.pop("num_inference_steps"), call)
+    if isinstance(pipe, ClassModel):
+        return PlainCall(pipe.steps, call)
+    taken = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+    # Pipelines of several stages have a number for each, in `args`, and are told no other.
+    return PlainCall(1 if taken is None else int(taken.default), call)

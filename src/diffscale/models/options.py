@@ -1,0 +1,72 @@
+"""What users may say about loading a model; `diffscale generate`, `bench` and `search` all take these."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from diffscale._util.errors import DiffscaleError
+
+MEANS: Final = frozenset({"device", "offload", "vae_slicing", "vae_tiling", "compile", "attention"})
+"""Options that say where and how a model runs: they take memory and time, and leave the result as it is but for
+rounding. A run may go on with others of these."""
+
+
+class LoadOptions(BaseModel):
+    """How a model given by name is loaded. A pipeline that is loaded already is used as it is.
+
+    Raises DiffscaleError for options that do not work together.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str | None = Field(default=None, description="cuda, mps or cpu. Default: the first of these there is.")
+    dtype: str = Field(default="float32", description="float32, bfloat16 or float16. Default: float32.")
+    variant: str | None = Field(default=None, description="Weight files of this variant, such as fp16.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub. Default: main.")
+    scheduler: str | None = Field(
+        default=None, description='Class and arguments, as "DPMSolverMultistepScheduler use_karras_sigmas=true".'
+    )
+    lora: list[str] = Field(
+        default_factory=list, description="Hub id, folder or safetensors file, with :weight if not 1; repeatable."
+    )
+    quantize: str | None = Field(
+        default=None,
+        description='bitsandbytes_4bit, bitsandbytes_8bit, torchao or quanto, as "torchao components=unet".',
+    )
+    offload: Literal["model", "sequential"] | None = Field(
+        default=None,
+        description="Keep networks on the CPU: model moves one at a time, sequential layer by layer (slow).",
+    )
+    vae_slicing: bool = Field(default=False, description="Decode one picture at a time.")
+    vae_tiling: bool = Field(default=False, description="Decode in tiles; seams are blended.")
+    compile: bool = Field(
+        default=False, description="torch.compile the denoiser, by repeated blocks where it has them."
+    )
+    attention: str | None = Field(default=None, description="Attention backend of diffusers, such as flash or sage.")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.offload == "sequential" and (self.compile or self.quantize):
+            other = "compile" if self.compile else "quantize"
+            raise DiffscaleError(
+                f"Sequential offload takes networks apart and does not go with {other}: choose offload model, or leave "
+                f"{other} out."
+            )
+        return self
+
+    def asked(self) -> dict[str, Any]:
+        """The options that are not at their default."""
+        return {
+            name: value
+            for name, field in LoadOptions.model_fields.items()
+            if (value := getattr(self, name)) != field.get_default(call_default_factory=True)
+        }
+
+    def decisive(self) -> dict[str, Any]:
+        """What of the options makes a run the same run: all but `MEANS`, without those left at their default.
+
+        So a journal from before an option existed is still one of the same run.
+        """
+        return {"dtype": self.dtype} | {name: value for name, value in self.asked().items() if name not in MEANS}

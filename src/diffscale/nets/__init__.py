@@ -1,1 +1,0 @@
-"""Networks of ours that load published weights."""

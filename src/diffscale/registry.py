@@ -1,0 +1,87 @@
+"""Names with arguments, as users type them: `random n=8`, `clip model=openai/clip-vit-large-patch14`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from diffscale._util.errors import DiffscaleError, unknown
+
+
+def parse(text: str, kind: str, factories: Mapping[str, Callable[..., Any]]) -> tuple[str, dict[str, Any]]:
+    """Split "name key=value ..." and coerce the values by the factory's signature.
+
+    Where it has no annotation for an argument, that is by the kind of the default (a text, a switch or a float), else
+    by what the value looks like: 3 is an int, 3.0 a float, true and false are bools, all else is a text.
+
+    Raises UnknownName for a name or an argument that does not exist, DiffscaleError for a value of the wrong type.
+    """
+    name, *pairs = text.split() or [""]
+    if name not in factories:
+        raise unknown(kind, name, factories)
+    parameters = {
+        p.name: p
+        for p in _signature(factories[name]).parameters.values()
+        # Keyword-only parameters are for the program: where to run, what pictures will come.
+        if p.default is not inspect.Parameter.empty and p.kind is not inspect.Parameter.KEYWORD_ONLY
+    }
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise DiffscaleError(f"Write the arguments of {kind} {name} as key=value, not {pair!r}.")
+        if key not in parameters:
+            raise unknown(f"argument of {kind} {name}", key, parameters)
+        wanted = _kind(parameters[key], factories[name])
+        try:
+            given[key] = _literal(value) if wanted is None else TypeAdapter(wanted).validate_python(value)
+        except (ValidationError, PydanticUserError) as error:
+            wanted = inspect.formatannotation(wanted)
+            raise DiffscaleError(f"{kind} {name} takes {key} as {wanted}, but got {value!r}.") from error
+    return name, given
+
+
+def _signature(factory: Callable[..., Any]) -> inspect.Signature:
+    """Empty for what is written in C and tells nothing."""
+    try:
+        return inspect.signature(factory)
+    except ValueError:
+        return inspect.Signature()
+
+
+def _kind(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:
+    """What the values of `parameter` are to be; None if that is not said."""
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        try:
+            # One by one: others may name what is imported for type checkers only.
+            annotation = eval(annotation, vars(sys.modules[_innermost(factory).__module__]))
+        except (NameError, AttributeError, KeyError, SyntaxError, TypeError):
+            annotation = inspect.Parameter.empty
+    if annotation is not inspect.Parameter.empty:
+        return annotation
+    # An int may be the default of a float.
+    return type(parameter.default) if type(parameter.default) in (bool, float, str) else None
+
+
+def _innermost(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a partial one, or a wrapper, calls."""
+    while isinstance(factory, partial):
+        factory = factory.func
+    return inspect.unwrap(factory)
+
+
+def _literal(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text

@@ -1,0 +1,1 @@
+"""A pipeline's own call, run over a window of its steps."""

@@ -1,0 +1,96 @@
+"""Latents of pictures, in the scale and layout of any pipeline: what its own decoding does, inverted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
+from torch import Tensor
+
+from diffscale._util.errors import DiffscaleError
+from diffscale.samplers.windowed.pipeline import Calls
+from diffscale.samplers.windowed.scheduler import Window
+
+
+class Encoder:
+    """Encodes pictures for the pipeline behind `calls`.
+
+    Between its latents and its autoencoder a pipeline scales, shifts and unpacks; it may do so with one scale (Stable
+    Diffusion), a shift too (Flux, Stable Diffusion 3), means and deviations of every channel (Qwen-Image), in patches
+    (Flux). Each entry of what the autoencoder gets is one entry of the latents, scaled and shifted. Which one is found
+    by decoding a few latents of zeros and ones with the autoencoder left out.
+
+    `like`: an empty tensor [0, ...] shaped, typed and placed as latents are. Raises DiffscaleError for pipelines
+    without an autoencoder, or that do more than that.
+    """
+
+    def __init__(self, calls: Calls, like: Tensor) -> None:
+        self._calls, self._like = calls, like
+        self._vae: Any = calls.part("vae")
+        if self._vae is None or not hasattr(self._vae, "encode"):
+            raise DiffscaleError("This pipeline has no autoencoder that encodes pictures: give latents.")
+        size = like.shape[1:].numel()
+        self._shift = self._handed(torch.zeros(size))
+        self._scale = self._handed(torch.ones(size)) - self._shift
+        if self._scale.numel() != size or not self._scale.abs().min() > 0:
+            raise DiffscaleError("This pipeline decodes its latents by more than scale, shift and order: use another.")
+        # The place of each entry among the latents, bit by bit: signs survive any precision.
+        place = torch.zeros(size, dtype=torch.int64)
+        for bit in range((size - 1).bit_length()):
+            ones = (torch.arange(size) >> bit & 1).float()
+            place += ((self._handed(ones) - self._shift) / self._scale > 0.5).flatten().cpu().long() << bit
+        if not torch.equal(place.sort().values, torch.arange(size)):
+            raise DiffscaleError("This pipeline decodes its latents by more than scale, shift and order: use another.")
+        self._order = place.argsort()
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Clean latents float32 [B, ...] of `pictures` [B, 3, H, W] in [0, 1], of the size that the pipeline makes.
+
+        The mode of the autoencoder's distribution, so that latents can be kept; the pictures of videos are one frame.
+        """
+        given = pictures.to(self._like.device, next(self._vae.parameters()).dtype) * 2 - 1
+        if self._shift.ndim == 5:
+            given = given.unsqueeze(2)
+        coded = self._vae.encode(given)
+        code = (coded.latent_dist.mode() if hasattr(coded, "latent_dist") else coded.latent).float()
+        if code.shape[1:] != self._shift.shape[1:]:
+            raise DiffscaleError(
+                f"Pictures of {tuple(pictures.shape[2:])} pixels are encoded to {tuple(code.shape[1:])}, but the "
+                f"pipeline makes latents of {tuple(self._shift.shape[1:])}: give height and width as the pictures' own."
+            )
+        flat = ((code - self._shift) / self._scale).flatten(1)[:, self._order.to(code.device)]
+        return flat.view(len(flat), *self._like.shape[1:])
+
+    def _handed(self, flat: Tensor) -> Tensor:
+        """What the autoencoder is handed of latents with entries `flat`: float32 [1, ...]."""
+        latents = flat.view(1, *self._like.shape[1:]).to(self._like)
+        with _left_out(self._vae) as handed:
+            end = self._calls.scheduler.count
+            self._calls.run(latents, [0], Window(end, end), "pt")
+        if len(handed) != 1:
+            raise DiffscaleError("This pipeline does not decode its latents in one call of its autoencoder.")
+        return handed[0].float()
+
+
+@contextmanager
+def _left_out(vae: Any) -> Iterator[list[Tensor]]:
+    """Within it `vae.decode` gives back what it is handed, which is listed."""
+    handed: list[Tensor] = []
+
+    def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        handed.append(latents)
+        return DecoderOutput(sample=latents)
+
+    own: Callable[..., Any] | None = vae.__dict__.get("decode")
+    vae.__dict__["decode"] = decode
+    try:
+        yield handed
+    finally:
+        if own is None:
+            del vae.__dict__["decode"]
+        else:
+            vae.__dict__["decode"] = own

@@ -1,0 +1,1 @@
+"""Prompts to measure on, and folders of pictures."""

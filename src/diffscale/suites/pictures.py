@@ -1,0 +1,154 @@
+"""A folder of pictures: which there are, what they were asked to show, and their pixels in batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.batching import MicroBatch
+from diffscale.shapes.captions import read
+from diffscale.shapes.scenes import CANVAS
+from diffscale.suites import picture_prompts as prompts
+
+SUFFIXES: Final = (".jpeg", ".jpg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a folder, sorted by path, and the prompt of each, None where none is known."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+    prompts: tuple[str | None, ...]
+
+    @classmethod
+    def open(cls, folder: Path, prompt_file: Path | None = None) -> Pictures:
+        """All png, jpg and webp pictures in `folder` and below it; hidden ones are left out.
+
+        Prompts are from `prompt_file` (JSONL as of `prompts.of_metadata`, or text with a prompt a line in the order of
+        the pictures), else from `metadata.jsonl` in the folder, else from what `diffscale bench` wrote, of whose folder
+        only the samples count, not the plots. Raises DiffscaleError if there is no picture, or a file cannot be read.
+        """
+        if not folder.is_dir():
+            raise DiffscaleError(f"There is no folder {folder}: give one with pictures.")
+        folder = folder.resolve()  # what lies above "." is looked at too
+        paths = sorted(path for path in folder.rglob("*") if _is_picture(path, folder))
+        known: dict[Path, str] = {}
+        bench = None
+        if not (folder / prompts.METADATA).is_file() and (bench := prompts.of_bench(folder)) is not None:
+            known, paths = bench, sorted(bench)
+        if not paths:
+            raise DiffscaleError(f"There are no pictures in {folder}: it needs {', '.join(SUFFIXES)} files.")
+        if prompt_file is not None:
+            with_names = prompt_file.suffix == ".jsonl"
+            known = (
+                prompts.of_metadata(folder, prompt_file, paths) if with_names else prompts.of_lines(prompt_file, paths)
+            )
+        elif bench is None and (folder / prompts.METADATA).is_file():
+            known = prompts.of_metadata(folder, folder / prompts.METADATA)
+        return cls(folder, tuple(paths), tuple(known.get(path) for path in paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each; raises DiffscaleError for a file that is no picture."""
+        return [_opened(path, lambda picture: picture.size) for path in self.paths]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the files' contents, in order: another picture, or another order, is another digest.
+
+        Raises DiffscaleError for a file that cannot be read.
+        """
+        with ThreadPoolExecutor() as pool:
+            each = list(pool.map(_digest, self.paths))
+        return hashlib.sha256(b"".join(each)).hexdigest()
+
+    @property
+    def shapes(self) -> bool:
+        """Whether these may be pictures of Shapes: of its size, and with no prompt that its grammar cannot read."""
+        return set(self.sizes) == {(CANVAS, CANVAS)} and all(read(p) is not None for p in self.prompts if p is not None)
+
+    def prompted(self, who: str) -> list[str]:
+        """All prompts; raises DiffscaleError if one is missing that `who` needs."""
+        missing = [path for path, prompt in zip(self.paths, self.prompts, strict=True) if prompt is None]
+        if missing:
+            raise DiffscaleError(
+                f"{len(missing)} of {len(self)} pictures have no prompt, which {who} needs (first {missing[0]}): "
+                f"give --prompts, or {prompts.METADATA} in the folder with `file_name` and `text`."
+            )
+        return [prompt for prompt in self.prompts if prompt is not None]
+
+    def load(self, at: Sequence[int]) -> Tensor:
+        """Pictures of one size: float32 [b, 3, H, W] in [0, 1]; raises DiffscaleError for one that is broken."""
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(lambda i: _opened(self.paths[i], pixels), at))
+        return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 255
+
+    def map(
+        self,
+        work: Callable[[Tensor, list[int]], Tensor],
+        batch_size: int | None = None,
+        told: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """`work(images [b, 3, H, W], their indices)` for all, in batches of one size: its rows, on the CPU, in order.
+
+        `batch_size`: most pictures at once; found by itself if None. `told(done)`: pictures done so far.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, size in enumerate(self.sizes):
+            groups.setdefault(size, []).append(i)
+        micro = MicroBatch(batch_size)
+        found: list[Tensor] = []
+        order: list[int] = []
+        for group in groups.values():
+            for part, answer in micro.map(lambda s, g=group: work(self.load(g[s]), g[s]).cpu(), len(group)):  # type: ignore[misc]
+                found.append(answer)
+                order += group[part]
+                if told is not None:
+                    told(len(order))
+        return torch.cat(found)[torch.tensor(order).argsort()]
+
+
+def pixels(picture: Image.Image) -> Any:
+    """The picture as uint8 [H, W, 3]; raises ValueError for modes of more than 8 bits, which would be cut off."""
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError("it has more than 8 bits a channel")
+    return np.asarray(picture.convert("RGB"))
+
+
+def _is_picture(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _opened(path: Path, look: Callable[[Image.Image], Any]) -> Any:
+    try:
+        with Image.open(path) as picture:
+            return look(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DiffscaleError:
+    return DiffscaleError(f"The picture {path} cannot be read: mend or remove it ({error}).")

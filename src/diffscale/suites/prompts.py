@@ -1,0 +1,125 @@
+"""Prompts to measure on: a suite by name, a file, or a data set of the Hub."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from diffscale._util.errors import DiffscaleError, unknown
+from diffscale.shapes.prompts import SUITES
+from diffscale.suites import imagenet
+from diffscale.types import ClassLabel
+
+COLUMNS: Final = ("prompt", "prompts", "caption", "text")
+CATEGORIES: Final = ("category", "tag", "challenge")
+"""What the columns of prompts and of their categories may be called, in any case."""
+_SUFFIXES: Final = (".csv", ".tsv", ".jsonl", ".json", ".txt")
+_HUB: Final = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
+
+T = TypeVar("T")
+
+
+def load(source: str, limit: int | None = None) -> list[str]:
+    """Prompts of a suite (one of `SUITES`, or `imagenet`, its 1000 classes) or of a file: text with a prompt a line, or
+    JSONL, JSON, CSV or TSV with a column `prompt` (or `caption`, `text`); GenEval's and DrawBench's files are such.
+
+    `owner/name` or `owner/name:file` is a data set of the Hub with such a file, which is downloaded. `limit`: that
+    many, evenly over all, so that every category of a suite has its share. Raises DiffscaleError for a file without
+    prompts, UnknownName for what is neither.
+    """
+    if source in SUITES:
+        return evenly(list(dict.fromkeys(SUITES[source]())), limit)
+    if source == "imagenet":
+        return evenly([ClassLabel(name, i) for i, name in enumerate(imagenet.names())], limit)
+    return evenly(list(dict.fromkeys(prompt for prompt, _ in _rows(source))), limit)
+
+
+def categories(source: str) -> dict[str, str]:
+    """The category of each prompt of a file that has a column `category` (or `tag`); empty for all else.
+
+    Raises as `load` does.
+    """
+    if source in SUITES or source == "imagenet":
+        return {}
+    return {prompt: category for prompt, category in _rows(source) if category}
+
+
+def _rows(source: str) -> list[tuple[str, str]]:
+    if Path(source).is_file():
+        return _read(Path(source))
+    if _HUB.fullmatch(source) and Path(source.partition(":")[0]).suffix.lower() not in _SUFFIXES:
+        return _read(_download(source))
+    if Path(source).suffix or "/" in source:
+        raise DiffscaleError(f"There is no file {source}; give one with prompts, or a suite: {', '.join(SUITES)}.")
+    raise unknown("suite", source, [*SUITES, "imagenet"])
+
+
+def evenly(prompts: Sequence[T], limit: int | None) -> list[T]:
+    """`limit` of the prompts, evenly over all; None, or more than there are, is all of them."""
+    n = len(prompts) if limit is None else min(limit, len(prompts))
+    return [prompts[i * len(prompts) // n] for i in range(n)]
+
+
+def _read(file: Path) -> list[tuple[str, str]]:
+    """Prompts and their categories, empty where none is said."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        kind = file.suffix.lower()
+        # Lines end with a newline alone: within a prompt splitlines() would also break at U+2028 and the like.
+        lines = [line for line in text.split("\n") if line.strip()]
+        if kind == ".jsonl":
+            rows = [_row(json.loads(line)) for line in lines]
+        elif kind == ".json":
+            held = json.loads(text)
+            if not isinstance(held, list):
+                raise TypeError("it is no list of prompts or rows")
+            rows = [_row({"prompt": row} if isinstance(row, str) else row) for row in held]
+        elif kind in (".csv", ".tsv"):
+            delimiter = "\t" if kind == ".tsv" else ","
+            rows = [_row(row) for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)]
+        else:
+            rows = [(line.strip(), "") for line in lines]
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise DiffscaleError(f"The prompts in {file} cannot be read; it needs a column `prompt` ({error}).") from error
+    if not rows:
+        raise DiffscaleError(f"{file} holds no prompts.")
+    return rows
+
+
+def _row(row: dict[str, Any]) -> tuple[str, str]:
+    by_name = {str(name).strip().lower(): value for name, value in row.items()}
+    prompt, category = (
+        next((str(by_name[name]).strip() for name in names if by_name.get(name)), "") for names in (COLUMNS, CATEGORIES)
+    )
+    if not prompt:
+        raise ValueError("a row has none")
+    return prompt, category
+
+
+def _download(source: str) -> Path:
+    """The file of prompts in the data set `owner/name`, or `owner/name:file`."""
+    # What finds files is of no use without the Hub.
+    from httpx2 import RequestError
+    from huggingface_hub import HfApi, hf_hub_download
+
+    repository, _, name = source.partition(":")
+    try:
+        if not name:
+            files = HfApi().list_repo_files(repository, repo_type="dataset")
+            readable = [file for file in files if Path(file).suffix.lower() in _SUFFIXES]
+            if len(readable) != 1:
+                said = "none" if not readable else ", ".join(sorted(readable)[:20])
+                raise DiffscaleError(
+                    f"The data set {repository} has {said} of the files that hold prompts ({', '.join(_SUFFIXES)}): "
+                    f"name one as {repository}:FILE."
+                )
+            name = readable[0]
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+    except (OSError, ValueError, RequestError) as error:  # the last: no connection, of the listing alone
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DiffscaleError(f"{source} is no file, and no data set of the Hub that can be read ({reason}).") from error

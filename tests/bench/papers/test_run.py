@@ -1,0 +1,323 @@
+"""An item from the command line to the page: nothing is computed twice, what changed is stale, files make the page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from diffscale._util.errors import AllCandidatesFailed, DiffscaleError
+from diffscale.api import make_sampler
+from diffscale.bench.papers import choosing, page, pool, recipe, searched
+from diffscale.bench.papers.calls import Call, Models, Slot
+from diffscale.bench.papers.pool import Pool
+from diffscale.bench.papers.recipe import Part, Setting
+from diffscale.bench.papers.run import made_of
+from diffscale.bench.papers.scoring import Scoring
+from diffscale.bench.papers.searched import Searched
+from diffscale.cli.main import run as command
+from diffscale.engine import noise
+from diffscale.engine.driver import Task, run_searches
+from diffscale.models.options import LoadOptions
+from diffscale.searches.random import random
+from diffscale.verifiers import load
+
+TEXTS = {
+    "model": "shapes-flux",
+    "prompts": "shapes-mini",
+    "limit": 2,
+    "steps": 2,
+    "judges": ["clip"],
+    "strips": 1,
+    "pairs": {"candidates": 3, "of": ["clip_ssl", "clip"]},
+    "series": {
+        "steps": {"final": [2, 4]},
+        "search": {"verifier": "ensemble of=clip,aesthetic", "budgets": [0, 4, 8]},
+        "cheap": {"verifier": "clip", "steps": 1, "final": [2], "budgets": [4]},
+        "ZO-2": {"verifier": "clip", "search": "zero_order n=2", "steps": 1, "final": [2], "budgets": [2, 4]},
+    },
+}
+CLAIM = {
+    "says": "search helps",
+    "test": "compare",
+    "options": {
+        "all_of": [{"a": ["texts", "search"], "b": ["texts", "steps", "first"], "measure": "clip", "is": "better"}]
+    },
+}
+RECIPE = {
+    "title": "A tiny item",
+    "expected": "It runs & is <drawn>.",
+    "settings": {
+        "shapes": {
+            "view": "curves",
+            "parts": {"texts": TEXTS},
+            "panels": [{"part": "texts", "y": "clip"}, {"part": "texts", "x": "clip_ssl", "y": "clip"}],
+            "claims": {"helps": CLAIM},
+            "why": {"helps": {"not decided": "few & noisy", "holds": "otherwise"}},
+        }
+    },
+    "printed": {"of": "another model", "columns": ["model", "score"], "rows": [["theirs", 0.7]]},
+}
+
+
+def _diffscale(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["diffscale", "reproduce", *arguments])
+    try:
+        command()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "T.figure1.yaml").write_text(yaml.safe_dump(RECIPE))
+    monkeypatch.setattr(recipe, "RECIPES", folder)
+    return folder
+
+
+def test_an_item_from_the_command_to_the_page(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _diffscale(monkeypatch, "list") == 0 and "A tiny item" in capsys.readouterr().out
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out), "--device", "cpu") == 0
+    raw = json.loads((out / "T.figure1" / "raw.json").read_text())
+    series = raw["parts"]["texts"]["series"]
+    # 1 sample, 2 and 4 candidates; 4 cheap ones, or 2 and 4 neighbours, and the winner again.
+    assert [at["nfe"] for at in series["search"]] == [2, 4, 8]
+    assert [at["nfe"] for at in (*series["cheap"], *series["ZO-2"])] == [6, 4, 6]
+    assert series["steps"][0]["scores"] == series["search"][0]["scores"]
+    for at in (at for points in series.values() for at in points):
+        assert len(at["scores"]["clip"]) == 2 and at["flops"] > 0
+        assert Image.open(out / "T.figure1" / "pictures" / at["pictures"][0]).size == (64, 64)
+    assert np.array(raw["parts"]["texts"]["pairs"]["clip_ssl"]).shape == (2, 3)
+    told = capsys.readouterr().out
+    assert "TFLOPs" in told and "search helps" in told
+
+    # The page is made of the files alone: the same again elsewhere, without a model.
+    made = (out / page.PAGE).read_text()
+    assert "It runs &amp; is &lt;drawn&gt;." in made and "another model" in made and "not decided" in made
+    assert "few &amp; noisy" in made and "otherwise" not in made and "holds 0, does not hold 0, not decided 1" in made
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("cache", "*.html", "*.md", "figure.*", "verdicts.json"))
+    assert page.build(copy).read_text() == made
+    for file in ("figure.svg", "figure.png", "table.md"):
+        assert (copy / "T.figure1" / file).read_bytes() == (out / "T.figure1" / file).read_bytes()
+
+    # Done is done; a lost result is read from the pool and the journal.
+    before = (out / "T.figure1" / "raw.json").read_bytes()
+    sampler = Models.sampler
+    monkeypatch.setattr(Models, "sampler", None)
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0
+    (out / "T.figure1" / "raw.json").unlink()
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0
+    assert (out / "T.figure1" / "raw.json").read_bytes() == before
+    capsys.readouterr()
+
+    # Another view is not another run; other numbers are.
+    changed = json.loads(json.dumps(RECIPE))
+    changed["settings"]["shapes"]["claims"]["helps"]["says"] = "search helps much"
+    (recipes / "T.figure1.yaml").write_text(yaml.safe_dump(changed))
+    assert "Stale" not in page.build(out).read_text() and "helps much" in (out / page.PAGE).read_text()
+    changed["settings"]["shapes"]["parts"]["texts"]["series"]["search"]["budgets"] = [0, 4]
+    (recipes / "T.figure1.yaml").write_text(yaml.safe_dump(changed))
+    assert page.items(out)[0].stale
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0  # still without a model
+    assert "is stale" in capsys.readouterr().out and "Stale" not in (out / page.PAGE).read_text()
+
+    # What another version wrote is read where it is needed alone, and told of.
+    held = json.loads((out / "T.figure1" / "recipe.json").read_text())
+    (out / "T.figure1" / "recipe.json").write_text(json.dumps({**held, "recipe": {"titel": "old"}}))
+    page.build(out)
+    changed["settings"]["shapes"]["parts"]["texts"]["seed"] = 1
+    (recipes / "T.figure1.yaml").write_text(yaml.safe_dump(changed))
+    with pytest.raises(DiffscaleError, match=r"T\.figure1 is of another version.*run T\.figure1 again"):
+        page.build(out)
+    del changed["settings"]["shapes"]["parts"]["texts"]["seed"]
+    (recipes / "T.figure1.yaml").write_text(yaml.safe_dump(changed))
+
+    # A run that was killed before it wrote what its numbers were made with shows nothing, and goes on.
+    (out / "T.figure1" / "recipe.json").unlink()
+    with pytest.raises(DiffscaleError, match="no results"):
+        page.build(out)
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0
+    assert "setting shapes" in (out / page.PAGE).read_text()
+    # A smaller run replaces no numbers of a larger one.
+    before = (out / "T.figure1" / "raw.json").read_bytes()
+    capsys.readouterr()
+    for smaller in (["--limit", "1"], ["--quick", "--limit", "1"]):
+        assert _diffscale(monkeypatch, "T.figure1", "--output", str(out), *smaller) == 2
+        assert "give another --output" in capsys.readouterr().err
+    assert (out / "T.figure1" / "raw.json").read_bytes() == before
+
+    # Cold again, to the same numbers; not where the run is refused.
+    (out / "cache" / "old").touch()
+    for wrong in (["--limit", "1"], ["--offload", "modle"], ["--device", "tpu"]):
+        assert _diffscale(monkeypatch, "T.figure1", "--output", str(out), "--no-resume", *wrong) == 2
+        assert (out / "cache" / "old").exists() and (out / "T.figure1" / "raw.json").exists()
+    capsys.readouterr()
+    (out / "cache").rename(tmp_path / "disk")
+    (out / "cache").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr(Models, "sampler", sampler)
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out), "--no-resume", "--device", "cpu") == 0
+    assert not (out / "cache" / "old").exists() and (tmp_path / "disk" / "scores.sqlite").exists()
+    found, held = (
+        [at["scores"]["clip"] for points in json.loads(text)["parts"]["texts"]["series"].values() for at in points]
+        for text in ((out / "T.figure1" / "raw.json").read_text(), before)
+    )
+    assert np.allclose(found, held, atol=0.02)  # pictures of batches of other sizes may differ by one level
+
+
+def test_other_prompts_in_the_same_file_are_another_item(recipes: Path, tmp_path: Path) -> None:
+    prompts, setting = tmp_path / "prompts.txt", RECIPE["settings"]["shapes"]  # type: ignore[index]
+    prompts.write_text("a red circle\n")
+    part = Part(**{**TEXTS, "prompts": str(prompts)})  # type: ignore[arg-type]
+    given = Setting(**{**setting, "parts": {"texts": part}})
+    before = made_of(given)
+    assert made_of(given) == before
+    prompts.write_text("a blue circle\n")
+    assert made_of(given) != before
+
+
+def test_candidates_of_which_none_can_be_scored_are_not_chosen_from(tmp_path: Path) -> None:
+    call, slot = Call("shapes-flux", 1, (), "float32", 0), Slot("a red circle", 0)
+    candidates = Pool(tmp_path, call, lambda prompts: Models(LoadOptions(device="cpu")).sampler(call, prompts))
+    candidates.make([(slot, i) for i in range(2)])
+    scoring = Scoring(tmp_path, "cpu")
+    with pytest.raises(AllCandidatesFailed, match="none of the 2 candidates"), pytest.warns(UserWarning):
+        choosing.pick(candidates, [slot], 2, f"{__name__}:unscorable", scoring)
+
+
+def test_slots_come_to_a_choosing_verifier_mixed_and_keep_what_was_chosen_for_them() -> None:
+    slots = [Slot(prompt, repeat) for prompt in "abcdefgh" for repeat in range(2)]
+    best = {slot: i % 3 for i, slot in enumerate(slots)}
+    came: list[Slot] = []
+
+    class Candidates:
+        call = Call("shapes-flux", 2, (), "float32", 5)
+
+        def pictures(self, slot: Slot, numbers: range) -> torch.Tensor:
+            came.append(slot)
+            return torch.tensor([255 * (n == best[slot]) for n in numbers]).byte().view(-1, 1, 1, 1)
+
+    class Brightest:
+        def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            return images.flatten(1).sum(1)
+
+        def begin(self) -> None: ...
+
+        def choose(self, image: torch.Tensor, prompt: str) -> None:
+            assert image.sum() == 1
+
+    scoring: Any = SimpleNamespace(verifier=lambda *_: Brightest(), device="cpu")
+    candidates: Any = Candidates()
+    assert choosing.pick(candidates, slots, 3, "brightest", scoring) == list(best.values())
+    assert [slot.repeat for slot in came] == [0] * 8 + [1] * 8 and set(came) == set(slots)
+    assert len({"".join(slot.prompt for slot in half) for half in (slots[::2], came[:8], came[8:])}) == 3
+    first, came[:] = list(came), []
+    choosing.pick(candidates, slots[::-1], 3, "brightest", scoring)
+    assert came == first
+
+
+def unscorable(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return torch.full((len(images),), float("nan"))
+
+
+def test_a_scheduler_of_the_recipe_makes_another_call(tmp_path: Path) -> None:
+    own = Call("shapes-pixart", 2, (), "float32", 0)
+    other = Call("shapes-pixart", 2, (), "float32", 0, "DDPMScheduler clip_sample=false")
+    models = Models(LoadOptions(device="cpu"))
+    kinds = []
+    for call in (own, other, own):
+        models.sampler(call, ["a red circle"])
+        kinds.append(type(models._held[1].scheduler).__name__)  # type: ignore[index]
+    assert kinds == ["DDIMScheduler", "DDPMScheduler", "DDIMScheduler"] and own.id != other.id
+
+
+def test_the_pool_is_random_search(tmp_path: Path) -> None:
+    """The best of its n is what the driver's random search finds, for every n."""
+    call, slot = Call("shapes-flux", 2, (), "float32", 5), Slot("a red circle", 1)
+    models = Models(LoadOptions(device="cpu"))
+    candidates = Pool(tmp_path, call, lambda prompts: models.sampler(call, prompts))
+    assert candidates.make([(slot, i) for i in range(3)]) == 3
+    assert candidates.make([(slot, i) for i in range(4)]) == 1 and candidates.make([(slot, 2)]) == 0
+    # Predictions are recorded when they are asked for, and the pictures stay what they were.
+    before = candidates.pictures(slot, range(4))
+    assert candidates.make([(slot, 0)], record=True) == 1
+    assert (candidates.pictures(slot, [0]).int() - before[:1].int()).abs().max() <= 1
+    assert candidates.pictures(slot, [0], recorded=True).shape == (1, 3, 64, 64)
+
+    sampler = make_sampler("shapes-flux", [slot.prompt], steps=2, pipe_args={}, loading=LoadOptions(device="cpu"))
+    verifier = load("clip", image_model="shapes-flux")
+    key = noise.fold(noise.root(5), slot.prompt, 1)
+    (result,) = run_searches([Task(random, 0, key, 8)], sampler, verifier)
+    pictures = candidates.pictures(slot, range(4)).float() / 255
+    best = int(verifier(pictures, [slot.prompt] * 4).argmax())
+    assert result.best.number == best and result.best.key == pool.key_of(5, slot, best)
+    assert (result.best.image - pictures[best]).abs().max() <= 1.01 / 255
+
+
+def test_a_search_goes_on_from_a_smaller_budget(tmp_path: Path) -> None:
+    call, slots = Call("shapes-flux", 2, (), "float32", 0), [Slot("a red circle", 0), Slot("a blue star", 0)]
+    models, verifier = Models(LoadOptions(device="cpu")), load("clip", image_model="shapes-flux")
+    search = Searched(tmp_path, call, "clip", "x", lambda which, prompts: models.sampler(which, prompts))
+    first = search.find(slots, "zero_order n=2", 4, lambda: verifier)
+    assert [found.nfe for found in first] == [4, 4]
+    sampler = models.sampler(call, [slot.prompt for slot in slots])
+    kind = type(sampler)
+    ran: list[int] = []
+    run = kind.run
+    try:
+        kind.run = lambda self, state, *more: ran.append(len(state)) or run(self, state, *more)  # type: ignore
+        more = search.find(slots, "zero_order n=2", 8, lambda: verifier)
+        assert sum(ran) == 4 and [found.nfe for found in more] == [8, 8]
+        again = search.find(slots, "zero_order n=2", 8, lambda: verifier)
+        assert sum(ran) == 4 and all(torch.equal(a.picture, b.picture) for a, b in zip(more, again, strict=True))
+    finally:
+        kind.run = run
+    alone = Searched(tmp_path / "alone", call, "clip", "x", lambda which, prompts: models.sampler(which, prompts))
+    fresh = alone.find(slots, "zero_order n=2", 8, lambda: verifier)
+    assert all((a.picture.int() - b.picture.int()).abs().max() <= 1 for a, b in zip(more, fresh, strict=True))
+
+
+def test_the_noise_found_is_what_is_sampled_again(tmp_path: Path) -> None:
+    """Sampled again by the very call that it was found with, the winner is itself."""
+    call, slots = Call("shapes-flux", 2, (), "float32", 0), [Slot("a red circle", 0)]
+    models, verifier = Models(LoadOptions(device="cpu")), load("clip", image_model="shapes-flux")
+    search = Searched(tmp_path, call, "clip", "x", lambda which, prompts: models.sampler(which, prompts))
+    (found,) = search.find(slots, "zero_order n=2", 8, lambda: verifier)
+    (again,) = search.find(slots, "zero_order n=2", 8, lambda: verifier, call)
+    assert (found.picture.int() - again.picture.int()).abs().max() <= 1
+    assert again.nfe == found.nfe + 2 and again.flops == pytest.approx(found.flops * 10 / 8)
+    assert searched.anytime("zero_order n=2") and not searched.anytime("paths n=2")
+
+
+def test_wrong_names_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _diffscale(monkeypatch, "A.table22") == 2
+    assert "did you mean 'A.table2'" in capsys.readouterr().err
+    assert _diffscale(monkeypatch, "A.table2", "--setting", "papers") == 2
+    assert "did you mean 'paper'" in capsys.readouterr().err
+    file = tmp_path / "file"
+    file.write_text("")
+    for wrong, words in (
+        (["--output", str(file)], "choose another place"),
+        (["--suite", "drawbench"], "--suite as name=value"),
+        (["--suite", "drawbnch=p.csv"], "did you mean 'drawbench'"),
+        (["--data", "=p"], "--data as name=value"),
+        (["--batch-size", "0"], "greater than"),
+    ):
+        assert _diffscale(monkeypatch, "A.table2", *wrong) == 2
+        assert words in capsys.readouterr().err
