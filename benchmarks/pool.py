@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from diffscale._util.fingerprints import network_digest
 from diffscale.bench.papers.pool import LEVEL, finish
 from diffscale.bench.papers.scoring import weights_digest
 from diffscale.engine import noise
-from diffscale.models.files import fingerprint
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
@@ -64,7 +64,7 @@ class Pool:
         self._claim(
             {
                 "model": MODEL,
-                "weights": [fingerprint(part) for part in pipe.components.values() if isinstance(part, nn.Module)],
+                "weights": [network_digest(part) for part in pipe.components.values() if isinstance(part, nn.Module)],
                 "call": {"num_inference_steps": call.steps, **call.args},
                 "seed": self.seed,
                 "n": self.n,

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from diffscale._util.described import described, name_of
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.fingerprints import described, name_of
 from diffscale.engine import noise
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.driver import Task, plain, run_searches

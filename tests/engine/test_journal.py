@@ -58,7 +58,7 @@ def test_a_torn_record_and_what_followed_it_is_computed_again(tmp_path):
         db.execute("UPDATE replies SET tensors = substr(tensors, 1, 20) WHERE request = 2")
     with pytest.warns(UserWarning, match="damaged at request 2 of search 0"):
         journal = Journal(path, SETTINGS)
-    assert [len(journal.replies("0", request)) for request in range(4)] == [1, 1, 0, 0]
+        assert [len(journal.replies("0", request)) for request in range(4)] == [1, 1, 0, 0]
     journal.write("0", 2, "Score", reply())
     journal.close()
     assert len(Journal(path, SETTINGS).replies("0", 2)) == 1
@@ -79,8 +79,8 @@ def test_a_full_disk_is_told_and_keeps_what_was_written(tmp_path):
     path = tmp_path / "journal.sqlite"
     written(path, 1)
     journal = Journal(path, SETTINGS)
-    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
-    journal._db.execute(f"PRAGMA max_page_count = {pages}")
+    pages = journal._store._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._store._db.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(DiffscaleError, match="make room"):
         for request in range(1, 100):
             journal.write("0", request, "Score", Reply(0, 1, {"scores": torch.zeros(2000)}, {}))

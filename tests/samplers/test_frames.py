@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.engine.scoring import judge, strip
+from diffscale.engine.scoring import safe_score, strip
 from diffscale.samplers.frames import pictures
 
 
@@ -40,7 +40,7 @@ def test_a_video_scores_the_mean_of_its_frames_and_is_dropped_with_one_of_them()
     video = torch.rand(3, 4, 3, 2, 5)
     video[1, 2, 2] = 1.0
     with pytest.warns(UserWarning, match="Dropped"):
-        scores = judge(Red(), video, ["a", "b", "c"])
+        scores = safe_score(Red(), video, ["a", "b", "c"])
     assert scores[[0, 2]].tolist() == pytest.approx(video[[0, 2], :, 0].mean((1, 2, 3)).tolist())
     assert scores[1] == -torch.inf
 
@@ -58,4 +58,4 @@ def test_a_verifier_that_chooses_among_pictures_refuses_videos():
         def choose(self, image: torch.Tensor, prompt: str) -> None: ...
 
     with pytest.raises(DiffscaleError, match="cannot score videos"):
-        judge(Chooser(), torch.rand(1, 4, 3, 2, 2), ["a"])
+        safe_score(Chooser(), torch.rand(1, 4, 3, 2, 2), ["a"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.engine.scoring import judge
+from diffscale.engine.scoring import safe_score
 from diffscale.verifiers import check, load
 from diffscale.verifiers.ensemble import Ensemble
 
@@ -75,12 +75,12 @@ def test_scores_need_not_be_tensors(tmp_path, monkeypatch, kind):
     verifier = give(tmp_path, monkeypatch, f"gives_{list(GIVEN).index(kind)}", GIVEN[kind])
     images = torch.rand(3, 3, 8, 8)
     wanted = images[:, 0].mean((1, 2)).double()
-    torch.testing.assert_close(judge(verifier, images, [""] * 3), wanted)
+    torch.testing.assert_close(safe_score(verifier, images, [""] * 3), wanted)
     # As a member, and as an object with a name of its own.
     both = Ensemble("both", [verifier, load("shapes-judge")], [1.0, 1.0])
     torch.testing.assert_close(both(images, ["a red circle"] * 3)[:, 0], wanted)
     named = Own(verifier.function)
-    torch.testing.assert_close(judge(named, images, [""] * 3), wanted)
+    torch.testing.assert_close(safe_score(named, images, [""] * 3), wanted)
 
 
 class Own:
@@ -112,7 +112,7 @@ def test_scores_that_are_none_are_told_in_one_sentence(tmp_path, monkeypatch, an
     both = Ensemble("both", [load("shapes-judge"), verifier], [1.0, 1.0])
     for asked in (verifier, both):
         with pytest.raises(DiffscaleError, match=r"^Verifier 'wrong_\d+:redness' .*" + said) as told:
-            judge(asked, images, prompts)
+            safe_score(asked, images, prompts)
         assert str(told.value).endswith(".")
 
 

@@ -14,7 +14,7 @@ import torch
 from chat_server import KEY, NAMES, Asked, ChatServer, Make, Reply, good, grade, pictures, written
 
 from diffscale._util.errors import DiffscaleError, UnknownName
-from diffscale.engine.scoring import DroppedCandidate, judge
+from diffscale.engine.scoring import DroppedCandidate, safe_score
 from diffscale.verifiers import load
 from diffscale.verifiers.grader.verifier import Ungraded
 
@@ -124,7 +124,7 @@ def test_what_stays_malformed_is_dropped_and_nothing_else(server: ChatServer, ma
     assert grader.costs.dropped == 1
     # The search drops it too, and a bad answer is not kept.
     with pytest.warns(DroppedCandidate, match="gave nan"), pytest.warns(Ungraded):
-        assert judge(grader, pictures(3), ["1", "bad", "3"]).tolist() == [1.0, -torch.inf, 3.0]
+        assert safe_score(grader, pictures(3), ["1", "bad", "3"]).tolist() == [1.0, -torch.inf, 3.0]
     assert len(server.asked) == 8
 
 

@@ -1,10 +1,12 @@
-"""Small files: what is wrong with them is told in one sentence."""
+"""Files: they are written whole or not at all, and what is wrong with one that is read is told in one sentence."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,62 @@ from pydantic import TypeAdapter, ValidationError
 from diffscale._util.errors import DiffscaleError
 
 Kind = TypeVar("Kind")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a free place beside `path`; what is written there takes the place of `path` at the end of the block.
+
+    It may be a file or a folder. Until then, and if the block raises, what was at `path` stays as it was: a kill, a
+    full disk or a second process that writes the same leaves a whole file or none. The new content is on the disk
+    before the old one is gone. Folders above `path` are made. Errors pass through.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays, since pictures and plots are written in the format that it names.
+    fresh = path.with_name(f".{path.stem}.{os.getpid()}.new{path.suffix}")
+    _remove(fresh)
+    try:
+        yield fresh
+        for each in [*sorted(fresh.rglob("*")), fresh]:
+            _sync(each)
+        if path.is_dir():  # which no folder can be renamed to
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            _remove(old)
+            path.replace(old)
+            fresh.replace(path)
+            _remove(old)
+        else:
+            fresh.replace(path)
+        _sync(path.parent)
+    finally:
+        _remove(fresh)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8 to `path`, whole or not at all; see `replacing`."""
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write what JSON can hold to `path`, whole or not at all; see `replacing`."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk: without this a power cut may undo a rename."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_config(path: Path) -> dict[str, Any]:

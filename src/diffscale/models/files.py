@@ -135,15 +135,6 @@ def read_manifest(folder: str) -> dict[str, Any]:
     return checked(_Stated, read_config(path), path).model_dump(exclude_unset=True) if path.exists() else {}
 
 
-def fingerprint(net: nn.Module) -> str:
-    """First 12 digits of the SHA-256 of all weights: the same network from elsewhere is the same, another is not."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:12]
-
-
 def _check(path: Path, sha256: str | None) -> None:
     if sha256 is None:
         raise DiffscaleError(

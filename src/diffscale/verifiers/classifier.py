@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.models.files import fingerprint, pretrained
+from diffscale._util.fingerprints import network_digest
+from diffscale.models.files import pretrained
 from diffscale.verifiers.preprocess import stretch
 
 
@@ -61,5 +62,5 @@ def load_classifier(where: str, device: Any = "cpu") -> Classifier:
         raise DiffscaleError(f"The preprocessing in {where} states no height in crop_size or size; add it.")
     net.to(device).eval().requires_grad_(False)
     order = torch.arange(net.config.num_labels)
-    name = f"inception {fingerprint(net)}"
+    name = f"inception {network_digest(net)}"
     return Classifier(net, crop["height"], list(images.image_mean), list(images.image_std), order, name)

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.models.files import fingerprint, pretrained
+from diffscale._util.fingerprints import network_digest
+from diffscale.models.files import pretrained
 from diffscale.models.locate import locate
 from diffscale.verifiers.preprocess import prepare, stretch
 
@@ -79,5 +80,5 @@ def load_dino(model: str | None = None, device: Any = "cpu") -> Dino:
     images = pretrained(lambda: AutoImageProcessor.from_pretrained(where, backend="pil"), model, "DINOv2 model")
     net.to(device).eval().requires_grad_(False)
     side, edge = images.crop_size["height"], images.size["shortest_edge"]
-    name = f"dino {fingerprint(net)}"
+    name = f"dino {network_digest(net)}"
     return Dino(net, side, edge, list(images.image_mean), list(images.image_std), name)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diffscale._util.files import read_config
-from diffscale.models.files import download, fetch, fingerprint, load_into, load_state, local
+from diffscale._util.fingerprints import network_digest
+from diffscale.models.files import download, fetch, load_into, load_state, local
 from diffscale.suites.imagenet import inception_order
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Output, class_ids, class_scores
@@ -111,7 +112,7 @@ def load_inception(model: str | None = None, device: Any = "cpu", sha256: str | 
     net.to(device).eval().requires_grad_(False)
     plain = config["order"] == "plain"
     order = torch.arange(config["outputs"]) if plain else torch.tensor(inception_order())
-    return Inception(net, config["side"], order, f"inception {fingerprint(net)}")
+    return Inception(net, config["side"], order, f"inception {network_digest(net)}")
 
 
 def inception(

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import nn
 
 from diffscale._util.errors import DiffscaleError, UnknownName
+from diffscale._util.fingerprints import network_digest
 from diffscale.bench.evaluation import extractors, features
-from diffscale.models.files import fingerprint
 from diffscale.suites import picture_prompts as prompts
 from diffscale.suites.pictures import Pictures
 from diffscale.verifiers.clip import ClipScore
@@ -180,7 +180,7 @@ def test_extractors_that_make_no_features_are_told(folder: Any, made: Any, said:
 
 def test_clip_features_are_those_of_the_shipped_network() -> None:
     extractor = extractors.load("clip", image_model="shapes-flux")
-    images = torch.rand(2, 3, 64, 64, image_model=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     net = ClipScore.load("shapes-clip").net
     with torch.no_grad():
         expected = net(pixel_values=images * 2 - 1, input_ids=torch.ones(1, 4, dtype=torch.long)).image_embeds
@@ -210,14 +210,14 @@ def test_extractors_are_named_as_users_type_them(monkeypatch: pytest.MonkeyPatch
 
 def test_a_fingerprint_is_of_all_weights() -> None:
     net = nn.Linear(2, 2)
-    before = fingerprint(net)
+    before = network_digest(net)
     twin = nn.Linear(2, 2)
     twin.load_state_dict(net.state_dict())
-    assert fingerprint(twin) == before
+    assert network_digest(twin) == before
     with torch.no_grad():
         twin.bias[1] += 1e-6
-    assert fingerprint(twin) != before
+    assert network_digest(twin) != before
     named = SimpleNamespace(state_dict=lambda: {"other": net.weight})
-    assert fingerprint(named) != fingerprint(  # type: ignore[arg-type]
+    assert network_digest(named) != network_digest(  # type: ignore[arg-type]
         SimpleNamespace(state_dict=lambda: {"weight": net.weight})  # type: ignore[arg-type]
     )

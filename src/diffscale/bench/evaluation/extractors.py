@@ -15,14 +15,14 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from diffscale.models.files import fingerprint
+from diffscale._util.fingerprints import network_digest
 from diffscale.registry import parse
 
 
 class Extractor(Protocol):
     """Makes features of pictures.
 
-    `name` says network and weights (see `files.fingerprint`): features are kept under it, and compare where it is the
+    `name` says network and weights (see `fingerprints.network_digest`): features are kept under it, and compare where it is the
     same. Features are kept in float32, as networks make them; every metric computes on them in float64.
     """
 
@@ -60,7 +60,7 @@ def clip(model: str | None = None, *, device: Any = "cpu", image_model: str = ""
         model = "shapes-clip" if image_model.startswith("shapes-") else "openai/clip-vit-large-patch14-336"
     score = ClipScore.load(model, device=device)
     towers = nn.ModuleList([score.net.vision_model, score.net.visual_projection])
-    return ClipFeatures(score, f"clip {fingerprint(towers)}")
+    return ClipFeatures(score, f"clip {network_digest(towers)}")
 
 
 def dino(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Extractor:

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffscale._util.fingerprints import network_digest
 from diffscale.bench.papers import trained
 from diffscale.bench.papers.store import Store, name_of
 from diffscale.engine.batching import MicroBatch
 from diffscale.engine.scoring import safe_score
-from diffscale.models.files import fingerprint
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 from diffscale.verifiers import load
 from diffscale.verifiers.ensemble import Combined
@@ -114,7 +114,7 @@ class Scoring:
 
 def weights_digest(verifier: Verifier) -> str:
     """Eight hexadecimal digits that change with the weights of the networks that `verifier` holds."""
-    prints = [fingerprint(net) for net in _networks(verifier, set())]
+    prints = [network_digest(net) for net in _networks(verifier, set())]
     return hashlib.sha256(" ".join(prints).encode()).hexdigest()[:8]
 
 

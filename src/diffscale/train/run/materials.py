@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.models.files import fingerprint
+from diffscale._util.fingerprints import network_digest
 from diffscale.shapes.prompts import SUITES
 from diffscale.train.data import sources
 from diffscale.train.data.batches import Batch, Batches
@@ -123,7 +123,7 @@ def _latents(
         told = lambda done, of: progress("pictures encoded", done, of)  # noqa: E731
     vae = base.pipe.vae
     with _precise(vae):
-        name = f"{type(base.pipe).__name__} {fingerprint(vae)}"
+        name = f"{type(base.pipe).__name__} {network_digest(vae)}"
         return encode_dataset(dataset, base.policy.encode, name, framing, folder, told=told)
 
 

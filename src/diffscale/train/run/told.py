@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.models.files import fingerprint
+from diffscale._util.fingerprints import network_digest
 from diffscale.samplers.windowed.pipeline import Calls
 from diffscale.train.data.precompute import Embeddings, encode_texts
 
@@ -60,7 +60,7 @@ def _name(calls: Calls, args: Mapping[str, Any]) -> str:
     parts = {name: calls.part(name) for name in sorted(calls.names)}
     denoisers = calls.denoisers
     networks = {
-        name: fingerprint(part)
+        name: network_digest(part)
         for name, part in parts.items()
         if isinstance(part, torch.nn.Module) and name not in denoisers and name != "vae"
     }

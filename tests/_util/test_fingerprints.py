@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import sqlite3
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 import diffscale
-from diffscale._util.described import described, name_of
+from diffscale._util.fingerprints import array_digest, described, json_digest, name_of, network_digest
 from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions
 
@@ -101,3 +102,16 @@ def test_pictures_and_tensors_are_told_by_their_content():
     for kind in (lambda x: x, torch.Tensor.numpy, lambda x: [x]):
         assert described(kind(one)) == described(kind(one.clone())) != described(kind(other))
     assert described(one) != described(one.view(10, 1000)) and described(one) != described(one.bfloat16())
+
+
+def test_digests_depend_on_content_alone():
+    a = torch.arange(6.0).view(2, 3)
+    assert json_digest({"a": 1, "b": [2]}) == json_digest({"b": [2], "a": 1}) != json_digest({"a": 2, "b": [2]})
+    assert array_digest(a, "x") == array_digest(a.t().contiguous().t(), "x")
+    others = [(a,), (a.double(),), (a.flatten(),), (a + 1,), ("x",), ("x", "y"), ("xy",)]
+    assert len({array_digest(*values) for values in others}) == len(others)
+    net = torch.nn.Linear(2, 2)
+    other = copy.deepcopy(net)
+    assert network_digest(net) == network_digest(other)
+    other.weight.data[0, 0] += 1
+    assert network_digest(net) != network_digest(other) and len(network_digest(net)) == 12

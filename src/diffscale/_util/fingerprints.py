@@ -1,18 +1,53 @@
-"""What journals call Python objects: by names that the next process gives them too, so never by an address."""
+"""Fingerprints: digests of contents, and names of Python objects that the next process gives them too.
+
+All digests are the first hexadecimal digits of a SHA-256.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 _ADDRESS: Final = re.compile(r"\bat 0x[0-9a-fA-F]+")
+
+
+def json_digest(content: Any, digits: int = 12) -> str:
+    """The digest of what JSON can hold; mappings of equal content have one digest, whatever their order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+
+
+def array_digest(*values: Tensor | np.ndarray[Any, Any] | str, digits: int = 24) -> str:
+    """The digest of tensors, arrays and texts, one after the other, with their shapes and types."""
+    digest = hashlib.sha256()
+    for value in values:
+        if isinstance(value, str):
+            digest.update(f"text {len(value)} {value}".encode())
+            continue
+        if isinstance(value, Tensor):
+            digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+            digest.update(_bytes(value))
+        else:
+            digest.update(f"{value.shape} {value.dtype}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()[:digits]
+
+
+def network_digest(network: nn.Module) -> str:
+    """12 digits of all weights: the same network from elsewhere has the same, another one has not."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()[:12]
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -51,5 +86,9 @@ def described(value: Any) -> str:
 
 
 def _content(values: np.ndarray[Any, Any]) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
-    return f"{list(values.shape)} {values.dtype} {digest}"
+    return f"{list(values.shape)} {values.dtype} {array_digest(values, digits=16)}"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """What a tensor holds; NumPy knows no bfloat16, so its bytes are looked at as such."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -1,0 +1,76 @@
+"""Tables in one SQLite file: journals, caches and stores of pictures are such files."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from diffscale._util.errors import DiffscaleError
+
+_PATIENCE: Final = 30.0  # seconds that another process may hold the file
+
+
+class SqliteStore:
+    """The tables in the file `path`, made if it is not there; for many threads and processes at once.
+
+    `tables`: statements that make the tables where they are not there. `name`: what users call the file. `unreadable`,
+    `unwritable`: what a user can do about a file that cannot be read or written. Every write is whole or not there: a
+    kill of the process loses nothing that was written, and a power cut at most the last writes.
+
+    All methods raise DiffscaleError for a file that cannot be used.
+    """
+
+    def __init__(self, path: Path, tables: str, *, name: str, unreadable: str, unwritable: str) -> None:
+        self.path = path
+        self._name, self._unreadable, self._unwritable = name, unreadable, unwritable
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._error("written to", unwritable, error) from error
+        try:
+            self._db = sqlite3.connect(path, timeout=_PATIENCE, check_same_thread=False)
+            self._use_write_ahead_log()
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(tables)
+        except sqlite3.Error as error:
+            raise self._error("read", unreadable, error) from error
+
+    def read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows that `query` selects."""
+        try:
+            with self._lock:
+                return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._error("read", self._unreadable, error) from error
+
+    def write(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run `statement` for each of `rows` in one transaction; they are in the file when this returns."""
+        try:
+            with self._lock, self._db:
+                self._db.executemany(statement, rows)
+        except sqlite3.Error as error:
+            raise self._error("written to", self._unwritable, error) from error
+
+    def close(self) -> None:
+        """Let go of the file; what was written stays."""
+        self._db.close()
+
+    def _use_write_ahead_log(self) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                # Several processes that make the file at once: SQLite does not wait by itself for this switch.
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def _error(self, action: str, advice: str, error: Exception) -> DiffscaleError:
+        return DiffscaleError(f"{self._name} {self.path} cannot be {action} ({error}): {advice}.")
