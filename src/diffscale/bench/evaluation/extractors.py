@@ -22,8 +22,8 @@ from diffscale.registry import parse
 class Extractor(Protocol):
     """Makes features of pictures.
 
-    `name` says network and weights (see `fingerprints.network_digest`): features are kept under it, and compare where it is the
-    same. Features are kept in float32, as networks make them; every metric computes on them in float64.
+    `name` says network and weights (see `fingerprints.network_digest`): features are kept under it, and compare where
+    it is the same. Features are kept in float32, as networks make them; every metric computes on them in float64.
     """
 
     @property

@@ -62,11 +62,11 @@ def encode_dataset(
     """Latents of all pictures of `dataset`, from `folder` where they are there; and the rows that have them.
 
     `encode_pictures` takes float32 [B, 3, H, W] in [0, 1] and gives the latents that are trained on [B, ...]; it runs
-    where its network is, and `fingerprint` (see `fingerprints.network_digest`) tells this network, and how it is used, from all
-    others. Pictures that cannot be read are left out with a note. `batch_size`: most pictures at once; found by itself
-    if None. `told(done, of)`: pictures. With several processes one should do this first and the others after it; they
-    find everything made. Raises DiffscaleError if no picture is left, for latents that are not finite, and if the disk
-    is full.
+    where its network is, and `fingerprint` (see `fingerprints.network_digest`) tells this network, and how it is used,
+    from all others. Pictures that cannot be read are left out with a note. `batch_size`: most pictures at once; found
+    by itself if None. `told(done, of)`: pictures. With several processes one should do this first and the others after
+    it; they find everything made. Raises DiffscaleError if no picture is left, for latents that are not finite, and if
+    the disk is full.
     """
     store = Store(folder / f"latents-{_digest(f'{fingerprint} {framing.resolution}')[:16]}")
     rows = range(len(dataset))
