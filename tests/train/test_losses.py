@@ -10,16 +10,16 @@ from policies import Red, ToyPolicy, policy_of
 
 from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale.engine import noise
-from diffscale.train.advantages import PromptStatistics
-from diffscale.train.choosing import choose
-from diffscale.train.d3po import d3po_loss, preferences
-from diffscale.train.ddpo import ddpo_loss
-from diffscale.train.dpo import diffusion_dpo_loss, dpo_loss
-from diffscale.train.iterpo import iterpo_loss
-from diffscale.train.on_policy import log_prob, rollout
-from diffscale.train.sft import sft_loss
-from diffscale.train.sharpen_rlhf import own_samples, sharpen_rlhf_loss
-from diffscale.train.sharpen_sft import sharpen_sft_loss
+from diffscale.train.losses.advantages import PromptStatistics
+from diffscale.train.losses.d3po import d3po_loss, preferences
+from diffscale.train.losses.ddpo import ddpo_loss
+from diffscale.train.losses.dpo import diffusion_dpo_loss, dpo_loss
+from diffscale.train.losses.iterpo import iterpo_loss
+from diffscale.train.losses.on_policy import log_prob, rollout
+from diffscale.train.losses.sft import sft_loss
+from diffscale.train.losses.sharpen_rlhf import own_samples, sharpen_rlhf_loss
+from diffscale.train.losses.sharpen_sft import sharpen_sft_loss
+from diffscale.train.selection import choose
 from diffscale.train.visited import steps_of
 
 ROWS, KEYS = torch.tensor([1, 0, 1]), torch.tensor([11, 12, 13])

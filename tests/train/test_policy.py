@@ -10,11 +10,11 @@ from pipelines import PROMPTS, tiny_pixart, with_text
 from policies import FAMILIES, policy_of, tiny
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.train.choosing import choose
+from diffscale.train.losses.sft import sft_loss
+from diffscale.train.losses.sharpen_sft import sharpen_sft_loss
 from diffscale.train.policy import Policy
 from diffscale.train.reference import add_lora
-from diffscale.train.sft import sft_loss
-from diffscale.train.sharpen_sft import sharpen_sft_loss
+from diffscale.train.selection import choose
 
 KEYS, ROWS = torch.arange(3), torch.tensor([2, 0, 1])
 EULER = "sdxl by Euler"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffscale.train.refining import Gallery, ranking_loss, refine
+from diffscale.train.losses.refining import Gallery, ranking_loss, refine
 
 
 class Weighed:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diffscale.train.run.settings import METHODS, TrainConfig, resolve
+from diffscale.train.configs import METHODS, TrainConfig, resolve
 
 _MORE = {
     "resume_from_checkpoint": ["--resume"],
@@ -31,7 +31,7 @@ def train(method: str, config_file: Path | None, **flags: Any) -> None:
 
     # Imported late: diffusers takes seconds, and wrong flags should be told at once.
     from diffscale.cli.quiet import quiet
-    from diffscale.train.run import loop
+    from diffscale.train import loop
 
     quiet()
     console = Console(soft_wrap=True)

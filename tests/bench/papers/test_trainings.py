@@ -14,7 +14,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-sys.path.append(str(Path(__file__).parents[2] / "train" / "run"))
+sys.path.append(str(Path(__file__).parents[2] / "train"))
 import tiny
 
 from diffscale._util.errors import DiffscaleError
@@ -26,8 +26,8 @@ from diffscale.bench.papers.recipe import LogPanel, Setting
 from diffscale.bench.papers.run import Workshop
 from diffscale.bench.papers.trainings import Trainings
 from diffscale.models.options import LoadOptions
-from diffscale.train.run import loop
-from diffscale.train.run.checkpoints import found as checkpoints_in
+from diffscale.train import loop
+from diffscale.train.checkpoints import found as checkpoints_in
 
 STEPS = 3
 

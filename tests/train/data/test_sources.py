@@ -20,7 +20,7 @@ from diffscale.shapes.captions import say
 from diffscale.shapes.suite import suite
 from diffscale.train.data import journeydb
 from diffscale.train.data.dataset import Dataset
-from diffscale.train.data.held import keep_clear, meaning
+from diffscale.train.data.evaluation_prompts import keep_clear, meaning
 from diffscale.train.data.hub import HubOptions
 from diffscale.train.data.sources import load
 

@@ -13,9 +13,9 @@ import numpy as np
 from diffscale.bench.papers import trained
 from diffscale.bench.papers.recipe import LogPanel
 from diffscale.report.training import smoothed
-from diffscale.train.run.logs import FILE, read
-from diffscale.train.run.methods.sharpen import placed
-from diffscale.train.run.settings import TrainConfig
+from diffscale.train.configs import TrainConfig
+from diffscale.train.logs import FILE, read
+from diffscale.train.methods.sharpen import placed
 
 _STYLES: Final = ("-", "--", "-.", ":")
 _WINDOWS: Final = 40

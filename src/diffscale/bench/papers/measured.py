@@ -17,7 +17,7 @@ from diffscale.bench.papers.calls import Call, Models, Slot
 from diffscale.bench.papers.plan import Plan, nfe_of
 from diffscale.bench.papers.pool import finish, key_of
 from diffscale.bench.papers.scoring import Scoring
-from diffscale.train.run.settings import TrainConfig
+from diffscale.train.configs import TrainConfig
 from diffscale.types import NeedsIntermediateX0, SetVerifier
 
 _ROWS, _MOST, _SECONDS = 16, 64, 1.0

@@ -16,8 +16,8 @@ from diffscale.bench.papers.recipe import Part, Setting, of_shapes
 from diffscale.bench.papers.searched import anytime
 from diffscale.models.locate import locate
 from diffscale.registry import parse
-from diffscale.train.run import opening
-from diffscale.train.run.settings import TrainConfig
+from diffscale.train import run_directory
+from diffscale.train.configs import TrainConfig
 from diffscale.verifiers import VERIFIERS, is_function
 
 _RECORDING = ("clip_ssl", "dino_ssl", "siglip_ssl")
@@ -149,7 +149,7 @@ def check(setting: Setting) -> None:
     Functions as verifiers are not looked at.
     """
     for training in setting.trainings.values():
-        opening.check(trained.config_of(training))
+        run_directory.check(trained.config_of(training))
     for part in setting.parts.values():
         slots_of(part)
         _check_sets(part)

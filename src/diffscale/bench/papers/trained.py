@@ -13,8 +13,8 @@ from typing import Any, Final
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, unknown
 from diffscale.bench.papers.digests import digest, shipped_verifiers, weights_digest
-from diffscale.train.run import settings
-from diffscale.train.run.settings import TrainConfig
+from diffscale.train import configs
+from diffscale.train.configs import TrainConfig
 
 FOLDER: Final = "trainings"
 """In the cache of an output folder, and beside recipes, the settings that several share."""
@@ -49,7 +49,7 @@ def config_of(training: Mapping[str, Any]) -> TrainConfig:
     if missing:
         raise DiffscaleError(f"A training of a recipe has no {missing[0]}: add it.")
     method, model, data = (str(given.pop(name)) for name in ("method", "model", "data"))
-    return settings.resolve(method, None, {**given, "pretrained_model_name_or_path": model, "train_data_dir": data})
+    return configs.resolve(method, None, {**given, "pretrained_model_name_or_path": model, "train_data_dir": data})
 
 
 def id_of(training: Mapping[str, Any]) -> str:

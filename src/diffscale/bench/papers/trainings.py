@@ -11,8 +11,8 @@ from accelerate.state import AcceleratorState, GradientState
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.papers import trained
 from diffscale.shapes import data as drawn
-from diffscale.train.run import loop
-from diffscale.train.run.settings import TrainConfig
+from diffscale.train import loop
+from diffscale.train.configs import TrainConfig
 
 _PAIRS: Final = "pairs"
 Told = Callable[[str, int, int], None]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.train.data.dataset import Dataset
+from diffscale.train.data.encodings import Embeddings, Latents
 from diffscale.train.data.order import Order, chance
-from diffscale.train.data.precompute import Embeddings, Latents
 
 
 @dataclass(frozen=True)

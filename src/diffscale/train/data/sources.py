@@ -12,7 +12,7 @@ from diffscale.shapes.prompts import SUITES
 from diffscale.suites import prompts
 from diffscale.train.data import folders, hub, journeydb
 from diffscale.train.data.dataset import Dataset, Want
-from diffscale.train.data.held import keep_clear
+from diffscale.train.data.evaluation_prompts import keep_clear
 from diffscale.train.data.hub import HubOptions
 from diffscale.train.data.order import permutation
 

@@ -1,0 +1,174 @@
+"""The base model of a training: loaded, its denoiser made trainable, and run in mixed precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers.training_utils import cast_training_params
+from torch import Tensor, nn
+
+from diffscale._util.errors import DiffscaleError, first_line
+from diffscale.models.class_conditional import ClassModel
+from diffscale.models.load import PlainCall, load_pipeline, plain_call
+from diffscale.models.locate import locate
+from diffscale.models.options import LoadOptions
+from diffscale.samplers.diffusers import DiffusersSampler
+from diffscale.train.configs import TrainConfig
+from diffscale.train.policy import Policy
+from diffscale.train.reference import add_lora
+from diffscale.train.times import Times
+
+DTYPES: Final = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+REFERRED: Final = {"sharpen-rlhf", "dpo", "d3po"}
+"""Methods that compare with the frozen base."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pipeline whose denoiser is trained.
+
+    `name`: of the base, so that it can be loaded again from any folder. `call`: how samples are called. `policy`: what
+    is trained, unguided. `sampler`: plain samples of it, guided as the call says; `own`: in as many steps as samples
+    to learn from take.
+    """
+
+    name: str
+    pipe: Any
+    call: PlainCall
+    policy: Policy
+    sampler: DiffusersSampler
+    own: DiffusersSampler
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """All that is trained, by network and name."""
+        return {
+            f"{network}.{name}": parameter
+            for network, module in self.policy.networks.items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def load_trainable(self, tensors: dict[str, Tensor]) -> None:
+        """Fill in what `trainable` gave; raises DiffscaleError if it was of another training."""
+        own = self.trainable
+        if own.keys() != tensors.keys() or any(own[name].shape != tensors[name].shape for name in own):
+            raise DiffscaleError(
+                "The checkpoint has other weights than are trained here: give the same model and rank."
+            )
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+
+    def save_lora(self, folder: Path) -> None:
+        """Write `pytorch_lora_weights.safetensors` as diffusers' own scripts do."""
+        from peft.utils import get_peft_model_state_dict  # an extra
+
+        layers = {
+            f"{name}_lora_layers": {
+                key: tensor.detach().cpu().contiguous()
+                for key, tensor in get_peft_model_state_dict(module, adapter_name=self.policy.adapter).items()
+            }
+            for name, module in self.policy.networks.items()
+        }
+        type(self.pipe).save_lora_weights(folder, **layers, safe_serialization=True)
+
+
+def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
+    """Load the base and make it trainable as `settings` say; `precision`: no, fp16 or bf16.
+
+    Frozen weights are in that precision and trained ones in float32; the denoiser runs under autocast, all else as it
+    is. Raises DiffscaleError for models that cannot be trained.
+    """
+    given = settings.pretrained_model_name_or_path
+    options = LoadOptions(device=device, dtype=DTYPES[precision], revision=settings.revision, variant=settings.variant)
+    pipe = load_pipeline(given, options)
+    if isinstance(pipe, ClassModel):
+        raise DiffscaleError(f"{given} is told classes, and trainings here are of models that are told prompts.")
+    if settings.adapter is not None and not hasattr(type(pipe), "save_lora_weights"):
+        raise DiffscaleError(f"{type(pipe).__name__} of diffusers takes no LoRA: train all weights with --full.")
+    call = plain_call(pipe)
+    if hasattr(pipe, "get_list_adapters") and pipe.get_list_adapters():
+        # A LoRA that the base came with is part of it.
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+    sized = {} if settings.resolution is None else {"height": settings.resolution, "width": settings.resolution}
+    call = PlainCall(call.steps, {**call.args, **sized})
+    steps = settings.sample_steps or call.steps
+    try:
+        policy = Policy(pipe, [""], steps, call.args, settings.adapter, settings.snr_gamma)
+    except ValueError as error:
+        if settings.resolution is None:
+            raise
+        raise DiffscaleError(
+            f"{given} makes no pictures of {settings.resolution} pixels a side ({first_line(error)}): give another "
+            "--resolution."
+        ) from error
+    policy.times = _biased(policy.times, settings)
+    networks = policy.networks
+    torch.manual_seed(settings.seed % 2**63)  # the LoRA starts alike in every process
+    if settings.adapter is not None:
+        add_lora(networks.values(), settings.rank, name=settings.adapter)
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module) and (settings.adapter is not None or module not in networks.values()):
+            _freeze(module, settings.adapter)
+    if settings.adapter is None:
+        for module in networks.values():
+            module.requires_grad_(True).float()
+        if settings.method in REFERRED:
+            policy.freeze()
+    cast_training_params(list(networks.values()), torch.float32)
+    if settings.gradient_checkpointing:
+        for module in networks.values():
+            try:
+                module.enable_gradient_checkpointing()  # type: ignore[operator]
+            except ValueError as error:
+                raise DiffscaleError(
+                    f"{type(module).__name__} cannot recompute its activations: leave --gradient_checkpointing out."
+                ) from error
+    if precision != "no":
+        for module in (*networks.values(), *policy.copies.values()):
+            _autocast(module, torch.device(device).type, getattr(torch, DTYPES[precision]))
+    sampler = DiffusersSampler(pipe, [""], call.steps, call.args)
+    own = sampler if steps == call.steps else DiffusersSampler(pipe, [""], steps, call.args)
+    where = locate(given)
+    name = given if where == given or not Path(given).expanduser().exists() else where
+    name = str(Path(where).resolve()) if Path(given).expanduser().is_dir() else name
+    return Base(name, pipe, call, policy, sampler, own)
+
+
+def _biased(times: Times, settings: TrainConfig) -> Times:
+    part = int(settings.timestep_bias_portion * times.count)
+    match settings.timestep_bias_strategy:
+        case "none":
+            return times
+        case "earlier":
+            begin, end = 0, part
+        case "later":
+            begin, end = times.count - part, times.count
+        case _:
+            begin, end = settings.timestep_bias_begin, settings.timestep_bias_end
+    if begin >= min(end, times.count):
+        raise DiffscaleError(
+            f"None of the model's {times.count} times is drawn more often: give a larger timestep_bias_portion, or a "
+            f"timestep_bias_begin below {times.count}."
+        )
+    return times.biased(settings.timestep_bias_multiplier, begin, end)
+
+
+def _freeze(module: nn.Module, adapter: str | None) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(adapter is not None and f".{adapter}." in f".{name}.")
+
+
+def _autocast(module: nn.Module, device: str, dtype: torch.dtype) -> None:
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, dtype):
+            return own(*args, **kwargs)
+
+    module.forward = forward  # type: ignore[method-assign]

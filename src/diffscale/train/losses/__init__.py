@@ -1,0 +1,1 @@
+"""The loss of every method, as its paper has it: from tensors to a scalar with a graph."""

@@ -1,0 +1,25 @@
+"""The methods by name: from a step's number to what it learns from, and from that to a loss."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from diffscale.train.methods.d3po import D3po
+from diffscale.train.methods.ddpo import Ddpo
+from diffscale.train.methods.dpo import Dpo
+from diffscale.train.methods.iterpo import Iterpo
+from diffscale.train.methods.method import Method, Stage
+from diffscale.train.methods.sft import Sft
+from diffscale.train.methods.sharpen import SharpenRlhf, SharpenSft
+
+METHODS: Final[dict[str, type[Method]]] = {
+    "sharpen-sft": SharpenSft,
+    "sharpen-rlhf": SharpenRlhf,
+    "sft": Sft,
+    "dpo": Dpo,
+    "ddpo": Ddpo,
+    "d3po": D3po,
+    "iterpo": Iterpo,
+}
+
+__all__ = ["METHODS", "Method", "Stage"]

@@ -1,0 +1,104 @@
+"""What a method is, and what it is given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffscale.engine import noise
+from diffscale.train.configs import TrainConfig
+from diffscale.train.data.batches import Batch
+from diffscale.train.policy import Policy
+from diffscale.train.rewards import Mixture, Reward
+from diffscale.train.training_data import Materials
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What methods work with. `rewards` one by one, `reward` all together, None where none is given.
+
+    `shared`: objects [n] of this process to those of all, in their order.
+    """
+
+    settings: TrainConfig
+    materials: Materials
+    rewards: list[Reward]
+    reward: Reward | Mixture | None
+    shared: Callable[[list[Any]], list[Any]]
+
+    @property
+    def policy(self) -> Policy:
+        return self.materials.base.policy
+
+    def keys(self, number: int, what: str = "pass") -> Tensor:
+        """A key for each row of batch `number` of this process, int64 [B].
+
+        The same for as many rows in one process, in as many more passes of a step.
+        """
+        order = self.materials.batches.order
+        root = noise.fold(noise.root(self.settings.seed), what, number * order.processes + order.process)
+        return torch.tensor([noise.fold(root, row) for row in range(self.settings.train_batch_size)])
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows of a batch that was told: int64 [B]."""
+        return torch.arange(self.settings.train_batch_size)
+
+    def batch(self, number: int) -> Batch:
+        """Batch `number` of this process; the policy is told it."""
+        batch = self.materials.batches.at(number)
+        self.materials.tell(batch)
+        return batch
+
+    def reward_scores(self, latents: Tensor, captions: list[str]) -> Tensor:
+        """Rewards float64 [B] of clean latents."""
+        assert self.reward is not None
+        with torch.no_grad():
+            return self.reward(self.policy.decode(latents), captions).detach().double().cpu()
+
+
+class Method(ABC):
+    """Losses by the number of a pass forward and back, counted from 0 over the whole training.
+
+    An optimiser step has `passes` of them. All randomness is a function of that number.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    @property
+    def passes(self) -> int:
+        """Of an optimiser step."""
+        return self.stage.settings.gradient_accumulation_steps
+
+    @abstractmethod
+    def gather(self, number: int) -> Any:
+        """What the loss of pass `number` is made of: data, samples, choices; without a graph."""
+
+    @abstractmethod
+    def loss(self, gathered: Any) -> tuple[Tensor, dict[str, float]]:
+        """The loss of what was gathered, scalar, and what to log."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that the next pass needs and that its number does not give."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - most methods hold nothing
+        """Go on from what `state_dict` gave."""
+
+    def statistics(self) -> Any:
+        """What of past rewards the method goes by, equal in all processes, for JSON."""
+        return None
+
+    def load_statistics(self, state: Any) -> None:  # noqa: B027 - most methods hold none
+        """Go on from what `statistics` gave."""
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Within it rewards are what users mean by their names, whatever the method made of them."""
+        return nullcontext()

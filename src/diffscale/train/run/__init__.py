@@ -1,1 +1,0 @@
-"""What `diffscale train` does: settings, data, the loop, checkpoints and what is left at the end."""

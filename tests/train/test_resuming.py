@@ -1,0 +1,301 @@
+"""A training that was stopped, by whatever, gives what one gives that was not; and never loses what it had."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from test_train_methods import METHODS, REWARDED, SHARPENED, given
+
+from diffscale.train import checkpoint_state, checkpoints
+from diffscale.train.base import Base
+
+MIXED = [*SHARPENED, "--reward", "tiny:darkness", "--n", "2", "--m", "2", "--proportion_empty_prompts", "0.5"]
+CASES: dict[str, list[Any]] = {
+    "sft": ["--use_ema", "--gradient_accumulation_steps", 2, "--lr_scheduler", "cosine", "--random_flip"],
+    "sharpen-rlhf": MIXED,
+    "sharpen-rlhf in rounds": [
+        *MIXED,
+        "--own_samples",
+        "each",
+        "--samples_per_round",
+        4,
+        "--num_inner_epochs",
+        2,
+        "--sample_steps",
+        2,
+    ],
+    "iterpo in turns": [
+        "--reward",
+        "clip model=shapes-clip",
+        "--refine_by",
+        "tiny:darkness",
+        "--refine_every",
+        2,
+        "--refine_prompts",
+        3,
+        "--refine_learning_rate",
+        1e-3,
+        "--learning_rate",
+        1e-2,
+        "--sample_steps",
+        3,
+    ],
+    "ddpo": [*REWARDED, "--samples_per_round", 6],  # three steps: killed within a round
+}
+
+
+class Killed(Exception):
+    pass
+
+
+def trained(out: Path) -> dict[str, torch.Tensor]:
+    last = checkpoints.found(out)[-1]
+    files = [out / "pytorch_lora_weights.safetensors", *last.glob("*.safetensors")]
+    return {f"{file.name} {name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def said(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_anywhere_and_resumed_the_weights_are_the_same_bit_by_bit(
+    case: str, data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    method, more = case.split()[0], [*CASES[case], "--max_train_steps", 5, "--checkpointing_steps", 2]
+    assert tiny.cli(monkeypatch, *given(data, method, whole, *more)) == 0
+    at = int(time.time_ns()) % 3 + 2  # after a checkpoint
+    from diffscale.train.loop import _Training
+
+    own = _Training._step
+
+    def killed(self: Any, terminated: bool) -> None:
+        if self.progress.step == at:
+            raise Killed
+        own(self, terminated)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Training, "_step", killed)
+        with pytest.raises(Killed):
+            tiny.cli(monkeypatch, *given(data, method, cut, *more))
+    assert tiny.cli(monkeypatch, *given(data, method, cut, *more, "--resume", "latest")) == 0
+    before, after = trained(whole), trained(cut)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before), f"killed at step {at}"
+    assert said(whole) == said(cut)
+
+
+def test_a_killed_process_loses_nothing_but_the_steps_since_its_checkpoint(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ["--max_train_steps", 12, "--checkpointing_steps", 4, "--checkpoints_total_limit", 2]
+    process = tiny.forked(*given(data, "sft", cut, *more))
+    while not checkpoints.found(cut):
+        assert os.waitpid(process, os.WNOHANG) == (0, 0)
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+    assert not (cut / "result.json").exists()
+    assert tiny.cli(monkeypatch, *given(data, "sft", cut, *more, "--resume_from_checkpoint", "latest")) == 0
+    assert tiny.cli(monkeypatch, *given(data, "sft", whole, *more)) == 0
+    before, after = trained(whole), trained(cut)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [path.name for path in checkpoints.found(cut)] == ["checkpoint-8", "checkpoint-12"]
+
+
+def test_sigterm_saves_the_step_and_ends_well(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, calls = tmp_path / "out", 0
+
+    def terminating(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setattr(tiny, "redness", terminating)
+    more = [*METHODS["iterpo"], "--max_train_steps", 1000]
+    assert tiny.cli(monkeypatch, *given(data, "iterpo", out, *more)) == 0
+    (last,) = checkpoints.found(out)
+    assert "stopped at step" in capsys.readouterr().out
+    assert checkpoints.step_of(last) == len(said(out)) < 10
+    assert not (out / "result.json").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("what", ["reward", "loss"])
+def test_a_nan_stops_with_the_last_good_checkpoint_named(
+    what: str,
+    data: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+
+    def broken(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        late = (out / "checkpoint-2").exists()
+        return images.mean((1, 2, 3)) * (torch.nan if late else 1)
+
+    monkeypatch.setattr(tiny, "redness", broken)
+    method, more = ("sharpen-sft", METHODS["sharpen-sft"]) if what == "reward" else ("sft", ["--adam_beta2", 0])
+    if what == "loss":
+        from diffscale.train.methods import sft
+
+        own = sft.sft_loss
+
+        def endless(*args: Any) -> Any:
+            loss, logs = own(*args)
+            late = (out / "checkpoint-2").exists()
+            return (loss * torch.nan, {"loss": float("nan")}) if late else (loss, logs)
+
+        monkeypatch.setattr(sft, "sft_loss", endless)
+    assert (
+        tiny.cli(monkeypatch, *given(data, method, out, *more, "--max_train_steps", 9, "--checkpointing_steps", 1)) == 2
+    )
+    error = " ".join(capsys.readouterr().err.split())
+    assert "stopped at step 3" in error and f"the last good checkpoint is {out / 'checkpoint-2'}" in error
+    assert "nan" in error and error.count("error:") == 1 and "Traceback" not in error
+    assert [path.name for path in checkpoints.found(out)] == ["checkpoint-1", "checkpoint-2"]
+    assert all(tensor.isfinite().all() for tensor in load_file(out / "checkpoint-2" / "trained.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
+def test_a_full_disk_leaves_the_last_checkpoint(
+    error: Exception,
+    data: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, own = tmp_path / "out", checkpoint_state.save_file
+    more = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1]
+
+    def full(tensors: Any, path: Path) -> None:
+        if (out / "checkpoint-2").exists():
+            path.write_bytes(b"half of")
+            raise error
+        own(tensors, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_state, "save_file", full)
+        assert tiny.cli(monkeypatch, *given(data, "sft", out, *more)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the last good checkpoint is {out / 'checkpoint-2'}" in said and str(error.args[-1]) in said
+    assert [path.name for path in out.glob("*checkpoint*")] == ["checkpoint-2"]
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, *more, "--resume", "latest")) == 0
+    assert [path.name for path in checkpoints.found(out)] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    ("file", "held"),
+    [("trained.safetensors", b"half of"), ("optimizer.bin", b""), ("scheduler.bin", b""), ("state.json", b"")],
+)
+def test_a_broken_checkpoint_is_told_of(
+    file: str,
+    held: bytes,
+    data: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 0
+    (out / "checkpoint-2" / file).write_bytes(held)
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--max_train_steps", 3)) == 2
+    assert "checkpoint-2 cannot be read" in " ".join(capsys.readouterr().err.split())
+
+
+def test_weights_that_the_disk_does_not_take_at_the_end_are_told_of(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, own = tmp_path / "out", Base.save_lora
+
+    def full(base: Base, folder: Path) -> None:
+        if folder.name == ".weights.new":
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        own(base, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Base, "save_lora", full)
+        assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The training is done" in said and f"the last good checkpoint is {out / 'checkpoint-2'}" in said
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest")) == 0
+    assert (out / "result.json").exists()
+
+
+def test_a_log_that_cannot_be_written_is_told_of_and_kept(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, own = tmp_path / "out", checkpoints.whole
+    assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 0
+    before = (out / "log.jsonl").read_text()
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "log.jsonl":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        own(path, text)
+
+    monkeypatch.setattr(checkpoints, "whole", full)
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--max_train_steps", 3)) == 2
+    assert "log.jsonl cannot be written (No space left on device)" in " ".join(capsys.readouterr().err.split())
+    assert (out / "log.jsonl").read_text() == before
+
+
+def test_the_checkpoint_that_was_just_written_is_kept_where_later_ones_are_there(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, every = tmp_path / "out", ["--checkpointing_steps", 1]
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, *every, "--max_train_steps", 3)) == 0
+    (out / ".checkpoint-2.old").mkdir()  # of a run that was killed there
+    (out / ".checkpoint-2.old" / "state.json").write_text("{}")
+    more = [*every, "--resume", "checkpoint-1", "--max_train_steps", 2, "--checkpoints_total_limit", 1]
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, *more)) == 0
+    assert [path.name for path in out.glob("*checkpoint*")] == ["checkpoint-2"]
+
+
+def test_a_checkpoint_of_another_folder_is_of_the_same_run_too(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, then = tmp_path / "first", tmp_path / "then"
+    assert tiny.cli(monkeypatch, *given(data, "sft", first)) == 0
+    more = ["--resume", first / "checkpoint-2", "--max_train_steps", 3]
+    for method, other in (("sft", ["--seed", 7]), ("ddpo", REWARDED)):
+        assert tiny.cli(monkeypatch, *given(data, method, then, *more, *other)) == 2
+        assert f"{first} holds a training with other settings" in " ".join(capsys.readouterr().err.split())
+    assert tiny.cli(monkeypatch, *given(data, "sft", then, *more)) == 0
+
+
+def test_another_run_is_not_overwritten_or_gone_on_with(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 0
+    before = (out / "config.yaml").read_text()
+    assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 2
+    assert "--resume_from_checkpoint latest" in capsys.readouterr().err
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--seed", 7)) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert (out / "config.yaml").read_text() == before
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--max_train_steps", 3)) == 0
+    assert json.loads((out / "result.json").read_text())["steps"] == 3
