@@ -5,20 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
-from diffscale._util.errors import DiffscaleError, first_line, unknown
+from diffscale._util.errors import DiffscaleError, first_line
 from diffscale.models import loras, memory, quantization, schedulers
 from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
 from diffscale.models.files import read_manifest
 from diffscale.models.locate import locate
 from diffscale.models.options import LoadOptions
-
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,8 @@ def load_pipeline(model: str, options: LoadOptions) -> Any:
     A folder whose `diffscale.json` states a `base` holds a LoRA of that model, which is loaded with it.
     Raises DiffscaleError if it cannot be; what needs no weights to be told is told first.
     """
-    if options.dtype not in DTYPES:
-        raise unknown("dtype", options.dtype, DTYPES)
-    device, dtype = best_device(options.device), DTYPES[options.dtype]
+    dtype = getattr(torch, options.used_dtype())
+    device = best_device(options.device)
     where = locate(model)
     if (base := read_manifest(where).get("base")) is not None:
         return load_pipeline(base, options.model_copy(update={"lora": [where, *options.lora]}))

@@ -6,11 +6,13 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, unknown
 
 MEANS: Final = frozenset({"device", "offload", "vae_slicing", "vae_tiling", "compile", "attention"})
 """Options that say where and how a model runs: they take memory and time, and leave the result as it is but for
 rounding. A run may go on with others of these."""
+
+DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
 class LoadOptions(BaseModel):
@@ -64,9 +66,16 @@ class LoadOptions(BaseModel):
             if (value := getattr(self, name)) != field.get_default(call_default_factory=True)
         }
 
+    def used_dtype(self) -> str:
+        """The dtype that weights are loaded in; raises UnknownName for what is none."""
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        return self.dtype
+
     def decisive(self) -> dict[str, Any]:
         """What of the options makes a run the same run: all but `MEANS`, without those left at their default.
 
-        So a journal from before an option existed is still one of the same run.
+        So a journal from before an option existed is still one of the same run. The dtype is the one that is used.
         """
-        return {"dtype": self.dtype} | {name: value for name, value in self.asked().items() if name not in MEANS}
+        asked = {name: value for name, value in self.asked().items() if name not in MEANS}
+        return asked | {"dtype": self.used_dtype()}

@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffscale._util.errors import AllCandidatesFailed, DiffscaleError
 from diffscale.api import make_sampler
-from diffscale.bench.papers import choosing, page, pool, recipe, searched
+from diffscale.bench.papers import choosing, digests, page, pool, recipe, searched
 from diffscale.bench.papers.calls import Call, Models, Slot
 from diffscale.bench.papers.pool import Pool
 from diffscale.bench.papers.recipe import Part, Setting
@@ -321,3 +321,30 @@ def test_wrong_names_are_told(
     ):
         assert _diffscale(monkeypatch, "A.table2", *wrong) == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_model_s_digest_changes_with_its_weights_and_its_call_alone(tmp_path: Path) -> None:
+    def digest_with(stated: dict[str, Any], weights: bytes = b"weights", config: str = "{}") -> str:
+        (tmp_path / "diffscale.json").write_text(json.dumps(stated))
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        (tmp_path / "config.json").write_text(config)
+        digests.weights_digest.cache_clear()
+        return digests.weights_digest(str(tmp_path))
+
+    own = {"description": "a model", "call": {"num_inference_steps": 4}}
+    before = digest_with(own)
+    assert before == digest_with({**own, "description": "described otherwise", "suites": ["shapes"]})
+    changed = [digest_with({**own, "call": {"num_inference_steps": 5}}), digest_with(own, b"others"),
+               digest_with(own, config='{"size": 2}')]  # fmt: skip
+    assert len({before, *changed}) == 4
+
+
+def test_what_a_part_leaves_at_its_default_does_not_count_but_its_dtype_does() -> None:
+    def made(**given: Any) -> str:
+        return made_of(Setting(view="table", parts={"texts": Part(**{**TEXTS, **given})}))  # type: ignore[arg-type]
+
+    assert made() == made(seed=0, dtype="float32", only=[]) and made() != made(dtype="bfloat16")
+    setting = Setting(**{**RECIPE["settings"]["shapes"], "parts": {"texts": {**TEXTS, "dtype": "bfloat61"}}})  # type: ignore
+    wrong = recipe.Recipe(title="T", expected="", settings={"shapes": setting})
+    with pytest.raises(DiffscaleError, match="did you mean 'bfloat16'"):
+        recipe.resolved(wrong, "shapes")

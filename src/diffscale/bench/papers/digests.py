@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from diffscale.models.files import read_manifest
 from diffscale.models.locate import WEIGHTS, locate
 
 _WEIGHTS: Final = (".safetensors", ".json", ".txt")
@@ -20,14 +21,20 @@ def digest(made_of: Any) -> str:
 
 @cache
 def weights_digest(model: str) -> str:
-    """Twelve digits that change with the files of a shipped model or a folder; empty for a Hub id."""
+    """Twelve digits that change with what decides the results of a shipped model or a folder; empty for a Hub id.
+
+    These are its weights and configurations, and of its `diffscale.json` the `call` alone: a description, or what
+    else a later version states there, makes no results stale.
+    """
     where = Path(locate(model))
     if not where.is_dir():
         return ""
     found = hashlib.sha256()
     for path in sorted(path for path in where.rglob("*") if path.suffix in _WEIGHTS and path.name != "figures.json"):
-        found.update(f"{path.relative_to(where)} {path.stat().st_size}".encode())
-        found.update(path.read_bytes())
+        manifest = path == where / "diffscale.json"
+        content = digest(read_manifest(str(where)).get("call", {})).encode() if manifest else path.read_bytes()
+        found.update(f"{path.relative_to(where)} {len(content)}".encode())
+        found.update(content)
     return found.hexdigest()[:12]
 
 

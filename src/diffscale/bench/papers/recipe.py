@@ -12,6 +12,7 @@ from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, unknown
 from diffscale.bench.papers import trained
 from diffscale.bench.papers.verdicts import Verdict
+from diffscale.models.options import LoadOptions
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 SettingName = Literal["shapes", "paper"]
@@ -204,7 +205,7 @@ def resolved(
     recipe: Recipe, setting: SettingName, *, limit: int | None = None, quick: bool = False,
     suites: Mapping[str, str] | None = None, reference: str | None = None, data: Mapping[str, str] | None = None,
 ) -> Setting:  # fmt: skip
-    """The setting with what the command changes in it.
+    """The setting with what the command changes in it, and with the dtypes that are used.
 
     `limit`: prompts of every part, at most. `suites`: files or Hub ids of suites that are not shipped, by name.
     `reference`: real pictures, where the recipe has none of its own. `data`: folders or Hub ids instead of those that
@@ -220,6 +221,7 @@ def resolved(
         for series, more in change.get("series", {}).items():
             for each in given["series"] if series == "*" else [series]:
                 given["series"][each] = {**given["series"][each], **more}
+        given["dtype"] = LoadOptions(dtype=given["dtype"]).used_dtype()
         given["prompts"] = (suites or {}).get(part.prompts, part.prompts)
         if part.reference is None:
             given["reference"] = reference

@@ -90,9 +90,12 @@ class _Kept:
 def made_of(setting: Setting) -> str:
     """Digest of all that decides an item's numbers: its recipe as resolved, the prompts and the reference, the weights.
 
-    What the Hub holds is taken to stay as it is.
+    What the Hub holds is taken to stay as it is. What a part leaves at its default does not count but for the dtype, so
+    that options that are added later make nothing stale.
     """
-    parts = {name: part.model_dump() for name, part in setting.parts.items()}
+    parts = {
+        name: {**part.model_dump(exclude_defaults=True), "dtype": part.dtype} for name, part in setting.parts.items()
+    }
     used = sorted({trained.base_of(each) for part in setting.parts.values() for each in _models(part)})
     weights = {model: weights_digest(model) for model in used}
     if any(map(of_shapes, used)):

@@ -58,8 +58,11 @@ def id_of(training: Mapping[str, Any]) -> str:
     model = found.pretrained_model_name_or_path
     judge_digests = shipped_verifiers() if found.reward and Path(model).name.startswith("shapes-") else {}
     # Settings that are left as they are do not count, so that new ones change no ID.
-    decided = found.model_dump(mode="json", exclude=_PASSING, exclude_defaults=True)
-    made_of = [decided, training["data"], weights_digest(model), judge_digests]
+    usual = config_of({name: training[name] for name in ("method", "model", "data", "reward") if name in training})
+    unset = usual.model_dump(mode="json")
+    settings = found.model_dump(mode="json", exclude=_PASSING).items()
+    changed = {name: value for name, value in settings if value != unset[name]}
+    made_of = [found.method, model, found.reward, training["data"], changed, weights_digest(model), judge_digests]
     return f"{found.method}-{digest(made_of)}"
 
 
