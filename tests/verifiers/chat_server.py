@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from diffscale.verifiers.grader.pace import Timing
+from diffscale.verifiers.grader.retry import Timing
 from diffscale.verifiers.grader.verifier import LlmGrader
 
 KEY = "sk-test-0123456789abcdef"
@@ -28,7 +28,7 @@ NAMES = ("accuracy", "creativity", "quality", "consistency", "resonance")
 
 @dataclass
 class Asked:
-    """A request as it arrived."""
+    """A request as it arrived; the names of headers, which have no case, in Title-Case."""
 
     body: dict[str, Any]
     headers: dict[str, str]
@@ -125,7 +125,7 @@ class ChatServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                asked = Asked(body, dict(self.headers.items()), self.path)
+                asked = Asked(body, {name.title(): value for name, value in self.headers.items()}, self.path)
                 with server.lock:
                     server.asked.append(asked)
                     script = server.script

@@ -14,13 +14,14 @@ import pytest
 import torch
 from chat_server import KEY, Asked, ChatServer, Make, Reply, fails, good, pictures
 from PIL import Image
+from pydantic import SecretStr
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.generate import prepare
 from diffscale.bench.settings import GenerateConfig
 from diffscale.cli.main import run
 from diffscale.verifiers import llm_grader, load
-from diffscale.verifiers.grader.endpoint import Key, resolve
+from diffscale.verifiers.grader.endpoint import Endpoint, resolve
 
 pytest_plugins = ["grader_fixtures"]
 PROMPT = "a red circle above a blue square"
@@ -68,7 +69,7 @@ def test_no_log_warning_or_error_holds_it(
     server: ChatServer, make_grader: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(1)
-    for name in ("httpx2", "httpcore2"):
+    for name in ("openai", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(1)
     echo = f"what is {'x' * 150} Bearer {KEY}?"
     said: list[str] = []
@@ -97,10 +98,17 @@ def test_no_log_warning_or_error_holds_it(
 def test_no_object_shows_it(server: ChatServer, make_grader: Make) -> None:
     endpoint = resolve("m", server.url, "OPENAI_API_KEY")
     grader = make_grader()
-    shown = [repr(endpoint), str(endpoint.key), f"{endpoint}", repr(dataclasses.asdict(endpoint)), repr(grader)]
-    shown += [repr(vars(grader)), repr(vars(grader._chat)), repr(vars(grader._asker)), repr(grader.costs)]
+    shown = [
+        repr(endpoint),
+        str(endpoint.key),
+        repr(endpoint.key),
+        f"{endpoint}",
+        repr(dataclasses.asdict(endpoint)),
+        repr(grader),
+    ]
+    shown += [repr(vars(grader)), repr(vars(grader._client)), repr(vars(grader._retrying)), repr(grader.costs)]
     assert not any(KEY in text for text in shown)
-    assert endpoint.key.header() == {"Authorization": f"Bearer {KEY}"}
+    assert endpoint.key.get_secret_value() == KEY
 
 
 @pytest.mark.parametrize(
@@ -131,7 +139,7 @@ def test_a_key_that_is_no_header_is_refused_unquoted(monkeypatch: pytest.MonkeyP
             resolve("m", "http://x/v1", "OPENAI_API_KEY")
         assert KEY not in str(error.value)
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")  # as `export KEY=$(cat file)` has it
-    assert resolve("m", "http://x/v1", "OPENAI_API_KEY").key.header() == {"Authorization": f"Bearer {KEY}"}
+    assert resolve("m", "http://x/v1", "OPENAI_API_KEY").key.get_secret_value() == KEY
 
 
 def test_a_program_may_give_the_key(server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +151,13 @@ def test_a_program_may_give_the_key(server: ChatServer, tmp_path: Path, monkeypa
 
 
 def test_the_logs_are_left_as_they_were(make_grader: Make) -> None:
-    before = [list(logging.getLogger(name).filters) for name in ("httpx2", "httpcore2.http11")]
+    names = ("openai._base_client", "httpx2", "httpcore2.http11")
+    before = [list(logging.getLogger(name).filters) for name in names]
     make_grader().close()
-    assert [list(logging.getLogger(name).filters) for name in ("httpx2", "httpcore2.http11")] == before
+    assert [list(logging.getLogger(name).filters) for name in names] == before
 
 
 def test_a_placeholder_is_not_hidden_from_words() -> None:
-    assert Key("ollama").hide("ollama has no such model") == "ollama has no such model"
-    assert Key("").hide("as it is") == "as it is"
+    for key in ("ollama", ""):
+        endpoint = Endpoint("http://x/v1", "m", SecretStr(key), "OPENAI_API_KEY")
+        assert endpoint.redact("ollama has no such model") == "ollama has no such model"

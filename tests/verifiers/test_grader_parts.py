@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers.grader.cache import GradeCache
-from diffscale.verifiers.grader.costs import Tally
-from diffscale.verifiers.grader.grade import Grade, MalformedGrade, read
-from diffscale.verifiers.grader.pace import Pace, retry_after
+from diffscale.verifiers.grader.client import Tally
+from diffscale.verifiers.grader.grade import Grade, MalformedGrade, parse_grade
+from diffscale.verifiers.grader.retry import RateLimit, retry_after
 
 SCORE = st.one_of(st.integers(0, 10), st.floats(0, 10))
 PROSE = st.text(st.characters(exclude_characters="{}"), max_size=20)
@@ -42,7 +42,7 @@ WRONG = st.one_of(
 def test_a_whole_grade_is_read_exactly_amid_prose(
     given: dict[str, Any], before: str, after: str, indent: int | None
 ) -> None:
-    found = read(before + json.dumps(given, indent=indent) + after.replace("</think>", ""))
+    found = parse_grade(before + json.dumps(given, indent=indent) + after.replace("</think>", ""))
     for name in NAMES:
         assert getattr(found, name).model_dump() == given[name]
     assert found.overall == given["overall"]
@@ -53,7 +53,7 @@ def test_a_whole_grade_is_read_exactly_amid_prose(
 def test_no_score_is_made_up_for_a_wrong_one(given: dict[str, Any], name: str, wrong: Any) -> None:
     given[name] = wrong if name == "overall" else {**given[name], "score": wrong}
     with pytest.raises(MalformedGrade, match=name):
-        read(json.dumps(given))
+        parse_grade(json.dumps(given))
 
 
 @pytest.mark.parametrize("name", [*NAMES, "overall"])
@@ -61,19 +61,19 @@ def test_no_score_is_made_up_for_a_missing_one(name: str) -> None:
     whole: dict[str, Any] = grade()
     del whole[name]
     with pytest.raises(MalformedGrade, match=f"{name}: Field required"):
-        read(json.dumps(whole))
+        parse_grade(json.dumps(whole))
 
 
 @given(GRADES, st.data())
 def test_a_grade_that_breaks_off_is_malformed(given: dict[str, Any], data: st.DataObject) -> None:
     text = json.dumps(given)
     with pytest.raises(MalformedGrade):
-        read(text[: data.draw(st.integers(0, len(text) - 1))])
+        parse_grade(text[: data.draw(st.integers(0, len(text) - 1))])
 
 
 def test_two_grades_are_malformed() -> None:
     with pytest.raises(MalformedGrade):
-        read(json.dumps(grade(3.0)) + json.dumps(grade(9.0)))
+        parse_grade(json.dumps(grade(3.0)) + json.dumps(grade(9.0)))
 
 
 @given(GRADES)
@@ -85,7 +85,7 @@ def test_what_is_kept_comes_back(given: dict[str, Any]) -> None:
 def _fill(path: Path, who: int) -> None:
     cache = GradeCache(path)
     for at in range(20):
-        cache.put(f"{who}-{at}", "p", "m", "g", read(json.dumps(grade(who))))
+        cache.put(f"{who}-{at}", "p", "m", "g", parse_grade(json.dumps(grade(who))))
     cache.close()
 
 
@@ -111,27 +111,27 @@ def test_a_cache_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     blocked = tmp_path / "file" / "grader.sqlite"
     blocked.parent.touch()
     for path in (broken, blocked):
-        with pytest.raises(DiffscaleError, match=r"cannot be used .* set DIFFSCALE_CACHE"):
+        with pytest.raises(DiffscaleError, match=r"cache .* cannot be (read|written to) .* set DIFFSCALE_CACHE"):
             GradeCache(path)
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 100)), max_size=20), st.floats(1, 600))
 def test_turns_are_never_closer_than_the_rate_allows(pauses: list[float | None], per_minute: float) -> None:
     now = 0.0
-    pace = Pace(per_minute, lambda: now)
+    limit = RateLimit(per_minute, lambda: now)
     turns = []
     for pause in pauses:
         now += pause or 0.0
-        turns.append(now + pace.reserve())
+        turns.append(now + limit.reserve())
     for earlier, later in pairwise(turns):
         assert later - earlier >= 60 / per_minute - 1e-6
 
 
 def test_a_pause_is_never_shortened() -> None:
-    pace = Pace(None, lambda: 0.0)
-    pace.hold(30)
-    pace.hold(5)
-    assert pace.reserve() == pace.reserve() == 30
+    limit = RateLimit(None, lambda: 0.0)
+    limit.pause(30)
+    limit.pause(5)
+    assert limit.reserve() == limit.reserve() == 30
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,14 @@ from diffscale.models.locate import shipped
 from diffscale.registry import parse
 from diffscale.types import Verifier
 from diffscale.verifiers.aesthetic import aesthetic
-from diffscale.verifiers.clip import ClipScore
+from diffscale.verifiers.clip import clip
 from diffscale.verifiers.clip_zeroshot import clip_zeroshot
 from diffscale.verifiers.composition import composition
 from diffscale.verifiers.detector import detector
 from diffscale.verifiers.dino_linear import dino_linear
-from diffscale.verifiers.ensemble import Ensemble, Weighted, members
+from diffscale.verifiers.ensemble import ensemble, weighted
 from diffscale.verifiers.function import load_function
-from diffscale.verifiers.grader.cache import GradeCache, default_path
-from diffscale.verifiers.grader.endpoint import BaseUrl, KeyVariable, resolve
-from diffscale.verifiers.grader.verifier import LlmGrader
+from diffscale.verifiers.grader.verifier import llm_grader
 from diffscale.verifiers.hps import hps
 from diffscale.verifiers.image_reward import image_reward
 from diffscale.verifiers.inception import inception
@@ -29,69 +27,11 @@ from diffscale.verifiers.self_supervised import clip_ssl, dino_ssl, siglip_ssl
 from diffscale.verifiers.vqa import vqa
 
 
-def clip(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Verifier:
-    """CLIPScore, 2.5 max(cos, 0), of picture and prompt; `model` is a CLIP by Hub id, folder or name."""
-    if model is None:
-        model = "shapes-clip" if image_model.startswith("shapes-") else "openai/clip-vit-large-patch14"
-    return ClipScore.load(model, device=device)
-
-
-def llm_grader(
-    model: str | None = None,
-    base_url: BaseUrl = None,
-    key_env: KeyVariable = "OPENAI_API_KEY",
-    aspect: str = "overall",
-    concurrency: int = 8,
-    per_minute: float | None = None,
-    tries: int = 6,
-    timeout: float = 120.0,
-    price_in: float | None = None,
-    price_out: float | None = None,
-    *,
-    key: str | None = None,
-    device: Any = "cpu",
-    image_model: str = "",
-) -> LlmGrader:
-    """Grade in [0, 10] by a vision LLM at any OpenAI-compatible endpoint: `aspect`, by default overall.
-
-    `model`, `base_url` (such as http://localhost:11434/v1 for Ollama): else DIFFSCALE_GRADER_MODEL and OPENAI_BASE_URL.
-    `key_env`: the environment variable that holds the key, if the server wants one; a command never holds the key
-    itself, as commands are kept with the results; a program may give `key`. The rest as `LlmGrader` says. Grades are
-    kept in `grader.sqlite` in DIFFSCALE_CACHE (~/.cache/diffscale) by picture, prompt, model and wording: give models
-    that differ different names. Raises DiffscaleError for what is missing or wrong.
-    """
-    return LlmGrader(
-        resolve(model, base_url, key_env, key),
-        GradeCache(default_path()),
-        aspect=aspect,
-        concurrency=concurrency,
-        per_minute=per_minute,
-        tries=tries,
-        timeout=timeout,
-        price_in=price_in,
-        price_out=price_out,
-    )
-
-
 def shapes_judge(*, device: Any = "cpu", image_model: str = "") -> Verifier:
     """The exact judge of Shapes used as an oracle: an upper bound, not a verifier anybody has."""
     from diffscale.shapes.oracle import Oracle
 
     return Oracle()
-
-
-def ensemble(
-    of: str = "aesthetic,clip,image_reward", weights: str | None = None, *, device: Any = "cpu", image_model: str = ""
-) -> Verifier:
-    """Mean rank over the verifiers named in `of`, within what is compared; as in paper A by default."""
-    return Ensemble("ensemble", *members(of, weights, device=device, image_model=image_model))
-
-
-def weighted(
-    of: str = "aesthetic,clip,image_reward", weights: str | None = None, *, device: Any = "cpu", image_model: str = ""
-) -> Verifier:
-    """Weighted mean of the z-scores of the verifiers named in `of`, within what is compared."""
-    return Weighted("weighted", *members(of, weights, device=device, image_model=image_model))
 
 
 VERIFIERS: dict[str, Callable[..., Verifier]] = {

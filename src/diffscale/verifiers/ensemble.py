@@ -82,6 +82,20 @@ class Weighted(Combined):
         return ((pool - pool.mean(0)) / spread.masked_fill(flat, torch.inf)) @ _shares(self.weights)
 
 
+def ensemble(
+    of: str = "aesthetic,clip,image_reward", weights: str | None = None, *, device: Any = "cpu", image_model: str = ""
+) -> Verifier:
+    """Mean rank over the verifiers named in `of`, within what is compared; as in paper A by default."""
+    return Ensemble("ensemble", *members(of, weights, device=device, image_model=image_model))
+
+
+def weighted(
+    of: str = "aesthetic,clip,image_reward", weights: str | None = None, *, device: Any = "cpu", image_model: str = ""
+) -> Verifier:
+    """Weighted mean of the z-scores of the verifiers named in `of`, within what is compared."""
+    return Weighted("weighted", *members(of, weights, device=device, image_model=image_model))
+
+
 def members(of: str, weights: str | None, *, device: Any, image_model: str) -> tuple[list[Verifier], list[float]]:
     """The verifiers named in "clip,aesthetic:model=x" (arguments after colons), and their weights, 1 by default.
 

@@ -1,42 +1,27 @@
-"""Which model at which address, with which key; from arguments or from the environment."""
+"""Which model at which address, with which key; from arguments or from the environment. The key is shown nowhere."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Final
 
 import httpx2
-from pydantic import AfterValidator
+from pydantic import AfterValidator, SecretStr
 
 from diffscale._util.errors import DiffscaleError
 
-_LEAST: Final = 8  # characters below which a key is a local server's placeholder, and may be part of any text
+_SHORTEST: Final = 8  # characters below which a key is a local server's placeholder, and may be part of any text
 _HOW: Final = (
     "give base_url, or set OPENAI_BASE_URL, such as https://api.openai.com/v1 or http://localhost:11434/v1 (Ollama)"
 )
-
-
-class Key:
-    """A key that only `header` gives away; neither printing nor `dataclasses.asdict` shows it."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __bool__(self) -> bool:
-        return bool(self._text)
-
-    def __repr__(self) -> str:
-        return "Key(***)"
-
-    def header(self) -> dict[str, str]:
-        """The Authorization header; none without a key."""
-        return {"Authorization": f"Bearer {self._text}"} if self._text else {}
-
-    def hide(self, text: str) -> str:
-        """`text` without the key: servers may send back what they were sent."""
-        return text.replace(self._text, "***") if len(self._text) >= _LEAST else text
+# Filters do not pass on to the loggers below, so all that speak of requests and answers are named.
+_LOGGERS: Final = (
+    *("openai._base_client", "openai._response", "openai._legacy_response"),
+    *("httpx2", "httpcore2.http11", "httpcore2.http2", "httpcore2.proxy", "httpcore2.connection"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,13 +30,40 @@ class Endpoint:
 
     base: str
     model: str
-    key: Key
+    key: SecretStr
     key_env: str
 
     @property
     def url(self) -> str:
-        """Where chat completions are asked for."""
+        """The address that chat completions are asked for at."""
         return f"{self.base}/chat/completions"
+
+    def redact(self, text: str) -> str:
+        """Return `text` without the key: servers may send back what they were sent."""
+        key = self.key.get_secret_value()
+        return text.replace(key, "***") if len(key) >= _SHORTEST else text
+
+
+class RedactedLogs(logging.Filter):
+    """Hides the key of `endpoint` in the HTTP clients' own logs: they log what servers send, headers included."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__()
+        self._endpoint = endpoint
+        for name in _LOGGERS:
+            logging.getLogger(name).addFilter(self)
+
+    def close(self) -> None:
+        """Leave the loggers as they were."""
+        for name in _LOGGERS:
+            logging.getLogger(name).removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, with the key hidden."""
+        message = record.getMessage()
+        if (redacted := self._endpoint.redact(message)) != message:
+            record.msg, record.args = redacted, ()
+        return True
 
 
 def resolve(model: str | None, base_url: str | None, key_env: str, key: str | None = None) -> Endpoint:
@@ -92,13 +104,13 @@ def _variable(name: str) -> str:
     return name
 
 
-def _key(variable: str, given: str | None) -> Key:
+def _key(variable: str, given: str | None) -> SecretStr:
     text = (os.environ.get(variable, "") if given is None else given).strip()
     # What is no header would be quoted by the error that it makes further down.
     if not re.fullmatch(r"[!-~]*", text):
         where = f"in the environment variable {variable}" if given is None else "given"
         raise DiffscaleError(f"The key {where} has blanks or odd characters: set it again.")
-    return Key(text)
+    return SecretStr(text)
 
 
 # These check when a command is read: what passes is written to the run's folder.

@@ -9,6 +9,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,11 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, unknown
 from diffscale._util.pixels import eight_bit
-from diffscale.verifiers.grader.asking import Asker, Stopped
-from diffscale.verifiers.grader.cache import GradeCache
-from diffscale.verifiers.grader.chat import Chat, Refused, Unanswered
-from diffscale.verifiers.grader.costs import GraderCosts, Tally
-from diffscale.verifiers.grader.endpoint import Endpoint
-from diffscale.verifiers.grader.grade import SCORES, Grade, MalformedGrade
-from diffscale.verifiers.grader.outage import Outage
-from diffscale.verifiers.grader.pace import Pace, Timing
-from diffscale.verifiers.grader.prompt import DIGEST
+from diffscale.verifiers.grader.cache import GradeCache, default_path
+from diffscale.verifiers.grader.client import Client, GraderCosts, Refused, Tally, Unanswered
+from diffscale.verifiers.grader.endpoint import BaseUrl, Endpoint, KeyVariable, resolve
+from diffscale.verifiers.grader.grade import DIGEST, SCORES, Grade, MalformedGrade
+from diffscale.verifiers.grader.retry import Outage, RateLimit, RetryingClient, Stopped, Timing
 
 
 class Ungraded(UserWarning):
@@ -84,9 +81,9 @@ class LlmGrader:
         self._cache = cache
         self._concurrency = concurrency
         self._tally = Tally(price_in, price_out)
-        self._chat = Chat(endpoint, timeout, self._tally, timing)
-        pace = Pace(per_minute, timing.clock)
-        self._asker = Asker(self._chat, endpoint.model, pace, tries, self._tally, timing)
+        self._client = Client(endpoint, timeout, self._tally)
+        limit = RateLimit(per_minute, timing.clock)
+        self._retrying = RetryingClient(self._client, limit, tries, self._tally, timing)
         self._outage = Outage(endpoint.url)
 
     @property
@@ -130,7 +127,7 @@ class LlmGrader:
 
     def close(self) -> None:
         """Close connections and cache."""
-        self._chat.close()
+        self._client.close()
         self._cache.close()
 
     def _ask(self, pictures: list[_Picture]) -> list[Grade | str]:
@@ -146,7 +143,7 @@ class LlmGrader:
 
     def _one(self, picture: _Picture, stop: threading.Event) -> Grade | str:
         try:
-            grade = self._asker.grade(picture.png(), picture.prompt, stop)
+            grade = self._retrying.grade(picture.png(), picture.prompt, stop)
             self._cache.put(picture.digest, picture.prompt, self._model, DIGEST, grade)
         except Stopped:
             return "stopped"
@@ -165,6 +162,43 @@ class LlmGrader:
             raise
         self._outage.answered()
         return grade
+
+
+def llm_grader(
+    model: str | None = None,
+    base_url: BaseUrl = None,
+    key_env: KeyVariable = "OPENAI_API_KEY",
+    aspect: str = "overall",
+    concurrency: int = 8,
+    per_minute: float | None = None,
+    tries: int = 6,
+    timeout: float = 120.0,
+    price_in: float | None = None,
+    price_out: float | None = None,
+    *,
+    key: str | None = None,
+    device: Any = "cpu",
+    image_model: str = "",
+) -> LlmGrader:
+    """Grade in [0, 10] by a vision LLM at any OpenAI-compatible endpoint: `aspect`, by default overall.
+
+    `model`, `base_url` (such as http://localhost:11434/v1 for Ollama): else DIFFSCALE_GRADER_MODEL and OPENAI_BASE_URL.
+    `key_env`: the environment variable that holds the key, if the server wants one; a command never holds the key
+    itself, as commands are kept with the results; a program may give `key`. The rest as `LlmGrader` says. Grades are
+    kept in `grader.sqlite` in DIFFSCALE_CACHE (~/.cache/diffscale) by picture, prompt, model and wording: give models
+    that differ different names. Raises DiffscaleError for what is missing or wrong.
+    """
+    return LlmGrader(
+        resolve(model, base_url, key_env, key),
+        GradeCache(default_path()),
+        aspect=aspect,
+        concurrency=concurrency,
+        per_minute=per_minute,
+        tries=tries,
+        timeout=timeout,
+        price_in=price_in,
+        price_out=price_out,
+    )
 
 
 _Key = tuple[str, str]
