@@ -187,8 +187,8 @@ class Sampler(Protocol):
     def predict(self, state: State) -> State:
         """One denoiser evaluation a row: the state with `x0` and `model_output` set. Costs 1 NFE a row."""
 
-    def predicted(self, state: State, out: Tensor) -> State:
-        """What `predict` gives where the network's output is `out` [B, ...]; free."""
+    def predicted(self, state: State, model_output: Tensor) -> State:
+        """What `predict` gives where that [B, ...] is the network's output; free."""
 
     def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
         """The update of a predicted state on the grid; free.

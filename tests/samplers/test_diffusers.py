@@ -27,7 +27,7 @@ from pipelines import (
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.samplers.levels import on_grid
+from diffscale.samplers.levels import grid_marginal
 from diffscale.types import concat
 
 STEPS = 5
@@ -161,7 +161,7 @@ def test_renoising_keeps_the_variance_and_clears_the_solver():
     back = sampler.renoise(state, sampler.levels[1], torch.zeros_like(state.x))
     fresh = sampler.renoise(state, sampler.levels[1], torch.ones_like(state.x)).x - back.x
     assert back.step == 1 and not back.solver
-    (a, s), (a_to, s_to) = on_grid(sampler._scheduler, 3), on_grid(sampler._scheduler, 1)
+    (a, s), (a_to, s_to) = grid_marginal(sampler._scheduler, 3), grid_marginal(sampler._scheduler, 1)
     assert float(fresh.mean()) ** 2 + (a_to / a * s) ** 2 == pytest.approx(s_to**2, rel=1e-4)
     assert sampler.run(back).step == sampler.steps
 

@@ -20,8 +20,8 @@ from diffscale.engine import noise
 from diffscale.engine.driver import Task, run_searches
 from diffscale.registry import parse
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.samplers.formulas import FORMS, marginal
-from diffscale.samplers.levels import off_grid
+from diffscale.samplers.formulas import PROCESSES, marginal
+from diffscale.samplers.levels import off_grid_marginal
 from diffscale.searches import SEARCHES
 
 KEYS = torch.arange(3)
@@ -55,10 +55,10 @@ def close(a, b, tolerance=1e-4):
     return float((a - b).abs().max() / b.abs().max().clamp(min=1)) <= tolerance
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_levels_are_signal_to_noise_ratios(form):
+@pytest.mark.parametrize("process", PROCESSES)
+def test_levels_are_signal_to_noise_ratios(process):
     for level in (0.1, 0.5, 0.9):
-        at = marginal(form, level)
+        at = marginal(process, level)
         assert at.level == pytest.approx(level)
         assert at.sigma / at.alpha == pytest.approx(level / (1 - level))
 
@@ -159,4 +159,4 @@ def test_a_flow_is_told_the_same_between_grid_points_as_on_them(name):
     sampler = DiffusersSampler(t.pipe, PROMPTS, 4, t.args)
     own = sampler.calls.scheduler
     for level, told in zip(sampler.levels[1:-1], own.timesteps[1:].tolist(), strict=True):
-        assert off_grid(own, level)[1] == pytest.approx(told, abs=1)
+        assert off_grid_marginal(own, level)[1] == pytest.approx(told, abs=1)

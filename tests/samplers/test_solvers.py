@@ -13,8 +13,8 @@ from scipy import stats
 from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale.engine import noise
 from diffscale.samplers import solvers
-from diffscale.samplers.formulas import FORMS, marginal, parts
-from diffscale.samplers.levels import level_at
+from diffscale.samplers.formulas import PROCESSES, marginal, x0_and_eps
+from diffscale.samplers.levels import level_of
 from diffscale.samplers.schedules import Schedule, karras
 from diffscale.samplers.solved import SolvedSampler
 from diffscale.samplers.toy import ToySampler
@@ -41,8 +41,8 @@ class Gaussian(SolvedSampler):
 
     flops_per_forward = 1.0
 
-    def __init__(self, levels, form, prediction, solver, eta=None):
-        schedule = Schedule(form, prediction, tuple(levels))
+    def __init__(self, levels, process, prediction, solver, eta=None):
+        schedule = Schedule(process, prediction, tuple(levels))
         super().__init__(["x"], schedule, solvers.solver(solver, eta), torch.empty(0, 2, dtype=torch.float64))
 
     def _evaluate(self, x, at, rows):
@@ -57,7 +57,7 @@ class Gaussian(SolvedSampler):
 
     def flow(self, x, at, to):
         """Where the probability flow takes `x`: its distance from the mean in standard deviations stays."""
-        (a, s), (a_to, s_to) = marginal(self._schedule.form, at), marginal(self._schedule.form, to)
+        (a, s), (a_to, s_to) = marginal(self._schedule.process, at), marginal(self._schedule.process, to)
         z = (x - a * MEAN) / math.hypot(a * SPREAD, s)
         return a_to * MEAN + math.hypot(a_to * SPREAD, s_to) * z
 
@@ -78,21 +78,21 @@ def start(sampler, n=16):
     st.floats(-3, 3),
     st.sampled_from(["vp", "ve"]),
 )
-def test_x0_and_eps_are_read_off_every_kind_of_output(prediction, level, x0, eps, form):
-    at = marginal("flow" if prediction == "flow_prediction" else form, level)
+def test_x0_and_eps_are_read_off_every_kind_of_output(prediction, level, x0, eps, process):
+    at = marginal("flow" if prediction == "flow_prediction" else process, level)
     x0, eps = torch.tensor([x0], dtype=torch.float64), torch.tensor([eps], dtype=torch.float64)
-    found = parts(prediction, at.alpha * x0 + at.sigma * eps, truth(prediction, x0, eps, at), at)
+    found = x0_and_eps(prediction, at.alpha * x0 + at.sigma * eps, truth(prediction, x0, eps, at), at)
     for got, wanted in zip(found, (x0, eps), strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
-@pytest.mark.parametrize("form", FORMS)
-def test_order_of_convergence(name, order, form):
+@pytest.mark.parametrize("process", PROCESSES)
+def test_order_of_convergence(name, order, process):
     errors = []
     for n in (20, 40, 80, 160):
         levels = [0.95 - 0.9 * i / n for i in range(n + 1)]
-        sampler = Gaussian([*levels, 0.0], form, "sample", name)
+        sampler = Gaussian([*levels, 0.0], process, "sample", name)
         state = start(sampler)
         end = sampler.run(state, n * (2 if name == "heun" else 1))
         assert sampler.forwards == len(state) * n * (2 if name == "heun" else 1)
@@ -129,7 +129,7 @@ def table():
 def levels_of(scheduler, n):
     scheduler.set_timesteps(n)
     times = list(dict.fromkeys(scheduler.timesteps.tolist()))
-    return [*(level_at(scheduler.alphas_cumprod, time) for time in times), 0.0]
+    return [*(level_of(scheduler.alphas_cumprod, time) for time in times), 0.0]
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -153,12 +153,12 @@ def test_dpm_solver_is_that_of_diffusers(prediction):
     scheduler = DPMSolverMultistepScheduler(**table(), prediction_type=prediction, use_flow_sigmas=flow)
     scheduler.set_timesteps(9)
     levels = scheduler.sigmas.tolist() if flow else levels_of(scheduler, 9)
-    form = "flow" if flow else "vp"
-    sampler = Gaussian(levels, form, prediction, "dpmpp_2m")
+    process = "flow" if flow else "vp"
+    sampler = Gaussian(levels, process, prediction, "dpmpp_2m")
     state = start(sampler)
     x = state.x
     for i, t in enumerate(scheduler.timesteps):
-        x = scheduler.step(model(x, marginal(form, levels[i]), prediction), t, x).prev_sample
+        x = scheduler.step(model(x, marginal(process, levels[i]), prediction), t, x).prev_sample
     torch.testing.assert_close(sampler.run(state).x, x, atol=2e-4, rtol=1e-4)
 
 
@@ -186,12 +186,12 @@ def test_the_edm_schedule_is_that_of_diffusers():
     torch.testing.assert_close(torch.tensor(ours), scheduler.sigmas, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("name", solvers.SOLVERS)
-def test_every_solver_samples_the_data_on_every_schedule(name, form):
+def test_every_solver_samples_the_data_on_every_schedule(name, process):
     """And is the same split anywhere, and drawn from keys alone."""
     n = 800
-    sampler = ToySampler(steps=60, form=form, solver=name)
+    sampler = ToySampler(steps=60, process=process, solver=name)
     state = start(sampler, n)
     end = sampler.run(state)
     generator = torch.Generator().manual_seed(1)
@@ -199,7 +199,7 @@ def test_every_solver_samples_the_data_on_every_schedule(name, form):
     data = sampler.means[picks] + 0.3 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
     for axis in (0, 1):
         assert stats.ks_2samp(end.x[:, axis].numpy(), data[:, axis].numpy()).pvalue > 1e-3
-    few = ToySampler(steps=5, form=form, solver=name)
+    few = ToySampler(steps=5, process=process, solver=name)
     whole = few.run(state[:4])
     for cut in range(1, few.steps):
         middle = few.run(state[:4], cut)
@@ -208,14 +208,14 @@ def test_every_solver_samples_the_data_on_every_schedule(name, form):
 
 
 @pytest.mark.parametrize(("name", "order"), [("sde_euler", 1), ("sde_heun", 2)])
-@pytest.mark.parametrize("form", FORMS)
-def test_the_sde_keeps_the_marginals_to_its_order(name, order, form):
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_sde_keeps_the_marginals_to_its_order(name, order, process):
     """On Gaussian data a step is affine in latents and noise, so that mean and variance follow without sampling."""
     errors = []
     for n in (160, 320):
         levels = [0.9 - 0.8 * i / n for i in range(n + 1)]
-        sampler = Gaussian([*levels, 0.0], form, "sample", name)
-        alpha, sigma = marginal(form, 0.9)
+        sampler = Gaussian([*levels, 0.0], process, "sample", name)
+        alpha, sigma = marginal(process, 0.9)
         mean, variance = alpha * MEAN, (alpha * SPREAD) ** 2 + sigma**2
         stages = 2 if name == "sde_heun" else 1
         for i in range(n):
@@ -226,7 +226,7 @@ def test_the_sde_keeps_the_marginals_to_its_order(name, order, form):
                 state = sampler.step(sampler.predict(state), probes[:, 1:].expand(3, 2))
             zero, one, noisy = state.x[:, 0].tolist()
             mean, variance = zero + (one - zero) * mean, (one - zero) ** 2 * variance + (noisy - zero) ** 2
-        alpha, sigma = marginal(form, levels[-1])
+        alpha, sigma = marginal(process, levels[-1])
         assert mean == pytest.approx(alpha * MEAN)
         errors.append(abs(variance - (alpha * SPREAD) ** 2 - sigma**2))
     assert math.log2(errors[-2] / errors[-1]) == pytest.approx(order, abs=0.2), errors
@@ -245,4 +245,4 @@ def test_says_what_is_wrong():
     with pytest.raises(DiffscaleError, match="must fall"):
         Schedule("flow", "sample", (0.5, 0.5, 0.0))
     with pytest.raises(DiffscaleError, match="not supported"):
-        parts("score", torch.zeros(1), torch.zeros(1), marginal("flow", 0.5))
+        x0_and_eps("score", torch.zeros(1), torch.zeros(1), marginal("flow", 0.5))

@@ -33,10 +33,10 @@ def same(a, b):
     )
 
 
-@pytest.mark.parametrize("form", ["flow", "vp"])
+@pytest.mark.parametrize("process", ["flow", "vp"])
 @pytest.mark.parametrize("setting", [name for name in PRICED if PRICED[name][1]])
-def test_costs_what_it_says(setting, form):
-    sampler = ToySampler(steps=10, form=form)
+def test_costs_what_it_says(setting, process):
+    sampler = ToySampler(steps=10, process=process)
     (result,) = run_searches([task(setting)], sampler, Near())
     price = PRICED[setting][1](10)
     assert result.ledger.nfe == price

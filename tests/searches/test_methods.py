@@ -35,46 +35,46 @@ def test_neighbours_have_the_cosine_and_the_norm():
     assert off.mean(0).abs().max() < 5 * off.std() / 4000**0.5
 
 
-def plain(n, form="flow", eta=1.0, steps=10):
+def plain(n, process="flow", eta=1.0, steps=10):
     """States of n plain samples: (sampler, prior states)."""
-    sampler = ToySampler(steps=steps, form=form, eta=eta)
+    sampler = ToySampler(steps=steps, process=process, eta=eta)
     return sampler, sampler.prior(torch.arange(n), torch.zeros(n, dtype=torch.int64))
 
 
-def noised_data(sampler, form, level, n, seed):
+def noised_data(sampler, process, level, n, seed):
     """Draws of the mixture, noised to `level` in closed form."""
     generator = torch.Generator().manual_seed(seed)
     pick = torch.randint(8, (n,), generator=generator)
     x0 = sampler.means[pick] + 0.3 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
-    alpha, sigma = marginal(form, level)
+    alpha, sigma = marginal(process, level)
     return alpha * x0 + sigma * torch.randn(n, 2, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("form", ["flow", "vp"])
+@pytest.mark.parametrize("process", ["flow", "vp"])
 @pytest.mark.parametrize(("start", "to"), [(0.3, 0.8), (0.0, 0.25), (0.437, 0.61)])
-def test_renoising_keeps_the_marginal_on_and_off_the_grid(form, start, to):
+def test_renoising_keeps_the_marginal_on_and_off_the_grid(process, start, to):
     n = 4000
-    sampler, state = plain(n, form)
-    held = sampler._placed(state, noised_data(sampler, form, start, n, 1), start)
+    sampler, state = plain(n, process)
+    held = sampler._placed(state, noised_data(sampler, process, start, n, 1), start)
     assert (held.level is None) == (start != 0.437)
     moved = sampler.renoise(held, to, noise.normal(torch.arange(n) + 10**6, (2,)))
-    wanted = noised_data(sampler, form, to, n, 2)
+    wanted = noised_data(sampler, process, to, n, 2)
     for axis in (0, 1):
         assert stats.ks_2samp(moved.x[:, axis].numpy(), wanted[:, axis].numpy()).pvalue > 1e-3
     assert moved.x0 is None and not moved.solver
 
 
-@pytest.mark.parametrize("form", ["flow", "vp"])
+@pytest.mark.parametrize("process", ["flow", "vp"])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_stochastic_steps_of_an_ode_model_keep_the_marginals(form, eta):
+def test_stochastic_steps_of_an_ode_model_keep_the_marginals(process, eta):
     n = 4000
-    sampler, state = plain(n, form, eta, steps=100)
+    sampler, state = plain(n, process, eta, steps=100)
     for step in (30, 60, 100):
         state = sampler.run(state, step)
-        wanted = noised_data(sampler, form, 1 - step / 100, n, step)
+        wanted = noised_data(sampler, process, 1 - step / 100, n, step)
         for axis in (0, 1):
             assert stats.ks_2samp(state.x[:, axis].numpy(), wanted[:, axis].numpy()).pvalue > 1e-3
-    ode, same = plain(n, form, 0.0, steps=100)
+    ode, same = plain(n, process, 0.0, steps=100)
     assert not torch.allclose(ode.run(same).x, state.x, atol=0.1)
 
 

@@ -105,13 +105,13 @@ def test_a_component_that_fails_drops_the_candidate_from_the_pool():
 
 
 @pytest.mark.parametrize("setting", ["random", "zero_order", "bayes", "first_order"])
-@pytest.mark.parametrize("form", ["flow", "vp"])
-def test_predictions_are_recorded_in_flight_and_cost_nothing(setting, form):
+@pytest.mark.parametrize("process", ["flow", "vp"])
+def test_predictions_are_recorded_in_flight_and_cost_nothing(setting, process):
     budget = 60 if setting == "bayes" else 300
     verifier = Steady()
-    recorded = ToySampler(steps=10, form=form)
+    recorded = ToySampler(steps=10, process=process)
     (result,) = run_searches([task(setting, budget)], recorded, verifier)
-    plain = ToySampler(steps=10, form=form)
+    plain = ToySampler(steps=10, process=process)
     (other,) = run_searches([task(setting, budget)], plain, Near())
     assert result.ledger.nfe == recorded.forwards or setting == "first_order"
     if setting == "random":

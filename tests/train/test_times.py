@@ -10,7 +10,7 @@ from policies import TIMES
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.samplers.formulas import Marginal, denoise, noised
+from diffscale.samplers.formulas import Marginal, denoise, renoise
 from diffscale.train.times import CLEAN, Times
 
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
@@ -98,7 +98,7 @@ def test_steps_are_those_of_single_levels(times, eta):
         here, there = (Marginal(*(float(v[i]) for v in times.at(at, x))) for at in (time, to))
         wanted = denoise(x[i], x0[i], here, there, eta, z[i])
         assert torch.allclose((mean + deviation * z)[i], wanted, atol=1e-9)
-        assert torch.allclose(up[i], noised(x[i], there, here, z[i]), atol=1e-9)
+        assert torch.allclose(up[i], renoise(x[i], there, here, z[i]), atol=1e-9)
     assert (deviation > 0).flatten().tolist() == [eta > 0] * 3 + [False]
 
 

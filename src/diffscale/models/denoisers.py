@@ -11,7 +11,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.models.sit import SiT
 from diffscale.samplers.formulas import Marginal
-from diffscale.samplers.levels import level_at, time_in
+from diffscale.samplers.levels import level_of, timestep_of
 from diffscale.samplers.schedules import Schedule, even
 
 
@@ -62,11 +62,11 @@ class DiTDenoiser:
         scheduler.set_timesteps(steps)
         # Some schedulers evaluate a timestep twice.
         times = dict.fromkeys(scheduler.timesteps.tolist())
-        levels = [level_at(self._scheduler.alphas_cumprod, time) for time in times]
+        levels = [level_of(self._scheduler.alphas_cumprod, time) for time in times]
         return Schedule("vp", str(self._scheduler.config.prediction_type), (*levels, 0.0))
 
     def __call__(self, x: Tensor, at: Marginal, ids: Tensor) -> Tensor:
-        time = torch.full((len(x),), time_in(self._scheduler.alphas_cumprod, at), device=x.device)
+        time = torch.full((len(x),), timestep_of(self._scheduler.alphas_cumprod, at), device=x.device)
         out = self.network(x.to(_dtype(self.network)), timestep=time, class_labels=ids).sample
         return out[:, : self.shape[0]].to(x.dtype)
 

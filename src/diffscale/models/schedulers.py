@@ -46,7 +46,7 @@ def replace_scheduler(pipe: Any, kind: Any, options: dict[str, Any]) -> None:
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise DiffscaleError(f"{kind.__name__} cannot be made from the model's configuration: {error}") from error
     # Nothing fails if a flow is solved as a diffusion: the pictures are just noise.
-    model, taken = (_KINDS.get(levels.predicts(each), "a diffusion") for each in (old, new))
+    model, taken = (_KINDS.get(levels.prediction_type(each), "a diffusion") for each in (old, new))
     if model == taken:
         pipe.scheduler = new
         return

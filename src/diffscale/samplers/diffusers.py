@@ -14,20 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.samplers import levels
 from diffscale.samplers.arguments import check
-from diffscale.samplers.formulas import Marginal, denoise, noised
+from diffscale.samplers.formulas import Marginal, denoise, renoise
 from diffscale.samplers.frames import pictures
-from diffscale.samplers.gradients import checkpointed
-from diffscale.samplers.grid import check_renoising, place, stops
+from diffscale.samplers.grid import GridSampler
 from diffscale.samplers.windowed.pipeline import Calls
 from diffscale.samplers.windowed.scheduler import Window
 from diffscale.types import State, concat, nearest
 
 
-class DiffusersSampler:
+class DiffusersSampler(GridSampler):
     """A Sampler over `pipe`, any diffusers pipeline of pictures or videos that can be windowed.
 
     `pipe`: left as it is. `prompts`: at least one; rows of different prompts share batches.
@@ -59,9 +57,10 @@ class DiffusersSampler:
         self._scheduler = self._calls.scheduler
         start = self._calls.encode()
         self._like = start[:0]
+        self.mixes_noise = self._calls.opening.mixes
         self._shape = self._calls.opening.noise_shape or start.shape[1:]
         self.steps: int = self._scheduler.count
-        self.levels = [levels.on_grid(self._scheduler, i).level for i in range(self.steps + 1)]
+        self.levels = [levels.grid_marginal(self._scheduler, i).level for i in range(self.steps + 1)]
         one = torch.zeros(1, dtype=torch.int64)
         self.forwards_per_nfe, self.flops_per_forward = self._calls.probe(self._opened(self.prior(one, one)).x)
 
@@ -79,67 +78,54 @@ class DiffusersSampler:
 
     def started(self, unit: Tensor, keys: Tensor, rows: Tensor) -> State:
         """`prior` of unit noise [B, ...] that is given."""
-        return State(unit if self._calls.opening.mixes else unit * self._scheduler.prior_scale, 0, keys, rows)
+        return State(unit if self.mixes_noise else unit * self._scheduler.prior_scale, 0, keys, rows)
 
     def predict(self, state: State) -> State:
         return self._by_layout(self._predict, self._opened(state))
 
-    def predicted(self, state: State, out: Tensor) -> State:
+    def predicted(self, state: State, model_output: Tensor) -> State:
         state = self._opened(state)
-        return replace(state, x0=levels.clean(self._scheduler, self._at(state), state.x, out), model_output=out)
+        x0 = levels.x0_prediction(self._scheduler, self._marginal(state), state.x, model_output)
+        return replace(state, x0=x0, model_output=model_output)
 
     def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
-        if state.model_output is None or state.x0 is None or not self._on_grid(state):
-            raise DiffscaleError(f"A step from step {state.step} needs a state on the grid, and Predict first.")
+        x0, model_output = self._predicted(state)
         to = state.step + 1
         if eta is not None:
-            x, x0 = state.x.float(), state.x0.float()
-            at, there = (levels.on_grid(self._scheduler, i) for i in (state.step, to))
-            x = denoise(x, x0, at, there, eta, noise if noise is None else noise.to(x))
-            return replace(state, x=x.to(state.x), step=to, x0=None, model_output=None, level=None, solver={})
-        window = Window(state.step, to, state.key, state.solver, noise=noise)
-        self._scheduler.open(window)
+            start, end = (levels.grid_marginal(self._scheduler, i) for i in (state.step, to))
+            fresh = noise if noise is None else noise.to(state.x.device).float()
+            x = denoise(state.x.float(), x0.float(), start, end, eta, fresh)
+            return self._moved(state, x.to(state.x), to)
+        self._scheduler.open(Window(state.step, to, state.key, state.solver, noise=noise))
         t = self._scheduler.timesteps[self._scheduler.first + state.step]
         with torch.no_grad():
-            x = self._scheduler.step(state.model_output, t, state.x, return_dict=False, **self._extra)[0]
+            x = self._scheduler.step(model_output, t, state.x, return_dict=False, **self._extra)[0]
         return self._arrived(state, x, to)
 
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
         state = self._opened(state)
-        here = state.level if state.level is not None else self.levels[state.step]
-        check_renoising(here, level, self.levels[0])
-        step, off = self._place(level)
-        to = self._marginal(step, off)
-        x = noised(state.x.float(), self._at(state), to, noise.to(state.x.device).float()).to(state.x)
-        return replace(state, x=x, step=step, level=off, x0=None, model_output=None, solver={})
+        self._check_renoising(state, level)
+        moved = self._placed(state, state.x, level)
+        fresh = noise.to(state.x.device).float()
+        x = renoise(state.x.float(), self._marginal(state), self._marginal(moved), fresh)
+        return replace(moved, x=x.to(state.x))
 
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
         state = self._opened(state)
-        here = state.level if state.level is not None else self.levels[state.step]
-        down = stops(here, level, steps)
-
-        at = None if record is None or not level <= record <= here else nearest(down[:-1], record)
+        down = self._levels_down(state, level, steps)
+        recorded_step = None if record is None or not level <= record <= down[0] else nearest(down[:-1], record)
 
         def through(rows: State) -> State:
-            window = Window(0, 0, rows.key, levels=down, record=at)
+            window = Window(0, 0, rows.key, levels=down, record=recorded_step)
             x = self._calls.run(rows.x, rows.prompt_index.tolist(), window)
-            return replace(rows, x=x, recorded=rows.recorded if at is None else window.recorded)
+            return replace(rows, x=x, recorded=rows.recorded if recorded_step is None else window.recorded)
 
         done = self._by_layout(through, state)
-        step, off = self._place(level)
-        return replace(
-            state, x=done.x, step=step, level=off, x0=None, model_output=None, solver={}, recorded=done.recorded
-        )
-
-    def _place(self, level: float) -> tuple[int, float | None]:
-        """Step and off-grid level of a state at `level`: on the grid if it is a grid point."""
-        step, on_grid = place(self.levels, level)
-        noise_there = step == 0 and self._calls.opening.mixes
-        return step, None if on_grid and not noise_there else level
+        return self._placed(replace(state, recorded=done.recorded), done.x, level)
 
     def _opened(self, state: State) -> State:
         """Latents in the place of noise that the pipeline mixes with its picture; marked as such by their level."""
-        if not self._calls.opening.mixes or state.step or state.level is not None:
+        if not self.mixes_noise or state.step or state.level is not None:
             return state
 
         def opened(rows: State) -> State:
@@ -147,26 +133,19 @@ class DiffusersSampler:
 
         return self._by_layout(opened, state)
 
-    def _on_grid(self, state: State) -> bool:
-        return state.level is None or (self._calls.opening.mixes and state.level == self.levels[0])
-
-    def _at(self, state: State) -> Marginal:
-        return self._marginal(state.step, state.level)
-
-    def _marginal(self, step: int, level: float | None) -> Marginal:
-        return levels.on_grid(self._scheduler, step) if level is None else self._scheduler.at(level)
+    def _marginal(self, state: State) -> Marginal:
+        if state.level is None:
+            return levels.grid_marginal(self._scheduler, state.step)
+        return self._scheduler.at(state.level)
 
     def run(self, state: State, to: int | None = None, record: float | None = None) -> State:
-        to = self.steps if to is None else to
-        if not state.step <= to <= self.steps or not self._on_grid(state):
-            raise DiffscaleError(f"A run from step {state.step} cannot end at step {to}.")
-        noted = None if record is None else nearest(self.levels[:-1], record)
-        if state.model_output is not None and state.step < to:
-            state = self.step(replace(state, recorded=state.x0) if state.step == noted else state)
-        if state.step == to:
+        end = self._run_end(state, to)
+        recorded_step = None if record is None else nearest(self.levels[:-1], record)
+        if state.model_output is not None and state.step < end:
+            state = self.step(replace(state, recorded=state.x0) if state.step == recorded_step else state)
+        if state.step == end:
             return state
-        end = to
-        return self._by_layout(lambda rows: self._run(rows, end, noted), self._opened(state))
+        return self._by_layout(lambda rows: self._run(rows, end, recorded_step), self._opened(state))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1], or frames [B, F, 3, H, W], see `frames`."""
@@ -177,25 +156,24 @@ class DiffusersSampler:
         self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
     ) -> tuple[State, Tensor, Tensor, Tensor]:
         with self._calls.differentiated():
-            return checkpointed(self, state, score, record)
+            return super().gradient(state, score, record)
 
     def _predict(self, state: State) -> State:
-        off = None if self._on_grid(state) else [state.level or 0.0, 0.0]
+        off = None if self._is_on_grid(state) else [self._level(state), 0.0]
         window = Window(state.step, state.step + 1, state.key, state.solver, hold=True, levels=off)
         self._calls.run(state.x, state.prompt_index.tolist(), window)
         assert window.out is not None
         self._extra = window.extra
         return self.predicted(state, window.out)
 
-    def _run(self, state: State, to: int, noted: int | None) -> State:
-        at = noted - state.step if noted is not None and state.step <= noted < to else None
-        window = Window(state.step, to, state.key, state.solver, record=at)
+    def _run(self, state: State, to: int, recorded_step: int | None) -> State:
+        record = None if recorded_step is None or not state.step <= recorded_step < to else recorded_step - state.step
+        window = Window(state.step, to, state.key, state.solver, record=record)
         x = self._calls.run(state.x, state.prompt_index.tolist(), window)
-        return self._arrived(state if at is None else replace(state, recorded=window.recorded), x, to)
+        return self._arrived(state if record is None else replace(state, recorded=window.recorded), x, to)
 
     def _arrived(self, state: State, x: Tensor, step: int) -> State:
-        memory = self._scheduler.memory(len(x)) if step < self.steps else {}
-        return replace(state, x=x, step=step, level=None, x0=None, model_output=None, solver=memory)
+        return self._moved(state, x, step, self._scheduler.memory(len(x)) if step < self.steps else {})
 
     def _by_layout(self, work: Callable[[State], State], state: State) -> State:
         """Do `work` on rows whose text has equal shapes, and put the rows back in order."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 
-FORMS: Final = ("flow", "vp", "ve")
+PROCESSES: Final = ("flow", "vp", "ve")
 """alpha + sigma = 1; alpha^2 + sigma^2 = 1; alpha = 1."""
 
 
@@ -28,14 +28,14 @@ class Marginal(NamedTuple):
         return self.sigma / (self.alpha + self.sigma)
 
 
-def marginal(form: str, level: float) -> Marginal:
-    """Alpha and sigma at `level` in [0, 1] of a schedule of one of `FORMS`; `ve` has no level 1."""
-    norm = {"flow": 1.0, "vp": (level**2 + (1 - level) ** 2) ** 0.5, "ve": 1 - level}[form]
+def marginal(process: str, level: float) -> Marginal:
+    """Alpha and sigma at `level` in [0, 1] of one of `PROCESSES`; `ve` has no level 1."""
+    norm = {"flow": 1.0, "vp": (level**2 + (1 - level) ** 2) ** 0.5, "ve": 1 - level}[process]
     return Marginal((1 - level) / norm, level / norm)
 
 
-def parts(prediction: str, x: Tensor, out: Tensor, at: Marginal) -> tuple[Tensor, Tensor]:
-    """The clean prediction x0 and the noise eps in latents `x` [B, ...], by a network's output `out` [B, ...].
+def x0_and_eps(prediction: str, x: Tensor, output: Tensor, at: Marginal) -> tuple[Tensor, Tensor]:
+    """Return the clean prediction x0 and the noise eps in latents `x` [B, ...], by a network's `output` [B, ...].
 
     `prediction`: `flow_prediction` is v = eps - x0; `v_prediction` is alpha eps - sigma x0, with alpha and sigma of the
     latents brought to variance 1 (Salimans and Ho 2022, arXiv 2202.00512); `epsilon` is eps and `sample` x0.
@@ -43,14 +43,14 @@ def parts(prediction: str, x: Tensor, out: Tensor, at: Marginal) -> tuple[Tensor
     alpha, sigma = at
     match prediction:
         case "flow_prediction":
-            return x - sigma * out, x + alpha * out
+            return x - sigma * output, x + alpha * output
         case "epsilon":
-            return (x - sigma * out) / alpha, out
+            return (x - sigma * output) / alpha, output
         case "sample":
-            return out, (x - alpha * out) / sigma
+            return output, (x - alpha * output) / sigma
         case "v_prediction":
             norm = math.hypot(alpha, sigma)
-            return (alpha * x / norm - sigma * out) / norm, (sigma * x / norm + alpha * out) / norm
+            return (alpha * x / norm - sigma * output) / norm, (sigma * x / norm + alpha * output) / norm
         case other:
             raise DiffscaleError(
                 f"Networks that predict {other!r} are not supported; use one that predicts "
@@ -76,44 +76,44 @@ def denoise(x: Tensor, x0: Tensor, at: Marginal, to: Marginal, eta: float = 0.0,
     return to.alpha * x0 + (to.sigma**2 - fresh**2) ** 0.5 * eps + fresh * noise
 
 
-def regular(form: str, at: Marginal, to: Marginal) -> bool:
-    """Whether a step has finite times and slopes at both ends, see `frame`: a linear flow's always has."""
-    return form == "flow" or (at.alpha > 0 and to.sigma > 0)
+def finite_slopes(process: str, start: Marginal, end: Marginal) -> bool:
+    """Whether a step has finite times and slopes at both ends, see `scale_and_time`: a linear flow's always has."""
+    return process == "flow" or (start.alpha > 0 and end.sigma > 0)
 
 
-def frame(form: str, at: Marginal) -> tuple[float, float]:
+def scale_and_time(process: str, at: Marginal) -> tuple[float, float]:
     """(scale, time) there: the curve time -> x / scale is the one whose Euler step is `denoise` with eta = 0.
 
-    A linear flow's time is its level and the slope v = eps - x0; of other schedules it is sigma / alpha, where the
+    A linear flow's time is its level and the slope v = eps - x0; of other processes it is sigma / alpha, where the
     slope is eps (Song et al. 2021, equation 14; Karras et al. 2022, arXiv 2206.00364, equation 4).
     """
-    return (1.0, at.sigma) if form == "flow" else (at.alpha, at.sigma / at.alpha)
+    return (1.0, at.sigma) if process == "flow" else (at.alpha, at.sigma / at.alpha)
 
 
-def slope(form: str, x0: Tensor, eps: Tensor) -> Tensor:
-    """d(x / scale) / d(time) along the probability flow, see `frame`."""
-    return eps - x0 if form == "flow" else eps
+def flow_slope(process: str, x0: Tensor, eps: Tensor) -> Tensor:
+    """d(x / scale) / d(time) along the probability flow, see `scale_and_time`."""
+    return eps - x0 if process == "flow" else eps
 
 
-def along(form: str, x: Tensor, slope: Tensor, at: Marginal, to: Marginal) -> Tensor:
-    """One step of x / scale along a straight line. With the mean of the slopes at both ends: Heun's."""
-    (scale, time), (scale_to, time_to) = frame(form, at), frame(form, to)
-    return scale_to * (x / scale + (time_to - time) * slope)
+def linear_step(process: str, x: Tensor, slope: Tensor, start: Marginal, end: Marginal) -> Tensor:
+    """One step of x / scale along a straight line. With the mean of the slopes at both ends it is Heun's."""
+    (scale, time), (scale_end, time_end) = scale_and_time(process, start), scale_and_time(process, end)
+    return scale_end * (x / scale + (time_end - time) * slope)
 
 
-def spread(form: str, at: Marginal, to: Marginal) -> float:
+def sde_std(process: str, start: Marginal, end: Marginal) -> float:
     """Standard deviation of the fresh noise of a step of the reverse SDE, in x.
 
-    dx = (slope + eps) d time + sqrt(2 time) dW, in `frame`'s scale: the SDE with the flow's marginals whose diffusion
-    coefficient w is the time itself (SiT, Ma et al. 2024, arXiv 2401.08740, equation 6, w = sigma as its authors'
-    `sample.py` has by default; of a VE schedule it is that of Song et al. 2021, arXiv 2011.13456). The noise is that of
-    the whole step, integrated, where the authors of SiT take w at its start.
+    dx = (slope + eps) d time + sqrt(2 time) dW, in the scale of `scale_and_time`: the SDE with the flow's marginals
+    whose diffusion coefficient w is the time itself (SiT, Ma et al. 2024, arXiv 2401.08740, equation 6, w = sigma as
+    its authors' `sample.py` has by default; of a VE process it is that of Song et al. 2021, arXiv 2011.13456). The
+    noise is that of the whole step, integrated, where the authors of SiT take w at its start.
     """
-    (_, time), (scale, time_to) = frame(form, at), frame(form, to)
-    return scale * (time**2 - time_to**2) ** 0.5
+    (_, time), (scale, time_end) = scale_and_time(process, start), scale_and_time(process, end)
+    return scale * (time**2 - time_end**2) ** 0.5
 
 
-def extrapolated(x0: Tensor, earlier: Tensor, before: Marginal, at: Marginal, to: Marginal) -> Tensor:
+def multistep_x0(x0: Tensor, earlier: Tensor, before: Marginal, at: Marginal, to: Marginal) -> Tensor:
     """The x0-prediction for `denoise` that makes its step from `at` to `to` second order, given an earlier one.
 
     DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095, algorithm 2): x0 + (x0 - earlier) h / (2 h_before), h the
@@ -125,7 +125,7 @@ def extrapolated(x0: Tensor, earlier: Tensor, before: Marginal, at: Marginal, to
     return x0 + (there - here) / (2 * (here - first)) * (x0 - earlier)
 
 
-def noised(x: Tensor, at: Marginal, to: Marginal, noise: Tensor) -> Tensor:
+def renoise(x: Tensor, at: Marginal, to: Marginal, noise: Tensor) -> Tensor:
     """Forward noising from `at` to the noisier `to`, which keeps every marginal; [B, ...].
 
     x_s = (a_s / a_t) x_t + sqrt(s_s^2 - (a_s / a_t)^2 s_t^2) eps, as search over paths needs it (paper A, Ma et al.

@@ -1,26 +1,94 @@
-"""Where moves between noise levels may go, and where on a grid they end: what all samplers check alike."""
+"""What samplers with a grid of noise levels do alike: where moves may go, where on the grid they end, gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from diffscale._util.errors import DiffscaleError
+from diffscale.types import State
 
 
-def check_renoising(here: float, level: float, top: float) -> None:
-    """Raises DiffscaleError unless `level` is from `here` to `top`."""
-    if not here - 1e-9 <= level <= top + 1e-9:
-        raise DiffscaleError(f"Renoising goes from level {here:.3g} up to {top:.3g} at most, not to {level:.3g}.")
+class GridSampler(ABC):
+    """A part of a `Sampler`.
 
+    `levels`, `steps`: see there. `mixes_noise`: whether a state at step 0 holds noise that is mixed with something
+    else (a picture, data) before the first step; the latents made of it are marked by their level.
+    """
 
-def stops(here: float, level: float, steps: int) -> list[float]:
-    """The levels of `steps` equal steps from `here` down to `level`, both included; raises DiffscaleError for none."""
-    if not 0 <= level < here or steps < 1:
-        raise DiffscaleError(f"Solving goes from level {here:.3g} down in 1 step or more, not to {level:.3g}.")
-    return [here + (level - here) * i / steps for i in range(steps)] + [level]
+    levels: Sequence[float]
+    steps: int
+    mixes_noise: bool = False
 
+    @abstractmethod
+    def run(self, state: State, to: int | None = None, record: float | None = None) -> State: ...
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor: ...
 
-def place(levels: Sequence[float], level: float) -> tuple[int, bool]:
-    """The last step of a grid that is not below `level`, and whether it is at it."""
-    step = max(i for i, grid in enumerate(levels) if grid >= level - 1e-9)
-    return step, abs(levels[step] - level) < 1e-9
+    def gradient(
+        self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
+    ) -> tuple[State, Tensor, Tensor, Tensor]:
+        """See `Sampler.gradient`: at the memory of one step, as each step, and the decoding, is recomputed on the way
+        back. The network's rows are counted when they are recomputed too.
+        """
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        with torch.enable_grad(), set_checkpoint_early_stop(False):
+            x = state.x.detach().clone().requires_grad_()
+            now = replace(state, x=x)
+            for to in range(state.step + 1, self.steps + 1):
+                now = again(self.run, now, to, record)
+            images: Tensor = again(self.decode, now.x)
+            scores = score(images, None if now.recorded is None else again(self.decode, now.recorded))
+            (grad,) = torch.autograd.grad(scores.sum(), x)
+        return replace(now, x=now.x.detach(), recorded=None), images.detach(), scores.detach(), grad
+
+    def _level(self, state: State) -> float:
+        return self.levels[state.step] if state.level is None else state.level
+
+    def _is_on_grid(self, state: State) -> bool:
+        return state.level is None or (self.mixes_noise and state.level == self.levels[0])
+
+    def _predicted(self, state: State) -> tuple[Tensor, Tensor]:
+        """x0-prediction and network output of a state that a step can be taken from; else raises DiffscaleError."""
+        if state.x0 is None or state.model_output is None or not self._is_on_grid(state):
+            raise DiffscaleError(f"A step from step {state.step} needs a state on the grid, and Predict first.")
+        return state.x0, state.model_output
+
+    def _run_end(self, state: State, to: int | None) -> int:
+        """The grid step at which a run ends; raises DiffscaleError for one that cannot be reached."""
+        to = self.steps if to is None else to
+        if not state.step <= to <= self.steps or not self._is_on_grid(state):
+            raise DiffscaleError(f"A run from step {state.step} cannot end at step {to}.")
+        return to
+
+    def _check_renoising(self, state: State, level: float) -> None:
+        """Raises DiffscaleError unless `level` is from that of the state to the noisiest."""
+        here, top = self._level(state), self.levels[0]
+        if not here - 1e-9 <= level <= top + 1e-9:
+            raise DiffscaleError(f"Renoising goes from level {here:.3g} up to {top:.3g} at most, not to {level:.3g}.")
+
+    def _levels_down(self, state: State, level: float, steps: int) -> list[float]:
+        """The levels of `steps` equal steps from the state's down to `level`, both included.
+
+        Raises DiffscaleError if that is no way down.
+        """
+        here = self._level(state)
+        if not 0 <= level < here or steps < 1:
+            raise DiffscaleError(f"Solving goes from level {here:.3g} down in 1 step or more, not to {level:.3g}.")
+        return [here + (level - here) * i / steps for i in range(steps)] + [level]
+
+    def _moved(self, state: State, x: Tensor, step: int, memory: Mapping[str, Tensor] | None = None) -> State:
+        """The state with latents `x` at a grid step; it is not predicted, and `memory` is that of the solver."""
+        return replace(state, x=x, step=step, level=None, x0=None, model_output=None, solver=memory or {})
+
+    def _placed(self, state: State, x: Tensor, level: float) -> State:
+        """The state with latents `x` at any level: off the grid after the last step that is not below it."""
+        step = max(i for i, grid in enumerate(self.levels) if grid >= level - 1e-9)
+        on_grid = abs(self.levels[step] - level) < 1e-9 and not (self.mixes_noise and step == 0)
+        return replace(self._moved(state, x, step), level=None if on_grid else level)

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.samplers.formulas import Marginal, marginal, parts
+from diffscale.samplers.formulas import Marginal, marginal, x0_and_eps
 from diffscale.samplers.windowed.loop import NotWindowed
 
 
-def on_grid(scheduler: Any, step: int) -> Marginal:
+def grid_marginal(scheduler: Any, step: int) -> Marginal:
     """Alpha and sigma of the latents that enter grid step `step`; (1, 0) after the last one."""
     at = scheduler.first + step
     if at == len(scheduler.timesteps):
         return Marginal(1.0, 0.0)
     table: Any = getattr(scheduler, "alphas_cumprod", None)
     sigmas: Any = getattr(scheduler, "sigmas", None)
-    if predicts(scheduler) in ("edm", "trigflow") or (table is None and sigmas is None):
+    if prediction_type(scheduler) in ("edm", "trigflow") or (table is None and sigmas is None):
         raise NotWindowed(f"{type(scheduler).__name__} has no known noise levels")
     if sigmas is None:
         kept = float(table[int(scheduler.timesteps[at])])
@@ -30,12 +30,12 @@ def on_grid(scheduler: Any, step: int) -> Marginal:
         alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigmas[at])
         return Marginal(float(alpha), float(sigma))
     sigma = float(sigmas[at])
-    return Marginal(1 - sigma if predicts(scheduler) == "flow_prediction" else 1.0, sigma)
+    return Marginal(1 - sigma if prediction_type(scheduler) == "flow_prediction" else 1.0, sigma)
 
 
-def form(scheduler: Any) -> str:
-    """Which of `formulas.FORMS` the scheduler's levels have; raises DiffscaleError if none."""
-    found = [on_grid(scheduler, i) for i in range(scheduler.count)]
+def process_of(scheduler: Any) -> str:
+    """Which of `formulas.PROCESSES` the scheduler's levels have; raises DiffscaleError if none."""
+    found = [grid_marginal(scheduler, i) for i in range(scheduler.count)]
     norms = {
         "flow": [at.alpha + at.sigma for at in found],
         "vp": [math.hypot(*at) for at in found],
@@ -50,25 +50,25 @@ def form(scheduler: Any) -> str:
     )
 
 
-def off_grid(scheduler: Any, level: float) -> tuple[Marginal, float]:
+def off_grid_marginal(scheduler: Any, level: float) -> tuple[Marginal, float]:
     """Alpha and sigma at any level in [0, 1), and the timestep that the network is told there."""
-    at = marginal(form(scheduler), level)
+    at = marginal(process_of(scheduler), level)
     table: Any = getattr(scheduler, "alphas_cumprod", None)
     # Solvers that take flows too have a table, which is not the flow's.
-    if table is not None and predicts(scheduler) != "flow_prediction":
-        return at, time_in(table, at)
+    if table is not None and prediction_type(scheduler) != "flow_prediction":
+        return at, timestep_of(table, at)
     # A flow's network is told what the scheduler tells it nearby, which need not be in proportion to the level.
     count = len(scheduler.timesteps)
     told, sigmas = ([*values[:count].double().tolist(), 0.0] for values in (scheduler.timesteps, scheduler.sigmas))
     return at, float(np.interp(at.sigma, sigmas[::-1], told[::-1]))
 
 
-def time_in(table: Tensor, at: Marginal) -> float:
+def timestep_of(table: Tensor, at: Marginal) -> float:
     """The timestep, not rounded, with this ratio of noise to signal in a table of alpha^2 by timesteps."""
     return float(np.interp(math.log(at.sigma / at.alpha), _log_ratios(table), np.arange(len(table))))
 
 
-def level_at(table: Tensor, time: float) -> float:
+def level_of(table: Tensor, time: float) -> float:
     """The level of a timestep, which need not be whole, in a table of alpha^2 by timesteps."""
     ratio = math.exp(np.interp(time, np.arange(len(table)), _log_ratios(table)))
     return ratio / (1 + ratio)
@@ -81,10 +81,10 @@ def _log_ratios(table: Tensor) -> Any:
 
 def model_input(scheduler: Any, x: Tensor, at: Marginal) -> Tensor:
     """The latents as the network takes them: variance-exploding ones are brought to variance 1."""
-    return x / math.hypot(*at) if form(scheduler) == "ve" else x
+    return x / math.hypot(*at) if process_of(scheduler) == "ve" else x
 
 
-def predicts(scheduler: Any) -> str:
+def prediction_type(scheduler: Any) -> str:
     """What the network's output means: epsilon, v_prediction, sample, flow_prediction, edm or trigflow.
 
     edm: F of Karras et al. 2022, scaled by the level on its way in and out (also of consistency models); trigflow: as
@@ -98,13 +98,13 @@ def predicts(scheduler: Any) -> str:
     return "flow_prediction"
 
 
-def clean(scheduler: Any, at: Marginal, x: Tensor, out: Tensor) -> Tensor:
-    """The x0-prediction from latents `x` and network output `out`, both [B, ...], at a noise level."""
-    return parts(predicts(scheduler), x, out, at)[0]
+def x0_prediction(scheduler: Any, at: Marginal, x: Tensor, output: Tensor) -> Tensor:
+    """The x0-prediction from latents `x` and network `output`, both [B, ...], at a noise level."""
+    return x0_and_eps(prediction_type(scheduler), x, output, at)[0]
 
 
 def timesteps(scheduler: Any, levels: list[float]) -> Tensor:
     """What the network is told at `levels`, as the scheduler's own timesteps are typed, but not rounded."""
     own = scheduler.timesteps
     dtype = own.dtype if own.is_floating_point() else torch.float32
-    return torch.tensor([off_grid(scheduler, level)[1] for level in levels], dtype=dtype, device=own.device)
+    return torch.tensor([off_grid_marginal(scheduler, level)[1] for level in levels], dtype=dtype, device=own.device)

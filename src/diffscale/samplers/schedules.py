@@ -6,19 +6,24 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from diffscale._util.errors import DiffscaleError
+from diffscale.samplers.formulas import Marginal, marginal
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`form`: one of `formulas.FORMS`; `prediction`: see `formulas.parts`; `levels`: falling, the last one 0."""
+    """`process`: of `formulas.PROCESSES`. `prediction`: see `formulas.x0_and_eps`. `levels`: falling, the last 0."""
 
-    form: str
+    process: str
     prediction: str
     levels: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2 or self.levels[-1] or any(a <= b for a, b in pairwise(self.levels)):
             raise DiffscaleError(f"Noise levels must fall to 0 in one step or more, but these do not: {self.levels}.")
+
+    def marginal(self, level: float) -> Marginal:
+        """Alpha and sigma at any level."""
+        return marginal(self.process, level)
 
 
 def even(steps: int) -> tuple[float, ...]:
@@ -33,5 +38,5 @@ def karras(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: f
     """
     first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     share = [i / max(steps - 1, 1) for i in range(steps)]
-    sigmas = [(first + at * (last - first)) ** rho for at in share]
+    sigmas = [(first + part * (last - first)) ** rho for part in share]
     return (*(sigma / (1 + sigma) for sigma in sigmas), 0.0)

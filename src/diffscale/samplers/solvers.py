@@ -9,22 +9,28 @@ from typing import Final
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, unknown
-from diffscale.samplers.formulas import Marginal, along, denoise, extrapolated, regular, slope, spread
+from diffscale.samplers.formulas import Marginal, denoise, finite_slopes, flow_slope, linear_step, multistep_x0, sde_std
+
+Stepped = tuple[Tensor, dict[str, Tensor]]
+"""Latents [B, ...] at the end of an interval, and what the solver remembers there."""
 
 
 @dataclass(frozen=True)
-class Leg:
-    """From one grid point `at` to the next one `to`, on a schedule of `form`.
+class Interval:
+    """What a solver's step goes over: from one grid point `start` to the next one `end`, on a schedule of `process`.
 
-    `before`: the grid point before it, None at the start. `end`: where the interval ends of which this leg is the first
-    half, None if it is whole or the second half.
+    `previous`: the grid point before it, None at the first. `whole_end`: where an interval of the schedule ends of
+    which this is the first half; None if it is whole or the second half. `x`: latents [B, ...] at its start. `memory`:
+    as the step before left it, empty after other moves than this solver's.
     """
 
-    form: str
-    before: Marginal | None
-    at: Marginal
-    to: Marginal
-    end: Marginal | None
+    process: str
+    previous: Marginal | None
+    start: Marginal
+    end: Marginal
+    whole_end: Marginal | None
+    x: Tensor
+    memory: Mapping[str, Tensor]
 
 
 class Euler:
@@ -33,23 +39,20 @@ class Euler:
     name = "euler"
     stochastic = False
 
-    def halves(self, form: str, at: Marginal, to: Marginal) -> bool:
-        """Whether the interval takes two denoiser evaluations, and so is two legs."""
+    def splits(self, process: str, start: Marginal, end: Marginal) -> bool:
+        """Whether this interval of a schedule takes two denoiser evaluations, and so is split in two halves."""
         return False
 
-    def looks(self, leg: Leg, x: Tensor, memory: Mapping[str, Tensor]) -> tuple[Tensor, Marginal]:
-        """Where the denoiser is evaluated before this leg."""
-        return x, leg.at
+    def denoiser_input(self, interval: Interval) -> tuple[Tensor, Marginal]:
+        """Latents and level at which the denoiser is evaluated before this step."""
+        return interval.x, interval.start
 
-    def step(
-        self, leg: Leg, x: Tensor, x0: Tensor, eps: Tensor, memory: Mapping[str, Tensor], noise: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Latents at the end of the leg, and what to remember there.
+    def step(self, interval: Interval, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Stepped:
+        """Go to the end of the interval.
 
-        `x` [B, ...] at its start; `x0`, `eps`: what the denoiser said where it looked; `memory`: as the leg before left
-        it, empty after other moves than this solver's; `noise`: standard normal, for stochastic solvers.
+        `x0`, `eps`: what the denoiser said of `denoiser_input`; `noise`: standard normal, for stochastic solvers.
         """
-        return denoise(x, x0, leg.at, leg.to), {}
+        return denoise(interval.x, x0, interval.start, interval.end), {}
 
 
 class Ddim(Euler):
@@ -62,10 +65,8 @@ class Ddim(Euler):
             raise DiffscaleError(f"DDIM takes eta from 0 to 1, not {eta}.")
         self.eta, self.stochastic = eta, eta > 0
 
-    def step(
-        self, leg: Leg, x: Tensor, x0: Tensor, eps: Tensor, memory: Mapping[str, Tensor], noise: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return denoise(x, x0, leg.at, leg.to, self.eta, noise), {}
+    def step(self, interval: Interval, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Stepped:
+        return denoise(interval.x, x0, interval.start, interval.end, self.eta, noise), {}
 
 
 class Multistep(Euler):
@@ -73,72 +74,69 @@ class Multistep(Euler):
 
     name = "dpmpp_2m"
 
-    def step(
-        self, leg: Leg, x: Tensor, x0: Tensor, eps: Tensor, memory: Mapping[str, Tensor], noise: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        better = x0
-        if memory and leg.before is not None:
-            better = extrapolated(x0, memory["x0"], leg.before, leg.at, leg.to)
-        return denoise(x, better, leg.at, leg.to), {"x0": x0}
+    def step(self, interval: Interval, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Stepped:
+        start, end, better = interval.start, interval.end, x0
+        if interval.memory and interval.previous is not None:
+            better = multistep_x0(x0, interval.memory["x0"], interval.previous, start, end)
+        return denoise(interval.x, better, start, end), {"x0": x0}
 
 
 class SdeEuler(Euler):
-    """Euler and Maruyama on the reverse SDE, see `formulas.spread`; the last step goes to the x0-prediction."""
+    """Euler and Maruyama on the reverse SDE, see `formulas.sde_std`; the last step goes to the x0-prediction."""
 
     name = "sde_euler"
     stochastic = True
 
-    def step(
-        self, leg: Leg, x: Tensor, x0: Tensor, eps: Tensor, memory: Mapping[str, Tensor], noise: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        # From pure noise of a VP schedule the time is endless, and there is nothing yet to be stochastic about.
-        if not leg.to.sigma or not regular(leg.form, leg.at, leg.to):
-            return denoise(x, x0, leg.at, leg.to), {}
+    def step(self, interval: Interval, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Stepped:
+        process, start, end = interval.process, interval.start, interval.end
+        # From pure noise of a VP process the time is endless, and there is nothing yet to be stochastic about.
+        if not end.sigma or not finite_slopes(process, start, end):
+            return denoise(interval.x, x0, start, end), {}
         assert noise is not None
-        drift = slope(leg.form, x0, eps) + eps
-        return along(leg.form, x, drift, leg.at, leg.to) + spread(leg.form, leg.at, leg.to) * noise, {}
+        drift = flow_slope(process, x0, eps) + eps
+        return linear_step(process, interval.x, drift, start, end) + sde_std(process, start, end) * noise, {}
 
 
 class Heun(Euler):
     """Heun's second order: Euler to the end of the interval, and again from its start with the mean of both slopes.
 
-    The two evaluations of an interval are two legs. In between, the latents are those at the middle level, where other
-    moves (noising, steps with eta) can start; the solver itself goes on from the end that it remembers. Where an end of
-    the interval is endless (`formulas.regular`), the interval is one Euler step.
+    The two evaluations of an interval are the steps over its two halves. In between, the latents are those at the
+    middle level, where other moves (noising, steps with eta) can start; the solver itself goes on from the end that it
+    remembers. Where an end of the interval is endless (`formulas.finite_slopes`), the interval is one Euler step.
     """
 
     name = "heun"
 
-    def halves(self, form: str, at: Marginal, to: Marginal) -> bool:
-        return regular(form, at, to)
+    def splits(self, process: str, start: Marginal, end: Marginal) -> bool:
+        return finite_slopes(process, start, end)
 
-    def looks(self, leg: Leg, x: Tensor, memory: Mapping[str, Tensor]) -> tuple[Tensor, Marginal]:
-        if not memory:
-            return x, leg.at
-        assert leg.before is not None
-        there = along(leg.form, memory["start"], memory["slope"], leg.before, leg.to)
-        return there + memory["fresh"] if self.stochastic else there, leg.to
+    def denoiser_input(self, interval: Interval) -> tuple[Tensor, Marginal]:
+        if not interval.memory:
+            return interval.x, interval.start
+        return self._from_whole_start(interval, interval.memory["slope"]), interval.end
 
-    def step(
-        self, leg: Leg, x: Tensor, x0: Tensor, eps: Tensor, memory: Mapping[str, Tensor], noise: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        drift = slope(leg.form, x0, eps) + (eps if self.stochastic else 0)
-        if memory:
-            assert leg.before is not None
-            mean = (memory["slope"] + drift) / 2
-            x = along(leg.form, memory["start"], mean, leg.before, leg.to)
-            return x + memory["fresh"] if self.stochastic else x, {}
-        if leg.end is None:
-            return self._alone(leg, x, x0, eps, noise), {}
-        held = {"start": x, "slope": drift}
+    def step(self, interval: Interval, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Stepped:
+        slope = flow_slope(interval.process, x0, eps) + (eps if self.stochastic else 0)
+        if interval.memory:
+            return self._from_whole_start(interval, (interval.memory["slope"] + slope) / 2), {}
+        x = self._first_order(interval, x0, eps, noise)
+        if interval.whole_end is None:
+            return x, {}
+        memory = {"start": interval.x, "slope": slope}
         if self.stochastic:
             assert noise is not None
-            held["fresh"] = spread(leg.form, leg.at, leg.end) * noise
-        return self._alone(leg, x, x0, eps, noise), held
+            memory["fresh"] = sde_std(interval.process, interval.start, interval.whole_end) * noise
+        return x, memory
 
-    def _alone(self, leg: Leg, x: Tensor, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Tensor:
-        """A leg by itself, to first order."""
-        return denoise(x, x0, leg.at, leg.to)
+    def _from_whole_start(self, second_half: Interval, slope: Tensor) -> Tensor:
+        """Latents at the end, reached along `slope` from the start of the whole interval."""
+        assert second_half.previous is not None
+        memory = second_half.memory
+        x = linear_step(second_half.process, memory["start"], slope, second_half.previous, second_half.end)
+        return x + memory["fresh"] if self.stochastic else x
+
+    def _first_order(self, interval: Interval, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Tensor:
+        return denoise(interval.x, x0, interval.start, interval.end)
 
 
 class SdeHeun(Heun):
@@ -147,11 +145,11 @@ class SdeHeun(Heun):
     name = "sde_heun"
     stochastic = True
 
-    def halves(self, form: str, at: Marginal, to: Marginal) -> bool:
-        return to.sigma > 0 and regular(form, at, to)
+    def splits(self, process: str, start: Marginal, end: Marginal) -> bool:
+        return end.sigma > 0 and finite_slopes(process, start, end)
 
-    def _alone(self, leg: Leg, x: Tensor, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Tensor:
-        return SdeEuler().step(leg, x, x0, eps, {}, noise)[0]
+    def _first_order(self, interval: Interval, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Tensor:
+        return SdeEuler().step(interval, x0, eps, noise)[0]
 
 
 SOLVERS: Final[dict[str, type[Euler]]] = {

@@ -20,7 +20,7 @@ _PREDICTION = {"flow": "flow_prediction", "vp": "v_prediction", "ve": "epsilon"}
 
 
 class ToySampler(SolvedSampler):
-    """Eight Gaussians on a circle in the plane, on a schedule of one of `formulas.FORMS`.
+    """Eight Gaussians on a circle in the plane, on a schedule of one of `formulas.PROCESSES`.
 
     Latents are points, float64 [B, 2]; a picture is 4x4 pixels whose red and green are the point's coordinates, -6 to 6
     as 0 to 1. Every prompt means the same mixture. The levels fall from 1 to 0 in `steps` equal steps, those of `ve` as
@@ -31,14 +31,14 @@ class ToySampler(SolvedSampler):
         self,
         prompts: Sequence[str] = ("a point",),
         steps: int = 10,
-        form: str = "flow",
+        process: str = "flow",
         eta: float | None = None,
         solver: str = "ddim",
     ) -> None:
         angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
         self.means = _RADIUS * torch.stack([angle.cos(), angle.sin()], -1)
         self.flops_per_forward = 20.0 * len(self.means)
-        schedule = Schedule(form, _PREDICTION[form], karras(steps) if form == "ve" else even(steps))
+        schedule = Schedule(process, _PREDICTION[process], karras(steps) if process == "ve" else even(steps))
         super().__init__(list(prompts), schedule, solvers.solver(solver, eta), torch.empty(0, 2, dtype=torch.float64))
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -54,4 +54,4 @@ class ToySampler(SolvedSampler):
         weight = (-offset.square().sum(-1) / (2 * variance)).softmax(-1)[..., None]
         x0 = (weight * (self.means + alpha * _SPREAD**2 / variance * offset)).sum(1)
         eps = (weight * offset).sum(1) * sigma / variance
-        return {"flow": eps - x0, "vp": alpha * eps - sigma * x0, "ve": eps}[self._schedule.form]
+        return {"flow": eps - x0, "vp": alpha * eps - sigma * x0, "ve": eps}[self._schedule.process]

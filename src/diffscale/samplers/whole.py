@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -70,31 +70,13 @@ class WholeSampler:
         """`latents`, which are pictures [B, 3, H, W] in [0, 1], or frames [B, F, 3, H, W]."""
         return latents
 
-    def predict(self, state: State) -> State:
-        self._refuse()
-
-    def predicted(self, state: State, out: Tensor) -> State:
-        self._refuse()
-
-    def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
-        self._refuse()
-
-    def renoise(self, state: State, level: float, noise: Tensor) -> State:
-        self._refuse()
-
-    def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
-        self._refuse()
-
-    def gradient(
-        self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
-    ) -> tuple[State, Tensor, Tensor, Tensor]:
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise DiffscaleError(
             f"{self._name} can only be run whole ({self.why}), but this needs the middle of its trajectories: use a "
             "search over noises (random, zero_order, bayes) and a verifier of finished pictures."
         )
+
+    predict = predicted = step = renoise = solve = gradient = _refuse
 
     def _probe(self) -> None:
         networks = networks_of(self._pipe)

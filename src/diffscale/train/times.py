@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.samplers.levels import predicts
+from diffscale.samplers.levels import prediction_type
 
 CLEAN: Final = -1.0
 """A time at which latents have no noise."""
@@ -27,8 +27,8 @@ _PREDICTIONS: Final = ("epsilon", "v_prediction", "sample", "flow_prediction")
 class Times:
     """`table`: alpha^2 by timestep, float64 [T]; None of a linear flow. `count`: T.
 
-    `prediction`: what the network says, see `formulas.parts`. `weights`: how often each time is drawn, float64 [T] up
-    to a factor, the least noisy one first; None for all alike.
+    `prediction`: what the network says, see `formulas.x0_and_eps`. `weights`: how often each time is drawn, float64 [T]
+    up to a factor, the least noisy one first; None for all alike.
     """
 
     table: Tensor | None
@@ -39,7 +39,7 @@ class Times:
     @classmethod
     def of(cls, scheduler: Any) -> Times:
         """Those of a diffusers scheduler, whatever solver it is; raises DiffscaleError for a prediction not known."""
-        prediction = predicts(scheduler)
+        prediction = prediction_type(scheduler)
         if prediction not in _PREDICTIONS:
             raise DiffscaleError(f"Networks that predict {prediction!r} cannot be trained: use another model.")
         table = None if prediction == "flow_prediction" else scheduler.alphas_cumprod.double().cpu()
@@ -91,7 +91,7 @@ class Times:
         return alpha * x0 + sigma * eps
 
     def renoised(self, x: Tensor, time: Tensor, to: Tensor, eps: Tensor) -> Tensor:
-        """Forward to the noisier `to` [B], which keeps every marginal: `formulas.noised` for mixed times."""
+        """Forward to the noisier `to` [B], which keeps every marginal: `formulas.renoise` for mixed times."""
         (alpha, sigma), (alpha_to, sigma_to) = self.at(time, x), self.at(to, x)
         scale = torch.where(alpha > 0, alpha_to / alpha, 1.0)
         return scale * x + (sigma_to**2 - (scale * sigma) ** 2).clamp(min=0).sqrt() * eps
@@ -130,7 +130,7 @@ class Times:
         return self.target(x0, (x - alpha * x0) / sigma, time)
 
     def clean(self, x: Tensor, out: Tensor, time: Tensor) -> Tensor:
-        """The x0-prediction [B, ...] from latents and the network's output: `formulas.parts` for mixed times."""
+        """The x0-prediction [B, ...] from latents and the network's output: `formulas.x0_and_eps` for mixed times."""
         alpha, sigma = self.at(time, x)
         match self.prediction:
             case "epsilon":

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.samplers.gradients import checkpointed
-from diffscale.samplers.grid import check_renoising, place, stops
+from diffscale.samplers.grid import GridSampler
 from diffscale.train.policy import Policy
 from diffscale.train.times import CLEAN
 from diffscale.types import State
@@ -44,7 +43,7 @@ Begin = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From the noise [B, ...] that a search varies, keys and rows int64 [B] to clean latents, and the noise mixed in."""
 
 
-class TrajectorySampler:
+class TrajectorySampler(GridSampler):
     """A Sampler whose step 0 is data noised to a time of its own in every row, and whose end is `steps` evaluations on.
 
     `time` float64 [R]; `rows` int64 [R]: prompts of the policy. `State.row` points into these R. `hop`: the length of a
@@ -57,6 +56,7 @@ class TrajectorySampler:
     """
 
     flops_per_forward = 0.0
+    mixes_noise = True
 
     def __init__(self, policy: Policy, begin: Begin, time: Tensor, rows: Tensor, steps: int, hop: int) -> None:
         if steps < 1 or bool((time - (steps - 1) * hop < policy.times.first).any()):
@@ -78,37 +78,34 @@ class TrajectorySampler:
         self.forwards += len(state)
         return self.predicted(state, out)
 
-    def predicted(self, state: State, out: Tensor) -> State:
+    def predicted(self, state: State, model_output: Tensor) -> State:
         state, now = self._opened(state), self._now(state)
-        x0 = self._policy.times.clean(state.x, out, now)
+        x0 = self._policy.times.clean(state.x, model_output, now)
         count = sum(name.endswith(".x") for name in state.solver)
         visit = {f"{count:04}.x": state.x, f"{count:04}.x0": x0, f"{count:04}.time": now.to(state.x)[:, None]}
-        return replace(state, x0=x0, model_output=out, solver={**state.solver, **visit})
+        return replace(state, x0=x0, model_output=model_output, solver={**state.solver, **visit})
 
     def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
-        if state.x0 is None or not self._on_grid(state):
-            raise DiffscaleError(f"A step from step {state.step} needs a state on the grid, and Predict first.")
+        x0, _ = self._predicted(state)
         to = self.levels[state.step + 1]
-        x = self._stepped(state, state.x0, to, eta or 0.0, noise)
+        x = self._stepped(state, x0, to, eta or 0.0, noise)
         return self._placed(state, x, to)
 
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
         state = self._opened(state)
-        check_renoising(self._level(state), level, 1.0)
+        self._check_renoising(state, level)
         times, to = self._policy.times, self._times(state, level)
         return self._placed(state, times.renoised(state.x, self._now(state), to, noise.to(state.x)), level)
 
     def run(self, state: State, to: int | None = None, record: float | None = None) -> State:
-        to = self.steps if to is None else to
-        if not state.step <= to <= self.steps or not self._on_grid(state):
-            raise DiffscaleError(f"A run from step {state.step} cannot end at step {to}.")
+        to = self._run_end(state, to)
         while state.step < to:
             state = self.step(state if state.x0 is not None else self.predict(state))
         return state
 
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
         state = self._opened(state)
-        for at, to in pairwise(stops(self._level(state), level, steps)):
+        for at, to in pairwise(self._levels_down(state, level, steps)):
             state = self.predict(self._placed(state, state.x, at))
             assert state.x0 is not None
             state = self._placed(state, self._stepped(state, state.x0, to, 0.0, None), to)
@@ -124,7 +121,7 @@ class TrajectorySampler:
         self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
     ) -> tuple[State, Tensor, Tensor, Tensor]:
         with self._graph():
-            return checkpointed(self, state, score, record)
+            return super().gradient(state, score, record)
 
     @contextmanager
     def _graph(self) -> Iterator[None]:
@@ -141,12 +138,6 @@ class TrajectorySampler:
         x0, eps = (each.to(state.x) for each in self._begin(state.x, state.key, state.prompt_index))
         x = self._policy.times.noised(x0, eps, self._time[state.prompt_index])
         return replace(state, x=x, level=1.0, solver={**state.solver, "data": x0, "eps": eps})
-
-    def _on_grid(self, state: State) -> bool:
-        return state.level is None or state.level == 1.0
-
-    def _level(self, state: State) -> float:
-        return self.levels[state.step] if state.level is None else state.level
 
     def _now(self, state: State) -> Tensor:
         return self._times(state, self._level(state))
@@ -171,10 +162,8 @@ class TrajectorySampler:
         return mean + deviation * noise.to(mean)
 
     def _placed(self, state: State, x: Tensor, level: float) -> State:
-        step, on_grid = place(self.levels, level)
-        off = None if step and on_grid else level
-        state = replace(state, x=x, step=step, level=off, x0=None, model_output=None)
-        return state if step < self.steps else self._ended(state)
+        state = replace(super()._placed(state, x, level), solver=state.solver)
+        return state if state.step < self.steps else self._ended(state)
 
     def _ended(self, state: State) -> State:
         numbers = sorted(name.removesuffix(".x0") for name in state.solver if name.endswith(".x0"))

@@ -98,7 +98,7 @@ class WindowedScheduler:
         if window.levels is None:
             return [(i, items[i]) for i in range(window.low, min(window.high, len(items)))]
         told = levels.timesteps(self, window.levels[:-1])
-        own = [levels.on_grid(self, i).level for i in range(len(items))]
+        own = [levels.grid_marginal(self, i).level for i in range(len(items))]
         return [(nearest(own, level), t) for level, t in zip(window.levels, told, strict=False)]
 
     @property
@@ -143,7 +143,7 @@ class WindowedScheduler:
 
     def at(self, level: float) -> Marginal:
         """Alpha and sigma at any level."""
-        return levels.off_grid(self, level)[0] if level else Marginal(1.0, 0.0)
+        return levels.off_grid_marginal(self, level)[0] if level else Marginal(1.0, 0.0)
 
 
 def windowed(scheduler: Any) -> Any:
@@ -175,13 +175,15 @@ def windowed(scheduler: Any) -> Any:
             return _answer(sample, kw)
         if window.levels is not None:
             at, to = (self.at(level) for level in window.levels[window.taken : window.taken + 2])
-            x0 = levels.clean(self, at, sample.float(), model_output.float())
+            x0 = levels.x0_prediction(self, at, sample.float(), model_output.float())
             if window.record == window.taken:
                 window.recorded = x0.to(sample)
             window.taken += 1
             return _answer(denoise(sample.float(), x0, at, to).to(sample), kw)
         if window.record == window.taken:
-            window.recorded = levels.clean(self, levels.on_grid(self, window.low + window.taken), sample, model_output)
+            window.recorded = levels.x0_prediction(
+                self, levels.grid_marginal(self, window.low + window.taken), sample, model_output
+            )
         source = KeyedNoise(window.keys, window.low + window.taken, window.noise)
         with source:
             stepped = base.step(self, model_output, timestep, sample, *args, **kw)
