@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from diffscale._util.errors import DiffscaleError
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a field's metadata may say of its flag on the command line, where that is not just `--the-field`.
+
+    `names`: of the flag, without dashes, all of them. `argument`: the metavar of a positional argument, which has no
+    flag. `commas`: a list is given as one text with commas, and not by repeating the flag.
+    """
+
+    names: tuple[str, ...] = ()
+    argument: str = ""
+    commas: bool = False
+
+
+def flag(field: FieldInfo) -> Flag:
+    """The field's `Flag`, or the usual one."""
+    return next((each for each in field.metadata if isinstance(each, Flag)), Flag())
+
+
+def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """All fields of `model`: its own before those that it inherits, and these in the order of its bases."""
+    names = dict.fromkeys(name for base in model.__mro__ for name in inspect.get_annotations(base))
+    return {name: model.model_fields[name] for name in names if name in model.model_fields}
+
+
+def panel(model: type[BaseModel], name: str) -> str | None:
+    """The class attribute `panel` of the class that first declares the field: where help shows its flag."""
+    first = next(base for base in reversed(model.__mro__) if name in inspect.get_annotations(base))
+    return vars(first).get("panel")
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -37,3 +71,15 @@ def validated(kind: type[Settings], settings: dict[str, Any]) -> Settings:
         raise DiffscaleError(f"The setting {where} is not right: {first['msg']}{hint}.") from error
     except TypeError as error:
         raise DiffscaleError(f"The configuration has a setting without a proper name: {error}.") from error
+
+
+def resolve(kind: type[Settings], file: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """The settings of `file`, if there is one, overridden by the flags that were given; raises as `validated` does."""
+    return validated(kind, ({} if file is None else read(file)) | dict(flags))
+
+
+def save(settings: BaseModel, file: Path) -> None:
+    """Write the settings, own ones before inherited ones, so that `--config FILE` repeats the run."""
+    values = settings.model_dump(mode="json")
+    ordered = {name: values[name] for name in fields(type(settings))}
+    file.write_text(yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True))

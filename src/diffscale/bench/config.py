@@ -1,26 +1,128 @@
-"""The settings of `diffscale bench`."""
+"""The settings of `diffscale generate`, `bench`, `evaluate` and `reproduce`, as flags and as a file."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from diffscale.bench.settings import ModelConfig
+from diffscale._util.config import Flag
+from diffscale._util.errors import unknown
+from diffscale.models.options import MEANS, LoadOptions
+
+
+class ModelConfig(LoadOptions):
+    """The model, how it is loaded, and how it is called."""
+
+    model: str = Field("shapes-flux", description="Shipped name, folder or Hub id.")
+    seed: int = Field(0, description="Every noise follows from it.")
+    steps: int | None = Field(None, gt=0, description="Denoising steps of a sample. Default: the model's own.")
+    pipe_args: Annotated[dict[str, Any], Flag(("pipe-arg",))] = Field(
+        default_factory=dict, description="name=value for the pipeline's call, such as height=512; repeatable."
+    )
+    negative_prompt: str | None = Field(None, description="What not to draw, by classifier-free guidance.")
+    batch_size: int | None = Field(None, gt=0, description="Most rows at once. Default: found by itself.")
+
+    @property
+    def call_args(self) -> dict[str, Any]:
+        """All arguments of the pipeline's call."""
+        return self.pipe_args | ({} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt})
+
+
+class GenerateConfig(ModelConfig):
+    """Everything that decides the result of a run, and on which hardware it is made."""
+
+    prompt: Annotated[str, Flag(argument="PROMPT")] = Field(
+        "a red circle above a blue square", min_length=1,
+        description="What to draw; of a class-conditional model a class, by name or id.",
+    )  # fmt: skip
+    search: str = Field("random", description='Search, as "random" or "random n=8".')
+    verifier: str = Field("clip", description='Verifier, as "clip" or "clip model=ID".')
+    budget: int = Field(1280, gt=0, description="Total NFE, final denoising included.")
+
+    def same_run(self, other: GenerateConfig) -> bool:
+        """Whether both ask for the same result; batch size and what only takes memory and time do not change it."""
+        passing = {"batch_size", *MEANS}
+        return self.model_dump(exclude=passing) == other.model_dump(exclude=passing)
 
 
 class BenchConfig(ModelConfig):
     """Everything that decides the results of a bench, and on which hardware it runs."""
 
-    suite: str = Field("shapes-mini", description="suite by name, or a file of prompts")
-    search: list[str] = Field(default_factory=lambda: ["random"], min_length=1)
-    verifier: list[str] = Field(default_factory=lambda: ["clip"], min_length=1)
-    budget: list[int] = Field(default_factory=lambda: [1280], min_length=1, description="NFE a prompt")
-    repeats: int = Field(1, gt=0)
-    limit: int | None = Field(None, gt=0, description="prompts, evenly over the suite")
-    seed: int = 0
+    suite: Annotated[str, Flag(argument="SUITE|FILE")] = Field(
+        "shapes-mini", description="Prompts: a suite, or a txt, jsonl or csv file."
+    )
+    search: list[str] = Field(["random"], min_length=1, description="Algorithm and arguments; repeatable.")
+    verifier: list[str] = Field(["clip"], min_length=1, description="What to search with; repeatable.")
+    budget: list[int] = Field([1280], min_length=1, description="NFE a prompt; repeatable.")
+    repeats: int = Field(1, gt=0, description="Searches a prompt, each from its own noise.")
+    limit: int | None = Field(None, gt=0, description="Prompts, evenly over the suite. Default: all.")
 
     def shared(self) -> dict[str, Any]:
         """What all results in one folder have in common; searches, verifiers, budgets, prompts may be added to it."""
         shared = self.model_dump(include={"model", "seed", "steps"})
         return {**shared, "pipe_args": self.call_args, **self.decisive()}
+
+
+class Hardware(BaseModel):
+    """Where networks run, and how much at once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str | None = Field(None, description="cuda, mps or cpu. Default: the first of these there is.")
+    batch_size: int | None = Field(None, gt=0, description="Most rows at once. Default: found by itself.")
+
+
+class EvaluateConfig(Hardware):
+    """What is evaluated, by what, and on which hardware."""
+
+    folder: Annotated[Path, Flag(argument="FOLDER")] = Field(
+        description="Pictures (png, jpg, webp), also in folders below."
+    )
+    metrics: Annotated[list[str], Flag(commas=True)] = Field(
+        [], description="Of fid, fd_dino, precision, recall, cmmd, is, composition and any verifier, by commas."
+    )
+    reference: Path | None = Field(
+        None, description="What to compare with: a folder, or a file of --save-reference."
+    )
+    features: str | None = Field(
+        None, description="Extractor, as clip or clip:model=ID. Default: each metric's own, as published."
+    )
+    prompts: Path | None = Field(
+        None, description="JSONL with file_name and text, a prompt a line, or the suite that the pictures are of. "
+        "Default: metadata.jsonl or samples.jsonl.",
+    )  # fmt: skip
+    save_reference: Path | None = Field(
+        None, description="Keep FOLDER's statistics in this safetensors file, for --reference."
+    )
+
+
+class ReproduceConfig(Hardware):
+    """Which items of papers are reproduced, on which models and data, and on which hardware."""
+
+    items: Annotated[list[str], Flag(argument="LIST|ITEM...")] = Field(
+        description="Items (A.table2, B.figure4), a paper (A), or all."
+    )
+    setting: str = Field("shapes", description="Models of shapes, or of the paper.")
+    limit: int | None = Field(None, description="Prompts of each part, at most.")
+    quick: bool = Field(False, description="Small sizes: each item within two minutes on 2 cores.")
+    suites: Annotated[dict[str, str], Flag(("suite",))] = Field(
+        default_factory=dict, description="name=file or Hub id of a suite that is not shipped, as "
+        "drawbench=prompts.csv; repeatable.",
+    )  # fmt: skip
+    reference: str | None = Field(
+        None, description="Statistics of real pictures, by `diffscale evaluate --save-reference`."
+    )
+    data: dict[str, str] = Field(
+        default_factory=dict, description="id=folder, file or Hub id: train on that instead of what recipes name, as "
+        "JourneyDB/JourneyDB=journeydb; repeatable.",
+    )  # fmt: skip
+    offload: str | None = Field(None, description="Keep networks on the CPU: model or sequential.")
+
+    @field_validator("setting")
+    @classmethod
+    def _known(cls, setting: str) -> str:
+        if setting not in ("shapes", "paper"):
+            raise unknown("setting", setting, ["shapes", "paper"])
+        return setting

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from diffscale._util.errors import unknown
+from diffscale.cli.terminal import print_table
 
 
 def list_names(
@@ -24,11 +24,7 @@ def list_names(
     }
     if what not in kinds:
         raise unknown("list", what, kinds)
-    columns, rows = kinds[what]()
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    print_table(Console(), *kinds[what]())
 
 
 def _models() -> tuple[list[str], Iterable[tuple[str, ...]]]:

@@ -11,18 +11,18 @@ from rich.console import Console
 import diffscale
 from diffscale._util.errors import DiffscaleError
 from diffscale.cli import shapes
-from diffscale.cli import train as training
 from diffscale.cli.bench import bench
 from diffscale.cli.evaluate import evaluate
 from diffscale.cli.generate import generate
 from diffscale.cli.list import list_names
 from diffscale.cli.reproduce import reproduce
+from diffscale.cli.train import declared, train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(generate)
 app.command()(bench)
 app.command()(evaluate)
-app.command("train", context_settings={"token_normalize_func": training.spelt})(training.command())
+app.command(context_settings={"token_normalize_func": declared})(train)
 app.command()(reproduce)
 app.command("list")(list_names)
 app.add_typer(shapes.app, name="shapes")

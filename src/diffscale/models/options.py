@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,9 +22,10 @@ class LoadOptions(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    panel: ClassVar[str] = "Loading"
 
     device: str | None = Field(default=None, description="cuda, mps or cpu. Default: the first of these there is.")
-    dtype: str = Field(default="float32", description="float32, bfloat16 or float16. Default: float32.")
+    dtype: str = Field(default="float32", description="float32, bfloat16 or float16.")
     variant: str | None = Field(default=None, description="Weight files of this variant, such as fp16.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub. Default: main.")
     scheduler: str | None = Field(

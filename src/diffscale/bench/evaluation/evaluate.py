@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from diffscale import verifiers
 from diffscale._util.errors import DiffscaleError, unknown
+from diffscale.bench.config import EvaluateConfig
 from diffscale.bench.evaluation import extractors, means
 from diffscale.bench.evaluation.compared import COMPARED, statistics
 from diffscale.bench.evaluation.extractors import Classifier, Extractor
@@ -28,21 +28,6 @@ METRICS: Final = (*COMPARED, "is", "composition")
 """All metrics but the means of verifiers."""
 
 Told = Callable[[str, int, int], None]
-
-
-class EvaluateConfig(BaseModel):
-    """What is evaluated, by what, and on which hardware."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    folder: Path
-    metrics: list[str] = Field(default_factory=list)
-    reference: Path | None = Field(None, description="folder of pictures, or statistics in safetensors")
-    features: str | None = Field(None, description="extractor instead of the published one")
-    device: str | None = None
-    batch_size: int | None = Field(None, gt=0)
-    prompts: Path | None = None
-    save_reference: Path | None = None
 
 
 def run(settings: EvaluateConfig, told: Told | None = None) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""What a command shows on the terminal: bars of work on its way, and tables."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def quiet_console() -> Console:
+    """Where a command prints; diffusers and transformers say no more beside it.
+
+    They show no loading bars, and give no advice about image processors that are not used.
+    """
+    # Imported late: they take seconds.
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    return Console(soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def progress_bars(console: Console, unit: str = "", transient: bool = False) -> Iterator[Any]:
+    """Yield a callback `progress(what, done, total, **values)` that shows a bar for each `what`, counted in `unit`.
+
+    Of the values the best score, the loss and the reward are shown. `transient`: the bars vanish at the end.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=transient) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int, **values: float) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(escape(what), more=unit)
+            numbers = {name: values[name] for name in ("best", "loss", "reward") if name in values}
+            shown = [f"{name} {value:.4g}" for name, value in numbers.items() if math.isfinite(value)]
+            more = ", ".join([unit, *shown] if unit else shown)
+            bars.update(tasks[what], completed=done, total=total, more=more)
+
+        yield progress
+
+
+def print_table(
+    console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()
+) -> None:
+    """Print a table without lines, unless it has no rows; the columns `numbers` are aligned to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    if table.row_count:
+        console.print(table)
+
+
+def print_warning(console: Console, text: str, kind: str = "warning") -> None:
+    """Print a sentence of which the first word, `kind`, is yellow."""
+    console.print(f"[yellow]{kind}:[/yellow] {escape(text)}")
