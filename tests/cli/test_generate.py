@@ -13,11 +13,11 @@ import torch
 import yaml
 from PIL import Image
 
+from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench import generate
-from diffscale.bench import settings as config
+from diffscale.bench.config import GenerateConfig
 from diffscale.bench.generate import prepare
-from diffscale.bench.settings import GenerateConfig
 from diffscale.cli.main import run
 from diffscale.models.locate import locate
 
@@ -52,7 +52,7 @@ def test_the_folder_holds_what_is_promised(folder: Path) -> None:
     assert result["best"]["score"] == max(score for _, score in result["trace"]) >= result["baseline"]["score"]
     assert result["trace"][-1] == [120, result["best"]["score"]]
     assert set(result["judges"]["shapes-judge"]["best"]) == {"score", "cleanliness"}
-    assert config.load(folder / "config.yaml").budget == 130
+    assert config.resolve(GenerateConfig, folder / "config.yaml").budget == 130
     assert Image.open(folder / "best.png").size == (64, 64)
     for sheet in ("candidates.png", "scaling.png"):
         assert min(Image.open(folder / sheet).size) > 300
@@ -109,10 +109,10 @@ def test_bad_input_gets_one_sentence(
 def test_settings_resolve_in_order(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({"budget": 40, "seed": 5}))
-    settings = config.resolve(file, {"seed": 6, "budget": None})
+    settings = config.resolve(GenerateConfig, file, {"seed": 6, "budget": None})
     assert (settings.budget, settings.seed, settings.model) == (40, 6, "shapes-flux")
     config.save(settings, file)
-    assert config.load(file) == settings
+    assert config.resolve(GenerateConfig, file) == settings
 
 
 @pytest.mark.parametrize("text", ["budgte: 3", "budget: many", "- 1", "a: [", "prompt: ''"])
@@ -120,7 +120,7 @@ def test_a_broken_configuration_is_told(text: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(text)
     with pytest.raises(DiffscaleError):
-        config.resolve(file, {})
+        config.resolve(GenerateConfig, file, {})
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:

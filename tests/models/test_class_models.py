@@ -14,8 +14,7 @@ import diffscale
 from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale.bench import generate
 from diffscale.bench import run as bench
-from diffscale.bench.config import BenchConfig
-from diffscale.bench.settings import GenerateConfig
+from diffscale.bench.config import BenchConfig, GenerateConfig
 from diffscale.cli.main import app
 from diffscale.models.class_conditional import ClassModel, load_sit, published_sit, save_sit
 from diffscale.models.denoisers import SiTDenoiser

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffscale
+from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench import settings as config
-from diffscale.bench.config import BenchConfig
-from diffscale.bench.settings import GenerateConfig
+from diffscale.bench.config import BenchConfig, GenerateConfig
 from diffscale.models.options import MEANS, LoadOptions
 
 OTHER = {
@@ -59,7 +58,7 @@ def test_a_configuration_reads_back_as_it_was_written(
     file = tmp_path_factory.mktemp("config") / "config.yaml"
     settings = GenerateConfig(negative_prompt="no", **{name: OTHER[name] for name in names})
     config.save(settings, file)
-    assert config.load(file) == settings
+    assert config.resolve(GenerateConfig, file) == settings
     assert file.read_text().startswith("prompt:")
     assert settings.asked() == {name: OTHER[name] for name in names}
 
@@ -67,7 +66,7 @@ def test_a_configuration_reads_back_as_it_was_written(
 def test_configurations_from_before_these_options_load(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("prompt: a star\nmodel: shapes-flux\ndevice: null\ndtype: bfloat16\npipe_args: {}\n")
-    assert config.load(file).dtype == "bfloat16"
+    assert config.resolve(GenerateConfig, file).dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("other", [{"compile": True}, {"quantize": "torchao"}])

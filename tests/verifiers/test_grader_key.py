@@ -17,8 +17,8 @@ from PIL import Image
 from pydantic import SecretStr
 
 from diffscale._util.errors import DiffscaleError
+from diffscale.bench.config import GenerateConfig
 from diffscale.bench.generate import prepare
-from diffscale.bench.settings import GenerateConfig
 from diffscale.cli.main import run
 from diffscale.verifiers import llm_grader, load
 from diffscale.verifiers.grader.endpoint import Endpoint, resolve

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.files import write_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -66,20 +67,24 @@ def validated(kind: type[Settings], settings: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        allowed = ", ".join(kind.model_fields)
+        allowed = ", ".join(fields(kind))
         hint = f" (settings are: {allowed})" if first["type"] == "extra_forbidden" else ""
         raise DiffscaleError(f"The setting {where} is not right: {first['msg']}{hint}.") from error
     except TypeError as error:
         raise DiffscaleError(f"The configuration has a setting without a proper name: {error}.") from error
 
 
-def resolve(kind: type[Settings], file: Path | None, flags: Mapping[str, Any]) -> Settings:
-    """The settings of `file`, if there is one, overridden by the flags that were given; raises as `validated` does."""
-    return validated(kind, ({} if file is None else read(file)) | dict(flags))
+def resolve(kind: type[Settings], file: Path | None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of `file`, if there is one, overridden by the flags that were given (those not None).
+
+    Raises DiffscaleError for a file that cannot be read and for values out of range, naming them.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    return validated(kind, ({} if file is None else read(file)) | given)
 
 
 def save(settings: BaseModel, file: Path) -> None:
     """Write the settings, own ones before inherited ones, so that `--config FILE` repeats the run."""
     values = settings.model_dump(mode="json")
     ordered = {name: values[name] for name in fields(type(settings))}
-    file.write_text(yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True))
+    write_text(file, yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True))

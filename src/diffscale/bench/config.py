@@ -83,9 +83,7 @@ class EvaluateConfig(Hardware):
     metrics: Annotated[list[str], Flag(commas=True)] = Field(
         [], description="Of fid, fd_dino, precision, recall, cmmd, is, composition and any verifier, by commas."
     )
-    reference: Path | None = Field(
-        None, description="What to compare with: a folder, or a file of --save-reference."
-    )
+    reference: Path | None = Field(None, description="What to compare with: a folder, or a file of --save-reference.")
     features: str | None = Field(
         None, description="Extractor, as clip or clip:model=ID. Default: each metric's own, as published."
     )

@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 
 from diffscale import api, verifiers
+from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench import settings as config
-from diffscale.bench.settings import GenerateConfig
+from diffscale.bench.config import GenerateConfig
 from diffscale.engine.results import Result
 from diffscale.metrics.heldout import heldout_scores
 from diffscale.models.load import base_model
@@ -38,7 +38,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     if saved.exists():
         # Settings that could not be met leave nothing that was paid for.
         paid = done.exists() or (folder / "journal.sqlite").exists()
-        if paid and not config.load(saved).same_run(settings):
+        if paid and not config.resolve(GenerateConfig, saved).same_run(settings):
             raise DiffscaleError(
                 f"{folder} holds another run (see its config.yaml): choose another --output, or remove the folder."
             )

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from types import NoneType
+from types import GenericAlias, NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -34,8 +34,8 @@ def settings_from_flags(
     declares the field. Lists are repeatable, mappings too (`name=value`), booleans are pairs on and off; a `Flag` in
     the field's metadata says what is otherwise. Which values are allowed is the model's business.
 
-    `resolve(file, flags)` makes the settings of the flags that were given; by default those of the first model.
-    `separator` stands between the words of a flag.
+    `resolve(file, flags)` makes the settings of the flags, None where one was not given; by default those of the first
+    model. `separator` stands between the words of a flag.
     """
     fields = {name: field for model in reversed(models) for name, field in config.fields(model).items()}
     panels = {name: config.panel(model, name) for model in models for name in config.fields(model)}
@@ -43,10 +43,9 @@ def settings_from_flags(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def with_flags(config_file: Path | None, **given: Any) -> None:
-            flags = {name: given.pop(name) for name in fields}
-            chosen = {name: _value(name, fields[name], flag) for name, flag in flags.items() if flag not in (None, [])}
+            flags = {name: _value(name, field, given.pop(name)) for name, field in fields.items()}
             make = resolve or functools.partial(config.resolve, models[0])
-            command(make(config_file, chosen), **given)
+            command(make(config_file, flags), **given)
 
         derived = [_parameter(name, field, panels[name], separator) for name, field in fields.items()]
         file = inspect.Parameter("config_file", _KEYWORD, default=None, annotation=Annotated[Path | None, _CONFIG])
@@ -88,7 +87,7 @@ def _type(field: FieldInfo) -> Any:
         if origin is dict:
             return list[str]
         first = plain(next(each for each in inner if each is not NoneType))
-        return list[first] if origin is list else first
+        return GenericAlias(list, (first,)) if origin is list else first
 
     return plain(field.annotation)
 
@@ -96,14 +95,19 @@ def _type(field: FieldInfo) -> Any:
 def _help(field: FieldInfo) -> str:
     """The field's description, and its default where that is a value and the description does not tell it."""
     text, default = field.description or "", field.get_default(call_default_factory=True)
-    if "Default:" in text or default in (None, False, PydanticUndefined, [], {}):
+    if "Default:" in text or default in (None, PydanticUndefined, [], {}) or default is False:
         return text
     return f"{text} Default: {', '.join(map(str, default)) if isinstance(default, list) else default}."
 
 
 def _value(name: str, field: FieldInfo, given: Any) -> Any:
-    """The setting that a flag's text says; raises DiffscaleError for a mapping's text that is not name=value."""
+    """The setting that a flag says, None if it was not given.
+
+    Raises DiffscaleError for a text of a mapping that is not name=value.
+    """
     flag = config.flag(field)
+    if given is None or given == []:
+        return None
     if flag.commas:
         return [each.strip() for each in given.split(",")]
     if get_origin(field.annotation) is dict:

@@ -21,6 +21,7 @@ def generate(
     """Search over the noise of PROMPT for the sample that the verifier likes best."""
     # Imported late: diffusers takes seconds, and wrong flags should be told at once.
     from diffscale.bench import generate as job
+
     console = quiet_console()
     summary = job.prepare(output, settings)
     if summary is not None:
@@ -43,9 +44,7 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
     for name, heldout_scores in summary["judges"].items():
         held_out = "the oracle searched with" if heldout_scores["searched_with"] else "not searched with"
         before, after = heldout_scores["baseline"]["score"], heldout_scores["best"]["score"]
-        console.print(
-            f"{name} ({held_out}): first sample {before:.2f}, best {after:.2f} ({after - before:+.2f})"
-        )
+        console.print(f"{name} ({held_out}): first sample {before:.2f}, best {after:.2f} ({after - before:+.2f})")
         if after < before and best > first and not heldout_scores["searched_with"]:
             print_warning(
                 console,

@@ -42,8 +42,8 @@ def reproduce(
 
     if [item.upper() for item in config.items] == ["LIST"]:
         items = {name: recipes.load(name) for name in recipes.names()}
-        rows = [(name, item.title, ", ".join(item.settings)) for name, item in items.items()]
-        print_table(Console(soft_wrap=True), ("item", "what it shows", "settings"), rows)
+        titles = [(name, item.title, ", ".join(item.settings)) for name, item in items.items()]
+        print_table(Console(soft_wrap=True), ("item", "what it shows", "settings"), titles)
         return
     names = recipes.chosen(config.items)
     from diffscale.bench.papers import page
@@ -53,9 +53,7 @@ def reproduce(
     from diffscale.models.load import best_device
 
     console = quiet_console()
-    options: dict[str, Any] = config.model_dump(
-        include={"setting", "limit", "quick", "suites", "reference", "data"}
-    )
+    options: dict[str, Any] = config.model_dump(include={"setting", "limit", "quick", "suites", "reference", "data"})
     if wrong := config.suites.keys() - set(GIVEN):
         raise unknown("suite", min(wrong), GIVEN)
     loaded = {name: recipes.load(name) for name in names}

@@ -33,9 +33,7 @@ def train(settings: TrainConfig) -> None:
     with progress_bars(console) as progress:
         ended = loop.train(settings, lambda what, done, total, values: progress(what, done, total, **values))
     if ended.how == "stopped":
-        console.print(
-            f"stopped at step {ended.step}, which is saved: go on with --resume_from_checkpoint latest"
-        )
+        console.print(f"stopped at step {ended.step}, which is saved: go on with --resume_from_checkpoint latest")
         return
     if not ended.result:
         return  # not the first process

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffscale._util import config
+from diffscale._util.config import Flag
 from diffscale._util.errors import DiffscaleError, unknown
 from diffscale.train import checkpoints
 
@@ -61,192 +62,174 @@ _ONLY: Final = {
 """Settings that these methods alone go by."""
 
 
-def _panel(name: str) -> dict[str, Any]:
-    return {"panel": name}
-
-
 Positive = Annotated[int, Field(gt=0)]
 
 
-class TrainConfig(BaseModel):
-    """Everything that decides what a training gives. Raises DiffscaleError for settings that do not go together."""
-
+class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str
-    pretrained_model_name_or_path: str = Field(
-        min_length=1, description="Shipped name, folder or Hub id of the base.", json_schema_extra=_panel("Model")
-    )
-    revision: str | None = Field(None, description="Branch, tag or commit.", json_schema_extra=_panel("Model"))
-    variant: str | None = Field(None, description="Weight files of this variant.", json_schema_extra=_panel("Model"))
-    rank: Positive = Field(4, description="Rank of the LoRA. Default: 4.", json_schema_extra=_panel("Model"))
-    full: bool = Field(False, description="Train all weights, without LoRA.", json_schema_extra=_panel("Model"))
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations on the way back.", json_schema_extra=_panel("Model")
-    )
-    use_ema: bool = Field(False, description="Keep a moving average and give that.", json_schema_extra=_panel("Model"))
 
-    dataset_name: str | None = Field(None, description="Data set on the Hub.", json_schema_extra=_panel("Data"))
-    dataset_config_name: str | None = Field(None, description="Its configuration.", json_schema_extra=_panel("Data"))
-    data_files: list[str] | None = Field(
-        None, description="Only these files of it; repeatable.", json_schema_extra=_panel("Data")
+class ModelSettings(_Settings):
+    """What is trained, and how much of it."""
+
+    panel: ClassVar[str] = "Model"
+
+    pretrained_model_name_or_path: Annotated[str, Flag(("pretrained_model_name_or_path", "model"))] = Field(
+        min_length=1, description="Shipped name, folder or Hub id of the base."
     )
-    train_data_dir: str | None = Field(
-        None, description="Folder with metadata.jsonl, or with parquet files or shards.",
-        json_schema_extra=_panel("Data"),
-    )  # fmt: skip
+    revision: str | None = Field(None, description="Branch, tag or commit.")
+    variant: str | None = Field(None, description="Weight files of this variant.")
+    rank: Positive = Field(4, description="Rank of the LoRA. Default: 4.")
+    full: bool = Field(False, description="Train all weights, without LoRA.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations on the way back.")
+    use_ema: bool = Field(False, description="Keep a moving average and give that.")
+
+
+class DataSettings(_Settings):
+    """What it is trained on."""
+
+    panel: ClassVar[str] = "Data"
+
+    dataset_name: str | None = Field(None, description="Data set on the Hub.")
+    dataset_config_name: str | None = Field(None, description="Its configuration.")
+    data_files: list[str] | None = Field(None, description="Only these files of it; repeatable.")
+    train_data_dir: str | None = Field(None, description="Folder with metadata.jsonl, or with parquet files or shards.")
     train_prompts: str | None = Field(
-        None, description="File of prompts (txt, jsonl, csv), where no pictures are needed.",
-        json_schema_extra=_panel("Data"),
-    )  # fmt: skip
+        None, description="File of prompts (txt, jsonl, csv), where no pictures are needed."
+    )
     held_out_prompts: list[str] = Field(
         default_factory=list,
         description="Files of prompts that you measure on: like those of known suites never trained on; repeatable.",
-        json_schema_extra=_panel("Data"),
     )
-    image_column: str | None = Field(None, description="Column of pictures.", json_schema_extra=_panel("Data"))
-    caption_column: str | None = Field(None, description="Column of captions.", json_schema_extra=_panel("Data"))
-    max_train_samples: Positive | None = Field(
-        None, description="Train on that many rows.", json_schema_extra=_panel("Data")
-    )
-    cache_dir: str | None = Field(
-        None, description="For downloads, latents and embeddings.", json_schema_extra=_panel("Data")
-    )
-    resolution: Positive | None = Field(
-        None, description="Pixels a side. Default: the model's own.", json_schema_extra=_panel("Data")
-    )
-    center_crop: bool = Field(False, description="Crop from the middle.", json_schema_extra=_panel("Data"))
-    random_flip: bool = Field(False, description="Mirror half of the pictures.", json_schema_extra=_panel("Data"))
+    image_column: str | None = Field(None, description="Column of pictures.")
+    caption_column: str | None = Field(None, description="Column of captions.")
+    max_train_samples: Positive | None = Field(None, description="Train on that many rows.")
+    cache_dir: str | None = Field(None, description="For downloads, latents and embeddings.")
+    resolution: Positive | None = Field(None, description="Pixels a side. Default: the model's own.")
+    center_crop: bool = Field(False, description="Crop from the middle.")
+    random_flip: bool = Field(False, description="Mirror half of the pictures.")
     proportion_empty_prompts: float = Field(
-        0.0, ge=0, le=1, description="Share of prompts left out. Default: 0.2 for sft and sharpen, else 0.",
-        json_schema_extra=_panel("Data"),
-    )  # fmt: skip
+        0.0, ge=0, le=1, description="Share of prompts left out. Default: 0.2 for sft and sharpen, else 0."
+    )
+
+
+class MethodSettings(_Settings):
+    """How samples are chosen and weighed."""
+
+    panel: ClassVar[str] = "Method"
 
     reward: list[str] = Field(
         default_factory=list,
         description='Verifier, as "clip" or "image_reward weight=0.5"; several are added up, each over its running '
         "deviation; repeatable.",
-        json_schema_extra=_panel("Method"),
     )
-    n: int = Field(3, gt=0, description="Trajectories of a row. Default: 3.", json_schema_extra=_panel("Method"))
-    m: int = Field(3, gt=0, description="Steps of a trajectory. Default: 3.", json_schema_extra=_panel("Method"))
+    n: int = Field(3, gt=0, description="Trajectories of a row. Default: 3.")
+    m: int = Field(3, gt=0, description="Steps of a trajectory. Default: 3.")
     search: str | None = Field(
-        None, description='What makes the trajectories, as "zero_order n=2". Default: n random noises.',
-        json_schema_extra=_panel("Method"),
-    )  # fmt: skip
-    beta: float | None = Field(
-        None, gt=0, description="Default: 2500 sharpen-rlhf, 5000 dpo, 0.1 d3po.", json_schema_extra=_panel("Method")
+        None, description='What makes the trajectories, as "zero_order n=2". Default: n random noises.'
     )
+    beta: float | None = Field(None, gt=0, description="Default: 2500 sharpen-rlhf, 5000 dpo, 0.1 d3po.")
     form: Literal["consistent", "published"] = Field(
-        "consistent", description="Of sharpen: consistent targets, or published as the authors' code is.",
-        json_schema_extra=_panel("Method"),
-    )  # fmt: skip
+        "consistent", description="Of sharpen: consistent targets, or published as the authors' code is."
+    )
     snr_gamma: float | None = Field(
-        None, gt=0, description="Of sft, dpo and sharpen: Min-SNR weights of errors; 5.0 is recommended. Sharpening "
-        "with m over 1 gains most: its targets run away where noise is low.", json_schema_extra=_panel("Method"),
-    )  # fmt: skip
+        None,
+        gt=0,
+        description="Of sft, dpo and sharpen: Min-SNR weights of errors; 5.0 is recommended. Sharpening "
+        "with m over 1 gains most: its targets run away where noise is low.",
+    )
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = Field(
-        "none", description="Of sft, dpo and sharpen: times drawn more often: earlier (less noise), later, or a "
-        "range.", json_schema_extra=_panel("Method"),
-    )  # fmt: skip
-    timestep_bias_multiplier: float = Field(
-        1.0, gt=0, description="How much more often.", json_schema_extra=_panel("Method")
+        "none", description="Of sft, dpo and sharpen: times drawn more often: earlier (less noise), later, or a range."
     )
-    timestep_bias_portion: float = Field(
-        0.25, gt=0, le=1, description="Share of times that are earlier, or later.", json_schema_extra=_panel("Method")
-    )
-    timestep_bias_begin: int = Field(0, ge=0, description="Of the range.", json_schema_extra=_panel("Method"))
-    timestep_bias_end: Positive = Field(1000, description="Of the range.", json_schema_extra=_panel("Method"))
+    timestep_bias_multiplier: float = Field(1.0, gt=0, description="How much more often.")
+    timestep_bias_portion: float = Field(0.25, gt=0, le=1, description="Share of times that are earlier, or later.")
+    timestep_bias_begin: int = Field(0, ge=0, description="Of the range.")
+    timestep_bias_end: Positive = Field(1000, description="Of the range.")
     own_samples: Literal["one", "each"] = Field(
-        "one", description="Of sharpen-rlhf: a row's trajectories begin from one sample, or each from "
+        "one",
+        description="Of sharpen-rlhf: a row's trajectories begin from one sample, or each from "
         "its own, by whose reward it is then chosen.",
-        json_schema_extra=_panel("Method"),
-    )  # fmt: skip
+    )
     sample_steps: int | None = Field(
-        None, gt=1, description="Steps of own samples. Default: 50 ddpo, 20 d3po, 40 iterpo, sharpen-rlhf as the model "
-        "is called.",
-        json_schema_extra=_panel("Method"),
-    )  # fmt: skip
+        None,
+        gt=1,
+        description="Steps of own samples. Default: 50 ddpo, 20 d3po, 40 iterpo, sharpen-rlhf as the model is called.",
+    )
     samples_per_round: Positive | None = Field(
-        None, description="Of ddpo, d3po and sharpen-rlhf: rows that a process samples before steps are taken on them "
-        "more than once. Default: for two steps, sharpen-rlhf for one.", json_schema_extra=_panel("Method"),
-    )  # fmt: skip
+        None,
+        description="Of ddpo, d3po and sharpen-rlhf: rows that a process samples before steps are taken on them "
+        "more than once. Default: for two steps, sharpen-rlhf for one.",
+    )
     num_inner_epochs: Positive = Field(
-        1, description="Of sharpen-rlhf: steps on the own samples of a round, noised anew each time. Default: 1.",
-        json_schema_extra=_panel("Method"),
-    )  # fmt: skip
+        1, description="Of sharpen-rlhf: steps on the own samples of a round, noised anew each time. Default: 1."
+    )
     refine_by: str | None = Field(
-        None, description="Of iterpo: verifier that ranks pictures of the model in turns, in the place of people, as "
+        None,
+        description="Of iterpo: verifier that ranks pictures of the model in turns, in the place of people, as "
         "composition or llm_grader; the rewards learn from it. Default: rewards stay as they are.",
-        json_schema_extra=_panel("Method"),
-    )  # fmt: skip
-    refine_every: Positive = Field(
-        100, description="Steps between such turns. Default: 100.", json_schema_extra=_panel("Method")
     )
-    refine_prompts: Positive = Field(
-        64, description="Prompts of the data that are sampled at each. Default: 64.", json_schema_extra=_panel("Method")
-    )
-    refine_epochs: Positive = Field(
-        1, description="Of the rewards, over all pairs so far. Default: 1.", json_schema_extra=_panel("Method")
-    )
-    refine_learning_rate: float = Field(
-        1e-5, gt=0, description="Of the rewards. Default: 1e-5.", json_schema_extra=_panel("Method")
-    )
+    refine_every: Positive = Field(100, description="Steps between such turns. Default: 100.")
+    refine_prompts: Positive = Field(64, description="Prompts of the data that are sampled at each. Default: 64.")
+    refine_epochs: Positive = Field(1, description="Of the rewards, over all pairs so far. Default: 1.")
+    refine_learning_rate: float = Field(1e-5, gt=0, description="Of the rewards. Default: 1e-5.")
 
-    train_batch_size: Positive = Field(8, description="Rows of a process.", json_schema_extra=_panel("Optimisation"))
-    gradient_accumulation_steps: Positive = Field(
-        1, description="Batches of a step.", json_schema_extra=_panel("Optimisation")
-    )
-    max_train_steps: Positive = Field(10_000, description="Default: 10,000.", json_schema_extra=_panel("Optimisation"))
+
+class OptimisationSettings(_Settings):
+    """Steps, and their sizes."""
+
+    panel: ClassVar[str] = "Optimisation"
+
+    train_batch_size: Positive = Field(8, description="Rows of a process.")
+    gradient_accumulation_steps: Positive = Field(1, description="Batches of a step.")
+    max_train_steps: Positive = Field(10_000, description="Default: 10,000.")
     max_train_seconds: float | None = Field(
-        None, gt=0, description="Stop after that much time in steps, for comparisons at equal time.",
-        json_schema_extra=_panel("Optimisation"),
-    )  # fmt: skip
-    learning_rate: float = Field(
-        1e-6, gt=0, description="Default: 1e-6, 3e-4 ddpo, 3e-5 d3po, 1e-5 iterpo.",
-        json_schema_extra=_panel("Optimisation"),
-    )  # fmt: skip
+        None, gt=0, description="Stop after that much time in steps, for comparisons at equal time."
+    )
+    learning_rate: float = Field(1e-6, gt=0, description="Default: 1e-6, 3e-4 ddpo, 3e-5 d3po, 1e-5 iterpo.")
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = Field("constant", description="Schedule of diffusers.", json_schema_extra=_panel("Optimisation"))
-    lr_warmup_steps: int = Field(0, ge=0, description="Of the schedule.", json_schema_extra=_panel("Optimisation"))
-    use_8bit_adam: bool = Field(False, description="AdamW of bitsandbytes.", json_schema_extra=_panel("Optimisation"))
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Of AdamW.", json_schema_extra=_panel("Optimisation"))
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Of AdamW.", json_schema_extra=_panel("Optimisation"))
-    adam_weight_decay: float = Field(1e-2, ge=0, description="Of AdamW.", json_schema_extra=_panel("Optimisation"))
-    adam_epsilon: float = Field(1e-8, gt=0, description="Of AdamW.", json_schema_extra=_panel("Optimisation"))
-    max_grad_norm: float = Field(1.0, gt=0, description="Clip there.", json_schema_extra=_panel("Optimisation"))
+    ] = Field("constant", description="Schedule of diffusers.")
+    lr_warmup_steps: int = Field(0, ge=0, description="Of the schedule.")
+    use_8bit_adam: bool = Field(False, description="AdamW of bitsandbytes.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Of AdamW.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Of AdamW.")
+    adam_weight_decay: float = Field(1e-2, ge=0, description="Of AdamW.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Of AdamW.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Clip there.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
-        None, description="no, fp16 or bf16. Default: as accelerate is configured.",
-        json_schema_extra=_panel("Optimisation"),
-    )  # fmt: skip
-    allow_tf32: bool = Field(False, description="On Ampere and later.", json_schema_extra=_panel("Optimisation"))
-    seed: int = Field(0, description="Of all that is random.", json_schema_extra=_panel("Optimisation"))
+        None, description="no, fp16 or bf16. Default: as accelerate is configured."
+    )
+    allow_tf32: bool = Field(False, description="On Ampere and later.")
+    seed: int = Field(0, description="Of all that is random.")
 
-    output_dir: Path = Field(
-        Path("outputs/train"), description="Folder of the run.", json_schema_extra=_panel("Output")
-    )
-    logging_dir: str = Field("logs", description="In it, for tensorboard.", json_schema_extra=_panel("Output"))
+
+class OutputSettings(_Settings):
+    """What is kept of a run, and shown on the way."""
+
+    panel: ClassVar[str] = "Output"
+
+    output_dir: Path = Field(Path("outputs/train"), description="Folder of the run.")
+    logging_dir: str = Field("logs", description="In it, for tensorboard.")
     report_to: list[Literal["tensorboard", "wandb"]] = Field(
-        default_factory=list, description="tensorboard or wandb; repeatable. log.jsonl is always written.",
-        json_schema_extra=_panel("Output"),
-    )  # fmt: skip
-    checkpointing_steps: Positive = Field(500, description="Save so often.", json_schema_extra=_panel("Output"))
-    checkpoints_total_limit: Positive | None = Field(
-        None, description="Keep that many.", json_schema_extra=_panel("Output")
+        default_factory=list, description="tensorboard or wandb; repeatable. log.jsonl is always written."
     )
-    resume_from_checkpoint: str | None = Field(
-        None, description='"latest", or a checkpoint folder.', json_schema_extra=_panel("Output")
+    checkpointing_steps: Positive = Field(500, description="Save so often.")
+    checkpoints_total_limit: Positive | None = Field(None, description="Keep that many.")
+    resume_from_checkpoint: Annotated[str | None, Flag(("resume_from_checkpoint", "resume"))] = Field(
+        None, description='"latest", or a checkpoint folder.'
     )
-    validation_prompt: list[str] = Field(
-        default_factory=list, description="Sampled before and after. Default: four of the data; repeatable.",
-        json_schema_extra=_panel("Output"),
-    )  # fmt: skip
-    num_validation_images: Positive = Field(
-        1, description="Of each validation prompt.", json_schema_extra=_panel("Output")
+    validation_prompt: Annotated[list[str], Flag(("validation_prompt", "validation_prompts"))] = Field(
+        default_factory=list, description="Sampled before and after. Default: four of the data; repeatable."
     )
-    validation_steps: Positive | None = Field(
-        None, description="Sample them so often too.", json_schema_extra=_panel("Output")
+    num_validation_images: Positive = Field(1, description="Of each validation prompt.")
+    validation_steps: Positive | None = Field(None, description="Sample them so often too.")
+
+
+class TrainConfig(ModelSettings, DataSettings, MethodSettings, OptimisationSettings, OutputSettings):
+    """Everything that decides what a training gives. Raises DiffscaleError for settings that do not go together."""
+
+    method: Annotated[str, Flag(argument="METHOD")] = Field(
+        description="; ".join(f"{name}: {what}" for name, what in METHODS.items())
     )
 
     @model_validator(mode="after")

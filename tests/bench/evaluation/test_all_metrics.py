@@ -11,9 +11,10 @@ import pytest
 
 from diffscale._util.config import validated
 from diffscale._util.errors import DiffscaleError
+from diffscale.bench.config import EvaluateConfig
 from diffscale.bench.evaluation import extractors
 from diffscale.bench.evaluation.compared import COMPARED, statistics
-from diffscale.bench.evaluation.evaluate import METRICS, EvaluateConfig, run
+from diffscale.bench.evaluation.evaluate import METRICS, run
 from diffscale.bench.evaluation.features import features
 from diffscale.metrics.cmmd import cmmd
 from diffscale.metrics.frechet import fid
