@@ -27,7 +27,7 @@ from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches.random import random
-from diffscale.shapes.judge import judge_batch
+from diffscale.shapes.judge import judge_images
 from diffscale.shapes.suite import Prompt, suite
 from diffscale.types import Sampler
 from diffscale.verifiers import load
@@ -42,7 +42,7 @@ class Record:
         self.prompts, self.seen = prompts, [[] for _ in prompts]
 
     def __call__(self, search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
-        heldout_scores = judge_batch(images, [self.prompts[search].description] * len(images))
+        heldout_scores = judge_images(images, [self.prompts[search].description] * len(images))
         self.seen[search] += list(zip(scores.tolist(), heldout_scores.tolist(), strict=True))
 
 

@@ -33,9 +33,9 @@ from verifier_agreement import ENSEMBLE, JUDGE, TEXT
 
 from diffscale.metrics.bootstrap import interval
 from diffscale.metrics.precision_recall import recall
-from diffscale.shapes.captions import read
+from diffscale.shapes.captions import parse_caption
 from diffscale.shapes.scenes import draw_scene
-from diffscale.shapes.train.autoencoder import pictures
+from diffscale.shapes.train.autoencoder import render_batch
 from diffscale.suites import prompts as prompt_files
 from diffscale.verifiers.inception import load_inception
 
@@ -142,9 +142,9 @@ def truth(prompts: list[str]) -> NDArray[np.float32]:
     """Features of `TRUE` drawn pictures of every prompt."""
     rng, extractor, found = Random("verifier hacking"), load_inception("shapes-inception"), []
     for prompt in prompts:
-        meaning = read(prompt)
+        meaning = parse_caption(prompt)
         assert meaning is not None
-        found.append(extractor((pictures([draw_scene(meaning, rng) for _ in range(TRUE)]) + 1) / 2))
+        found.append(extractor((render_batch([draw_scene(meaning, rng) for _ in range(TRUE)]) + 1) / 2))
     return torch.cat(found).numpy()
 
 

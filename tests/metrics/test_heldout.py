@@ -7,14 +7,14 @@ import torch
 
 from diffscale.metrics.heldout import heldout_scores
 from diffscale.shapes.classes import CLASSES, draw_class_scene
-from diffscale.shapes.train.autoencoder import pictures
+from diffscale.shapes.train.autoencoder import render_batch
 
 
 @pytest.mark.parametrize("model", ["shapes-flux", "/somewhere/shapes-sit-s"])
 @pytest.mark.parametrize("prompt", ["a red square", "red square"])
 def test_shapes_models_are_judged_by_name_or_path(model, prompt):
     scene = draw_class_scene(CLASSES.index("red square"), Random(0))
-    picture = (pictures([scene])[0] + 1) / 2
+    picture = (render_batch([scene])[0] + 1) / 2
     seen = heldout_scores(model, prompt, {"best": picture, "empty": torch.zeros(3, 64, 64)})
     assert seen["best"]["score"] == 1 and seen["empty"]["score"] == 0
 

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from diffscale.shapes.classes import CLASSES, class_description, draw_class_scene
-from diffscale.shapes.judge import judge
+from diffscale.shapes.judge import judge_image
 from diffscale.shapes.render import render
 
 
@@ -15,8 +15,8 @@ def test_every_class_is_drawn_and_recognised() -> None:
     for label, name in enumerate(CLASSES):
         (obj,) = draw_class_scene(label, rng)
         assert f"{obj.colour} {obj.shape}" == name
-        assert judge(render([obj]), class_description(label)).score == 1
-        assert judge(render([obj]), class_description((label + 1) % 48)).score == 0
+        assert judge_image(render([obj]), class_description(label)).score == 1
+        assert judge_image(render([obj]), class_description((label + 1) % 48)).score == 0
 
 
 def test_other_labels_are_refused() -> None:

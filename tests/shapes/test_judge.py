@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.shapes.captions import read
-from diffscale.shapes.judge import judge, judge_batch, score_of
+from diffscale.shapes.captions import parse_caption
+from diffscale.shapes.judge import judge_image, judge_images, score_objects
 from diffscale.shapes.oracle import Oracle, UnreadablePrompt
 from diffscale.shapes.reading import read_picture
 from diffscale.shapes.render import render
@@ -31,7 +31,7 @@ def test_a_clean_picture_is_read_exactly_and_scores_one(category: str, seed: int
     rng = Random(seed)
     description = draw_description(rng, category)
     scene = draw_scene(description, rng)
-    verdict = judge(render(scene), description)
+    verdict = judge_image(render(scene), description)
     assert sorted(reading.obj for reading in verdict.readings) == sorted(scene)
     assert verdict.score == 1
     assert verdict.cleanliness == pytest.approx(1, abs=1e-4)
@@ -66,9 +66,9 @@ def test_a_clean_picture_is_read_exactly_and_scores_one(category: str, seed: int
     ],
 )
 def test_partial_credit(scene: list[Obj], text: str, score: float) -> None:
-    description = read(text)
+    description = parse_caption(text)
     assert description is not None
-    assert judge(render(scene), description).score == pytest.approx(score)
+    assert judge_image(render(scene), description).score == pytest.approx(score)
 
 
 def _at(shape: str, colour: str, x: int, y: int) -> Obj:
@@ -104,10 +104,10 @@ def _at(shape: str, colour: str, x: int, y: int) -> Obj:
     ],
 )  # fmt: skip
 def test_the_score_does_not_depend_on_the_order_of_reading(scene: list[Obj], text: str, score: float) -> None:
-    description = read(text)
+    description = parse_caption(text)
     assert description is not None
     for order in permutations(scene):
-        assert score_of(list(order), description) == pytest.approx(score)
+        assert score_objects(list(order), description) == pytest.approx(score)
 
 
 def test_a_blob_that_only_covers_an_object_fits_it_less_well() -> None:
@@ -139,13 +139,13 @@ def test_half_an_object_and_a_faint_one_are_read_with_a_low_fit_but_a_speck_is_n
 
 
 def test_noise_alone_is_no_object_and_dirt_shows() -> None:
-    description = read("a red circle and a blue square")
+    description = parse_caption("a red circle and a blue square")
     assert description is not None
     rng = np.random.default_rng(0)
     clean = render([RED, BLUE])
     noise = rng.standard_normal(clean.shape).astype(np.float32)
     assert read_picture((render([]) + 0.08 * noise).clip(0, 1)) == []
-    seen = [judge((clean + s * noise).clip(0, 1), description).cleanliness for s in (0, 0.02, 0.05, 0.1)]
+    seen = [judge_image((clean + s * noise).clip(0, 1), description).cleanliness for s in (0, 0.02, 0.05, 0.1)]
     assert seen == sorted(seen, reverse=True)
     assert seen[0] > seen[-1] + 0.2
 
@@ -160,9 +160,9 @@ def test_the_oracle_scores_batches_of_any_size() -> None:
     doubled = torch.nn.functional.interpolate(image, scale_factor=2, mode="bilinear")
     texts = ["a red circle and a blue square", "a red circle left of a blue square"]
     assert Oracle()(image.repeat(2, 1, 1, 1), texts).tolist() == [1, 1]
-    description = read(texts[0])
+    description = parse_caption(texts[0])
     assert description is not None
-    assert judge_batch(doubled, [description]).item() == 1
+    assert judge_images(doubled, [description]).item() == 1
 
 
 def test_the_oracle_says_what_it_cannot_read() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffscale.shapes.captions import read, say
-from diffscale.shapes.negatives import hard_negatives, holds
+from diffscale.shapes.captions import parse_caption, write_caption
+from diffscale.shapes.negatives import describes, hard_negatives
 from diffscale.shapes.scenes import (
     CANVAS,
     CATEGORIES,
@@ -41,7 +41,7 @@ def test_a_scene_is_as_described_and_its_objects_stand_apart_on_the_canvas(categ
     rng = Random(seed)
     description = draw_description(rng, category)
     scene = draw_scene(description, rng)
-    assert holds(description, scene)
+    assert describes(description, scene)
     for i, a in enumerate(scene):
         r = RADIUS[a.size]
         assert r < min(a.x, a.y)
@@ -55,8 +55,8 @@ def test_a_scene_is_as_described_and_its_objects_stand_apart_on_the_canvas(categ
 def test_reading_a_caption_gives_back_what_was_said(category: str, seed: int) -> None:
     rng = Random(seed)
     description = draw_description(rng, category)
-    text = say(description, rng)
-    meaning = read(text.capitalize() + ".")
+    text = write_caption(description, rng)
+    meaning = parse_caption(text.capitalize() + ".")
     assert meaning is not None
     assert meaning.key() == description.key()
     assert meaning.category == category
@@ -66,7 +66,7 @@ def test_reading_a_caption_gives_back_what_was_said(category: str, seed: int) ->
 @given(categories, seeds)
 def test_articles_and_plurals_are_right(category: str, seed: int) -> None:
     rng = Random(seed)
-    text = say(draw_description(rng, category), rng)
+    text = write_caption(draw_description(rng, category), rng)
     assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text)
     for piece in re.split(
         r", and |, | and | with | (?:to the )?(?:left|right) of | above | over | below | under ", text
@@ -82,7 +82,7 @@ def test_articles_and_plurals_are_right(category: str, seed: int) -> None:
     ["a red", "a crimson circle", "a red blue circle", "above a circle", "a dog", "a circle above", ""],
 )
 def test_what_the_grammar_lacks_is_not_read(text: str) -> None:
-    assert read(text) is None
+    assert parse_caption(text) is None
 
 
 @given(st.tuples(seeds, st.sampled_from(RELATIONS)))
@@ -109,16 +109,16 @@ def test_hard_negatives_are_false_of_the_scene(category: str, seed: int) -> None
     scene = draw_scene(description, rng)
     wrong = hard_negatives(description, scene, rng)
     assert wrong
-    assert not any(holds(near, scene) for near in wrong)
+    assert not any(describes(near, scene) for near in wrong)
 
 
 def test_holds_needs_every_object_and_no_other() -> None:
     red = Obj("circle", "red", "solid", "small", 20, 20)
     two = Description("numeracy", (Spec("circle", "red", count=2),))
-    assert holds(two, (red, replace(red, x=40)))
-    assert not holds(two, (red,))
-    assert not holds(two, (red, replace(red, x=40), replace(red, y=40)))
-    assert not holds(two, (red, replace(red, colour="blue")))
+    assert describes(two, (red, replace(red, x=40)))
+    assert not describes(two, (red,))
+    assert not describes(two, (red, replace(red, x=40), replace(red, y=40)))
+    assert not describes(two, (red, replace(red, colour="blue")))
 
 
 def test_the_suites_are_fixed() -> None:

@@ -13,30 +13,30 @@ from torch import Tensor
 
 from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions
-from diffscale.shapes.captions import say
+from diffscale.shapes.captions import write_caption
 from diffscale.shapes.classes import class_description
-from diffscale.shapes.judge import judge_batch
+from diffscale.shapes.judge import judge_images
 from diffscale.shapes.scenes import Obj
 from diffscale.shapes.suite import training_example
 from diffscale.shapes.train import dpo, flux, pixart, sdxl, sit
-from diffscale.shapes.train.generated import Shown
+from diffscale.shapes.train.generated import ShownPicture
 from diffscale.shapes.train.sibling_recipes import scenes
 
 
 @pytest.fixture(scope="module")
-def groups() -> list[list[Shown]]:
+def groups() -> list[list[ShownPicture]]:
     found = []
     for number in range(6):
         rng = Random(f"test of siblings {number}")
         description, scene = training_example(rng)
         pictures = [torch.full((3, 64, 64), shade, dtype=torch.uint8) for shade in (40 * number % 255, 200)]
         seen: list[list[Obj]] = [list(scene), []]
-        prompt = say(description, rng)
-        found.append([Shown(prompt, description, p, o, 0.5, 0.5) for p, o in zip(pictures, seen, strict=True)])
+        prompt = write_caption(description, rng)
+        found.append([ShownPicture(prompt, description, p, o, 0.5, 0.5) for p, o in zip(pictures, seen, strict=True)])
     return found
 
 
-def test_dpo_trains_a_lora_that_the_pipeline_loads(groups: list[list[Shown]], tmp_path: Path) -> None:
+def test_dpo_trains_a_lora_that_the_pipeline_loads(groups: list[list[ShownPicture]], tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = load_pipeline("shapes-flux", LoadOptions(device="cpu")).vae
     pipe = sdxl.pipeline(vae, sdxl.TextToNoise())
@@ -80,7 +80,7 @@ def test_rows_of_the_encoded_classes_go_round(tmp_path: Path) -> None:
     with torch.no_grad():
         decoded = vae.decode(latents[[2, 48, 49]] / config.scaling_factor + config.shift_factor).sample
 
-    scores = judge_batch((decoded / 2 + 0.5).clamp(0, 1), [class_description(i) for i in (2, 0, 1)])
+    scores = judge_images((decoded / 2 + 0.5).clamp(0, 1), [class_description(i) for i in (2, 0, 1)])
     assert scores.tolist() == [1.0, 1.0, 1.0]
     assert torch.equal(sit.encode_classes(vae, tmp_path, 50), latents)
 

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffscale.shapes.captions import read
+from diffscale.shapes.captions import parse_caption
 from diffscale.shapes.scenes import CATEGORIES, Obj, draw_description, draw_scene
 from diffscale.shapes.suite import held_out
-from diffscale.shapes.taste import PICK_RATER, REWARD_RATER, balance, beauty, grades, harmony, variety
+from diffscale.shapes.taste import PICK_RATER, REWARD_RATER, balance, beauty, draw_grades, harmony, variety
 from diffscale.shapes.train.blip import matching_example
-from diffscale.shapes.train.generated import Shown
-from diffscale.shapes.train.preferences import pairs
+from diffscale.shapes.train.generated import ShownPicture
+from diffscale.shapes.train.preferences import draw_pairs
 
 RED = Obj("circle", "red", "solid", "small", 16, 32)
 
@@ -54,15 +54,15 @@ def test_all_rules_stay_in_their_range_and_heed_no_order(seed: int) -> None:
 
 
 def test_each_rater_is_blind_to_something() -> None:
-    description = read("a striped red circle to the left of a small blue square")
+    description = parse_caption("a striped red circle to the left of a small blue square")
     assert description is not None
     good = [at(16, 32, texture="striped"), at(47, 31, "blue", shape="square")]
     plain = [at(16, 32), good[1]]
     swapped = [at(47, 31, texture="striped"), at(16, 32, "blue", shape="square")]
-    assert REWARD_RATER.likes(good, 1, description) == REWARD_RATER.likes(plain, 1, description)
-    assert REWARD_RATER.likes(good, 1, description) > REWARD_RATER.likes(swapped, 1, description)
-    assert PICK_RATER.likes(good, 1, description) == PICK_RATER.likes(swapped, 1, description)
-    assert PICK_RATER.likes(good, 1, description) > PICK_RATER.likes(plain, 1, description)
+    assert REWARD_RATER.utility(good, 1, description) == REWARD_RATER.utility(plain, 1, description)
+    assert REWARD_RATER.utility(good, 1, description) > REWARD_RATER.utility(swapped, 1, description)
+    assert PICK_RATER.utility(good, 1, description) == PICK_RATER.utility(swapped, 1, description)
+    assert PICK_RATER.utility(good, 1, description) > PICK_RATER.utility(plain, 1, description)
 
 
 def test_choices_follow_bradley_and_terry_but_for_lapses() -> None:
@@ -72,10 +72,10 @@ def test_choices_follow_bradley_and_terry_but_for_lapses() -> None:
 
 
 def test_grades_are_whole_numbers_around_the_truth() -> None:
-    description = read("a red circle")
+    description = parse_caption("a red circle")
     assert description is not None
     rng = Random(0)
-    given = torch.tensor([grades([RED], 0.8, 0.9, description, rng) for _ in range(3000)], dtype=torch.float64)
+    given = torch.tensor([draw_grades([RED], 0.8, 0.9, description, rng) for _ in range(3000)], dtype=torch.float64)
     assert given.min() >= 0 and given.max() <= 10
     # accuracy 1 and variety 0 are cut at the ends of the scale; the others lie at 8, 7 and (1 + 1 + 0 + 0.8 + 0.7) / 5.
     assert given[:, 0].mean() > 9 and given[:, 1].mean() < 1
@@ -88,15 +88,17 @@ def test_a_meaning_is_for_training_or_for_measuring_and_no_pair_mixes_prompts() 
     groups = []
     for number in range(200):
         description = draw_description(rng, rng.choice(CATEGORIES))
-        groups.append([Shown(str(number), description, picture, [RED] * (copy % 2), 1.0, 1.0) for copy in range(3)])
-    told, held = pairs(groups, REWARD_RATER, Random(0))
+        groups.append(
+            [ShownPicture(str(number), description, picture, [RED] * (copy % 2), 1.0, 1.0) for copy in range(3)]
+        )
+    told, held = draw_pairs(groups, REWARD_RATER, Random(0))
     assert len(told) + len(held) == 600 and 20 <= len(held) <= 130
     meanings = [{pair.chosen.description.key() for pair in some} for some in (told, held)]
     assert not meanings[0] & meanings[1]
     for pair in told:
         assert pair.chosen.prompt == pair.other.prompt
-        likes = [REWARD_RATER.likes(one.objects, 1.0, one.description) for one in (pair.chosen, pair.other)]
-        assert pair.margin == pytest.approx(likes[0] - likes[1])
+        utility = [REWARD_RATER.utility(one.objects, 1.0, one.description) for one in (pair.chosen, pair.other)]
+        assert pair.margin == pytest.approx(utility[0] - utility[1])
 
 
 def test_what_blip_is_told_is_never_of_the_suite() -> None:
@@ -104,5 +106,5 @@ def test_what_blip_is_told_is_never_of_the_suite() -> None:
     for _ in range(1500):
         _, captions = matching_example(rng)
         for caption in captions:
-            meaning = read(caption)
+            meaning = parse_caption(caption)
             assert meaning is not None and meaning.key() not in held_out()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffscale.shapes.captions import WORDS
 from diffscale.shapes.scenes import COLOURS, RADIUS, SHAPES, SIZES, TEXTURES
 from diffscale.shapes.train import blip, grader, preferences, recipes, verifier_recipes
-from diffscale.shapes.train.autoencoder import build, crowded, polish
+from diffscale.shapes.train.autoencoder import build, draw_crowded_scene, polish
 from diffscale.shapes.train.distil import distil, guided
 from diffscale.shapes.train.flux import TextToVelocity, encode_scenes, scene
 from diffscale.shapes.train.loop import fit
@@ -100,7 +100,7 @@ def test_the_student_is_shown_classifier_free_guidance(untrained: TextToVelocity
 
 
 def test_patches_are_labelled_by_the_object_whose_box_holds_their_centre() -> None:
-    scene = crowded(Random(3))
+    scene = draw_crowded_scene(Random(3))
     labels = patch_labels([scene])[0].view(4, 8, 8)
     for row, column in product(range(8), range(8)):
         x, y = 8 * column + 3.5, 8 * row + 3.5
@@ -150,8 +150,8 @@ def test_steps_are_those_of_the_network_itself(
 
     for module in (blip, preferences, grader):
         monkeypatch.setattr(module, "fit", fitted)
-    monkeypatch.setattr(blip, "see", lambda net, *rest: net)
-    monkeypatch.setattr(verifier_recipes, "generated", lambda folder: [])
+    monkeypatch.setattr(blip, "train_vision", lambda net, *rest: net)
+    monkeypatch.setattr(verifier_recipes, "generate_pictures", lambda folder: [])
     with pytest.raises(Enough):
         recipes.RECIPES[network](tmp_path, tmp_path / "out", given)
     usual = {"reward": preferences.STEPS, "grader": grader.STEPS}[network]

@@ -13,7 +13,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.run import run
 from diffscale.cli.main import run as command
-from diffscale.shapes.captions import read
+from diffscale.shapes.captions import parse_caption
 from diffscale.shapes.classes import CLASSES, class_description
 from diffscale.suites import prompts
 from diffscale.types import ClassLabel
@@ -24,7 +24,7 @@ def test_the_classes_are_prompts_that_know_their_class():
     assert len(found) == 48 and found[0] == "a red circle"
     for label, prompt in enumerate(found):
         assert isinstance(prompt, ClassLabel) and prompt.class_id == label
-        assert read(prompt) == class_description(label) and CLASSES[label] in prompt
+        assert parse_caption(prompt) == class_description(label) and CLASSES[label] in prompt
     assert {p.split()[0] for p in found if p.split()[1][0] in "aeiou"} == {"an"}
     few = prompts.load("shapes-classes", 4)
     assert [p.class_id for p in few] == [0, 12, 24, 36]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from diffscale.shapes.captions import say
+from diffscale.shapes.captions import write_caption
 from diffscale.shapes.scenes import draw_description
 from diffscale.verifiers.phrases import read, singular
 
@@ -103,7 +103,7 @@ def test_singular(plural: str, one: str) -> None:
 def test_captions_of_shapes_are_read_as_they_were_meant(category: str, seed: int) -> None:
     rng = Random(seed)
     meant = draw_description(rng, category)
-    found = read(say(meant, rng))
+    found = read(write_caption(meant, rng))
     assert [(phrase.noun, phrase.count) for phrase in found.phrases] == [(s.shape, s.count) for s in meant.specs]
     for phrase, spec in zip(found.phrases, meant.specs, strict=True):
         assert spec.colour is None or spec.colour in phrase.name

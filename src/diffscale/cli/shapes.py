@@ -78,7 +78,7 @@ def data(
     if name == "pairs":
         from diffscale.shapes.train import generated, pairs
 
-        made = pairs.write(generated.generated(checkpoints / "generated", size or generated.PROMPTS), output)
+        made = pairs.write(generated.generate_pictures(checkpoints / "generated", size or generated.PROMPTS), output)
     else:
-        made = drawn.write(name, output, size)
+        made = drawn.write_dataset(name, output, size)
     typer.echo(f"{made} {'pairs' if name == 'pairs' else 'pictures'} are in {output}")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffscale.shapes.captions import read
-from diffscale.shapes.judge import judge
+from diffscale.shapes.captions import parse_caption
+from diffscale.shapes.judge import judge_image
 from diffscale.shapes.scenes import CANVAS
 
 
@@ -16,10 +16,10 @@ def heldout_scores(model: str, prompt: str, images: dict[str, Tensor]) -> dict[s
 
     The judge of Shapes speaks of prompts in its grammar and pictures of the shipped models, in their own size.
     """
-    meaning = read(prompt)
+    meaning = parse_caption(prompt)
     if meaning is None or not Path(model).name.startswith("shapes-"):
         return {}
     if any(image.shape != (3, CANVAS, CANVAS) for image in images.values()):
         return {}
-    verdicts = {name: judge(image.permute(1, 2, 0).numpy(), meaning) for name, image in images.items()}
+    verdicts = {name: judge_image(image.permute(1, 2, 0).numpy(), meaning) for name, image in images.items()}
     return {name: {"score": seen.score, "cleanliness": seen.cleanliness} for name, seen in verdicts.items()}

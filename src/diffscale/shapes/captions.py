@@ -1,7 +1,7 @@
 """Captions: a small grammar that says a description in words, and reads such words back.
 
-`say` varies the wording at random; `read` undoes every wording that `say` has (tested on random descriptions),
-and so gives the judge the meaning of a prompt that a user typed.
+`write_caption` varies the wording at random; `parse_caption` undoes every wording that it has (tested on random
+descriptions), and so gives the judge the meaning of a prompt that a user typed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WORDS: Final = tuple(
 """Every word of the grammar; the only other sign is the comma."""
 
 
-def say(description: Description, rng: Random) -> str:
+def write_caption(description: Description, rng: Random) -> str:
     """One caption of the description, at most 23 words and commas, without a full stop."""
     parts = [_say_spec(spec, rng) for spec in description.specs]
     if description.relation is not None:
@@ -94,7 +94,7 @@ _RELATION_PATTERN: Final = re.compile(
 _RELATION_MEANING: Final = {"over": "above", "under": "below", "beneath": "below"}
 
 
-def read(text: str) -> Description | None:
+def parse_caption(text: str) -> Description | None:
     """The meaning of a caption, or None if it has a word or an order that the grammar lacks.
 
     The category is that of the T2I-CompBench family which the description belongs to; a description that fits

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.shapes.captions import read, say
+from diffscale.shapes.captions import parse_caption, write_caption
 from diffscale.shapes.prompts import SUITES
 from diffscale.shapes.render import render
 from diffscale.shapes.scenes import RELATIONS, Description, Scene, Spec, related
@@ -76,13 +76,13 @@ RECIPES: Final = {
 
 
 @cache
-def measured() -> frozenset[str]:
+def evaluation_keys() -> frozenset[str]:
     """Keys of the meanings of all evaluation prompts of all suites."""
-    found = (read(prompt) for make in SUITES.values() for prompt in make())
+    found = (parse_caption(prompt) for make in SUITES.values() for prompt in make())
     return frozenset(description.key() for description in found if description is not None)
 
 
-def example(name: str, number: int) -> tuple[str, Description, Scene]:
+def draw_example(name: str, number: int) -> tuple[str, Description, Scene]:
     """Example `number` of the recipe `name`: caption, its meaning, and a scene that it is true of; always the same.
 
     Raises KeyError for an unknown name.
@@ -90,29 +90,29 @@ def example(name: str, number: int) -> tuple[str, Description, Scene]:
     recipe, rng = RECIPES[name], Random(f"shapes data {name} {number}")
     while True:
         made = recipe.become(*training_example(rng))
-        if made is not None and made[0].key() not in measured():
-            return say(made[0], rng), *made
+        if made is not None and made[0].key() not in evaluation_keys():
+            return write_caption(made[0], rng), *made
 
 
-def write(name: str, folder: Path, size: int | None = None) -> int:
+def write_dataset(name: str, folder: Path, size: int | None = None) -> int:
     """Draw a data set into `folder` as an image-caption folder: PNGs and `metadata.jsonl` of `file_name` and `text`.
 
-    Returns the number of pictures (`size`, else that of the recipe). Raises DiffscaleError as `written`.
+    Returns the number of pictures (`size`, else that of the recipe). Raises DiffscaleError as `write_folder`.
     """
     size = RECIPES[name].size if size is None else size
 
     def rows(fresh: Path) -> Iterator[dict[str, Any]]:
         for number in range(size):
-            caption, _, scene = example(name, number)
+            caption, _, scene = draw_example(name, number)
             pixels = (render(scene) * 255).round().astype(np.uint8)
             file = f"{number:05d}.png"
             Image.fromarray(pixels).save(fresh / file)
             yield {"file_name": file, "text": caption}
 
-    return written(folder, rows)
+    return write_folder(folder, rows)
 
 
-def written(folder: Path, rows: Callable[[Path], Iterator[dict[str, Any]]]) -> int:
+def write_folder(folder: Path, rows: Callable[[Path], Iterator[dict[str, Any]]]) -> int:
     """Let `rows` write pictures into a folder and put what it yields into its `metadata.jsonl`: all of it or nothing.
 
     Returns the number of rows. Raises DiffscaleError if `folder` holds files already, cannot be written or would be

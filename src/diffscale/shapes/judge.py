@@ -35,7 +35,7 @@ class Verdict:
     readings: tuple[Reading, ...]
 
 
-def judge(picture: NDArray[np.float32], description: Description) -> Verdict:
+def judge_image(picture: NDArray[np.float32], description: Description) -> Verdict:
     """Judge an RGB picture [64, 64, 3] in [0, 1] by a description.
 
     colour, shape, texture: mean over specs of the share of said attributes (the shape among them) that its object has,
@@ -51,12 +51,12 @@ def judge(picture: NDArray[np.float32], description: Description) -> Verdict:
     is one red circle and nothing else. Raises ValueError as `read_picture` does.
     """
     readings = read_picture(picture)
-    score = score_of([reading.obj for reading in readings], description)
+    score = score_objects([reading.obj for reading in readings], description)
     return Verdict(score, cleanliness(picture, readings), tuple(readings))
 
 
-def score_of(objects: list[Obj], description: Description) -> float:
-    """The score in [0, 1] that `judge` gives a picture of exactly these objects, whatever their order."""
+def score_objects(objects: list[Obj], description: Description) -> float:
+    """The score in [0, 1] that `judge_image` gives a picture of exactly these objects, whatever their order."""
     return (_numeracy if description.category == "numeracy" else _binding)(description, objects)
 
 
@@ -69,13 +69,13 @@ def cleanliness(picture: NDArray[np.float32], readings: Sequence[Reading]) -> fl
     return max(0.0, 1 - off / scale)
 
 
-def judge_batch(images: Tensor, descriptions: Sequence[Description]) -> Tensor:
+def judge_images(images: Tensor, descriptions: Sequence[Description]) -> Tensor:
     """Scores float64 [B] of pictures [B, 3, H, W] in [0, 1]; sizes other than 64x64 are resized, antialiased."""
     images = images.detach().float().cpu()
     if images.shape[-2:] != (CANVAS, CANVAS):
         images = F.interpolate(images, (CANVAS, CANVAS), mode="bicubic", antialias=True).clamp(0, 1)
     pictures = images.permute(0, 2, 3, 1).numpy()
-    scores = [judge(picture, meant).score for picture, meant in zip(pictures, descriptions, strict=True)]
+    scores = [judge_image(picture, meant).score for picture, meant in zip(pictures, descriptions, strict=True)]
     return torch.tensor(scores, dtype=torch.float64)
 
 

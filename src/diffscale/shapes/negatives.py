@@ -24,7 +24,7 @@ from diffscale.shapes.scenes import (
 _VALUES = {"colour": COLOURS, "shape": SHAPES, "texture": TEXTURES, "size": SIZES}
 
 
-def holds(description: Description, scene: Scene) -> bool:
+def describes(description: Description, scene: Scene) -> bool:
     """Whether the scene has exactly the objects that are described, related as is said."""
     wanted = [spec for spec in description.specs for _ in range(spec.count)]
     if len(wanted) != len(scene):
@@ -43,7 +43,7 @@ def holds(description: Description, scene: Scene) -> bool:
 
 def hard_negatives(description: Description, scene: Scene, rng: Random) -> list[Description]:
     """Descriptions one step from the true one that do not hold of the scene, in random order; never empty."""
-    found = {near.key(): near for near in _near(description, rng) if not holds(near, scene)}
+    found = {near.key(): near for near in _near(description, rng) if not describes(near, scene)}
     near = list(found.values())
     rng.shuffle(near)
     return near

@@ -8,8 +8,8 @@ from typing import Final
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.shapes.captions import read
-from diffscale.shapes.judge import judge_batch
+from diffscale.shapes.captions import parse_caption
+from diffscale.shapes.judge import judge_images
 from diffscale.shapes.scenes import Description
 
 
@@ -27,12 +27,12 @@ class Oracle:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts."""
-        return judge_batch(images, [_meaning(prompt) for prompt in prompts])
+        return judge_images(images, [_meaning(prompt) for prompt in prompts])
 
 
 @cache
 def _meaning(prompt: str) -> Description:
-    meaning = read(prompt)
+    meaning = parse_caption(prompt)
     if meaning is None:
         raise UnreadablePrompt(
             f"The Shapes judge cannot read {prompt!r}: describe objects as in `a small red circle above two blue "

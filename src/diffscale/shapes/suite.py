@@ -7,7 +7,7 @@ from functools import cache
 from random import Random
 from typing import Final
 
-from diffscale.shapes.captions import say
+from diffscale.shapes.captions import write_caption
 from diffscale.shapes.scenes import CATEGORIES, Description, Scene, draw_description, draw_scene
 
 PER_CATEGORY: Final = {"shapes": 50, "shapes-mini": 10}
@@ -39,7 +39,7 @@ def _drawn(category: str) -> tuple[Prompt, ...]:
         description = draw_description(rng, category)
         # One object of one kind has so few descriptions that holding some out would take the words from training.
         if sum(spec.count for spec in description.specs) > 1 and description.key() not in found:
-            found[description.key()] = Prompt(say(description, rng), description)
+            found[description.key()] = Prompt(write_caption(description, rng), description)
     return tuple(found.values())
 
 

@@ -13,7 +13,7 @@ from itertools import combinations
 from random import Random
 from typing import Final, Literal
 
-from diffscale.shapes.judge import score_of
+from diffscale.shapes.judge import score_objects
 from diffscale.shapes.scenes import CANVAS, COLOURS, RADIUS, Description, Obj
 
 _WHEEL: Final = tuple(colour for colour in COLOURS if colour != "white")  # in the order of their hues
@@ -71,16 +71,16 @@ class Rater:
     beautiful: float
     lapse: float
 
-    def sees(self, description: Description) -> Description:
+    def understands(self, description: Description) -> Description:
         """What the rater understands of a description."""
         if self.blind == "place":
             # Without the relation two of the categories are judged as colours are.
             return replace(description, relation=None)
         return replace(description, specs=tuple(replace(s, texture=None, size=None) for s in description.specs))
 
-    def likes(self, objects: list[Obj], cleanliness: float, description: Description) -> float:
+    def utility(self, objects: list[Obj], cleanliness: float, description: Description) -> float:
         """The utility of a picture for a prompt; differences of it are log-odds of being chosen."""
-        fit = score_of(objects, self.sees(description))
+        fit = score_objects(objects, self.understands(description))
         return self.fit * fit + self.clean * cleanliness + self.beautiful * (beauty(objects) - 1) / 9
 
     def chooses_first(self, first: float, second: float, rng: Random) -> bool:
@@ -100,14 +100,14 @@ ASPECTS: Final = ("accuracy", "creativity", "quality", "consistency")
 """Of the LLM grader's five aspects those that a scene of Shapes can have; emotional resonance is not one of them."""
 
 
-def grades(objects: list[Obj], cleanliness: float, fit: float, description: Description, rng: Random) -> list[int]:
+def draw_grades(objects: list[Obj], cleanliness: float, fit: float, description: Description, rng: Random) -> list[int]:
     """One grader's marks, 0 to 10, for `ASPECTS` and overall, noisy and with a mood that all marks share.
 
     accuracy: the judge's score; creativity: `variety`; quality: cleanliness; consistency: half `harmony`, half `fit`,
     the mean fit of the objects to what the renderer draws, in [0, 1]; overall: their mean, accuracy counted twice.
     """
     true = [
-        score_of(objects, description),
+        score_objects(objects, description),
         variety(objects),
         cleanliness,
         (harmony(objects) + fit) / 2,

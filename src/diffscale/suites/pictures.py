@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.batching import MicroBatch
-from diffscale.shapes.captions import read
+from diffscale.shapes.captions import parse_caption
 from diffscale.shapes.scenes import CANVAS
 from diffscale.suites import picture_prompts as prompts
 
@@ -80,7 +80,9 @@ class Pictures:
     @property
     def shapes(self) -> bool:
         """Whether these may be pictures of Shapes: of its size, and with no prompt that its grammar cannot read."""
-        return set(self.sizes) == {(CANVAS, CANVAS)} and all(read(p) is not None for p in self.prompts if p is not None)
+        return set(self.sizes) == {(CANVAS, CANVAS)} and all(
+            parse_caption(p) is not None for p in self.prompts if p is not None
+        )
 
     def prompted(self, who: str) -> list[str]:
         """All prompts; raises DiffscaleError if one is missing that `who` needs."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_data import PROMPTS, captioned, encoded, lines, picture, same
 
 from diffscale._util.errors import DiffscaleError, UnknownName
-from diffscale.shapes.captions import say
+from diffscale.shapes.captions import write_caption
 from diffscale.shapes.suite import suite
 from diffscale.train.data import journeydb
 from diffscale.train.data.dataset import Dataset
@@ -242,7 +242,9 @@ def test_a_limit_draws_rows_by_the_seed(tmp_path: Path) -> None:
 
 def test_evaluation_prompts_are_dropped_whatever_their_words(tmp_path: Path) -> None:
     prompt = next(p for p in suite("shapes") if p.description.category == "spatial")
-    words = next(said for said in (say(prompt.description, Random(i)) for i in range(99)) if said != prompt.text)
+    words = next(
+        said for said in (write_caption(prompt.description, Random(i)) for i in range(99)) if said != prompt.text
+    )
     mine = tmp_path / "mine.txt"
     mine.write_text("A bear, on a skateboard!\n")
     texts = [PROMPTS[0], words.capitalize() + ".", "a bear on a  skateboard", "a red circle", PROMPTS[1]]

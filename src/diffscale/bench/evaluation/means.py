@@ -11,8 +11,8 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.scoring import safe_score
 from diffscale.metrics.bootstrap import interval, over_groups
-from diffscale.shapes.captions import read
-from diffscale.shapes.judge import judge_batch
+from diffscale.shapes.captions import parse_caption
+from diffscale.shapes.judge import judge_images
 from diffscale.shapes.scenes import CANVAS, CATEGORIES
 from diffscale.suites.pictures import Pictures
 from diffscale.types import Verifier
@@ -67,14 +67,14 @@ def composition(
     if set(pictures.sizes) != {(CANVAS, CANVAS)}:
         raise DiffscaleError(f"`composition` judges pictures of Shapes, {CANVAS}x{CANVAS} pixels; these are others.")
     prompts = pictures.prompted("composition")
-    meanings = [read(prompt) for prompt in prompts]
+    meanings = [parse_caption(prompt) for prompt in prompts]
     known = [meaning for meaning in meanings if meaning is not None]
     if len(known) < len(prompts):
         raise DiffscaleError(
             f"`composition` judges prompts of Shapes, and cannot read {prompts[meanings.index(None)]!r}: describe "
             "objects as in `a small red circle above two blue squares`."
         )
-    scores = pictures.map(lambda images, at: judge_batch(images, [known[i] for i in at]), batch_size, told)
+    scores = pictures.map(lambda images, at: judge_images(images, [known[i] for i in at]), batch_size, told)
     found = {"all": _summary(pictures, scores, range(len(known)))}
     for category in CATEGORIES:
         of_it = [i for i, meaning in enumerate(known) if meaning.category == category]

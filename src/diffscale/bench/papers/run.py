@@ -31,7 +31,7 @@ from diffscale.bench.papers.trainings import Trainings
 from diffscale.models.load import best_device
 from diffscale.models.options import LoadOptions
 from diffscale.report.pictures import to_pil
-from diffscale.shapes.captions import read as meaning_of
+from diffscale.shapes.captions import parse_caption
 from diffscale.shapes.prompts import SUITES
 from diffscale.suites.prompts import categories
 from diffscale.types import ClassLabel, Sampler
@@ -204,7 +204,7 @@ def _categories(part: Part, conditions: Sequence[str]) -> list[str]:
     said = categories(part.prompts)
     if of_shapes(part.model):
         for prompt in conditions:
-            if not isinstance(prompt, ClassLabel) and (meaning := meaning_of(prompt)) is not None:
+            if not isinstance(prompt, ClassLabel) and (meaning := parse_caption(prompt)) is not None:
                 said.setdefault(prompt, meaning.category)
     return [said.get(prompt, "") for prompt in conditions]
 

@@ -68,12 +68,12 @@ class Trainings:
         if folder.exists():
             return folder
         if name != _PAIRS:
-            drawn.write(name, folder, int(size) if size else None)
+            drawn.write_dataset(name, folder, int(size) if size else None)
             return folder
         # Imported late, as only one method needs what makes them.
         from diffscale.shapes.train import generated, pairs
 
-        shown = generated.generated(self.cache / "data" / "generated", int(size) if size else generated.PROMPTS)
+        shown = generated.generate_pictures(self.cache / "data" / "generated", int(size) if size else generated.PROMPTS)
         pairs.write(shown, folder)
         return folder
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffscale.shapes.taste import beauty
-from diffscale.shapes.train.generated import Shown
+from diffscale.shapes.train.generated import ShownPicture
 from diffscale.shapes.train.loop import fit
 from diffscale.verifiers.clip_model import Clip
 from diffscale.verifiers.head import Head
@@ -27,7 +27,7 @@ _NOISE: Final = 1.5  # standard deviation of a rating
 _BATCH: Final = 256
 
 
-def train(groups: Sequence[Sequence[Shown]], folder: Path, steps: int = STEPS) -> Head:
+def train(groups: Sequence[Sequence[ShownPicture]], folder: Path, steps: int = STEPS) -> Head:
     """Train the head on all but the held pictures."""
     torch.manual_seed(0)
     clip = Clip.load("shapes-clip")
@@ -37,7 +37,7 @@ def train(groups: Sequence[Sequence[Shown]], folder: Path, steps: int = STEPS) -
     )
     rng = Random("shapes-aesthetic ratings")
     ratings = torch.tensor([rating(one, rng) for one in shown])
-    held = torch.tensor([one.held for one in shown])
+    held = torch.tensor([one.is_held_out for one in shown])
     seen, told = features[~held], ratings[~held]
 
     def loss(step: int) -> Tensor:
@@ -60,6 +60,6 @@ def embed(clip: Clip, pixels: Sequence[Tensor]) -> Tensor:
     return F.normalize(clip.features((torch.stack(list(pixels)) + 1) / 2), dim=-1)
 
 
-def rating(shown: Shown, rng: Random) -> float:
+def rating(shown: ShownPicture, rng: Random) -> float:
     """What one rater says of a picture: a whole number from 1 to 10."""
     return float(min(max(round(beauty(shown.objects) + rng.gauss(0, _NOISE)), 1), 10))

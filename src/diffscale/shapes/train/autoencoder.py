@@ -52,12 +52,12 @@ def build() -> AutoencoderKL:
     )
 
 
-def pictures(scenes: list[Scene]) -> Tensor:
+def render_batch(scenes: list[Scene]) -> Tensor:
     """Scenes drawn as the autoencoder takes them: [B, 3, 64, 64] in [-1, 1]."""
     return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2) * 2 - 1
 
 
-def crowded(rng: Random) -> Scene:
+def draw_crowded_scene(rng: Random) -> Scene:
     """As many unlike objects as fit: one picture teaches the decoder more than a scene of two would."""
     wanted = [
         Obj(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(TEXTURES), rng.choice(SIZES), 0, 0) for _ in range(9)
@@ -117,9 +117,11 @@ def polish(net: AutoencoderKL, folder: Path, steps: int = POLISH_STEPS) -> Autoe
 
 def batch(rng: Random) -> Tensor:
     """Pictures [16, 3, 64, 64] in [-1, 1], most of them crowded."""
-    return pictures(
+    return render_batch(
         [
-            crowded(rng) if rng.random() < 0.7 else draw_scene(draw_description(rng, rng.choice(CATEGORIES)), rng)
+            draw_crowded_scene(rng)
+            if rng.random() < 0.7
+            else draw_scene(draw_description(rng, rng.choice(CATEGORIES)), rng)
             for _ in range(BATCH)
         ]
     )
@@ -128,7 +130,7 @@ def batch(rng: Random) -> Tensor:
 @torch.no_grad()
 def _figures(encoder: nn.Module, decoder: nn.Module) -> dict[str, float]:
     rng = Random("autoencoder evaluation")
-    x = pictures([draw_scene(draw_description(rng, c), rng) for c in CATEGORIES for _ in range(16)])
+    x = render_batch([draw_scene(draw_description(rng, c), rng) for c in CATEGORIES for _ in range(16)])
     z, _ = encoder(x).chunk(2, dim=1)
     y = decoder(z)
     mse = ((y.clamp(-1, 1) - x) / 2).square().mean()
@@ -140,5 +142,5 @@ def normalise(net: AutoencoderKL) -> None:
     """Set the scaling and shift factors that give the latents of Shapes pictures mean 0 and variance 1."""
     rng = Random("autoencoder latents")
     scenes = [draw_scene(draw_description(rng, c), rng) for c in CATEGORIES for _ in range(64)]
-    z = torch.cat([net.encode(chunk).latent_dist.mode() for chunk in pictures(scenes).split(64)])
+    z = torch.cat([net.encode(chunk).latent_dist.mode() for chunk in render_batch(scenes).split(64)])
     net.register_to_config(scaling_factor=float(1 / z.std()), shift_factor=float(z.mean()))

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffscale.shapes.captions import say
+from diffscale.shapes.captions import write_caption
 from diffscale.shapes.negatives import hard_negatives
 from diffscale.shapes.scenes import CANVAS, Description, Scene
 from diffscale.shapes.suite import held_out, training_example
-from diffscale.shapes.train.autoencoder import pictures
+from diffscale.shapes.train.autoencoder import render_batch
 from diffscale.shapes.train.loop import fit
-from diffscale.shapes.train.seeing import KINDS, PATCH, patch_labels, patch_loss, see, weathered
+from diffscale.shapes.train.seeing import KINDS, PATCH, degrade, patch_labels, patch_loss, train_vision
 from diffscale.shapes.train.text import CLIP_TOKENS, clip_tokenizer
 from diffscale.verifiers.image_reward_net import ImageRewardNet
 
@@ -91,13 +91,13 @@ def train(folder: Path, steps: int = STEPS) -> ImageRewardNet:
     torch.manual_seed(0)
     net = _Training()
     if not (folder / "checkpoint.pt").exists():
-        net = see(net, net.patches, "shapes-blip", folder / "vision", VISION_STEPS)  # type: ignore[assignment]
+        net = train_vision(net, net.patches, "shapes-blip", folder / "vision", VISION_STEPS)  # type: ignore[assignment]
     fast = torch.compile(net)
 
     def loss(step: int) -> Tensor:
         rng = Random(f"shapes-blip step {step}")
         examples = [matching_example(rng) for _ in range(BATCH)]
-        x = weathered(pictures([scene for scene, _ in examples]), torch.Generator().manual_seed(step))
+        x = degrade(render_batch([scene for scene, _ in examples]), torch.Generator().manual_seed(step))
         ids, mask = read([caption for _, captions in examples for caption in captions])
         with torch.autocast("cpu", torch.bfloat16):
             scores, patches = fast(x, ids, mask)
@@ -123,7 +123,7 @@ def matching_example(rng: Random) -> tuple[Scene, list[str]]:
         wrong = [d for d in hard_negatives(meant, scene, rng) if d.key() not in held_out()][:NEGATIVES]
         # What is left of a description when texture and size go may be one that is held out.
         if meant.key() not in held_out() and len(wrong) == NEGATIVES:
-            return scene, [say(d, rng) for d in (meant, *wrong)]
+            return scene, [write_caption(d, rng) for d in (meant, *wrong)]
 
 
 @torch.no_grad()
@@ -133,5 +133,5 @@ def _accuracy(net: nn.Module) -> dict[str, float]:
     rng = Random("shapes-blip evaluation")
     examples = [matching_example(rng) for _ in range(300)]
     ids, mask = read([caption for _, captions in examples for caption in captions])
-    scores, _ = net(pictures([scene for scene, _ in examples]), ids, mask)
+    scores, _ = net(render_batch([scene for scene, _ in examples]), ids, mask)
     return {"accuracy": float((scores.argmax(1) == 0).float().mean())}

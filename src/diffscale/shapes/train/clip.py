@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from diffscale.shapes.captions import say
+from diffscale.shapes.captions import write_caption
 from diffscale.shapes.negatives import hard_negatives
 from diffscale.shapes.scenes import CANVAS, CATEGORIES, draw_scene
 from diffscale.shapes.suite import held_out, suite, training_example
-from diffscale.shapes.train.autoencoder import pictures
+from diffscale.shapes.train.autoencoder import render_batch
 from diffscale.shapes.train.loop import fit
-from diffscale.shapes.train.seeing import KINDS, PATCH, patch_labels, patch_loss, see, weathered
+from diffscale.shapes.train.seeing import KINDS, PATCH, degrade, patch_labels, patch_loss, train_vision
 from diffscale.shapes.train.text import CLIP_TOKENS, clip_tokenizer
 
 STEPS: Final = 2_000
@@ -100,19 +100,19 @@ def train(folder: Path, steps: int = STEPS, every: int = 500) -> CLIPModel:
     torch.manual_seed(0)
     net = _Training()
     if not (folder / "checkpoint.pt").exists():
-        net = see(net, net.patches, "shapes-clip", folder / "vision", VISION_STEPS)  # type: ignore[assignment]
+        net = train_vision(net, net.patches, "shapes-clip", folder / "vision", VISION_STEPS)  # type: ignore[assignment]
     fast = torch.compile(net)
 
     def loss(step: int) -> Tensor:
         rng = Random(f"shapes-clip step {step}")
         examples = [training_example(rng) for _ in range(BATCH)]
         scenes = [scene for _, scene in examples]
-        captions = [say(description, rng) for description, _ in examples]
+        captions = [write_caption(description, rng) for description, _ in examples]
         for description, scene in examples:
             near = [d for d in hard_negatives(description, scene, rng) if d.key() not in held_out()]
-            wrong = [say(d, rng) for d in near[:NEGATIVES]]
+            wrong = [write_caption(d, rng) for d in near[:NEGATIVES]]
             captions += wrong + [""] * (NEGATIVES - len(wrong))  # one graph for every batch
-        x = weathered(pictures(scenes), torch.Generator().manual_seed(step))
+        x = degrade(render_batch(scenes), torch.Generator().manual_seed(step))
         with torch.autocast("cpu", torch.bfloat16):
             image, text, patches = fast(x, tokens(captions))
         image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
@@ -146,7 +146,7 @@ def accuracy(net: CLIPModel) -> dict[str, float]:
         scene = draw_scene(prompt.description, rng)
         wrong = hard_negatives(prompt.description, scene, rng)
         scores = net(
-            pixel_values=pictures([scene]), input_ids=tokens([prompt.text, *(say(d, rng) for d in wrong)])
+            pixel_values=render_batch([scene]), input_ids=tokens([prompt.text, *(write_caption(d, rng) for d in wrong)])
         ).logits_per_image[0]
         right[prompt.description.category] += (scores[0] > scores[1:]).tolist()
     return {category: sum(values) / len(values) for category, values in right.items()}

@@ -21,10 +21,10 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.scenes import CANVAS, Scene
 from diffscale.shapes.suite import training_example
-from diffscale.shapes.train.autoencoder import crowded, pictures
+from diffscale.shapes.train.autoencoder import draw_crowded_scene, render_batch
 from diffscale.shapes.train.inception import batch as labelled
 from diffscale.shapes.train.loop import fit
-from diffscale.shapes.train.seeing import PATCH, weathered
+from diffscale.shapes.train.seeing import PATCH, degrade
 
 STEPS: Final = 1_200
 BATCH: Final = 64
@@ -91,7 +91,7 @@ def train(folder: Path, steps: int = STEPS) -> Dinov2ForImageClassification:
             for slow, fast in zip(net.teacher.parameters(), net.student.parameters(), strict=True):
                 slow.lerp_(fast, 1 - min(_TEACHER_MOMENTUM, (1 + step) / (10 + step)))
         generator = torch.Generator().manual_seed(step)
-        x = pictures(_scenes(Random(f"shapes-dino step {step}")))
+        x = render_batch(_scenes(Random(f"shapes-dino step {step}")))
         large = torch.cat([_view(x, CANVAS, (0.7, 1.0), generator) for _ in range(2)])
         small = torch.cat([_view(x, CANVAS // 2, (0.35, 0.8), generator) for _ in range(SMALL_VIEWS)])
         with torch.autocast("cpu", torch.bfloat16):
@@ -121,7 +121,7 @@ def _scenes(rng: Random) -> list[Scene]:
     kinds = (
         lambda: draw_class_scene(rng.randrange(len(CLASSES)), rng),
         lambda: training_example(rng)[1],
-        lambda: crowded(rng),
+        lambda: draw_crowded_scene(rng),
     )
     return [kinds[i % 3]() for i in range(BATCH)]
 
@@ -135,7 +135,7 @@ def _view(x: Tensor, side: int, area: tuple[float, float], generator: torch.Gene
     place = torch.zeros(rows, 2, 3)
     place[:, 0, 0], place[:, 1, 1], place[:, :, 2] = share * flip, share, shift
     grid = F.affine_grid(place, [rows, 3, side, side], align_corners=False)
-    return weathered(F.grid_sample(x, grid, padding_mode="border", align_corners=False), generator)
+    return degrade(F.grid_sample(x, grid, padding_mode="border", align_corners=False), generator)
 
 
 def _koleo(features: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from diffscale.shapes.taste import PICK_RATER
 from diffscale.shapes.train.denoising import SCHEDULE
-from diffscale.shapes.train.generated import Shown
+from diffscale.shapes.train.generated import ShownPicture
 from diffscale.shapes.train.loop import fit
-from diffscale.shapes.train.preferences import Pair, pairs
+from diffscale.shapes.train.preferences import Pair, draw_pairs
 from diffscale.shapes.train.sdxl import TIME_IDS
 from diffscale.train.losses.dpo import dpo_loss
 
@@ -33,14 +33,14 @@ LAYERS: Final = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def train(
-    pipe: StableDiffusionXLPipeline, groups: Sequence[Sequence[Shown]], folder: Path, steps: int = STEPS
+    pipe: StableDiffusionXLPipeline, groups: Sequence[Sequence[ShownPicture]], folder: Path, steps: int = STEPS
 ) -> dict[str, Tensor]:
     """Train on choices, or go on from the checkpoint in `folder`; the LoRA as `save_lora_weights` takes it.
 
     `pipe`: in float32; its UNet has the LoRA afterwards.
     """
     torch.manual_seed(0)
-    told, held = (_encode(pipe, some) for some in pairs(groups, PICK_RATER, Random("shapes-sdxl-dpo choices")))
+    told, held = (_encode(pipe, some) for some in draw_pairs(groups, PICK_RATER, Random("shapes-sdxl-dpo choices")))
     pipe.unet.requires_grad_(False).eval().add_adapter(
         LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=LAYERS)
     )
@@ -128,6 +128,6 @@ def _encode(pipe: StableDiffusionXLPipeline, told: Sequence[Pair]) -> _Choices:
     return _Choices(latents[of], torch.tensor([row[pair.chosen.prompt] for pair in told]), states, pooled)
 
 
-def _latents(vae: AutoencoderKL, shown: Sequence[Shown]) -> Tensor:
+def _latents(vae: AutoencoderKL, shown: Sequence[ShownPicture]) -> Tensor:
     # As the pipeline decodes: by the scale alone.
     return vae.encode(torch.stack([one.pixels() for one in shown])).latent_dist.mode() * vae.config.scaling_factor

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from diffscale.shapes.captions import say
+from diffscale.shapes.captions import write_caption
 from diffscale.shapes.scenes import Description
 from diffscale.shapes.suite import training_example
 from diffscale.shapes.train import autoencoder
@@ -106,7 +106,7 @@ class TextToVelocity(nn.Module):
 def scene(i: int) -> tuple[Description, Tensor]:
     """Training scene number i: its description and its picture [3, 64, 64] in [-1, 1]."""
     description, drawn = training_example(Random(f"shapes-flux scene {i}"))
-    return description, autoencoder.pictures([drawn])[0]
+    return description, autoencoder.render_batch([drawn])[0]
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def caption(description: Description, rng: Random) -> str:
     """A training caption: at times with a capital, at times with a full stop, at times empty."""
     if rng.random() < DROPOUT:
         return ""
-    text = say(description, rng)
+    text = write_caption(description, rng)
     if rng.random() < 0.15:
         text = text[0].upper() + text[1:]
     return text + "." if rng.random() < 0.05 else text

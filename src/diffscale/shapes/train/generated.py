@@ -19,7 +19,7 @@ from diffscale.engine import noise
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.shapes.captions import say
+from diffscale.shapes.captions import write_caption
 from diffscale.shapes.judge import cleanliness
 from diffscale.shapes.reading import read_picture
 from diffscale.shapes.scenes import Description, Obj
@@ -33,7 +33,7 @@ _CHUNK: Final = 125  # prompts in a file
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownPicture:
     """A picture as raters see it: what it was made of, what it shows, and how cleanly."""
 
     prompt: str
@@ -48,12 +48,12 @@ class Shown:
         return self.picture.float() / 127.5 - 1
 
     @property
-    def held(self) -> bool:
+    def is_held_out(self) -> bool:
         """Whether it is for measuring, not for training: a tenth of all meanings, whatever the words."""
         return zlib.crc32(self.description.key().encode()) % 10 == 0
 
 
-def generated(folder: Path, prompts: int = PROMPTS) -> list[list[Shown]]:
+def generate_pictures(folder: Path, prompts: int = PROMPTS) -> list[list[ShownPicture]]:
     """For each of `prompts` training captions its pictures; made once and kept in `folder`, chunk by chunk.
 
     A caption that comes twice, and so with the same pictures, counts once.
@@ -63,7 +63,7 @@ def generated(folder: Path, prompts: int = PROMPTS) -> list[list[Shown]]:
     return list({group[0].prompt: group for chunk in chunks for group in chunk}.values())
 
 
-def _chunk(folder: Path, start: int, stop: int) -> Iterator[list[Shown]]:
+def _chunk(folder: Path, start: int, stop: int) -> Iterator[list[ShownPicture]]:
     examples = list(map(_caption, range(start, stop)))
     path = folder / f"pictures-{start}-{stop}.safetensors"
     if not path.exists():
@@ -77,7 +77,7 @@ def _chunk(folder: Path, start: int, stop: int) -> Iterator[list[Shown]]:
 def _caption(number: int) -> tuple[str, Description]:
     rng = Random(f"generated pictures {number}")
     description, _ = training_example(rng)
-    return say(description, rng), description
+    return write_caption(description, rng), description
 
 
 def _make(steps: int, copy: int, examples: list[tuple[str, Description]]) -> Tensor:
@@ -91,8 +91,8 @@ def _make(steps: int, copy: int, examples: list[tuple[str, Description]]) -> Ten
     return eight_bit(images)
 
 
-def _shown(prompt: str, description: Description, picture: Tensor) -> Shown:
+def _shown(prompt: str, description: Description, picture: Tensor) -> ShownPicture:
     seen = (picture.permute(1, 2, 0).float() / 255).numpy()
     readings = read_picture(seen)
     fit = float(np.mean([reading.fit for reading in readings])) if readings else 0.0
-    return Shown(prompt, description, picture, [r.obj for r in readings], cleanliness(seen, readings), fit)
+    return ShownPicture(prompt, description, picture, [r.obj for r in readings], cleanliness(seen, readings), fit)

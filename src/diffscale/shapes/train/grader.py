@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffscale.shapes.taste import ASPECTS, grades
+from diffscale.shapes.taste import ASPECTS, draw_grades
 from diffscale.shapes.train import blip
-from diffscale.shapes.train.generated import Shown
+from diffscale.shapes.train.generated import ShownPicture
 from diffscale.shapes.train.loop import fit
 from diffscale.verifiers.image_reward_net import ImageRewardNet
 
@@ -22,7 +22,7 @@ BATCH: Final = 64
 
 
 def train(
-    matching: ImageRewardNet, groups: Sequence[Sequence[Shown]], folder: Path, steps: int = STEPS
+    matching: ImageRewardNet, groups: Sequence[Sequence[ShownPicture]], folder: Path, steps: int = STEPS
 ) -> ImageRewardNet:
     """From a matching network (`blip.train`), one that gives a mark, 0 to 10, for each of `ASPECTS` and overall."""
     torch.manual_seed(0)
@@ -30,12 +30,12 @@ def train(
     net.vision.load_state_dict(matching.vision.state_dict())
     net.text.load_state_dict(matching.text.state_dict())
     rng = Random("shapes-grader grades")
-    told: list[tuple[Shown, Tensor]] = []
-    held: list[tuple[Shown, Tensor]] = []
+    told: list[tuple[ShownPicture, Tensor]] = []
+    held: list[tuple[ShownPicture, Tensor]] = []
     for group in groups:
         for one in group:
-            marks = grades(one.objects, one.cleanliness, one.fit, one.description, rng)
-            (held if one.held else told).append((one, torch.tensor(marks, dtype=torch.float32)))
+            marks = draw_grades(one.objects, one.cleanliness, one.fit, one.description, rng)
+            (held if one.is_held_out else told).append((one, torch.tensor(marks, dtype=torch.float32)))
 
     def loss(step: int) -> Tensor:
         drawn = Random(f"shapes-grader step {step}")
@@ -57,7 +57,7 @@ def train(
     return fit(net, loss, folder=folder, steps=steps, lr=3e-4, warmup=50, average=0.99, every=200, evaluate=evaluate)  # type: ignore[return-value]
 
 
-def _marks(net: nn.Module, shown: Sequence[Shown]) -> Tensor:
+def _marks(net: nn.Module, shown: Sequence[ShownPicture]) -> Tensor:
     """Marks [B, aspects + 1] from 0 to 10."""
     seen = net.vision(pixel_values=torch.stack([one.pixels() for one in shown])).last_hidden_state  # type: ignore[operator]
     return 10 * net.rate(seen, *blip.read([one.prompt for one in shown])).sigmoid()  # type: ignore[operator, no-any-return]

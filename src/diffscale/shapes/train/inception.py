@@ -19,9 +19,9 @@ from diffscale.metrics.moments import Statistics
 from diffscale.metrics.reference import save
 from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.scenes import CANVAS
-from diffscale.shapes.train.autoencoder import pictures
+from diffscale.shapes.train.autoencoder import render_batch
 from diffscale.shapes.train.loop import fit
-from diffscale.shapes.train.seeing import weathered
+from diffscale.shapes.train.seeing import degrade
 from diffscale.verifiers.classifier import load_classifier
 
 STEPS: Final = 600
@@ -69,8 +69,8 @@ def train(folder: Path, steps: int = STEPS) -> ResNetForImageClassification:
 def batch(rng: Random, seed: int, size: int = BATCH) -> tuple[Tensor, Tensor]:
     """Weathered pictures [B, 3, 64, 64] in about [-1, 1] and their classes [B]."""
     labels = [rng.randrange(len(CLASSES)) for _ in range(size)]
-    x = pictures([draw_class_scene(label, rng) for label in labels])
-    return weathered(x, torch.Generator().manual_seed(seed)), torch.tensor(labels)
+    x = render_batch([draw_class_scene(label, rng) for label in labels])
+    return degrade(x, torch.Generator().manual_seed(seed)), torch.tensor(labels)
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def reference(folder: Path) -> None:
     features = []
     with torch.no_grad():
         for _ in range(REFERENCE // 250):
-            x = pictures([draw_class_scene(rng.randrange(len(CLASSES)), rng) for _ in range(250)])
+            x = render_batch([draw_class_scene(rng.randrange(len(CLASSES)), rng) for _ in range(250)])
             features.append(extractor((x + 1) / 2))
     whole = Statistics.of(torch.cat(features).numpy(), extractor.name)
     save([replace(whole, features=None)], folder / "reference.safetensors")

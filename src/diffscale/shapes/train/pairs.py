@@ -9,22 +9,22 @@ from typing import Any
 
 from PIL import Image
 
-from diffscale.shapes.data import measured, written
+from diffscale.shapes.data import evaluation_keys, write_folder
 from diffscale.shapes.taste import PICK_RATER, Rater
-from diffscale.shapes.train.generated import Shown
-from diffscale.shapes.train.preferences import pairs
+from diffscale.shapes.train.generated import ShownPicture
+from diffscale.shapes.train.preferences import draw_pairs
 
 
-def write(groups: Sequence[Sequence[Shown]], folder: Path, rater: Rater = PICK_RATER) -> int:
+def write(groups: Sequence[Sequence[ShownPicture]], folder: Path, rater: Rater = PICK_RATER) -> int:
     """Write the choices of `rater` between pictures of a prompt (see `generated`) to `folder`; how many they are.
 
     `metadata.jsonl` has, a line a pair, `jpg_0_file_name`, `jpg_1_file_name`, `label_0` (1 if the first was chosen),
     `label_1` and `caption`; which picture comes first is chance. Held meanings and those of evaluation prompts are left
-    out. Raises DiffscaleError as `written`.
+    out. Raises DiffscaleError as `write_folder`.
     """
     rng = Random("shapes preference pairs")
-    free = [group for group in groups if group and group[0].description.key() not in measured()]
-    told, _ = pairs(free, rater, rng)
+    free = [group for group in groups if group and group[0].description.key() not in evaluation_keys()]
+    told, _ = draw_pairs(free, rater, rng)
 
     def rows(fresh: Path) -> Iterator[dict[str, Any]]:
         names: dict[int, str] = {}
@@ -41,4 +41,4 @@ def write(groups: Sequence[Sequence[Shown]], folder: Path, rater: Rater = PICK_R
                 "label_1": float(1 - label), "caption": pair.chosen.prompt,
             }  # fmt: skip
 
-    return written(folder, rows)
+    return write_folder(folder, rows)

@@ -21,7 +21,7 @@ from transformers import CLIPModel
 from diffscale.shapes.taste import PICK_RATER, REWARD_RATER, Rater
 from diffscale.shapes.train import blip
 from diffscale.shapes.train.clip import tokens
-from diffscale.shapes.train.generated import Shown
+from diffscale.shapes.train.generated import ShownPicture
 from diffscale.shapes.train.loop import fit
 from diffscale.verifiers.image_reward_net import ImageRewardNet
 
@@ -33,24 +33,24 @@ BATCH: Final = 32  # pairs
 class Pair:
     """Two pictures of one prompt, the chosen one first, and by how much its utility is larger."""
 
-    chosen: Shown
-    other: Shown
+    chosen: ShownPicture
+    other: ShownPicture
     margin: float
 
 
-def pairs(groups: Sequence[Sequence[Shown]], rater: Rater, rng: Random) -> tuple[list[Pair], list[Pair]]:
+def draw_pairs(groups: Sequence[Sequence[ShownPicture]], rater: Rater, rng: Random) -> tuple[list[Pair], list[Pair]]:
     """Every two pictures of a prompt, chosen by `rater`, to train on and (of held meanings) to measure on."""
     found: tuple[list[Pair], list[Pair]] = [], []
     for group in groups:
         for a, b in combinations(group, 2):
-            u, v = (rater.likes(one.objects, one.cleanliness, one.description) for one in (a, b))
+            u, v = (rater.utility(one.objects, one.cleanliness, one.description) for one in (a, b))
             first = rater.chooses_first(u, v, rng)
-            found[a.held].append(Pair(a, b, u - v) if first else Pair(b, a, v - u))
+            found[a.is_held_out].append(Pair(a, b, u - v) if first else Pair(b, a, v - u))
     return found
 
 
 def train_reward(
-    net: ImageRewardNet, groups: Sequence[Sequence[Shown]], folder: Path, steps: int = STEPS
+    net: ImageRewardNet, groups: Sequence[Sequence[ShownPicture]], folder: Path, steps: int = STEPS
 ) -> ImageRewardNet:
     """Go on training a matching network (`blip.train`) on choices; scores come out standardised, as published."""
 
@@ -58,14 +58,14 @@ def train_reward(
         return net(pixels, *blip.read(prompts))  # type: ignore[no-any-return]
 
     net = _train(net, score, groups, REWARD_RATER, folder, steps)  # type: ignore[assignment]
-    held = [one for group in groups for one in group if one.held]
+    held = [one for group in groups for one in group if one.is_held_out]
     with torch.no_grad():
         scores = score(net, torch.stack([one.pixels() for one in held]), [one.prompt for one in held])
     net.config |= {"mean": float(scores.mean()), "std": float(scores.std())}
     return net
 
 
-def train_pick(net: CLIPModel, groups: Sequence[Sequence[Shown]], folder: Path, steps: int = STEPS) -> CLIPModel:
+def train_pick(net: CLIPModel, groups: Sequence[Sequence[ShownPicture]], folder: Path, steps: int = STEPS) -> CLIPModel:
     """Go on training a CLIP on choices."""
 
     def score(net: nn.Module, pixels: Tensor, prompts: list[str]) -> Tensor:
@@ -80,12 +80,12 @@ def train_pick(net: CLIPModel, groups: Sequence[Sequence[Shown]], folder: Path, 
 def _train(
     net: nn.Module,
     score: Callable[[nn.Module, Tensor, list[str]], Tensor],
-    groups: Sequence[Sequence[Shown]],
+    groups: Sequence[Sequence[ShownPicture]],
     rater: Rater,
     folder: Path,
     steps: int,
 ) -> nn.Module:
-    told, held = pairs(groups, rater, Random(f"{folder.name} choices"))
+    told, held = draw_pairs(groups, rater, Random(f"{folder.name} choices"))
 
     def differences(net: nn.Module, some: Sequence[Pair]) -> Tensor:
         shown = [pair.chosen for pair in some] + [pair.other for pair in some]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffscale.shapes.scenes import CANVAS, COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, Scene
-from diffscale.shapes.train.autoencoder import crowded, pictures
+from diffscale.shapes.train.autoencoder import draw_crowded_scene, render_batch
 from diffscale.shapes.train.loop import fit
 
 PATCH: Final = 8  # pixels
@@ -26,7 +26,7 @@ KINDS: Final = sum(len(values) + 1 for values in _ATTRIBUTES.values())
 """Logits of the head for a patch: the values of each attribute and none."""
 
 
-def see(
+def train_vision(
     net: nn.Module,
     patches: Callable[[Tensor], Tensor],  # the head's logits [B, 64, KINDS] of pictures [B, 3, 64, 64] in [-1, 1]
     name: str,
@@ -38,8 +38,8 @@ def see(
 
     def loss(step: int) -> Tensor:
         rng = Random(f"{name} vision step {step}")
-        scenes = [crowded(rng) for _ in range(_BATCH)]
-        x = weathered(pictures(scenes), torch.Generator().manual_seed(step))
+        scenes = [draw_crowded_scene(rng) for _ in range(_BATCH)]
+        x = degrade(render_batch(scenes), torch.Generator().manual_seed(step))
         with torch.autocast("cpu", torch.bfloat16):
             logits = fast(x)
         return patch_loss(logits.float(), patch_labels(scenes))
@@ -48,7 +48,7 @@ def see(
     return seen.requires_grad_(True)
 
 
-def weathered(x: Tensor, generator: torch.Generator) -> Tensor:
+def degrade(x: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures [B, 3, 64, 64] with noise and blur of a random strength each: generated pictures are not clean."""
     strength = torch.rand(len(x), 2, 1, 1, 1, generator=generator)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)

@@ -17,7 +17,7 @@ from diffscale.models.options import LoadOptions
 from diffscale.shapes.classes import CLASSES
 from diffscale.shapes.scenes import Description
 from diffscale.shapes.train import flux, pixart, sdxl, sit
-from diffscale.shapes.train.generated import generated
+from diffscale.shapes.train.generated import generate_pictures
 from diffscale.shapes.train.measure import measure_classes, measure_texts
 from diffscale.shapes.train.text import MAX_TOKENS
 from diffscale.shapes.train.verifier_recipes import last, write_json
@@ -68,7 +68,7 @@ def train_sdxl_dpo(checkpoints: Path, folder: Path, steps: int | None = None) ->
     from diffscale.shapes.train import dpo  # needs peft, which is an extra
 
     pipe = load_pipeline("shapes-sdxl", LoadOptions(device="cpu"))
-    lora = dpo.train(pipe, generated(checkpoints / "generated"), checkpoints / "sdxl-dpo", steps or dpo.STEPS)
+    lora = dpo.train(pipe, generate_pictures(checkpoints / "generated"), checkpoints / "sdxl-dpo", steps or dpo.STEPS)
     StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers={name: t.half() for name, t in lora.items()})
     about = "shapes-sdxl with a LoRA trained on noisy choices by Diffusion-DPO"
     write_json(folder / "diffscale.json", {"description": about, "base": "shapes-sdxl"})

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from diffscale.shapes.captions import say
+from diffscale.shapes.captions import write_caption
 from diffscale.shapes.scenes import CANVAS
 from diffscale.shapes.suite import training_example
-from diffscale.shapes.train.autoencoder import pictures
+from diffscale.shapes.train.autoencoder import render_batch
 from diffscale.shapes.train.loop import fit
-from diffscale.shapes.train.seeing import KINDS, PATCH, patch_labels, patch_loss, see, weathered
+from diffscale.shapes.train.seeing import KINDS, PATCH, degrade, patch_labels, patch_loss, train_vision
 from diffscale.shapes.train.text import MAX_TOKENS, t5_tokenizer
 
 STEPS: Final = 1_000
@@ -84,7 +84,7 @@ def train(folder: Path, steps: int = STEPS) -> SiglipModel:
     torch.manual_seed(0)
     net = _Training()
     if not (folder / "checkpoint.pt").exists():
-        net = see(net, net.patches, "shapes-siglip", folder / "vision", VISION_STEPS)  # type: ignore[assignment]
+        net = train_vision(net, net.patches, "shapes-siglip", folder / "vision", VISION_STEPS)  # type: ignore[assignment]
     fast = torch.compile(net)
     tokenizer = t5_tokenizer()
     # 1 for a picture and its caption, -1 for every other pair.
@@ -93,10 +93,10 @@ def train(folder: Path, steps: int = STEPS) -> SiglipModel:
     def loss(step: int) -> Tensor:
         rng = Random(f"shapes-siglip step {step}")
         examples = [training_example(rng) for _ in range(BATCH)]
-        captions = [say(description, rng) for description, _ in examples]
+        captions = [write_caption(description, rng) for description, _ in examples]
         ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
         scenes = [scene for _, scene in examples]
-        x = weathered(pictures(scenes), torch.Generator().manual_seed(step))
+        x = degrade(render_batch(scenes), torch.Generator().manual_seed(step))
         with torch.autocast("cpu", torch.bfloat16):
             image, text, patches = fast(x, ids.input_ids)
         image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from diffscale.models.sit import SiT
 from diffscale.models.sit_config import SiTConfig
 from diffscale.shapes.classes import CLASSES, draw_class_scene
-from diffscale.shapes.train.autoencoder import pictures
+from diffscale.shapes.train.autoencoder import render_batch
 from diffscale.shapes.train.loop import fit
 
 STEPS: Final = 2_000
@@ -68,7 +68,7 @@ def encode_classes(vae: AutoencoderKL, folder: Path, count: int = SCENES) -> Ten
             numbers = range(start, min(start + 64, count))
             drawn = [draw_class_scene(i % len(CLASSES), Random(f"shapes-sit scene {i}")) for i in numbers]
             with torch.autocast("cpu", torch.bfloat16):
-                z = vae.encode(pictures(drawn)).latent_dist.mode().float()
+                z = vae.encode(render_batch(drawn)).latent_dist.mode().float()
             chunks.append((z - vae.config.shift_factor) * vae.config.scaling_factor)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"latents": torch.cat(chunks).contiguous()}, saved)

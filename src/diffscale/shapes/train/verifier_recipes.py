@@ -15,7 +15,7 @@ from diffscale.models.locate import WEIGHTS
 from diffscale.shapes.classes import CLASSES
 from diffscale.shapes.taste import ASPECTS
 from diffscale.shapes.train import aesthetic, blip, clip, dino, grader, inception, preferences, siglip
-from diffscale.shapes.train.generated import Shown, generated
+from diffscale.shapes.train.generated import ShownPicture, generate_pictures
 from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer
 from diffscale.verifiers.image_reward_net import ImageRewardNet, save_image_reward
 
@@ -139,8 +139,8 @@ def _matching(checkpoints: Path) -> ImageRewardNet:
     return blip.train(checkpoints / "blip")
 
 
-def _shown(checkpoints: Path) -> Sequence[Sequence[Shown]]:
-    return generated(checkpoints / "generated")
+def _shown(checkpoints: Path) -> Sequence[Sequence[ShownPicture]]:
+    return generate_pictures(checkpoints / "generated")
 
 
 def _save(net: nn.Module, folder: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.shapes.captions import read
+from diffscale.shapes.captions import parse_caption
 from diffscale.shapes.prompts import SUITES
 from diffscale.suites import prompts
 from diffscale.train.data.dataset import Dataset, Leaked
@@ -24,7 +24,7 @@ def meaning(text: str) -> str:
     For captions of Shapes that is their meaning, whatever the words; for others the text without case, punctuation and
     further spaces.
     """
-    description = read(text)
+    description = parse_caption(text)
     if description is not None:
         return f"shapes {description.key()}"
     return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split())
