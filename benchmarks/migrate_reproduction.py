@@ -20,14 +20,14 @@ from pathlib import Path
 
 def digests(folder: Path) -> dict[str, list[str]]:
     """By item what the code that is imported calls it: `made_of`, then the models of its trainings."""
-    from diffscale.bench.papers import recipe, trained
-    from diffscale.bench.papers.run import made_of
+    from diffscale.bench.papers import recipe, trainings
+    from diffscale.bench.papers.session import made_of
 
     names = {}
     for path in sorted(folder.glob("*/recipe.json")):
         options = json.loads(path.read_text())["options"]
         setting = recipe.resolved(recipe.load(path.parent.name), **options)
-        names[path.parent.name] = [made_of(setting), *map(trained.called, setting.trainings.values())]
+        names[path.parent.name] = [made_of(setting), *map(trainings.called, setting.trainings.values())]
     return names
 
 

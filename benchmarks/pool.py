@@ -22,14 +22,14 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from diffscale._util.fingerprints import network_digest
-from diffscale.bench.papers.pool import LEVEL, finish
-from diffscale.bench.papers.scoring import weights_digest
+from diffscale.bench.papers.samples import LEVEL, finish
+from diffscale.bench.papers.scores import verifier_digest
 from diffscale.engine import noise
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.shapes.prompts import class_prompts
-from diffscale.types import Recording, Verifier
+from diffscale.types import NeedsIntermediateX0, Verifier
 from diffscale.verifiers import load
 
 MODEL = "shapes-flux"
@@ -95,7 +95,7 @@ class Pool:
     def scores(self, name: str) -> NDArray[np.float64]:
         """What verifier `name` gives every picture, [prompts, n]."""
         verifier = load(name, image_model=MODEL)
-        path = self.folder / f"scores {name.replace('/', '_')} {weights_digest(verifier)}.npy"
+        path = self.folder / f"scores {name.replace('/', '_')} {verifier_digest(verifier)}.npy"
         if not path.exists():
             rows = range(len(self.prompts))
             found = np.array([self._score(verifier, row) for row in track(rows, name)])
@@ -105,7 +105,7 @@ class Pool:
     def _score(self, verifier: Verifier, row: int) -> NDArray[np.float64]:
         found = []
         for images, recorded in zip(*(given.split(BATCH) for given in self.pictures(row)), strict=True):
-            more = [recorded] if isinstance(verifier, Recording) else []
+            more = [recorded] if isinstance(verifier, NeedsIntermediateX0) else []
             found.append(verifier(images, [self.prompts[row]] * len(images), *more).double().flatten())
         return torch.cat(found).numpy()
 

@@ -35,8 +35,7 @@ from verifier_hacking import truth
 
 from diffscale._util.pixels import eight_bit
 from diffscale.bench.papers.recipe import RECIPES
-from diffscale.bench.papers.trained import expanded
-from diffscale.bench.papers.trainings import Trainings
+from diffscale.bench.papers.trainings import draw, expanded, make
 from diffscale.engine import noise
 from diffscale.metrics.precision_recall import recall
 from diffscale.models.load import load_pipeline, plain_call
@@ -67,10 +66,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         method, seed = options.one
-        trainings(options.output).make(settings(method, int(seed), options.seconds), method)
+        make(settings(method, int(seed), options.seconds), method, options.output / "cache")
         return
     for data in ("plain", "pairs"):
-        trainings(options.output).drawn(data)
+        draw(data, options.output / "cache" / "data")
     # Seed 0 last, as reproduce may be at it.
     runs = [(method, seed) for seed in reversed(range(options.seeds)) for method in options.methods]
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -84,7 +83,7 @@ def main() -> None:
     for method in options.methods:
         found, told = [], []
         for seed in range(options.seeds):
-            folder = trainings(options.output).make(settings(method, seed, options.seconds), method)
+            folder = make(settings(method, seed, options.seconds), method, options.output / "cache")
             own = range(seed * COPIES, (seed + 1) * COPIES)
             found.append(scored(kept / folder.parent.name, str(folder), texts, own))
             told.append(json.loads((folder / "result.json").read_text()))
@@ -102,10 +101,6 @@ def settings(method: str, seed: int, seconds: float) -> dict[str, Any]:
     """Those of the recipes, for another seed and time."""
     given = {"like": method, "seed": seed, "max_train_seconds": seconds}
     return expanded({method: given}, RECIPES, "B", "shapes")[method]
-
-
-def trainings(output: Path) -> Trainings:
-    return Trainings(output / "cache")
 
 
 def train(options: argparse.Namespace, run: tuple[str, int]) -> None:

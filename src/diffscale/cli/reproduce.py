@@ -19,7 +19,7 @@ from diffscale.models.options import LoadOptions
 if TYPE_CHECKING:
     from diffscale.bench.papers.plan import Plan
     from diffscale.bench.papers.recipe import Setting
-    from diffscale.bench.papers.run import Workshop
+    from diffscale.bench.papers.session import Session
 
 
 @settings_from_flags(ReproduceConfig)
@@ -49,7 +49,7 @@ def reproduce(
     from diffscale.bench.papers import page
     from diffscale.bench.papers.plan import check, plan
     from diffscale.bench.papers.points import GIVEN
-    from diffscale.bench.papers.run import Workshop, discard, run
+    from diffscale.bench.papers.session import Session, discard, run
     from diffscale.models.load import best_device
 
     console = quiet_console()
@@ -69,15 +69,15 @@ def reproduce(
     best_device(config.device)  # told of before anything is deleted
     if not resume and not estimate:
         discard(output, settings)
-    workshop = Workshop(output, loading, config.batch_size)
+    session = Session(output, loading, config.batch_size)
     if left:
-        _print_estimate(console, left, workshop)
+        _print_estimate(console, left, session)
     if estimate:
         return
-    recording = {call for call, need in plan(left.values()).pools.items() if need.record}
+    recording = plan(left.values()).recorded
     for name, each in settings.items():
         with progress_bars(console) as progress:
-            run(name, each, workshop, progress, recording)
+            run(name, each, session, progress, recording)
         # Also of what is done: a run may have been killed before this.
         page.keep(output, name, loaded[name], each, options)
     path = page.build(output)
@@ -89,7 +89,7 @@ def reproduce(
 
 def _done(console: Console, name: str, setting: Setting, folder: Path) -> bool:
     """Whether an item's numbers are there; says so where they are stale."""
-    from diffscale.bench.papers.run import made_of, read
+    from diffscale.bench.papers.session import made_of, read
 
     held = read(folder, name)
     if held is None:
@@ -102,7 +102,7 @@ def _done(console: Console, name: str, setting: Setting, folder: Path) -> bool:
     return False
 
 
-def _print_estimate(console: Console, settings: dict[str, Setting], workshop: Workshop) -> None:
+def _print_estimate(console: Console, settings: dict[str, Setting], session: Session) -> None:
     """NFE first, which needs no model; then what a second or two of each model says."""
     from diffscale.bench.papers.plan import plan
 
@@ -112,7 +112,7 @@ def _print_estimate(console: Console, settings: dict[str, Setting], workshop: Wo
     whole = plans[next(reversed(plans))]
     training = f" and {len(whole.trainings)} trainings" if whole.trainings else ""
     console.print(f"{sum(whole.nfe().values()):,} NFE{training} from a cold start; measuring the models...")
-    estimates = {name: workshop.speeds.estimate(each) for name, each in plans.items()}
+    estimates = {name: session.speeds.estimate(each) for name, each in plans.items()}
     rows = [
         (name, f"{each.nfe:,}", f"{each.flops / 1e12:,.1f}", f"{each.seconds / 60:,.1f}", f"{each.memory / 1e9:.1f}")
         for name, each in estimates.items()

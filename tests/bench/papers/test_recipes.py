@@ -9,8 +9,9 @@ from fabricated import fabricated
 from matplotlib.figure import Figure
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers import claims, figures, plan, recipe, tables, trained
-from diffscale.bench.papers.plan import check, nfe_of
+from diffscale.bench.papers import claims, figures, plan, points, recipe, tables, trainings
+from diffscale.bench.papers.plan import check
+from diffscale.bench.papers.points import Call
 from diffscale.bench.papers.recipe import Setting
 
 SUITES = {"drawbench": "shapes-mini", "t2i-compbench": "shapes"}
@@ -30,7 +31,7 @@ def _siblings(monkeypatch: pytest.MonkeyPatch) -> None:
         solver = {"solver": "heun"} if "sit" in model else {}
         return {"num_inference_steps": 10 if solver else 20, **solver}
 
-    monkeypatch.setattr(plan, "_stated", stated)
+    monkeypatch.setattr(points, "stated_call", stated)
 
 
 def _resolved(name: str, setting: str, quick: bool) -> Setting:
@@ -70,18 +71,18 @@ def test_claims_and_views_of_a_recipe_fit_its_parts(name: str, setting: str, qui
     for log in found.logs:
         assert set(log.of) <= found.trainings.keys()
     for training in found.trainings.values():
-        assert not quick or trained.config_of(training).max_train_steps <= 8
+        assert not quick or trainings.config_of(training).max_train_steps <= 8
 
 
-@pytest.mark.parametrize(("setting", "n", "m", "trainings"), [("shapes", 4, 1, 30), ("paper", 3, 3, 27)])
-def test_items_of_paper_b_share_their_trainings(setting: str, n: int, m: int, trainings: int) -> None:
+@pytest.mark.parametrize(("setting", "n", "m", "count"), [("shapes", 4, 1, 30), ("paper", 3, 3, 27)])
+def test_items_of_paper_b_share_their_trainings(setting: str, n: int, m: int, count: int) -> None:
     every = {name: _resolved(name, setting, False).trainings for name in recipe.names() if name.startswith("B.")}
-    ids = {name: {label: trained.id_of(each) for label, each in of.items()} for name, of in every.items()}
+    ids = {name: {label: trainings.id_of(each) for label, each in of.items()} for name, of in every.items()}
     rlhf = ids["B.table1"]["RLHF sharpening"]
     assert rlhf == ids["B.table2"][f"n={n}"] == ids["B.table3"][f"m={m}"]
     assert rlhf == ids["B.figure5"]["RLHF"] == ids["B.figure6"]["RLHF sharpening"]
     together = plan.plan(_resolved(name, setting, False) for name in every)
-    assert len(together.trainings) == trainings and sum(map(len, ids.values())) == 38
+    assert len(together.trainings) == count and sum(map(len, ids.values())) == 38
     methods = {config.method for config in together.trainings.values()}
     assert methods == {"sft", "dpo", "ddpo", "d3po", "iterpo", "sharpen-sft", "sharpen-rlhf"}
     assert all("shapes-judge" not in config.reward for config in together.trainings.values())
@@ -142,8 +143,8 @@ def test_a_pool_is_counted_by_its_largest_budget_and_an_anytime_search_by_its_lo
 
 def test_pairs_are_of_what_is_searched_not_of_the_final_samples() -> None:
     found = _resolved("A.figure5", "paper", True).parts["classes"]
-    pools = plan.plan([Setting(view="curves", parts={"classes": found})]).pools
-    assert {call.steps: need.record for call, need in pools.items()} == {125: False, 25: True}
+    needs = plan.plan([Setting(view="curves", parts={"classes": found})])
+    assert {call.steps: call in needs.recorded for call in needs.pools} == {125: False, 25: True}
 
 
 def test_metrics_that_cannot_be_are_refused_before_anything_runs() -> None:
@@ -159,10 +160,8 @@ def test_metrics_that_cannot_be_are_refused_before_anything_runs() -> None:
 
 
 def test_nfe_of_a_call_counts_both_evaluations_of_heun() -> None:
-    from diffscale.bench.papers.calls import Call
-
-    assert nfe_of(Call("shapes-sit-s", None, (), "float32", 0)) == 20
-    assert nfe_of(Call("shapes-sit-s", 25, (("solver", "euler"),), "float32", 0)) == 25
+    assert Call("shapes-sit-s", None, (), "float32", 0).nfe == 20
+    assert Call("shapes-sit-s", 25, (("solver", "euler"),), "float32", 0).nfe == 25
 
 
 def test_a_suite_that_is_not_shipped_is_asked_for() -> None:

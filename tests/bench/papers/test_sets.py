@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers.calls import Slot
 from diffscale.bench.papers.sets import Sets, diversity, groups
+from diffscale.bench.series import PromptRepeat
 from diffscale.metrics.frechet import fid
 from diffscale.metrics.moments import Statistics
 from diffscale.metrics.precision_recall import recall
@@ -31,10 +31,10 @@ def _pictures(n: int) -> torch.Tensor:
 
 
 def test_values_and_those_without_each_group_are_the_metrics_of_the_rest() -> None:
-    slots = [Slot(prompt, repeat) for prompt in "abcdef" for repeat in range(2)]
+    wanted = [PromptRepeat(prompt, repeat) for prompt in "abcdef" for repeat in range(2)]
     pictures = _pictures(12)
     real = np.random.default_rng(0).random((20, 3)).astype(np.float32)
-    measured = Sets(Pixels(), Statistics.of(real, "pixels")).measure(["fid", "is", "recall"], pictures, slots)
+    measured = Sets(Pixels(), Statistics.of(real, "pixels")).measure(["fid", "is", "recall"], pictures, wanted)
     features = (pictures.float() / 255).mean((2, 3)).numpy()
     assert measured["recall"]["value"] == recall(real, features)
     assert measured["fid"]["value"] == pytest.approx(
@@ -48,17 +48,17 @@ def test_values_and_those_without_each_group_are_the_metrics_of_the_rest() -> No
 
 def test_groups_of_pictures() -> None:
     """Of repeated prompts one picture of each prompt of a stratum, all strata with as many groups; else prompts."""
-    slots = [Slot(f"p{prompt}", repeat) for prompt in range(10) for repeat in range(3)]
-    found, strata = groups(slots, 12)
+    wanted = [PromptRepeat(f"p{prompt}", repeat) for prompt in range(10) for repeat in range(3)]
+    found, strata = groups(wanted, 12)
     assert strata == 4 and set(found) == set(range(12))
     of = found.reshape(10, 3)
     assert (of % 3 == [0, 1, 2]).all() and (of // 3 == of[:, :1] // 3).all()
     assert np.bincount(of[:, 0] // 3).tolist() in ([3, 2, 3, 2], [3, 3, 2, 2], [2, 3, 2, 3])
-    many, strata = groups([Slot(prompt, repeat) for prompt in "ab" for repeat in range(9)], 4)
+    many, strata = groups([PromptRepeat(prompt, repeat) for prompt in "ab" for repeat in range(9)], 4)
     assert strata == 1 and (many.reshape(2, 9) == np.arange(9) * 4 // 9).all()
-    even, strata = groups([Slot(prompt, repeat) for prompt in "ab" for repeat in range(7)], 4)
+    even, strata = groups([PromptRepeat(prompt, repeat) for prompt in "ab" for repeat in range(7)], 4)
     assert strata == 1 and (even.reshape(2, 7) == np.arange(7)).all()  # rather more groups than of two sizes
-    single, strata = groups(slots[::3], 4)
+    single, strata = groups(wanted[::3], 4)
     assert strata == 1 and set(single) == {0, 1, 2, 3} and (np.diff(single) >= 0).all()
 
 
@@ -72,7 +72,7 @@ def test_diversity_is_the_mean_over_pairs_of_a_prompt() -> None:
 
 def test_a_metric_without_its_reference_is_refused() -> None:
     with pytest.raises(DiffscaleError, match="--reference"):
-        Sets(Pixels(), None).measure(["fid"], _pictures(2), [Slot("a", 0), Slot("b", 0)])
+        Sets(Pixels(), None).measure(["fid"], _pictures(2), [PromptRepeat("a", 0), PromptRepeat("b", 0)])
 
 
 def test_shapes_has_a_drawn_reference_of_its_own() -> None:

@@ -18,15 +18,15 @@ sys.path.append(str(Path(__file__).parents[2] / "train"))
 import tiny
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers import logs, numbers, page, recipe, run, trained, trainings
-from diffscale.bench.papers.calls import Call, Models, Slot
+from diffscale.bench.papers import figures, numbers, page, recipe, session, trainings
 from diffscale.bench.papers.claims import trend
-from diffscale.bench.papers.pool import finish, key_of
+from diffscale.bench.papers.points import Call, Models
 from diffscale.bench.papers.recipe import LogPanel, Setting
-from diffscale.bench.papers.run import Workshop
-from diffscale.bench.papers.trainings import Trainings
+from diffscale.bench.papers.samples import candidate_key, finish
+from diffscale.bench.papers.session import Session
+from diffscale.bench.series import PromptRepeat
 from diffscale.models.options import LoadOptions
-from diffscale.train import loop
+from diffscale.train import logs, loop
 from diffscale.train.checkpoints import found as checkpoints_in
 
 STEPS = 3
@@ -99,7 +99,7 @@ def _run(item: str, out: Path, **changed: Any) -> Setting:
     options = {"setting": "shapes", **changed}
     loaded = recipe.load(item)
     setting = recipe.resolved(loaded, **options)
-    run.run(item, setting, Workshop(out, LoadOptions(device="cpu")))
+    session.run(item, setting, Session(out, LoadOptions(device="cpu")))
     page.keep(out, item, loaded, setting, options)
     return setting
 
@@ -113,12 +113,12 @@ def test_items_share_a_training_sample_from_it_and_the_page_is_made_of_files(
     assert trained_now == [STEPS]
     raw = json.loads((out / "T.table1" / "raw.json").read_text())
     (model,) = {at["model"] for at in raw["parts"]["texts"]["series"]["sharpened"]}
-    assert model == setting.parts["texts"].series["sharpened"].model == trained.called(training)
+    assert model == setting.parts["texts"].series["sharpened"].model == trainings.called(training)
 
     # Its pictures are those of the folder that the training left, used as any model.
-    folder = trained.folder_of(trained.id_of(training), out / "cache")
+    folder = trainings.folder_of(trainings.id_of(training), out / "cache")
     call = Call(str(folder), 2, (), "float32", 0)
-    keys = torch.tensor([key_of(0, Slot(prompt, 0), 0) for prompt in ("a red hill", "a green car")])
+    keys = torch.tensor([candidate_key(0, PromptRepeat(prompt, 0), 0) for prompt in ("a red hill", "a green car")])
     sampler = Models(LoadOptions(device="cpu")).sampler(call, ["a red hill", "a green car"])
     pictures, _ = finish(sampler, sampler.prior(keys, torch.arange(2)))
     scores = raw["parts"]["texts"]["series"]["sharpened"][0]["scores"]["tiny:redness"]
@@ -149,8 +149,8 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     class Killed(Exception):
         pass
 
-    whole = Trainings(tmp_path / "whole").make(training, "whole")
-    own, ran, cut = loop._Training._step, [], Trainings(tmp_path / "cut")
+    whole = trainings.make(training, "whole", tmp_path / "whole")
+    own, ran = loop._Training._step, []
 
     def step(self: Any, terminated: bool) -> None:
         if ran == [0, 1]:
@@ -160,9 +160,9 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
 
     monkeypatch.setattr(loop._Training, "_step", step)
     with pytest.raises(Killed):
-        cut.make(training, "cut")
+        trainings.make(training, "cut", tmp_path / "cut")
     ran.clear()
-    folder = cut.make(training, "cut")
+    folder = trainings.make(training, "cut", tmp_path / "cut")
     assert ran == [2] and folder.parent.name == whole.parent.name
     one, other = ([{**row, "seconds": 0} for row in logs.read(at / logs.FILE)] for at in (whole, folder))
     assert one == other and len(one) == STEPS and len(checkpoints_in(folder)) == 1
@@ -173,35 +173,34 @@ def test_a_stopped_training_says_how_to_go_on(
 ) -> None:
     monkeypatch.setattr(trainings.loop, "train", lambda *_: loop.Ended("stopped", 7, tmp_path))
     with pytest.raises(DiffscaleError, match=r"stopped at step 7.*same command again"):
-        Trainings(tmp_path).make(training, "T.table1: sharp")
+        trainings.make(training, "T.table1: sharp", tmp_path)
 
 
 def test_a_data_set_of_shapes_is_drawn_once(
     training: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Path] = []
-    own = trainings.drawn.write
-    monkeypatch.setattr(trainings.drawn, "write", lambda *given: drawn.append(given[1]) or own(*given))  # type: ignore
+    own = trainings.drawn.write_dataset
+    monkeypatch.setattr(trainings.drawn, "write_dataset", lambda *given: drawn.append(given[1]) or own(*given))  # type: ignore
     small = {**training, "data": "stars size=4", "max_train_steps": 1}
-    shared = Trainings(tmp_path)
-    folders = {shared.make({**small, "seed": seed}, "small") for seed in (0, 1)}
+    folders = {trainings.make({**small, "seed": seed}, "small", tmp_path) for seed in (0, 1)}
     assert drawn == [tmp_path / "data" / "stars-4"] and len(folders) == 2
     captions = [json.loads(line)["text"] for line in (drawn[0] / "metadata.jsonl").read_text().splitlines()]
     assert len(captions) == 4 and all("star" in caption for caption in captions)
     for text in ("stars 4", "stars size=4 more=1"):
         with pytest.raises(DiffscaleError, match="stars size=100"):
-            shared.make({**small, "data": text}, "wrong")
+            trainings.make({**small, "data": text}, "wrong", tmp_path)
 
 
 def test_the_id_changes_with_what_decides_the_weights_alone(training: dict[str, Any], base: Path) -> None:
     same = [{}, {"output_dir": "elsewhere"}, {"checkpointing_steps": 7}, {"beta": None}]
     other = [{"n": 3}, {"data": "plain"}, {"reward": ["tiny:darkness"]}, {"max_train_seconds": 5}, {"seed": 1},
              {"held_out_prompts": ["file.txt"]}, {"model": "shapes-sdxl"}]  # fmt: skip
-    assert len({trained.id_of({**training, **change}) for change in same}) == 1
-    assert len({trained.id_of({**training, **change}) for change in (*same, *other)}) == 1 + len(other)
-    text = trained.called(training)
-    assert trained.base_of(text) == str(base) and trained.id_in(text) == trained.id_of(training)
-    assert trained.base_of("shapes-sdxl") == "shapes-sdxl" and trained.id_in("shapes-sdxl") is None
+    assert len({trainings.id_of({**training, **change}) for change in same}) == 1
+    assert len({trainings.id_of({**training, **change}) for change in (*same, *other)}) == 1 + len(other)
+    text = trainings.called(training)
+    assert trainings.base_of(text) == str(base) and trainings.id_in(text) == trainings.id_of(training)
+    assert trainings.base_of("shapes-sdxl") == "shapes-sdxl" and trainings.id_in("shapes-sdxl") is None
 
 
 def test_what_the_command_gives_reaches_the_trainings(recipes: Path, training: dict[str, Any]) -> None:
@@ -210,21 +209,21 @@ def test_what_the_command_gives_reaches_the_trainings(recipes: Path, training: d
         loaded, "shapes", quick=True, suites={"drawbench": "given.csv"}, data={training["data"]: "owner/pictures"}
     )
     (found,) = setting.trainings.values()
-    config = trained.config_of(found)
+    config = trainings.config_of(found)
     assert config.max_train_steps == 1 and config.held_out_prompts == ["given.csv"]
     assert found["data"] == "owner/pictures"
     # Items that do not measure on that suite still share what is trained without it.
     (other,) = recipe.resolved(recipe.load("T.figure2"), "shapes", suites={"drawbench": "given.csv"}).trainings.values()
-    assert trained.config_of(other).held_out_prompts == ["given.csv"]
+    assert trainings.config_of(other).held_out_prompts == ["given.csv"]
 
 
 def test_wrong_trainings_are_told(recipes: Path, training: dict[str, Any]) -> None:
     for change, words in (({"methods": "sft"}, "methods"), ({"method": "sfd"}, "did you mean 'sft'"),
                           ({"n": 1, "method": "sharpen-rlhf"}, "n of 2 or more")):  # fmt: skip
         with pytest.raises(DiffscaleError, match=words):
-            trained.config_of({**training, **change})
+            trainings.config_of({**training, **change})
     with pytest.raises(DiffscaleError, match="has no data"):
-        trained.config_of({"method": "sft", "model": "shapes-sdxl"})
+        trainings.config_of({"method": "sft", "model": "shapes-sdxl"})
     written = yaml.safe_load((recipes / "T.table1.yaml").read_text())
     setting = written["settings"]["shapes"]
     setting["parts"]["texts"]["series"]["sharpened"]["model"] = "training its nam"
@@ -239,7 +238,7 @@ def test_wrong_trainings_are_told(recipes: Path, training: dict[str, Any]) -> No
 
 def test_seconds_of_a_training_by_hand(training: dict[str, Any]) -> None:
     def seconds(**change: Any) -> float:
-        return trained.seconds(trained.config_of({**training, **change}), 20, 100.0)
+        return trainings.seconds(trainings.config_of({**training, **change}), 20, 100.0)
 
     assert seconds() == pytest.approx(3 * 2 * (2 * 2 + 3 * 2) / 100)
     assert seconds(gradient_accumulation_steps=4) == pytest.approx(4 * 3 * 2 * 10 / 100)
@@ -266,7 +265,7 @@ def test_curves_of_logs_are_means_and_deviations_of_windows() -> None:
         "untold": [{"step": 1, "seconds": 1.0}],
     }
     axes = Figure().subplots()
-    logs.draw(axes, rows, LogPanel(of=["one", "untold"], y="reward", x="seconds"), {"one": 0, "untold": 1})
+    figures.draw_logs(axes, rows, LogPanel(of=["one", "untold"], y="reward", x="seconds"), {"one": 0, "untold": 1})
     (line,), (band,) = axes.get_lines(), axes.collections
     assert np.allclose(line.get_ydata(), values.reshape(40, 2).mean(1))
     assert np.allclose(line.get_xdata(), np.arange(1, 41))  # two steps of half a second
@@ -274,7 +273,7 @@ def test_curves_of_logs_are_means_and_deviations_of_windows() -> None:
     edge = band.get_paths()[0].vertices[:, 1]
     assert edge.max() == pytest.approx((values.reshape(40, 2).mean(1) + deviation).max())
     axes = Figure().subplots()
-    logs.draw(axes, rows, LogPanel(of=["one, flat"], y="loss", title="flat"), {"one": 2})
+    figures.draw_logs(axes, rows, LogPanel(of=["one, flat"], y="loss", title="flat"), {"one": 2})
     assert axes.get_lines()[0].get_color() == "C2" and axes.get_lines()[0].get_label() == "one"
     assert axes.get_lines()[0].get_xdata()[[0, -1]].tolist() == [2, 80] and "1/40" in axes.get_ylabel()
 
@@ -306,9 +305,9 @@ def test_steps_on_samples_of_steps_before_are_no_further_evidence(training: dict
     once = {**own, "samples_per_round": None, "num_inner_epochs": 1}
     every = [1, 2, 3, 4, 5, 6]
     for settings, fresh in ((own, [1, 2, 7, 8, 13, 14]), (once, every), (training, every)):
-        rows = logs.of(tmp_path, raw, {"one": settings})["one"]
+        rows = trainings.read_logs(tmp_path, raw, {"one": settings})["one"]
         assert [row["step"] for row in rows if not row["again"]][:6] == fresh
-    rows = logs.of(tmp_path, raw, {"one": own})["one"]
+    rows = trainings.read_logs(tmp_path, raw, {"one": own})["one"]
     kept = [row for row in _log(rising) if row["step"] % 6 in (1, 2)]
     assert len(kept) == 80 and numbers.change(rows, "reward") == numbers.change([*kept, {"step": 240}], "reward")
     late = [{**row, "again": 60 < row["step"] <= 180} for row in _log((np.arange(1, 241) / 240).tolist())]

@@ -1,22 +1,17 @@
-"""What changes when settings or weights do."""
+"""What changes when weights do."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from diffscale._util.fingerprints import json_digest
 from diffscale.models.files import read_manifest
 from diffscale.models.locate import WEIGHTS, locate
 
-_WEIGHTS: Final = (".safetensors", ".json", ".txt")
-
-
-def digest(made_of: Any) -> str:
-    """Twelve hexadecimal digits of what JSON can hold."""
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:12]
+_SUFFIXES: Final = (".safetensors", ".json", ".txt")
 
 
 @cache
@@ -26,16 +21,16 @@ def weights_digest(model: str) -> str:
     These are its weights and configurations, and of its `diffscale.json` the `call` alone: a description, or what
     else a later version states there, makes no results stale.
     """
-    where = Path(locate(model))
-    if not where.is_dir():
+    folder = Path(locate(model))
+    if not folder.is_dir():
         return ""
-    found = hashlib.sha256()
-    for path in sorted(path for path in where.rglob("*") if path.suffix in _WEIGHTS and path.name != "figures.json"):
-        manifest = path == where / "diffscale.json"
-        content = digest(read_manifest(str(where)).get("call", {})).encode() if manifest else path.read_bytes()
-        found.update(f"{path.relative_to(where)} {len(content)}".encode())
-        found.update(content)
-    return found.hexdigest()[:12]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.name != "figures.json"):
+        manifest = path == folder / "diffscale.json"
+        content = json_digest(read_manifest(str(folder)).get("call", {})).encode() if manifest else path.read_bytes()
+        digest.update(f"{path.relative_to(folder)} {len(content)}".encode())
+        digest.update(content)
+    return digest.hexdigest()[:12]
 
 
 def shipped_verifiers() -> dict[str, str]:

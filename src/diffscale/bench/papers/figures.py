@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
-from diffscale.bench.papers import logs, numbers
+from diffscale.bench.papers import numbers
 from diffscale.bench.papers.numbers import Raw
-from diffscale.bench.papers.recipe import Panel, Setting
+from diffscale.bench.papers.recipe import LogPanel, Panel, Setting
 from diffscale.report.pictures import enlarge
+from diffscale.report.training import smoothed
 
 matplotlib.use("Agg")
 # The same numbers are to give the same file.
@@ -46,13 +47,14 @@ UNITS: Final = {
     "siglip_ssl": "cosine of SigLIP's features, early and final",
 }
 """What axes call measures."""
+_WINDOWS: Final = 40  # of the curve of a log
 _COSTS: Final = {"nfe": "NFE a sample (denoiser evaluations)", "flops": "GFLOPs a sample (denoiser)"}
 
 
 def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
     """Draw what `setting` shows into `folder`, as `figure.png` and `figure.svg`; the names of the files.
 
-    `raw` with `logs` by training, where `setting` shows any, see `logs.of`.
+    `raw` with `logs` by training, where `setting` shows any, see `trainings.read_logs`.
     """
     if setting.view == "strips":
         _strips(raw, setting, folder / "figure.png")
@@ -64,17 +66,17 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
     rows = -(-count // columns)
     figure = Figure(figsize=(5.2 * columns, 4.0 * rows + 0.6), dpi=110, layout="constrained")
     every = figure.subplots(rows, columns, squeeze=False).ravel()
-    # A series or training looks alike in all panels, and unlike any other.
+    # A series or training styles alike in all panels, and unlike any other.
     series = (name for panel in setting.panels for name in _series(raw, panel))
-    trained = (logs.label(name, panel) for panel in setting.logs for name in panel.of)
-    looks = {name: i for i, name in enumerate(dict.fromkeys((*series, *trained)))}
-    curves = partial(_curves, looks=looks)
+    trained = (_log_label(name, panel) for panel in setting.logs for name in panel.of)
+    styles = {name: i for i, name in enumerate(dict.fromkeys((*series, *trained)))}
+    curves = partial(_curves, styles=styles)
     kinds: dict[str, Callable[..., None]] = {"curves": curves, "table": curves, "bars": _bars, "scatter": _scatter}
     for axes, panel in zip(every, setting.panels, strict=False):
         kind = _scatter if panel.y and panel.x not in _COSTS else kinds[setting.view]
         kind(axes, raw, panel)
     for axes, log in zip(every[len(setting.panels) :], setting.logs, strict=False):
-        logs.draw(axes, raw["logs"], log, looks)
+        draw_logs(axes, raw["logs"], log, styles)
     for axes in every[:count]:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -107,9 +109,9 @@ def _series(raw: Raw, panel: Panel) -> list[str]:
     return panel.only or list(raw["parts"][panel.part]["series"])
 
 
-def _curves(axes: Any, raw: Raw, panel: Panel, looks: Mapping[str, int]) -> None:
+def _curves(axes: Any, raw: Raw, panel: Panel, styles: Mapping[str, int]) -> None:
     for name in _series(raw, panel):
-        number = looks[name]
+        number = styles[name]
         points = raw["parts"][panel.part]["series"][name]
         costs = [at[panel.x] / (1e9 if panel.x == "flops" else 1) for at in points]
         if panel.relative:
@@ -187,3 +189,30 @@ def _strips(raw: Raw, setting: Setting, path: Path) -> None:
             axes.imshow(np.asarray(picture))
             axes.set_title(caption, fontsize=6.5)
     figure.savefig(path)
+
+
+def _log_label(name: str, panel: LogPanel) -> str:
+    """What a training is called in a panel, whose title may say the rest of its name."""
+    return name.removesuffix(f", {panel.title}")
+
+
+def draw_logs(
+    axes: Any, logs: Mapping[str, Sequence[Mapping[str, Any]]], panel: LogPanel, styles: Mapping[str, int]
+) -> None:
+    """Curves of `panel`: the mean over windows of steps, and a band of the deviation within these; `styles`: a number
+    for the style of each label."""
+    for name in panel.of:
+        rows, number = logs[name], styles[_log_label(name, panel)]
+        values = smoothed(rows, panel.y, _WINDOWS)
+        if values is None:
+            continue
+        last, mean, deviation = values
+        where = last + 1 if panel.x == "steps" else np.cumsum([row["seconds"] for row in rows])[last]
+        colour = f"C{number % 10}"
+        axes.fill_between(where, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
+        axes.plot(where, mean, _STYLES[number % 4], color=colour, lw=1.6, label=_log_label(name, panel))
+    axes.set_xlabel("steps" if panel.x == "steps" else "seconds in steps")
+    axes.set_ylabel(
+        f"{panel.y}: mean of a window, band: one deviation\n(a window is 1/{_WINDOWS} of the steps)", fontsize=9
+    )
+    axes.set_title(panel.title, fontsize=10)

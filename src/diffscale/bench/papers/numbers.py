@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers import trained
+from diffscale.bench.papers import trainings
 from diffscale.bench.papers.verdicts import Contrast, jackknife, paired
 from diffscale.metrics.bootstrap import interval
 
@@ -39,7 +39,7 @@ def point(raw: Raw, part: str, series: str, at: str | int = "last") -> dict[str,
 def models(raw: Raw, part: str) -> str:
     """The models of a part, those that were trained by what they were trained from."""
     every = (at["model"] for points in raw["parts"][part]["series"].values() for at in points)
-    return ", ".join(dict.fromkeys(map(trained.base_of, every)))
+    return ", ".join(dict.fromkeys(map(trainings.base_of, every)))
 
 
 def by_prompt(raw: Raw, part: str, at: Mapping[str, Any], measure: str) -> NDArray[np.float64]:
@@ -95,8 +95,8 @@ def change(rows: Sequence[Mapping[str, Any]], y: str) -> Contrast:
     """By how much `y` changes over a training, by least squares over the means of `BLOCKS` blocks of its steps.
 
     Steps draw their rows and noise levels anew, so that blocks are nearly independent; those on samples of steps before
-    them (`again`, see `logs.of`) do not count. A trend that is no line only widens the interval. Fewer values than
-    three a block decide nothing.
+    them (`again`, see `trainings.read_logs`) do not count. A trend that is no line only widens the interval. Fewer
+    values than three a block decide nothing.
     """
     from scipy.stats import linregress
 

@@ -15,10 +15,10 @@ from typing import Any, Final, get_args
 
 from diffscale._util.config import validated
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers import claims, figures, logs, tables
+from diffscale.bench.papers import claims, figures, tables, trainings
 from diffscale.bench.papers import recipe as recipes
 from diffscale.bench.papers.recipe import Claim, Recipe, Setting
-from diffscale.bench.papers.run import made_of, read
+from diffscale.bench.papers.session import made_of, read
 from diffscale.bench.papers.verdicts import LEVEL, Evidence, Verdict, decide
 
 PAGE: Final = "reproduction.html"
@@ -132,7 +132,7 @@ def items(folder: Path) -> list[Item]:
         stale = today is None or made_of(today[1]) != raw["made_of"]
         try:
             recipe, setting = today if today is not None and not stale else _then(held)
-            raw["logs"] = logs.of(folder / name, raw, setting.trainings)
+            raw["logs"] = trainings.read_logs(folder / name, raw, setting.trainings)
         except (DiffscaleError, KeyError) as error:
             raise DiffscaleError(
                 f"{folder / name} is of another version of diffscale: run {name} again, or move it away ({error})."

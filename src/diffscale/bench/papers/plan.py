@@ -1,145 +1,118 @@
-"""What items will have to compute from a cold start, told before any model is opened."""
+"""What items have to compute from a cold start, told before any model is opened, and how long it takes here.
+
+Speeds are measured for a second or two, and kept.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers import trained
-from diffscale.bench.papers.calls import Call, Slot
-from diffscale.bench.papers.points import Point, call_of_pairs, candidates, every_point, slots_of
+from diffscale._util.files import write_json
+from diffscale.bench.papers import trainings
+from diffscale.bench.papers.points import Call, Models, Point, call_of, every_point, prompt_repeats
 from diffscale.bench.papers.recipe import Part, Setting, of_shapes
-from diffscale.bench.papers.searched import anytime
-from diffscale.models.locate import locate
+from diffscale.bench.papers.samples import candidate_key, finish
+from diffscale.bench.papers.scores import Scores
+from diffscale.bench.series import PromptRepeat
 from diffscale.registry import parse
 from diffscale.train import run_directory
 from diffscale.train.configs import TrainConfig
+from diffscale.types import NeedsIntermediateX0, SetVerifier
 from diffscale.verifiers import VERIFIERS, is_function
 
 _RECORDING = ("clip_ssl", "dino_ssl", "siglip_ssl")
-
-
-@dataclass
-class Need:
-    """How many candidates of each slot are chosen from, by the slot's name; `record`: with their predictions."""
-
-    most: dict[str, tuple[Slot, int]] = field(default_factory=dict)
-    record: bool = False
-
-    def add(self, slots: Iterable[Slot], n: int) -> None:
-        for slot in slots:
-            name = slot.name
-            self.most[name] = slot, max(n, self.most.get(name, (slot, 0))[1])
-
-    def __len__(self) -> int:
-        return sum(n for _, n in self.most.values())
-
-    def candidates(self) -> Iterator[tuple[Slot, int]]:
-        """Slots and numbers; the first candidates of all slots come first, so that prompts are batched together."""
-        for number in range(max((n for _, n in self.most.values()), default=0)):
-            yield from ((slot, number) for slot, n in self.most.values() if number < n)
+_ROWS, _MOST, _SECONDS = 16, 64, 1.0
+_PROMPT = "a red circle"
+"""Where nothing is sampled, only trained."""
 
 
 @dataclass
 class Plan:
-    """`pools`: by call. `searches`: points that run by the driver, with their slots. `again`: of pooled points, how
-    many samples their final call adds. `verified`: how many pictures each verifier scores, by call and by what for
-    ("judge", "pool", or a search); a pool is scored once for all budgets. `trainings`: settings by ID."""
+    """`pools`: how many candidates of every prompt's repeat are chosen from, by call; `recorded`: those of which they
+    are kept with their predictions. `points`: all points, with what is wanted of them. `verified`: how many pictures
+    each verifier scores, by call and by what for ("judge", "pool", or a search); a pool is scored once for all budgets.
+    `trainings`: settings by ID."""
 
-    pools: dict[Call, Need] = field(default_factory=dict)
-    searches: dict[Point, list[Slot]] = field(default_factory=dict)
-    again: dict[Call, int] = field(default_factory=dict)
-    verified: dict[tuple[str, Call, str], int] = field(default_factory=dict)
+    pools: dict[Call, Counter[PromptRepeat]] = field(default_factory=dict)
+    recorded: set[Call] = field(default_factory=set)
+    points: dict[Point, set[PromptRepeat]] = field(default_factory=dict)
+    verified: Counter[tuple[str, Call, str]] = field(default_factory=Counter)
     trainings: dict[str, TrainConfig] = field(default_factory=dict)
 
-    def nfe(self) -> dict[Call, int]:
+    def nfe(self) -> Counter[Call]:
         """Denoiser evaluations by call, of what the plan names."""
-        found = {call: len(need) * nfe_of(call) for call, need in self.pools.items()}
-        for call, n in self.again.items():
-            found[call] = found.get(call, 0) + n * nfe_of(call)
-        largest: dict[Point, int] = {}
-        for point, slots in self.searches.items():
-            # Of a search that a larger budget only continues, the largest pays for all.
-            whole = replace(point, budget=0) if anytime(point.search) else point
-            largest[whole] = max(largest.get(whole, 0), point.budget * len(slots))
+        nfe = Counter({call: pool.total() * call.nfe for call, pool in self.pools.items()})
+        largest: Counter[Point] = Counter()
+        for point, wanted in self.points.items():
             if point.final is not None:
-                found[point.final] = found.get(point.final, 0) + nfe_of(point.final) * len(slots)
-        for point, nfe in largest.items():
-            found[point.call] = found.get(point.call, 0) + nfe
-        return found
+                nfe[point.final] += point.final.nfe * len(wanted)
+            if not point.pooled:
+                # Of a search that a larger budget only continues, the largest pays for all.
+                whole = replace(point, budget=0) if point.anytime else point
+                largest[whole] = max(largest[whole], point.budget * len(wanted))
+        for point, spent in largest.items():
+            nfe[point.call] += spent
+        return nfe
+
+    def add(self, part: Part) -> None:
+        """Also compute a part; what it shares with others is counted once."""
+        wanted = prompt_repeats(part)
+        for _, _, point in every_point(part):
+            self.points.setdefault(point, set()).update(wanted)
+            for judge in part.judges:
+                self.verified[judge, point.last, "judge"] += len(wanted)
+            if point.pooled:
+                n, verifiers = (point.candidates, [point.verifier]) if point.searching else (1, [])
+                self._pool(point.call, wanted, n, verifiers)
+            if point.searching:
+                # Of a search that a larger budget only continues, and of a pool, what is scored is not scored again.
+                grown = f"{point.search} {'' if point.anytime else point.budget}"
+                key = point.verifier, point.call, "pool" if point.pooled else grown
+                self.verified[key] = max(self.verified[key], len(wanted) * point.candidates)
+        if part.pairs is not None:
+            call, n = call_of(part), part.pairs.candidates
+            self._pool(call, wanted, n, part.pairs.of)
+            for text in part.pairs.of:
+                self.verified[text, call, "pool"] = max(self.verified[text, call, "pool"], len(wanted) * n)
+
+    def _pool(self, call: Call, wanted: Iterable[PromptRepeat], n: int, verifiers: Iterable[str]) -> None:
+        self.pools[call] = self.pools.get(call, Counter()) | Counter(dict.fromkeys(wanted, n))
+        if any(map(records, verifiers)):
+            self.recorded.add(call)
 
 
 def plan(settings: Iterable[Setting]) -> Plan:
     """What all these settings take together: what they share is counted once."""
-    found = Plan()
+    together = Plan()
     for setting in settings:
-        found.trainings |= {trained.id_of(each): trained.config_of(each) for each in setting.trainings.values()}
+        for training in setting.trainings.values():
+            together.trainings[trainings.id_of(training)] = trainings.config_of(training)
         for part in setting.parts.values():
-            _add(found, part)
-    return found
+            together.add(part)
+    return together
 
 
-def _add(found: Plan, part: Part) -> None:
-    slots = slots_of(part)
-    for _, _, point in every_point(part):
-        _verified(found, part, point, len(slots))
-        if not point.pooled:
-            found.searches.setdefault(point, slots)
-            continue
-        if not point.searching:
-            found.pools.setdefault(point.call, Need()).add(slots, 1)
-            continue
-        need = found.pools.setdefault(point.call, Need())
-        need.add(slots, candidates(point.budget, nfe_of(point.call)))
-        need.record = need.record or records(point.verifier or "")
-        if point.final is not None:
-            found.again[point.final] = found.again.get(point.final, 0) + len(slots)
-    if part.pairs is not None:
-        call = call_of_pairs(part)
-        need = found.pools.setdefault(call, Need())
-        need.add(slots, part.pairs.candidates)
-        need.record = need.record or any(map(records, part.pairs.of))
-        for text in part.pairs.of:
-            _scored(found, (text, call, "pool"), len(slots) * part.pairs.candidates)
-
-
-def _verified(found: Plan, part: Part, point: Point, slots: int) -> None:
-    for judge in part.judges:
-        key = judge, point.last, "judge"
-        found.verified[key] = found.verified.get(key, 0) + slots
-    if point.searching:
-        # Of a search that a larger budget only continues, and of a pool, what is scored already is not scored again.
-        grown = f"{point.search} {'' if anytime(point.search) else point.budget}"
-        n = slots * candidates(point.budget, nfe_of(point.call))
-        _scored(found, (point.verifier or "", point.call, "pool" if point.pooled else grown), n)
-
-
-def _scored(found: Plan, key: tuple[str, Call, str], n: int) -> None:
-    found.verified[key] = max(found.verified.get(key, 0), n)
+def candidates(pool: Mapping[PromptRepeat, int]) -> Iterator[tuple[PromptRepeat, int]]:
+    """All candidates of a pool; the first ones of all prompts come first, so that prompts are batched together."""
+    for number in range(max(pool.values(), default=0)):
+        yield from ((each, number) for each, n in pool.items() if number < n)
 
 
 def records(verifier: str) -> bool:
     """Whether a verifier compares with predictions, told by its name, without its weights."""
-    return verifier.split()[0] in _RECORDING if verifier else False
-
-
-def nfe_of(call: Call) -> int:
-    """NFE of one sample: its steps, twice that with Heun's solver; what the call leaves open is as the model states."""
-    stated = _stated(trained.base_of(call.model))
-    steps = call.steps or int(stated.get("num_inference_steps", 50))
-    return steps * (2 if dict(call.args).get("solver", stated.get("solver")) in ("heun", "sde_heun") else 1)
-
-
-def _stated(model: str) -> dict[str, Any]:
-    path = Path(locate(model)) / "diffscale.json"
-    stated = json.loads(path.read_text()) if path.is_file() else {}
-    if "base" in stated:
-        return _stated(stated["base"])
-    return dict(stated.get("call", {}))
+    return verifier.split()[0] in _RECORDING
 
 
 def check(setting: Setting) -> None:
@@ -149,13 +122,12 @@ def check(setting: Setting) -> None:
     Functions as verifiers are not looked at.
     """
     for training in setting.trainings.values():
-        run_directory.check(trained.config_of(training))
+        run_directory.check(trainings.config_of(training))
     for part in setting.parts.values():
-        slots_of(part)
+        prompt_repeats(part)
         _check_sets(part)
-        named = [*part.judges, *(series.verifier for series in part.series.values() if series.verifier)]
-        for text in named:
-            if not is_function(text):
+        for text in [*part.judges, *(series.verifier for series in part.series.values())]:
+            if text and not is_function(text):
                 parse(text, "verifier", VERIFIERS)
 
 
@@ -169,3 +141,118 @@ def _check_sets(part: Part) -> None:
         raise DiffscaleError(f"{compared[0]} compares with real pictures: give --reference, their statistics.")
     if "diversity" in part.sets and part.repeats < 2:
         raise DiffscaleError("Diversity compares pictures of a prompt: give the recipe repeats of 2 or more.")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a call: NFE a second with decoding, FLOPs of an NFE, peak memory in bytes after it, side of its pictures."""
+
+    nfe_per_second: float
+    flops_per_nfe: float
+    memory: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a cold start: denoiser evaluations, their FLOPs, seconds with decoding and scoring, peak bytes."""
+
+    nfe: int
+    flops: float
+    seconds: float
+    memory: int
+
+
+class Speeds:
+    """Measured speeds, kept in `folder`."""
+
+    def __init__(self, folder: Path, models: Models, scores: Scores) -> None:
+        self._path, self._models, self._scores = folder / "speeds.json", models, scores
+        self._samples: dict[str, torch.Tensor] = {}
+        self._known = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def of_call(self, call: Call, prompt: str) -> Speed:
+        """The speed of a call, of samples of `prompt`; of what a training gives, that of its base."""
+        call = replace(call, model=trainings.base_of(call.model))
+        return Speed(**self._once(call.id, lambda: asdict(self._measured(call, prompt))))
+
+    def of_verifier(self, text: str, model: str, prompt: str, side: int) -> float:
+        """Seconds that a verifier takes for a picture."""
+        return self._once(
+            f"{text} | {self._scores.id(text, model)} | {side}", partial(self._scoring, text, model, prompt, side)
+        )
+
+    def estimate(self, plan: Plan) -> Estimate:
+        """What `plan` takes."""
+        prompts: dict[Call, str] = {}
+        for point, wanted in plan.points.items():
+            for call in {point.call, point.last}:
+                prompts.setdefault(call, min(wanted, key=lambda each: each.name).prompt)
+        for call, pool in plan.pools.items():
+            prompts.setdefault(call, next(iter(pool)).prompt)
+        nfe = plan.nfe()
+        speeds = {call: self.of_call(call, prompts[call]) for call in nfe}
+        sides = {call.model: speed.side for call, speed in speeds.items()}
+        seconds = sum(nfe[call] / speed.nfe_per_second for call, speed in speeds.items())
+        for (text, call, _), count in plan.verified.items():
+            seconds += count * self.of_verifier(text, call.model, prompts[call], sides[call.model])
+        for config in plan.trainings.values():
+            call = _call_of(config, prompts)
+            speed = speeds[call] = self.of_call(call, prompts.get(call, _PROMPT))
+            seconds += trainings.seconds(config, call.nfe, speed.nfe_per_second)
+        flops = sum(nfe[call] * speed.flops_per_nfe for call, speed in speeds.items())
+        return Estimate(nfe.total(), flops, seconds, max((speed.memory for speed in speeds.values()), default=0))
+
+    @torch.no_grad()
+    def _measured(self, call: Call, prompt: str) -> Speed:
+        sampler = self._models.sampler(call, [prompt])
+        keys = torch.tensor([candidate_key(call.seed, PromptRepeat(prompt, 0), number) for number in range(_MOST)])
+        start = sampler.prior(keys, torch.zeros(_MOST, dtype=torch.int64))
+        finish(sampler, start[:1])  # what is slow the first time
+        began = time.perf_counter()
+        pictures, _ = finish(sampler, start[:1])
+        # As many rows as a second may hold: batches are what makes small models fast.
+        rows = max(1, min(_MOST, round(2 * _SECONDS / (time.perf_counter() - began))))
+        before, done, began = sampler.forwards, 0, time.perf_counter()
+        while not done or time.perf_counter() - began < _SECONDS:
+            finish(sampler, start[:rows])
+            done += rows * sampler.steps
+        took = time.perf_counter() - began
+        forwards = (sampler.forwards - before) / done
+        self._samples[call.model] = pictures.float() / 255
+        return Speed(done / took, forwards * sampler.flops_per_forward, _memory(), int(pictures.shape[-1]))
+
+    @torch.no_grad()
+    def _scoring(self, text: str, model: str, prompt: str, side: int) -> float:
+        verifier = self._scores.verifier(text, model)
+        # The judge of Shapes looks for shapes, and takes its time where there are none: show it samples.
+        shown = self._samples.get(trainings.base_of(model), torch.full((1, 3, side, side), 0.5))
+        images = shown.repeat(_ROWS, 1, 1, 1)[:_ROWS].to(self._scores.device)
+        if isinstance(verifier, SetVerifier):
+            verifier.begin()
+        given = [images, images] if isinstance(verifier, NeedsIntermediateX0) else [images]
+        verifier(given[0][:1], [prompt], *(each[:1] for each in given[1:]))
+        began = time.perf_counter()
+        verifier(given[0], [prompt] * _ROWS, *given[1:])
+        return (time.perf_counter() - began) / _ROWS
+
+    def _once(self, key: str, measure: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = measure()
+            write_json(self._path, self._known, 1)
+        return self._known[key]
+
+
+def _call_of(config: TrainConfig, calls: Iterable[Call]) -> Call:
+    """A call of a training's base by which its speed can be told: one of `calls` if there is any."""
+    model = config.pretrained_model_name_or_path
+    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(config.mixed_precision or "", "float32")
+    return next((call for call in calls if call.model == model), Call(model, None, (), dtype, 0))
+
+
+def _memory() -> int:
+    """Peak bytes of this process, or of the GPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

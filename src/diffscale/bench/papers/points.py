@@ -1,20 +1,88 @@
-"""The points of a series: each one search, budget and final sampling, which every slot is given."""
+"""The points of a series: each one model as it is called, one search and one budget, for every prompt and repeat."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers.calls import Call, Slot
+from diffscale._util.fingerprints import json_digest
+from diffscale.api import make_sampler
+from diffscale.bench.papers import trainings
+from diffscale.bench.papers.digests import weights_digest
 from diffscale.bench.papers.recipe import Part, Series
+from diffscale.bench.series import PromptRepeat
+from diffscale.models.files import read_manifest
+from diffscale.models.load import base_model, load_pipeline
+from diffscale.models.locate import locate
+from diffscale.models.options import LoadOptions
 from diffscale.registry import parse
 from diffscale.searches import SEARCHES
 from diffscale.suites import prompts as prompt_files
+from diffscale.types import Sampler
 
 GIVEN: Final = ("drawbench", "geneval", "t2i-compbench")
 """Suites that are not shipped."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A model and how it is called, which decides a sample together with its noise.
+
+    `args`: pairs of name and value, so that calls can be compared. `steps` None: as the model states; `scheduler` None:
+    the pipeline's own.
+    """
+
+    model: str
+    steps: int | None
+    args: tuple[tuple[str, Any], ...]
+    dtype: str
+    seed: int
+    scheduler: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Names the folder of what is made by this call; changes with the weights, and lies with a training's."""
+        made_of = [self.model, self.steps, sorted(self.args), self.dtype, self.seed, self.scheduler]
+        digest = json_digest([*made_of, weights_digest(trainings.base_of(self.model))])
+        training = trainings.id_in(self.model)
+        return f"{Path(self.model).name}-{digest}" if training is None else f"{trainings.FOLDER}/{training}/{digest}"
+
+    @property
+    def nfe(self) -> int:
+        """NFE of one sample: its steps, twice that with Heun's solver; what is left open is as the model states."""
+        stated = stated_call(trainings.base_of(self.model))
+        steps = self.steps or int(stated.get("num_inference_steps", 50))
+        return steps * (2 if dict(self.args).get("solver", stated.get("solver")) in ("heun", "sde_heun") else 1)
+
+
+def stated_call(model: str) -> dict[str, Any]:
+    """How the folder of a model, or of its base, says that it is called; nothing for a Hub id."""
+    return dict(read_manifest(locate(base_model(model))).get("call", {}))
+
+
+class Models:
+    """Pipelines, one in memory at a time, and samplers of them."""
+
+    def __init__(self, loading: LoadOptions, cache: Path | None = None) -> None:
+        """`cache`: where trainings are kept, for models that are made by one."""
+        self._loading, self._cache = loading, cache
+        self._loaded: tuple[tuple[str, LoadOptions], Any] | None = None
+
+    def drop(self) -> None:
+        """Make room in memory."""
+        self._loaded = None
+
+    def sampler(self, call: Call, prompts: Sequence[str]) -> Sampler:
+        """A sampler of `prompts`; raises DiffscaleError for a model that cannot be loaded."""
+        key = call.model, self._loading.model_copy(update={"dtype": call.dtype, "scheduler": call.scheduler})
+        if self._loaded is None or self._loaded[0] != key:
+            self.drop()  # before the next one takes its place
+            self._loaded = key, load_pipeline(trainings.located(call.model, self._cache), key[1])
+        device = LoadOptions(device=self._loading.device)
+        return make_sampler(self._loaded[1], prompts, steps=call.steps, pipe_args=dict(call.args), loading=device)
 
 
 @dataclass(frozen=True)
@@ -27,7 +95,7 @@ class Point:
     call: Call
     final: Call | None
     search: str
-    verifier: str | None
+    verifier: str
     budget: int
 
     @property
@@ -36,16 +104,30 @@ class Point:
         return self.final or self.call
 
     @property
+    def searching(self) -> bool:
+        return bool(self.verifier) and self.budget > 0
+
+    @property
     def pooled(self) -> bool:
         """Whether its candidates are those of the shared pool."""
         return not self.searching or self.search.split()[0] == "random"
 
     @property
-    def searching(self) -> bool:
-        return self.verifier is not None and self.budget > 0
+    def anytime(self) -> bool:
+        """Whether a larger budget only continues the search, so that a journal is shared by all budgets."""
+        return self.search.split()[0] in ("zero_order", "first_order")
+
+    @property
+    def candidates(self) -> int:
+        """How many samples the budget pays; raises DiffscaleError if it pays none."""
+        if 0 < self.budget < self.call.nfe:
+            raise DiffscaleError(
+                f"A budget of {self.budget} NFE does not pay for one sample of {self.call.nfe}: raise it in the recipe."
+            )
+        return max(1, self.budget // self.call.nfe)
 
 
-def slots_of(part: Part) -> list[Slot]:
+def prompt_repeats(part: Part) -> list[PromptRepeat]:
     """All pictures to find, prompt after prompt."""
     if part.prompts in GIVEN:
         raise DiffscaleError(
@@ -59,24 +141,25 @@ def slots_of(part: Part) -> list[Slot]:
         conditions = [named[name] for name in part.only]
     if part.limit is not None:
         conditions = prompt_files.evenly(conditions, part.limit)
-    return [Slot(condition, repeat) for condition in conditions for repeat in range(part.repeats)]
+    return [PromptRepeat(condition, repeat) for condition in conditions for repeat in range(part.repeats)]
 
 
 def points_of(part: Part, series: Series) -> list[Point]:
     """The points of a series, in order of cost."""
     parse(series.search, "search", SEARCHES)
-    finals: list[int | None] = [*series.final] or [series.steps or part.steps]
-    calls = [_call(part, series, steps) for steps in finals]
+    searched = call_of(part, series)
+    calls = [call_of(part, series, steps) for steps in series.final] or [searched]
     if series.verifier is None:
-        return [Point(call, None, "random", None, 0) for call in calls]
-    searched = _call(part, series, series.steps or part.steps)
+        return [Point(call, None, "random", "", 0) for call in calls]
     if len(calls) > 1 and len(series.budgets) > 1:
         raise DiffscaleError("A series grows its budgets or its final steps: give a list of one of them.")
     return [
-        Point(searched if budget else call, None if call == searched or not budget else call, series.search,
-              series.verifier, budget)
-        for call in calls for budget in series.budgets
-    ]  # fmt: skip
+        Point(searched, None if call == searched else call, series.search, series.verifier, budget)
+        if budget
+        else Point(call, None, series.search, series.verifier, 0)
+        for call in calls
+        for budget in series.budgets
+    ]
 
 
 def every_point(part: Part) -> Iterator[tuple[str, int, Point]]:
@@ -86,22 +169,9 @@ def every_point(part: Part) -> Iterator[tuple[str, int, Point]]:
             yield name, number, point
 
 
-def call_of_pairs(part: Part) -> Call:
-    """That of the candidates of the first series, of which `pairs` are scored."""
-    series = next(iter(part.series.values()))
-    return _call(part, series, series.steps or part.steps)
-
-
-def candidates(budget: int, nfe: int) -> int:
-    """How many samples of `nfe` a budget pays; raises DiffscaleError if it pays none."""
-    if 0 < budget < nfe:
-        raise DiffscaleError(f"A budget of {budget} NFE does not pay for one sample of {nfe}: raise it in the recipe.")
-    return max(1, budget // nfe)
-
-
-def _call(part: Part, series: Series, steps: int | None) -> Call:
-    args = {**part.args, **series.args}
-    return Call(
-        series.model or part.model, steps, tuple(sorted(args.items())), part.dtype, part.seed,
-        series.scheduler or part.scheduler,
-    )  # fmt: skip
+def call_of(part: Part, series: Series | None = None, steps: int | None = None) -> Call:
+    """The call of a series' candidates, or of samples in `steps`. Of the first series: what `pairs` are scored of."""
+    series = series or next(iter(part.series.values()))
+    args = tuple(sorted({**part.args, **series.args}.items()))
+    steps, scheduler = steps or series.steps or part.steps, series.scheduler or part.scheduler
+    return Call(series.model or part.model, steps, args, part.dtype, part.seed, scheduler)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, unknown
-from diffscale.bench.papers import trained
+from diffscale.bench.papers import trainings
 from diffscale.bench.papers.verdicts import Verdict
 from diffscale.models.options import LoadOptions
 
@@ -119,7 +119,7 @@ class Claim(_Strict):
 class Setting(_Strict):
     """An item on the models of Shapes, or on the paper's own.
 
-    `view`: how it is shown. `trainings`: settings by name, see `trained`; in a file, `like` takes what a training of
+    `view`: how it is shown. `trainings`: settings by name, see `trainings`; in a file, `like` takes what a training of
     `trainings/PAPER.yaml` has. `why`: what is known of why a claim came out as it did, by claim and by the verdict that
     it is shown with. `quick`: what is changed for `--quick`, by part (`*` for all), and `trainings` by name.
     """
@@ -155,37 +155,28 @@ class Recipe(_Strict):
 
 def of_shapes(model: str) -> bool:
     """Whether it is a shipped model of Shapes, or trained from one: those have networks and references of their own."""
-    return Path(trained.base_of(model)).name.startswith("shapes-")
+    return Path(trainings.base_of(model)).name.startswith("shapes-")
 
 
 def names() -> list[str]:
     """All items, in the order of the papers: figures, then tables, by number."""
-    found = [path.stem for path in RECIPES.glob("*.yaml")]
-    return sorted(found, key=_order)
 
+    def order(name: str) -> tuple[str, str, int, str]:
+        paper, _, item = name.partition(".")
+        letters = item.rstrip("0123456789-")
+        return paper, letters, int(item[len(letters) :].partition("-")[0] or 0), item
 
-def _order(name: str) -> tuple[str, str, int, str]:
-    paper, _, item = name.partition(".")
-    letters = item.rstrip("0123456789-")
-    number = item[len(letters) :].partition("-")[0]
-    return paper, letters, int(number or 0), item
+    return sorted((path.stem for path in RECIPES.glob("*.yaml")), key=order)
 
 
 def chosen(asked: list[str]) -> list[str]:
     """The items that `asked` names: items, papers (`A`), or `all`; raises UnknownName for what is neither."""
     every = names()
     papers = {name.partition(".")[0] for name in every}
-    found: list[str] = []
     for one in asked:
-        if one == "all":
-            found += every
-        elif one in papers:
-            found += [name for name in every if name.partition(".")[0] == one]
-        elif one in every:
-            found.append(one)
-        else:
+        if one not in ("all", *papers, *every):
             raise unknown("item", one, ["all", *papers, *every])
-    return [name for name in every if name in found]
+    return [name for name in every if {"all", name, name.partition(".")[0]} & {*asked}]
 
 
 def load(name: str) -> Recipe:
@@ -193,12 +184,11 @@ def load(name: str) -> Recipe:
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         raise unknown("item", name, names())
-    found = config.read(path)
-    for setting, given in found.get("settings", {}).items():
+    content = config.read(path)
+    for setting, given in content.get("settings", {}).items():
         if "trainings" in given:
-            paper = name.partition(".")[0]
-            given["trainings"] = trained.expanded(given["trainings"], RECIPES, paper, setting)
-    return config.validated(Recipe, found)
+            given["trainings"] = trainings.expanded(given["trainings"], RECIPES, name.partition(".")[0], setting)
+    return config.validated(Recipe, content)
 
 
 def resolved(
@@ -213,16 +203,19 @@ def resolved(
     """
     if setting not in recipe.settings:
         raise DiffscaleError(f"{recipe.title!r} has no setting {setting}: choose {' or '.join(recipe.settings)}.")
-    found = recipe.settings[setting]
-    parts, trainings = {}, _trainings(found, quick, suites or {}, data or {})
-    for name, part in found.parts.items():
-        change = {**found.quick.get("*", {}), **found.quick.get(name, {})} if quick else {}
+    base, suites = recipe.settings[setting], suites or {}
+    changed = base.quick if quick else {}
+    made = {name: _training(each, name, changed, suites, data or {}) for name, each in base.trainings.items()}
+    models = {f"training {name}": trainings.called(each) for name, each in made.items()}
+    parts = {}
+    for name, part in base.parts.items():
+        change = {**changed.get("*", {}), **changed.get(name, {})}
         given = {**part.model_dump(), **{key: value for key, value in change.items() if key != "series"}}
         for series, more in change.get("series", {}).items():
             for each in given["series"] if series == "*" else [series]:
                 given["series"][each] = {**given["series"][each], **more}
         given["dtype"] = LoadOptions(dtype=given["dtype"]).used_dtype()
-        given["prompts"] = (suites or {}).get(part.prompts, part.prompts)
+        given["prompts"] = suites.get(part.prompts, part.prompts)
         if part.reference is None:
             given["reference"] = reference
         if limit is not None:
@@ -231,26 +224,22 @@ def resolved(
             if each["verifier"] == "oracle_fid" and given["reference"] is not None and not of_shapes(part.model):
                 # The oracle is that of the very distance that is measured.
                 each["verifier"] = f"oracle_fid reference={given['reference']}"
-            training = trained.name_in(each["model"] or "")
-            if training is not None:
-                if training not in trainings:
-                    raise unknown("training", training, trainings)
-                each["model"] = trained.called(trainings[training])
+            if (each["model"] or "").startswith("training "):
+                if each["model"] not in models:
+                    raise unknown("training", each["model"].removeprefix("training "), made)
+                each["model"] = models[each["model"]]
         parts[name] = config.validated(Part, given)
-    return found.model_copy(update={"parts": parts, "trainings": trainings})
+    return base.model_copy(update={"parts": parts, "trainings": made})
 
 
-def _trainings(
-    found: Setting, quick: bool, suites: Mapping[str, str], data: Mapping[str, str]
-) -> dict[str, dict[str, Any]]:
-    change = found.quick.get("trainings", {}) if quick else {}
-    trainings = {}
-    for name, given in found.trainings.items():
-        each = {**given, **change.get("*", {}), **change.get(name, {})}
-        each["data"] = data.get(each.get("data", ""), each.get("data"))
-        if suites:
-            # What is measured on in any item is trained on in none, so that items can share a training.
-            each["held_out_prompts"] = sorted({*each.get("held_out_prompts", []), *suites.values()})
-        trained.config_of(each)
-        trainings[name] = each
-    return trainings
+def _training(
+    given: Mapping[str, Any], name: str, changed: Mapping[str, Any], suites: Mapping[str, str], data: Mapping[str, str]
+) -> dict[str, Any]:
+    change = changed.get("trainings", {})
+    training = {**given, **change.get("*", {}), **change.get(name, {})}
+    training["data"] = data.get(training.get("data", ""), training.get("data"))
+    if suites:
+        # What is measured on in any item is trained on in none, so that items can share a training.
+        training["held_out_prompts"] = sorted({*training.get("held_out_prompts", []), *suites.values()})
+    trainings.config_of(training)
+    return training

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers.calls import Slot
 from diffscale.bench.papers.recipe import of_shapes
+from diffscale.bench.series import PromptRepeat, rows_of
 from diffscale.metrics.frechet import FewSamples, fid
 from diffscale.metrics.inception_score import inception_score
 from diffscale.metrics.moments import Statistics
@@ -45,8 +45,8 @@ class Sets:
         if of_shapes(model):
             return cls(load_inception("shapes-inception", device), _drawn())
         classifier = load_inception(None, device)
-        held = None if reference is None else load_reference(Path(reference).expanduser(), classifier.name)
-        return cls(classifier, held)
+        real = None if reference is None else load_reference(Path(reference).expanduser(), classifier.name)
+        return cls(classifier, real)
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -56,7 +56,9 @@ class Sets:
         logits = torch.cat([self.classifier.logits(part).cpu() for part in parts])
         return features.numpy(), logits.numpy()
 
-    def measure(self, names: Sequence[str], pictures: Tensor, slots: Sequence[Slot]) -> dict[str, dict[str, Any]]:
+    def measure(
+        self, names: Sequence[str], pictures: Tensor, wanted: Sequence[PromptRepeat]
+    ) -> dict[str, dict[str, Any]]:
         """`value` of each metric, and `without`: its values where one group of pictures after another is left out, see
         `groups`, a row for each stratum.
 
@@ -64,21 +66,21 @@ class Sets:
         1 - cos of their features. Raises DiffscaleError for a metric that needs a reference where there is none.
         """
         features, logits = self.features(pictures)
-        of, strata = groups(slots)
-        found: dict[str, dict[str, Any]] = {}
+        group, strata = groups(wanted)
+        measured: dict[str, dict[str, Any]] = {}
         for name in names:
             if name == "diversity":
-                found[name] = {"prompts": diversity(features, [slot.condition for slot in slots])}
+                measured[name] = {"prompts": diversity(features, [each.condition for each in wanted])}
                 continue
             metric = self._metric(name)
             with warnings.catch_warnings():
                 # Both sides of every comparison have as many pictures, and so the same bias.
                 warnings.simplefilter("ignore", FewSamples)
                 value = metric(features, logits)
-                without = [metric(features[of != group], logits[of != group]) for group in range(of.max() + 1)]
+                without = [metric(features[group != i], logits[group != i]) for i in range(group.max() + 1)]
             rows = np.reshape(without, (strata, -1)).tolist() if len(without) > 1 else []
-            found[name] = {"value": value, "without": rows}
-        return found
+            measured[name] = {"value": value, "without": rows}
+        return measured
 
     def _metric(self, name: str) -> Callable[[NDArray[np.float32], NDArray[np.float32]], float]:
         if name == "is":
@@ -96,36 +98,35 @@ class Sets:
         return lambda features, _: compare(real, features)
 
 
-def groups(slots: Sequence[Slot], most: int = GROUPS) -> tuple[NDArray[np.int64], int]:
+def groups(wanted: Sequence[PromptRepeat], most: int = GROUPS) -> tuple[NDArray[np.int64], int]:
     """The group of each picture, and how many strata there are; the groups of a stratum follow each other.
 
     Where prompts have several pictures each, prompts are taken as they are and chance is in the noises: a stratum is
     some prompts, and one of its groups is one picture of each of them (more, of many repeats). Where they have one,
     prompts are by chance, and all groups, of prompts, are of one stratum.
     """
-    conditions = [slot.condition for slot in slots]
-    number = {condition: i for i, condition in enumerate(dict.fromkeys(conditions))}
-    order = np.array([number[condition] for condition in conditions])
-    repeats = len(slots) // len(number)
+    prompts, rows = rows_of(wanted)
+    count, order = len(prompts), np.array(rows)
+    repeats = len(wanted) // count
     if repeats == 1:
-        return order * min(most, len(number)) // len(number), 1
+        return order * min(most, count) // count, 1
     units = repeats if repeats <= 2 * most else most
-    strata = max(1, min(len(number), most // units))
-    repeat = np.array([slot.repeat for slot in slots])
-    return order * strata // len(number) * units + repeat * units // repeats, strata
+    strata = max(1, min(count, most // units))
+    repeat = np.array([each.repeat for each in wanted])
+    return order * strata // count * units + repeat * units // repeats, strata
 
 
 def diversity(features: NDArray[np.float32], conditions: Sequence[str]) -> list[float]:
     """For each prompt the mean of 1 - cos over the pairs of its pictures; raises DiffscaleError for single ones."""
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    found = []
+    means = []
     for condition in dict.fromkeys(conditions):
         mine = unit[[each == condition for each in conditions]]
         if len(mine) < 2:
             raise DiffscaleError("Diversity compares pictures of a prompt: give the recipe repeats of 2 or more.")
         upper = np.triu_indices(len(mine), 1)
-        found.append(float(1 - (mine @ mine.T)[upper].mean()))
-    return found
+        means.append(float(1 - (mine @ mine.T)[upper].mean()))
+    return means
 
 
 @cache

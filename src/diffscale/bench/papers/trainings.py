@@ -1,93 +1,228 @@
-"""Makes the trainings of items, each once, by the code of `diffscale train`, with the data sets that they need."""
+"""Trainings of recipes: what settings they have, what names them, how series call the models that they give, and how
+they are made, each once, by the code of `diffscale train`.
+
+A recipe's training is `method`, `model`, `data` and any other setting of `TrainConfig`. Series name its model
+`training NAME`; resolved, that is `training ID of MODEL`, where the ID changes with all that decides the weights.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from accelerate.state import AcceleratorState, GradientState
 
-from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers import trained
+from diffscale._util import config
+from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.fingerprints import json_digest
+from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.shapes import data as drawn
-from diffscale.train import loop
+from diffscale.train import configs, logs, loop
 from diffscale.train.configs import TrainConfig
+from diffscale.train.methods.sharpen import placed
 
+FOLDER: Final = "trainings"
+"""In the cache of an output folder, and beside recipes, the settings that several share."""
+_RESOLVED: Final = re.compile(r"training (?P<id>\S+) of (?P<base>.+)")
+_PASSING: Final = {"output_dir", "logging_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit",
+                   "resume_from_checkpoint", "validation_steps", "cache_dir", "train_data_dir"}  # fmt: skip
 _PAIRS: Final = "pairs"
-Told = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
 
 
-class Trainings:
-    """Finished trainings and data sets of Shapes in `cache`."""
+def expanded(trainings: Mapping[str, Any], recipes: Path, paper: str, setting: str) -> dict[str, Any]:
+    """`trainings` of a recipe, those that say `like: NAME` with what NAME has in `recipes`/trainings/`paper`.yaml.
 
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
+    Raises UnknownName for a name that is not there.
+    """
+    full = {}
+    for name, given in trainings.items():
+        own, like = dict(given), given.get("like")
+        if own.pop("like", None) is not None:
+            shared = config.read(recipes / FOLDER / f"{paper}.yaml").get(setting, {})
+            if like not in shared:
+                raise unknown("training", like, shared)
+            own = {**shared[like], **own}
+        full[name] = own
+    return full
 
-    def make(self, training: Mapping[str, Any], name: str, told: Told | None = None) -> Path:
-        """The folder of a training: a finished one as it is, one that was stopped gone on with to its end.
 
-        `told(what, done, of)` hears of progress, `what` beginning with `name`. Raises DiffscaleError as `loop.train`,
-        and where SIGTERM stopped it.
-        """
-        folder = trained.folder_of(trained.id_of(training), self.cache)
-        if (folder / "result.json").exists():
-            return folder
-        config = self._with_data(training).model_copy(
-            update={"output_dir": folder, "resume_from_checkpoint": "latest", "checkpoints_total_limit": 1}
-        )
-        # accelerate keeps the precision of one training for the next.
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
-        ended = loop.train(config, None if told is None else _bar(told, name, config))
-        if ended.how == "stopped":
-            raise DiffscaleError(f"{name} stopped at step {ended.step}, which is saved: give the same command again.")
+def config_of(training: Mapping[str, Any]) -> TrainConfig:
+    """The settings of a training, its data not made yet; raises DiffscaleError for settings that are wrong."""
+    given = dict(training)
+    missing = [name for name in ("method", "model", "data") if name not in given]
+    if missing:
+        raise DiffscaleError(f"A training of a recipe has no {missing[0]}: add it.")
+    method, model, data = (str(given.pop(name)) for name in ("method", "model", "data"))
+    return configs.resolve(method, None, {**given, "pretrained_model_name_or_path": model, "train_data_dir": data})
+
+
+def id_of(training: Mapping[str, Any]) -> str:
+    """Names what is made by a training: changes with its settings, the base's weights and, on Shapes, the rewards'."""
+    full = config_of(training)
+    model = full.pretrained_model_name_or_path
+    judge_digests = shipped_verifiers() if full.reward and Path(model).name.startswith("shapes-") else {}
+    # Settings that are left as they are do not count, so that new ones change no ID.
+    usual = config_of({name: training[name] for name in ("method", "model", "data", "reward") if name in training})
+    unset = usual.model_dump(mode="json")
+    settings = full.model_dump(mode="json", exclude=_PASSING).items()
+    changed = {name: value for name, value in settings if value != unset[name]}
+    made_of = [full.method, model, full.reward, training["data"], changed, weights_digest(model), judge_digests]
+    return f"{full.method}-{json_digest(made_of)}"
+
+
+def called(training: Mapping[str, Any]) -> str:
+    """The model of a series that is sampled from a training."""
+    return f"training {id_of(training)} of {training['model']}"
+
+
+def id_in(model: str) -> str | None:
+    """The ID of a training whose model this is, None for any other model."""
+    resolved = _RESOLVED.fullmatch(model)
+    return resolved and resolved["id"]
+
+
+def base_of(model: str) -> str:
+    """The model that was trained; any other as it is."""
+    resolved = _RESOLVED.fullmatch(model)
+    return resolved["base"] if resolved else model
+
+
+def located(model: str, cache: Path | None) -> str:
+    """The folder of a model that a training gave, in `cache`; any other as it is."""
+    training = id_in(model)
+    if training is None:
+        return model
+    if cache is None:
+        raise ValueError(f"{model} lies in a cache, but none is given")
+    return str(folder_of(training, cache))
+
+
+def folder_of(training: str, cache: Path) -> Path:
+    """Where the training of that ID is run; what is sampled from it lies beside."""
+    return cache / FOLDER / training / "run"
+
+
+def seconds(full: TrainConfig, sample: int, nfe_per_second: float) -> float:
+    """About how long a training takes: its denoiser evaluations, or what it is given if that is less.
+
+    `sample`: NFE of a sample. A step backward counts as two forward; rewards and decoding are left out.
+    """
+    n, m, own = full.n, full.m, full.sample_steps or sample
+    begun, tried = (n, 2) if full.own_samples == "each" else (1, n)
+    rows = {
+        "sft": 3,
+        "dpo": 2 * 4,
+        "sharpen-sft": n * m + 3 * m,
+        "sharpen-rlhf": begun * own + tried * m + 2 * 4 * m,
+        "ddpo": 4 * own,
+        "d3po": 2 * 5 * own,
+        "iterpo": own + 3,
+    }[full.method]
+    steps = full.max_train_steps * full.gradient_accumulation_steps * full.train_batch_size
+    return min(steps * rows / nfe_per_second, full.max_train_seconds or float("inf"))
+
+
+def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress | None = None) -> Path:
+    """The folder of a training in `cache`: a finished one as it is, one that was stopped gone on with to its end.
+
+    `progress` is called with what is done, which begins with `name`. Raises DiffscaleError as `loop.train`, and where
+    SIGTERM stopped it.
+    """
+    folder = folder_of(id_of(training), cache)
+    if (folder / "result.json").exists():
         return folder
+    update = {"output_dir": folder, "resume_from_checkpoint": "latest", "checkpoints_total_limit": 1}
+    full = config_of(training).model_copy(update={**_data(str(training["data"]), cache), **update})
+    # accelerate keeps the precision of one training for the next.
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    ended = loop.train(full, None if progress is None else _bar(progress, name, full.max_train_seconds))
+    if ended.how == "stopped":
+        raise DiffscaleError(f"{name} stopped at step {ended.step}, which is saved: give the same command again.")
+    return folder
 
-    def _with_data(self, training: Mapping[str, Any]) -> TrainConfig:
-        """Its settings, with the data set where it is; those of Shapes are drawn if they are not there yet."""
-        config, data = trained.config_of(training), str(training["data"])
-        change: dict[str, Any]
-        if data.split()[0] in (*drawn.RECIPES, _PAIRS):
-            change = {"train_data_dir": str(self.drawn(data)), "cache_dir": str(self.cache / "encoded")}
-        elif Path(data).expanduser().is_file():
-            change = {"train_data_dir": None, "train_prompts": data}
-        elif not Path(data).expanduser().is_dir():
-            change = {"train_data_dir": None, "dataset_name": data}
+
+def _data(data: str, cache: Path) -> dict[str, Any]:
+    """The settings that say where a data set is; those of Shapes are drawn if they are not there yet."""
+    path = Path(data).expanduser()
+    if data.split()[0] in (*drawn.RECIPES, _PAIRS):
+        return {"train_data_dir": str(draw(data, cache / "data")), "cache_dir": str(cache / "encoded")}
+    if path.is_dir():
+        return {}
+    return {"train_data_dir": None, "train_prompts" if path.is_file() else "dataset_name": data}
+
+
+def draw(data: str, home: Path) -> Path:
+    """The folder of a data set of Shapes, "NAME" or "NAME size=N", in `home`; raises DiffscaleError for others."""
+    name, _, more = data.partition(" ")
+    size = more.removeprefix("size=")
+    if more and (size == more or not size.isdigit() or not int(size)):
+        raise DiffscaleError(f"Write a data set of Shapes as {name} or {name} size=100, not {data!r}.")
+    folder = home / "-".join([name, size] if size else [name])
+    if not folder.exists():
+        if name == _PAIRS:
+            # Imported late, as only one method needs what makes them.
+            from diffscale.shapes.train import generated, pairs
+
+            pairs.write(
+                generated.generate_pictures(home / "generated", int(size) if size else generated.PROMPTS), folder
+            )
         else:
-            change = {}
-        return config.model_copy(update=change)
-
-    def drawn(self, data: str) -> Path:
-        """The folder of a data set of Shapes, "NAME" or "NAME size=N"; raises DiffscaleError for another form."""
-        name, _, more = data.partition(" ")
-        size = more.removeprefix("size=")
-        if more and (size == more or not size.isdigit() or not int(size)):
-            raise DiffscaleError(f"Write a data set of Shapes as {name} or {name} size=100, not {data!r}.")
-        folder = self.cache / "data" / "-".join([name, size] if size else [name])
-        if folder.exists():
-            return folder
-        if name != _PAIRS:
             drawn.write_dataset(name, folder, int(size) if size else None)
-            return folder
-        # Imported late, as only one method needs what makes them.
-        from diffscale.shapes.train import generated, pairs
-
-        shown = generated.generate_pictures(self.cache / "data" / "generated", int(size) if size else generated.PROMPTS)
-        pairs.write(shown, folder)
-        return folder
+    return folder
 
 
-def _bar(told: Told, name: str, config: TrainConfig) -> loop.Told:
+def _bar(progress: Progress, name: str, most: float | None) -> loop.Told:
     """Steps as a bar of seconds, where these end a training."""
-    most, spent = config.max_train_seconds, 0.0
+    spent = 0.0
 
     def move(what: str, done: int, of: int, values: dict[str, float]) -> None:
         nonlocal spent
         if what == "steps" and most is not None:
             spent += values["seconds"]
-            told(f"{name}, seconds", min(int(spent), int(most)), int(most))
+            progress(f"{name}, seconds", min(int(spent), int(most)), int(most))
         else:
-            told(f"{name}, {what}", done, of)
+            progress(f"{name}, {what}", done, of)
 
     return move
+
+
+def keep_log(training: Path, item: Path, name: str) -> dict[str, Any]:
+    """Copy the log of the finished `training` into the folder of an item; what is to be known of it, for JSON."""
+    result = json.loads((training / "result.json").read_text())
+    file = f"{safe_name(name)}.jsonl"
+    (item / "trainings").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(training / logs.FILE, item / "trainings" / file)
+    known = ("method", "base", "steps", "seconds", "rows")
+    return {"log": file, **{key: result[key] for key in known}, "reward": result["reward"]["verifiers"]}
+
+
+def read_logs(
+    item: Path, raw: Mapping[str, Any], trainings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the logs that an item's numbers name, by training; `trainings` has the settings of each.
+
+    Rows have `again`: whether the step was on samples that a step before it was on.
+    """
+
+    def again(settings: TrainConfig, step: int) -> bool:
+        first = (step - 1) * settings.gradient_accumulation_steps
+        return settings.method == "sharpen-rlhf" and placed(settings, first)[1] > 0
+
+    rows = {}
+    for name, kept in raw.get("trainings", {}).items():
+        settings = config_of(trainings[name])
+        lines = logs.read(item / "trainings" / kept["log"])
+        rows[name] = [{**line, "again": again(settings, line["step"])} for line in lines]
+    return rows
+
+
+def safe_name(name: str) -> str:
+    """`name` for a file."""
+    return "".join(c if c.isalnum() or c in "=.-" else "_" for c in name)

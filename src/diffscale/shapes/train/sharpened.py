@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from diffscale.bench.papers import trainings
 from diffscale.bench.papers.recipe import RECIPES
-from diffscale.bench.papers.trained import expanded
-from diffscale.bench.papers.trainings import Trainings
 
 NAME: Final = "shapes-sdxl-sharpened"
 STEPS: Final = 400
@@ -18,10 +17,10 @@ STEPS: Final = 400
 
 def train(folder: Path, steps: int = STEPS) -> Path:
     """Train on captions of the data set `plain`, or go on from the checkpoint in `folder`; the folder of the run."""
-    return Trainings(folder).make(settings(steps), NAME)
+    return trainings.make(settings(steps), NAME, folder)
 
 
 def settings(steps: int = STEPS) -> dict[str, Any]:
     """Those of the recipes, but so many steps whatever their time, so that each is a function of those before."""
     given = {"like": "sharpen-rlhf", "max_train_seconds": None, "max_train_steps": steps}
-    return expanded({NAME: given}, RECIPES, "B", "shapes")[NAME]
+    return trainings.expanded({NAME: given}, RECIPES, "B", "shapes")[NAME]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,13 @@ from PIL import Image
 
 from diffscale._util.errors import AllCandidatesFailed, DiffscaleError
 from diffscale.api import make_sampler
-from diffscale.bench.papers import choosing, digests, page, pool, recipe, searched
-from diffscale.bench.papers.calls import Call, Models, Slot
-from diffscale.bench.papers.pool import Pool
+from diffscale.bench.papers import digests, page, recipe
+from diffscale.bench.papers.points import Call, Models, Point
 from diffscale.bench.papers.recipe import Part, Setting
-from diffscale.bench.papers.run import made_of
-from diffscale.bench.papers.scoring import Scoring
-from diffscale.bench.papers.searched import Searched
+from diffscale.bench.papers.samples import Samples, candidate_key
+from diffscale.bench.papers.scores import Scores
+from diffscale.bench.papers.session import made_of
+from diffscale.bench.series import PromptRepeat
 from diffscale.cli.main import run as command
 from diffscale.engine import noise
 from diffscale.engine.driver import Task, run_searches
@@ -191,25 +190,26 @@ def test_other_prompts_in_the_same_file_are_another_item(recipes: Path, tmp_path
 
 
 def test_candidates_of_which_none_can_be_scored_are_not_chosen_from(tmp_path: Path) -> None:
-    call, slot = Call("shapes-flux", 1, (), "float32", 0), Slot("a red circle", 0)
-    candidates = Pool(tmp_path, call, lambda prompts: Models(LoadOptions(device="cpu")).sampler(call, prompts))
-    candidates.make([(slot, i) for i in range(2)])
-    scoring = Scoring(tmp_path, "cpu")
+    call, each = Call("shapes-flux", 1, (), "float32", 0), PromptRepeat("a red circle", 0)
+    samples = Samples(tmp_path, call, Models(LoadOptions(device="cpu")))
+    samples.make([(each, i) for i in range(2)])
     with pytest.raises(AllCandidatesFailed, match="none of the 2 candidates"), pytest.warns(UserWarning):
-        choosing.pick(candidates, [slot], 2, f"{__name__}:unscorable", scoring)
+        Scores(tmp_path, "cpu").choose(samples, [each], 2, f"{__name__}:unscorable")
 
 
-def test_slots_come_to_a_choosing_verifier_mixed_and_keep_what_was_chosen_for_them() -> None:
-    slots = [Slot(prompt, repeat) for prompt in "abcdefgh" for repeat in range(2)]
-    best = {slot: i % 3 for i, slot in enumerate(slots)}
-    came: list[Slot] = []
+def test_prompts_come_to_a_set_verifier_mixed_and_keep_what_was_chosen_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [PromptRepeat(prompt, repeat) for prompt in "abcdefgh" for repeat in range(2)]
+    best = {each: i % 3 for i, each in enumerate(wanted)}
+    came: list[PromptRepeat] = []
 
     class Candidates:
         call = Call("shapes-flux", 2, (), "float32", 5)
 
-        def pictures(self, slot: Slot, numbers: range) -> torch.Tensor:
-            came.append(slot)
-            return torch.tensor([255 * (n == best[slot]) for n in numbers]).byte().view(-1, 1, 1, 1)
+        def pictures(self, each: PromptRepeat, numbers: range) -> torch.Tensor:
+            came.append(each)
+            return torch.tensor([255 * (n == best[each]) for n in numbers]).byte().view(-1, 1, 1, 1)
 
     class Brightest:
         def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
@@ -220,13 +220,14 @@ def test_slots_come_to_a_choosing_verifier_mixed_and_keep_what_was_chosen_for_th
         def choose(self, image: torch.Tensor, prompt: str) -> None:
             assert image.sum() == 1
 
-    scoring: Any = SimpleNamespace(verifier=lambda *_: Brightest(), device="cpu")
+    scores = Scores(tmp_path, "cpu")
+    monkeypatch.setattr(scores, "verifier", lambda *_: Brightest())
     candidates: Any = Candidates()
-    assert choosing.pick(candidates, slots, 3, "brightest", scoring) == list(best.values())
-    assert [slot.repeat for slot in came] == [0] * 8 + [1] * 8 and set(came) == set(slots)
-    assert len({"".join(slot.prompt for slot in half) for half in (slots[::2], came[:8], came[8:])}) == 3
+    assert scores.choose(candidates, wanted, 3, "brightest") == list(best.values())
+    assert [each.repeat for each in came] == [0] * 8 + [1] * 8 and set(came) == set(wanted)
+    assert len({"".join(each.prompt for each in half) for half in (wanted[::2], came[:8], came[8:])}) == 3
     first, came[:] = list(came), []
-    choosing.pick(candidates, slots[::-1], 3, "brightest", scoring)
+    scores.choose(candidates, wanted[::-1], 3, "brightest")
     assert came == first
 
 
@@ -241,15 +242,14 @@ def test_a_scheduler_of_the_recipe_makes_another_call(tmp_path: Path) -> None:
     kinds = []
     for call in (own, other, own):
         models.sampler(call, ["a red circle"])
-        kinds.append(type(models._held[1].scheduler).__name__)  # type: ignore[index]
+        kinds.append(type(models._loaded[1].scheduler).__name__)  # type: ignore[index]
     assert kinds == ["DDIMScheduler", "DDPMScheduler", "DDIMScheduler"] and own.id != other.id
 
 
 def test_the_pool_is_random_search(tmp_path: Path) -> None:
     """The best of its n is what the driver's random search finds, for every n."""
-    call, slot = Call("shapes-flux", 2, (), "float32", 5), Slot("a red circle", 1)
-    models = Models(LoadOptions(device="cpu"))
-    candidates = Pool(tmp_path, call, lambda prompts: models.sampler(call, prompts))
+    call, slot = Call("shapes-flux", 2, (), "float32", 5), PromptRepeat("a red circle", 1)
+    candidates = Samples(tmp_path, call, Models(LoadOptions(device="cpu")))
     assert candidates.make([(slot, i) for i in range(3)]) == 3
     assert candidates.make([(slot, i) for i in range(4)]) == 1 and candidates.make([(slot, 2)]) == 0
     # Predictions are recorded when they are asked for, and the pictures stay what they were.
@@ -264,43 +264,45 @@ def test_the_pool_is_random_search(tmp_path: Path) -> None:
     (result,) = run_searches([Task(random, 0, key, 8)], sampler, verifier)
     pictures = candidates.pictures(slot, range(4)).float() / 255
     best = int(verifier(pictures, [slot.prompt] * 4).argmax())
-    assert result.best.number == best and result.best.key == pool.key_of(5, slot, best)
+    assert result.best.number == best and result.best.key == candidate_key(5, slot, best)
     assert (result.best.image - pictures[best]).abs().max() <= 1.01 / 255
 
 
 def test_a_search_goes_on_from_a_smaller_budget(tmp_path: Path) -> None:
-    call, slots = Call("shapes-flux", 2, (), "float32", 0), [Slot("a red circle", 0), Slot("a blue star", 0)]
+    call = Call("shapes-flux", 2, (), "float32", 0)
+    wanted = [PromptRepeat("a red circle", 0), PromptRepeat("a blue star", 0)]
     models, verifier = Models(LoadOptions(device="cpu")), load("clip", image_model="shapes-flux")
-    search = Searched(tmp_path, call, "clip", "x", lambda which, prompts: models.sampler(which, prompts))
-    first = search.find(slots, "zero_order n=2", 4, lambda: verifier)
+    samples = Samples(tmp_path, call, models)
+    small, large = (Point(call, None, "zero_order n=2", "clip", budget) for budget in (4, 8))
+    first = samples.search(small, "x", lambda: verifier, wanted)
     assert [found.nfe for found in first] == [4, 4]
-    sampler = models.sampler(call, [slot.prompt for slot in slots])
+    sampler = models.sampler(call, [each.prompt for each in wanted])
     kind = type(sampler)
     ran: list[int] = []
     run = kind.run
     try:
         kind.run = lambda self, state, *more: ran.append(len(state)) or run(self, state, *more)  # type: ignore
-        more = search.find(slots, "zero_order n=2", 8, lambda: verifier)
+        more = samples.search(large, "x", lambda: verifier, wanted)
         assert sum(ran) == 4 and [found.nfe for found in more] == [8, 8]
-        again = search.find(slots, "zero_order n=2", 8, lambda: verifier)
+        again = samples.search(large, "x", lambda: verifier, wanted)
         assert sum(ran) == 4 and all(torch.equal(a.picture, b.picture) for a, b in zip(more, again, strict=True))
     finally:
         kind.run = run
-    alone = Searched(tmp_path / "alone", call, "clip", "x", lambda which, prompts: models.sampler(which, prompts))
-    fresh = alone.find(slots, "zero_order n=2", 8, lambda: verifier)
+    fresh = Samples(tmp_path / "alone", call, models).search(large, "x", lambda: verifier, wanted)
     assert all((a.picture.int() - b.picture.int()).abs().max() <= 1 for a, b in zip(more, fresh, strict=True))
 
 
 def test_the_noise_found_is_what_is_sampled_again(tmp_path: Path) -> None:
     """Sampled again by the very call that it was found with, the winner is itself."""
-    call, slots = Call("shapes-flux", 2, (), "float32", 0), [Slot("a red circle", 0)]
-    models, verifier = Models(LoadOptions(device="cpu")), load("clip", image_model="shapes-flux")
-    search = Searched(tmp_path, call, "clip", "x", lambda which, prompts: models.sampler(which, prompts))
-    (found,) = search.find(slots, "zero_order n=2", 8, lambda: verifier)
-    (again,) = search.find(slots, "zero_order n=2", 8, lambda: verifier, call)
+    call, wanted = Call("shapes-flux", 2, (), "float32", 0), [PromptRepeat("a red circle", 0)]
+    verifier = load("clip", image_model="shapes-flux")
+    samples = Samples(tmp_path, call, Models(LoadOptions(device="cpu")))
+    once, twice = (Point(call, final, "zero_order n=2", "clip", 8) for final in (None, call))
+    (found,) = samples.search(once, "x", lambda: verifier, wanted)
+    (again,) = samples.search(twice, "x", lambda: verifier, wanted)
     assert (found.picture.int() - again.picture.int()).abs().max() <= 1
     assert again.nfe == found.nfe + 2 and again.flops == pytest.approx(found.flops * 10 / 8)
-    assert searched.anytime("zero_order n=2") and not searched.anytime("paths n=2")
+    assert once.anytime and not Point(call, None, "paths n=2", "clip", 8).anytime
 
 
 def test_wrong_names_are_told(

@@ -1,0 +1,59 @@
+"""What all searches of a series have in common: prompts with their repeats, and the tasks of one search for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from diffscale.engine import noise
+from diffscale.engine.driver import Task
+from diffscale.registry import parse
+from diffscale.searches import SEARCHES
+from diffscale.types import ClassLabel
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRepeat:
+    """One picture to find: its prompt, and which of the searches for it. Two of one `name` are equal."""
+
+    prompt: str
+    repeat: int
+
+    @property
+    def condition(self) -> str:
+        """Names the prompt; a ClassLabel by its id too, as two classes of ImageNet may be called alike."""
+        return f"{self.prompt.class_id} {self.prompt}" if isinstance(self.prompt, ClassLabel) else self.prompt
+
+    @property
+    def name(self) -> str:
+        return f"{self.repeat} | {self.condition}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptRepeat) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def key(self, seed: int) -> int:
+        """The key of all noises of its searches: of prompt and repeat alone, so that all searches begin alike."""
+        return noise.fold(noise.root(seed), self.prompt, self.repeat)
+
+
+def rows_of(wanted: Sequence[PromptRepeat]) -> tuple[list[str], list[int]]:
+    """The prompts of `wanted`, each once, and for every one of `wanted` the row of its prompt."""
+    prompts = {each.condition: each.prompt for each in wanted}
+    number = {condition: row for row, condition in enumerate(prompts)}
+    return list(prompts.values()), [number[each.condition] for each in wanted]
+
+
+def tasks_of(
+    search: str, budget: int, wanted: Sequence[PromptRepeat], rows: Sequence[int], seed: int, names: Sequence[str]
+) -> list[Task]:
+    """A task of `search` ("name key=value ...") for every one of `wanted`, whose prompt is in that row of the sampler.
+
+    `names`: what a journal knows them by. Raises DiffscaleError for a search that does not exist.
+    """
+    algorithm, options = parse(search, "search", SEARCHES)
+    made = partial(SEARCHES[algorithm], **options)
+    return [Task(made, row, each.key(seed), budget, name) for each, row, name in zip(wanted, rows, names, strict=True)]
