@@ -21,7 +21,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.metrics import arrays, cmmd, precision_recall
 from diffscale.metrics.frechet import FewSamples, fid, frechet_distance
 from diffscale.metrics.inception_score import inception_score
-from diffscale.metrics.moments import Statistics
+from diffscale.metrics.statistics import Statistics
 
 Rows = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ def _published_fid(real: Rows, fake: Rows) -> float:
 
 
 def _fid(real: Rows, fake: Rows) -> float:
-    a, b = (Statistics.of(rows, "flat") for rows in (real, fake))  # type: ignore[arg-type]
+    a, b = (Statistics.from_features(rows, "flat") for rows in (real, fake))  # type: ignore[arg-type]
     return fid(b, a)
 
 
@@ -98,7 +98,7 @@ def test_few_pictures_give_a_warning_and_a_finite_fid() -> None:
 def test_statistics_of_two_extractors_do_not_compare() -> None:
     rows = np.eye(3, dtype=np.float32)
     with pytest.raises(DiffscaleError, match="do not compare"):
-        fid(Statistics.of(rows, "a"), Statistics.of(rows, "b"))
+        fid(Statistics.from_features(rows, "a"), Statistics.from_features(rows, "b"))
 
 
 def test_frechet_distance_is_the_published_formula() -> None:
@@ -117,7 +117,7 @@ def test_frechet_distance_is_the_published_formula() -> None:
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_frechet_distance_is_zero_to_itself_and_symmetric(n: int, dimensions: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    a, b = (Statistics.of(rng.normal(size=(n, dimensions)).astype(np.float32), "x") for _ in range(2))
+    a, b = (Statistics.from_features(rng.normal(size=(n, dimensions)).astype(np.float32), "x") for _ in range(2))
     scale = np.trace(a.covariance) + 1
     assert 0 <= frechet_distance(a.mean, a.covariance, a.mean, a.covariance) < 1e-7 * scale
     there = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
@@ -162,7 +162,7 @@ def test_precision_and_recall_are_those_of_brute_force(kind: str, k: int, monkey
     real, fake = _manifolds(kind)
     expected = _brute_precision(real, fake, k), _brute_precision(fake, real, k)
     for block in (arrays.BLOCK, 7):  # whole, and a row at a time
-        monkeypatch.setattr(precision_recall, "BLOCK", block)
+        monkeypatch.setattr(arrays, "BLOCK", block)
         assert (precision_recall.precision(real, fake, k), precision_recall.recall(real, fake, k)) == expected
 
 
@@ -195,7 +195,7 @@ def _brute_cmmd(x: Rows, y: Rows) -> float:
 
 @pytest.mark.parametrize("block", [arrays.BLOCK, 50])
 def test_cmmd_is_that_of_brute_force(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cmmd, "BLOCK", block)
+    monkeypatch.setattr(arrays, "BLOCK", block)
     rng = np.random.default_rng(1)
     for m, n in ((30, 20), (3, 2), (1, 1)):
         x, y = rng.normal(size=(m, 8)), rng.normal(0.5, 1, size=(n, 8))

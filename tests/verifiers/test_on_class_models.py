@@ -23,8 +23,7 @@ from typer.testing import CliRunner
 
 import diffscale
 from diffscale.cli.main import app
-from diffscale.metrics.frechet import Statistics
-from diffscale.metrics.reference import save
+from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.models.class_conditional import ClassModel, save_sit
 from diffscale.models.denoisers import SiTDenoiser
 from diffscale.types import ClassLabel
@@ -54,7 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extractor = load_inception(str(root / "inception"))
     real = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        save([Statistics.of(extractor(real).numpy(), extractor.name)], root / "reference.safetensors")
+        statistics = Statistics.from_features(extractor(real).numpy(), extractor.name)
+    save_reference([statistics], root / "reference.safetensors")
     return root
 
 

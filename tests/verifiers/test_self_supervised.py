@@ -22,8 +22,7 @@ from transformers import (
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.driver import Task, run_searches
 from diffscale.metrics.frechet import fid
-from diffscale.metrics.moments import Statistics
-from diffscale.metrics.reference import save
+from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches.random import random
 from diffscale.types import ClassLabel, NeedsIntermediateX0, SetVerifier
@@ -103,8 +102,8 @@ def test_what_a_pipeline_records_on_its_way_is_its_own_prediction(steps: int) ->
 
 def reference(classifier: Path, n: int, file: Path) -> Statistics:
     extractor = load_inception(str(classifier))
-    statistics = Statistics.of(extractor(pictures(n, 5) ** 2).numpy(), extractor.name)
-    save([statistics], file)
+    statistics = Statistics.from_features(extractor(pictures(n, 5) ** 2).numpy(), extractor.name)
+    save_reference([statistics], file)
     return statistics
 
 
@@ -123,7 +122,7 @@ def test_oracle_fid_is_minus_the_fid_of_the_chosen_with_the_picture(
     extractor = load_inception(str(classifier))
     scores = verifier(candidates, [""] * 3)
     for score, candidate in zip(scores, candidates, strict=True):
-        whole = Statistics.of(extractor(torch.cat([before, candidate[None]])).numpy(), extractor.name)
+        whole = Statistics.from_features(extractor(torch.cat([before, candidate[None]])).numpy(), extractor.name)
         with pytest.warns(UserWarning) if chosen < 16 else _quiet():
             assert -score.item() == pytest.approx(fid(whole, statistics), rel=1e-6, abs=1e-9)
     verifier.begin()
@@ -143,7 +142,8 @@ def test_oracle_fid_wants_statistics_of_the_same_network(classifier: Path, tmp_p
     with pytest.raises(DiffscaleError, match="reference=FILE"):
         load(f"oracle_fid model={classifier}")
     extractor = load_inception(str(classifier))
-    save([Statistics.of(np.random.default_rng(0).random((20, 16), np.float32), "another")], tmp_path / "x.safetensors")
+    other = Statistics.from_features(np.random.default_rng(0).random((20, 16), np.float32), "another")
+    save_reference([other], tmp_path / "x.safetensors")
     assert extractor.name != "another"
     with pytest.raises(DiffscaleError, match="another"):
         load(f"oracle_fid model={classifier} reference={tmp_path / 'x.safetensors'}")

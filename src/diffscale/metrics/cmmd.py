@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from diffscale.metrics.arrays import BLOCK, pair
+from diffscale.metrics.arrays import pair, squared_distances
 
 SIGMA: Final = 10.0
 SCALE: Final = 1000.0
@@ -31,11 +31,5 @@ def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Mean of kernel - 1 over all pairs: unit vectors are so near for this kernel that it is almost 1 everywhere."""
-    total = 0.0
-    step = max(1, BLOCK // len(y))
-    lengths = np.square(y).sum(1)
-    for start in range(0, len(x), step):
-        block = x[start : start + step]
-        squares = np.square(block).sum(1)[:, None] + lengths - 2 * block @ y.T
-        total += float(np.expm1(squares / (-2 * SIGMA**2)).sum())
+    total = sum(float(np.expm1(squares / (-2 * SIGMA**2)).sum()) for squares, _ in squared_distances(x, y))
     return total / (len(x) * len(y))

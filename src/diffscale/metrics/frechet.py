@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.metrics.moments import Statistics
+from diffscale.metrics.statistics import Statistics
 
 
 class FewSamples(UserWarning):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.metrics.arrays import BLOCK, pair
+from diffscale.metrics.arrays import pair, squared_distances
 
 
 def precision(reference: Tensor | ArrayLike, generated: Tensor | ArrayLike, k: int = 3) -> float:
@@ -27,11 +25,12 @@ def precision(reference: Tensor | ArrayLike, generated: Tensor | ArrayLike, k: i
     # Rounded, so that float32 features stay exact; then lengths are of the size of distances, and nothing cancels.
     shift = centres.mean(0).astype(np.float32)
     centres, points = centres - shift, points - shift
+    error = 2 * (centres.shape[1] + 2) * np.finfo(float).eps  # of rounding, in squared lengths
     # The nearest of all is the point itself.
     radii = np.concatenate(
-        [np.partition(squares + error, k, axis=1)[:, k] for squares, error in _distances(centres, centres)]
+        [np.partition(squares + both * error, k, axis=1)[:, k] for squares, both in squared_distances(centres, centres)]
     )
-    inside = [(squares - error <= radii).any(1) for squares, error in _distances(points, centres)]
+    inside = [(squares - both * error <= radii).any(1) for squares, both in squared_distances(points, centres)]
     return float(np.concatenate(inside).mean())
 
 
@@ -41,16 +40,3 @@ def recall(reference: Tensor | ArrayLike, generated: Tensor | ArrayLike, k: int 
     Raises DiffscaleError where the generated have no k neighbours.
     """
     return precision(generated, reference, k)
-
-
-def _distances(
-    rows: NDArray[np.float64], columns: NDArray[np.float64]
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Squared distances [b, len(columns)] of a block of rows at a time, and what rounding may have done to them."""
-    lengths = np.square(columns).sum(1)
-    step = max(1, BLOCK // len(columns))
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        both = np.square(block).sum(1)[:, None] + lengths
-        squares = both - 2 * block @ columns.T
-        yield squares, both * (2 * (block.shape[1] + 2) * np.finfo(float).eps)

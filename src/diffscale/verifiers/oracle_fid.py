@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.metrics.frechet import root
-from diffscale.metrics.reference import load as load_reference
+from diffscale.metrics.statistics import load_reference
 from diffscale.models.files import local
 from diffscale.types import Verifier
 from diffscale.verifiers.inception import Features, load_inception

@@ -19,8 +19,8 @@ from diffscale.bench.evaluation.features import features
 from diffscale.metrics.cmmd import cmmd
 from diffscale.metrics.frechet import fid
 from diffscale.metrics.inception_score import inception_score
-from diffscale.metrics.moments import Statistics
 from diffscale.metrics.precision_recall import precision, recall
+from diffscale.metrics.statistics import Statistics
 from diffscale.suites.pictures import Pictures
 
 
@@ -40,7 +40,7 @@ def test_every_metric_is_what_its_function_says(folder: Any, inception: Any) -> 
     generated, real = folder("generated", 30), folder("real", 40, seed=1)
     found = _run(generated, *COMPARED, "is", reference=real)
     a, b = (features(Pictures.open(where), inception) for where in (generated, real))
-    both = Statistics.of(a, "x"), Statistics.of(b, "x")
+    both = Statistics.from_features(a, "x"), Statistics.from_features(b, "x")
     expected = {"fid": fid(*both), "fd_dino": fid(*both), "precision": precision(b, a), "recall": recall(b, a),
                 "cmmd": cmmd(b, a)}  # fmt: skip
     assert {name: found["metrics"][name]["value"] for name in COMPARED} == expected

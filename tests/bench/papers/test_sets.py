@@ -10,8 +10,8 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.bench.papers.sets import Sets, diversity, groups
 from diffscale.bench.series import PromptRepeat
 from diffscale.metrics.frechet import fid
-from diffscale.metrics.moments import Statistics
 from diffscale.metrics.precision_recall import recall
+from diffscale.metrics.statistics import Statistics
 
 
 class Pixels:
@@ -34,11 +34,12 @@ def test_values_and_those_without_each_group_are_the_metrics_of_the_rest() -> No
     wanted = [PromptRepeat(prompt, repeat) for prompt in "abcdef" for repeat in range(2)]
     pictures = _pictures(12)
     real = np.random.default_rng(0).random((20, 3)).astype(np.float32)
-    measured = Sets(Pixels(), Statistics.of(real, "pixels")).measure(["fid", "is", "recall"], pictures, wanted)
+    sets = Sets(Pixels(), Statistics.from_features(real, "pixels"))
+    measured = sets.measure(["fid", "is", "recall"], pictures, wanted)
     features = (pictures.float() / 255).mean((2, 3)).numpy()
     assert measured["recall"]["value"] == recall(real, features)
     assert measured["fid"]["value"] == pytest.approx(
-        fid(Statistics.of(features, "pixels"), Statistics.of(real, "pixels")), rel=1e-4
+        fid(Statistics.from_features(features, "pixels"), Statistics.from_features(real, "pixels")), rel=1e-4
     )
     # A stratum for each prompt, of which one of its pictures after the other is left out.
     assert np.shape(measured["recall"]["without"]) == (6, 2)

@@ -10,11 +10,10 @@ from typing import Any, Final
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.evaluation.extractors import Extractor
 from diffscale.bench.evaluation.features import features
-from diffscale.metrics import reference as files
 from diffscale.metrics.cmmd import cmmd
 from diffscale.metrics.frechet import fid
-from diffscale.metrics.moments import Statistics
 from diffscale.metrics.precision_recall import precision, recall
+from diffscale.metrics.statistics import Statistics, load_reference
 from diffscale.suites.pictures import Pictures
 
 
@@ -58,8 +57,8 @@ def statistics(
     have what is needed.
     """
     if isinstance(source, Pictures):
-        return Statistics.of(features(source, extractor, batch_size, told), extractor.name)
-    held = files.load(source, extractor.name)
+        return Statistics.from_features(features(source, extractor, batch_size, told), extractor.name)
+    held = load_reference(source, extractor.name)
     if rows_for is not None and held.features is None:
         raise DiffscaleError(
             f"{source} holds no features, which {rows_for} needs: write it again by --save-reference with --metrics "

@@ -16,9 +16,8 @@ from diffscale.bench.evaluation import extractors, means
 from diffscale.bench.evaluation.compared import COMPARED, statistics
 from diffscale.bench.evaluation.extractors import Classifier, Extractor
 from diffscale.bench.evaluation.features import logits
-from diffscale.metrics import reference as files
 from diffscale.metrics.inception_score import inception_score
-from diffscale.metrics.moments import Statistics
+from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.models.load import best_device
 from diffscale.shapes.prompts import SUITES
 from diffscale.suites.pictures import Pictures
@@ -49,7 +48,7 @@ def run(settings: EvaluateConfig, told: Told | None = None) -> dict[str, Any]:
     for text, of_it in _by_network(settings, names).items():
         found |= evaluation.by_features(text, of_it)
     if settings.save_reference is not None:
-        files.save(evaluation.saved, settings.save_reference)
+        save_reference(evaluation.saved, settings.save_reference)
     for name in names:
         if name == "composition":
             found[name] = means.composition(pictures, settings.batch_size, evaluation.bar(name, pictures))

@@ -20,9 +20,8 @@ from diffscale.bench.papers.recipe import of_shapes
 from diffscale.bench.series import PromptRepeat, rows_of
 from diffscale.metrics.frechet import FewSamples, fid
 from diffscale.metrics.inception_score import inception_score
-from diffscale.metrics.moments import Statistics
 from diffscale.metrics.precision_recall import precision, recall
-from diffscale.metrics.reference import load as load_reference
+from diffscale.metrics.statistics import Statistics, load_reference
 from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.render import render
 from diffscale.verifiers.inception import load_inception
@@ -89,7 +88,7 @@ class Sets:
             raise DiffscaleError(f"{name} compares with real pictures: give --reference, their statistics.")
         reference = self.reference
         if name == "fid":
-            return lambda features, _: fid(Statistics.of(features, self.classifier.name), reference)
+            return lambda features, _: fid(Statistics.from_features(features, self.classifier.name), reference)
         if reference.features is None:
             raise DiffscaleError(
                 f"{name} needs features of the real pictures: write --reference with --metrics {name}."
@@ -138,4 +137,4 @@ def _drawn() -> Statistics:
     drawn = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)
     with torch.no_grad():
         features = torch.cat([classifier(part) for part in drawn.split(64)])
-    return Statistics.of(features.numpy(), classifier.name)
+    return Statistics.from_features(features.numpy(), classifier.name)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BitImageProcessorPil, ResNetConfig, ResNetForImageClassification
 
-from diffscale.metrics.moments import Statistics
-from diffscale.metrics.reference import save
+from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.scenes import CANVAS
 from diffscale.shapes.train.autoencoder import render_batch
@@ -90,5 +89,5 @@ def reference(folder: Path) -> None:
         for _ in range(REFERENCE // 250):
             x = render_batch([draw_class_scene(rng.randrange(len(CLASSES)), rng) for _ in range(250)])
             features.append(extractor((x + 1) / 2))
-    whole = Statistics.of(torch.cat(features).numpy(), extractor.name)
-    save([replace(whole, features=None)], folder / "reference.safetensors")
+    whole = Statistics.from_features(torch.cat(features).numpy(), extractor.name)
+    save_reference([replace(whole, features=None)], folder / "reference.safetensors")
