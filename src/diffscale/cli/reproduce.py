@@ -79,7 +79,7 @@ def reproduce(
         with progress_bars(console) as progress:
             run(name, each, session, progress, recording)
         # Also of what is done: a run may have been killed before this.
-        page.keep(output, name, loaded[name], each, options)
+        page.write_recipe(output, name, loaded[name], each, options)
     path = page.build(output)
     verdicts = json.loads((output / "verdicts.json").read_text())
     rows = [(row["item"], row["claim"], row["verdict"], f"{row['p']:.2g}") for row in verdicts]

@@ -100,7 +100,7 @@ def _run(item: str, out: Path, **changed: Any) -> Setting:
     loaded = recipe.load(item)
     setting = recipe.resolved(loaded, **options)
     session.run(item, setting, Session(out, LoadOptions(device="cpu")))
-    page.keep(out, item, loaded, setting, options)
+    page.write_recipe(out, item, loaded, setting, options)
     return setting
 
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+
 from diffscale._util.config import validated
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.files import write_json, write_text
 from diffscale.bench.papers import claims, figures, tables, trainings
 from diffscale.bench.papers import recipe as recipes
 from diffscale.bench.papers.recipe import Claim, Recipe, Setting
@@ -22,26 +25,10 @@ from diffscale.bench.papers.session import made_of, read
 from diffscale.bench.papers.verdicts import LEVEL, Evidence, Verdict, decide
 
 PAGE: Final = "reproduction.html"
-_STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
-h1, h2 { line-height: 1.2 } h2 { border-top: 1px solid #ccc; padding-top: 1em; margin-top: 2em }
-table { border-collapse: collapse; margin: 1em 0; font-size: 13px } caption { text-align: left; font-weight: 600 }
-td, th { border: 1px solid #ccc; padding: 3px 8px; text-align: left; vertical-align: top }
-th { background: #f3f3f3 } img { max-width: 100% } .wide { overflow-x: auto }
-.verdict { font-weight: 600; white-space: nowrap } .stale { background: #fff0c2; padding: 0.5em 1em }
-.note { color: #555; font-size: 13px }
-"""
-_INTRODUCTION: Final = f"""
-Tables and figures of papers, run again from the recipes of diffscale. Each claim is tested on differences between
-pictures of the same prompts: means over prompts by the paired t-test, metrics of all pictures together (FID, IS,
-precision, recall) by the jackknife with Student's t: where prompts (classes) have several pictures each, over
-noises for the prompts as they are, groups of pictures being left out within strata of prompts; else over groups of
-prompts. Claims of no effect are tested by equivalence (TOST) or non-inferiority with the margin that is stated,
-trends in a training by the slope over blocks of its steps. One training stands for its method: tests are over
-prompts and steps, not over seeds. Of claims of several parts all must hold. A claim does not hold where the
-opposite is significant. All p-values are Holm-corrected over this page, both directions counted: the chance of one
-wrong verdict on it is at most {LEVEL:.0%}. Intervals have 95% each, without correction.
-""".strip()
+_TEMPLATES: Final = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=select_autoescape(["html"]),
+    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,9 +42,13 @@ class Item:
     raw: dict[str, Any]
     stale: bool
 
+    @property
+    def run(self) -> str:
+        return described(self.options)
+
 
 @dataclass(frozen=True)
-class Judged:
+class ClaimResult:
     """A claim of an item, its corrected p-value, and `why` it came out so, empty where nothing is said of that."""
 
     item: Item
@@ -68,26 +59,20 @@ class Judged:
     why: str
 
 
-def keep(folder: Path, name: str, recipe: Recipe, setting: Setting, options: dict[str, Any]) -> None:
+def write_recipe(folder: Path, name: str, recipe: Recipe, setting: Setting, options: dict[str, Any]) -> None:
     """Write beside the raw numbers what they were made with, so that the page can be built from files.
 
     `options`: what `recipe.resolved` was given besides the recipe.
     """
-    what = {
-        "made_of": made_of(setting), "options": options, "recipe": recipe.model_dump(mode="json"),
-        "setting": setting.model_dump(mode="json"),
-    }  # fmt: skip
-    fresh = folder / name / "recipe.json.new"
-    fresh.write_text(json.dumps(what, indent=1, ensure_ascii=False) + "\n")
-    fresh.replace(folder / name / "recipe.json")
+    dumped = {"recipe": recipe.model_dump(mode="json"), "setting": setting.model_dump(mode="json")}
+    write_json(folder / name / "recipe.json", {"made_of": made_of(setting), "options": options, **dumped}, indent=1)
 
 
-def kept(folder: Path, name: str) -> dict[str, Any] | None:
-    """What `keep` wrote beside the numbers of an item; None where it did not get to it, as a run was killed."""
-    path = folder / name / "recipe.json"
-    held = dict(json.loads(path.read_text())) if path.is_file() else {}
-    raw = read(folder, name)
-    return held if raw is not None and held.get("made_of") == raw["made_of"] else None
+def read_recipe(folder: Path, name: str) -> dict[str, Any] | None:
+    """What `write_recipe` wrote for the numbers of an item; None where it did not get to it, as a run was killed."""
+    path, raw = folder / name / "recipe.json", read(folder, name)
+    content = dict(json.loads(path.read_text())) if path.is_file() else {}
+    return content if raw is not None and content.get("made_of") == raw["made_of"] else None
 
 
 def described(options: dict[str, Any]) -> str:
@@ -99,10 +84,10 @@ def described(options: dict[str, Any]) -> str:
 def check(folder: Path, name: str, options: dict[str, Any]) -> None:
     """Raise DiffscaleError where a run with `options` would replace numbers in `folder` of another setting, or of more
     prompts."""
-    held = kept(folder, name)
-    if held is None:
+    written = read_recipe(folder, name)
+    if written is None:
         return
-    before = held["options"]
+    before = written["options"]
     if bool(before.get("quick")) == options["quick"]:
         smaller = (options["limit"] or math.inf) < (before.get("limit") or math.inf)
     else:
@@ -118,54 +103,44 @@ def items(folder: Path) -> list[Item]:
     """All items that have numbers in `folder`, and what these were made with.
 
     Where the recipe of today, with the options of the run, asks for these very numbers, it also says how they are shown
-    and judged; else they are stale, and shown by the recipe that made them.
+    and what is claimed of them; else they are stale, and shown by the recipe that made them.
     """
-    found = []
-    known = recipes.names()
+    known, found = recipes.names(), []
     present = {path.parent.name for path in folder.glob("*/raw.json")}
     for name in [*(n for n in known if n in present), *sorted(present - set(known))]:
-        held = kept(folder, name)
-        if held is None:
+        written = read_recipe(folder, name)
+        if written is None:
             continue  # killed between its numbers and what they were made with: the next run of it mends that
-        raw = json.loads((folder / name / "raw.json").read_text())
-        today = _today(name, held["options"]) if name in known else None
-        stale = today is None or made_of(today[1]) != raw["made_of"]
+        raw, options = read(folder, name) or {}, written["options"]
         try:
-            recipe, setting = today if today is not None and not stale else _then(held)
+            recipe = recipes.load(name) if name in known else None
+            if recipe is not None and options["setting"] in recipe.settings:
+                setting = recipes.resolved(recipe, **options)
+                stale = made_of(setting) != raw["made_of"]
+            else:
+                stale = True
+            if recipe is None or stale:
+                recipe, setting = validated(Recipe, written["recipe"]), validated(Setting, written["setting"])
             raw["logs"] = trainings.read_logs(folder / name, raw, setting.trainings)
         except (DiffscaleError, KeyError) as error:
             raise DiffscaleError(
                 f"{folder / name} is of another version of diffscale: run {name} again, or move it away ({error})."
             ) from error
-        found.append(Item(name, held["options"], recipe, setting, raw, stale))
+        found.append(Item(name, options, recipe, setting, raw, stale))
     return found
 
 
-def _today(name: str, options: dict[str, Any]) -> tuple[Recipe, Setting] | None:
-    """The recipe as it is, None where it has no such setting any more."""
-    recipe = recipes.load(name)
-    return (recipe, recipes.resolved(recipe, **options)) if options["setting"] in recipe.settings else None
-
-
-def _then(held: dict[str, Any]) -> tuple[Recipe, Setting]:
-    """The recipe that made the numbers."""
-    return validated(Recipe, held["recipe"]), validated(Setting, held["setting"])
-
-
-def test_claims(every: Sequence[Item]) -> list[Judged]:
+def test_claims(every: Sequence[Item]) -> list[ClaimResult]:
     """All claims of a page."""
-    found = [(item, name, claim) for item in every for name, claim in item.setting.claims.items()]
-    evidence = [claims.test_claim(claim, item.raw) for item, _, claim in found]
-    return [
-        Judged(item, claim, each, verdict, p, _known(item, name, verdict))
-        for (item, name, claim), each, (verdict, p) in zip(found, evidence, decide(evidence), strict=True)
-    ]
-
-
-def _known(item: Item, claim: str, verdict: Verdict) -> str:
-    """What the recipe knows of why, which is of its run in full."""
-    full = not (item.stale or item.options.get("quick") or item.options.get("limit"))
-    return item.setting.why.get(claim, {}).get(verdict, "") if full else ""
+    made = [(item, name, claim) for item in every for name, claim in item.setting.claims.items()]
+    evidence = [claims.test_claim(claim, item.raw) for item, _, claim in made]
+    results = []
+    for (item, name, claim), each, (verdict, p) in zip(made, evidence, decide(evidence), strict=True):
+        # What the recipe knows of why is of its run in full.
+        full = not (item.stale or item.options.get("quick") or item.options.get("limit"))
+        why = item.setting.why.get(name, {}).get(verdict, "") if full else ""
+        results.append(ClaimResult(item, claim, each, verdict, p, why))
+    return results
 
 
 def build(folder: Path) -> Path:
@@ -173,72 +148,23 @@ def build(folder: Path) -> Path:
     every = items(folder)
     if not every:
         raise DiffscaleError(f"{folder} holds no results: run `diffscale reproduce A.figure1 --output {folder}`.")
-    verdicts = test_claims(every)
+    results = test_claims(every)
     sections = []
     for item in every:
         files = figures.draw(item.raw, item.setting, folder / item.name)
         grids = tables.grids(item.recipe, item.setting, item.raw)
-        (folder / item.name / "table.md").write_text("\n".join(map(tables.markdown, grids)))
-        (folder / item.name / "table.html").write_text("".join(map(tables.html, grids)))
-        sections.append(_section(item, files, grids, [each for each in verdicts if each.item is item]))
-    told = [
-        {"item": each.item.name, "run": described(each.item.options), "stale": each.item.stale,
-         "claim": each.claim.says, "verdict": each.verdict, "p": each.p, "found": each.evidence.found, "why": each.why}
-        for each in verdicts
+        for kind in ("md", "html"):
+            text = _TEMPLATES.get_template(f"tables.{kind}").render(grids=grids)
+            write_text(folder / item.name / f"table.{kind}", text)
+        sections.append((item, files, grids))
+    verdicts = [
+        {"item": each.item.name, "run": each.item.run, "stale": each.item.stale, "claim": each.claim.says,
+         "verdict": each.verdict, "p": each.p, "found": each.evidence.found, "why": each.why}
+        for each in results
     ]  # fmt: skip
-    (folder / "verdicts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    (folder / PAGE).write_text(_page(sections, verdicts))
+    write_json(folder / "verdicts.json", verdicts, indent=1)
+    given = Counter(each.verdict for each in results)
+    counts = ", ".join(f"{verdict} {given[verdict]}" for verdict in get_args(Verdict))
+    page = _TEMPLATES.get_template("page.html")
+    write_text(folder / PAGE, page.render(results=results, sections=sections, counts=counts, level=f"{LEVEL:.0%}"))
     return folder / PAGE
-
-
-def _page(sections: Sequence[str], verdicts: Sequence[Judged]) -> str:
-    rows = "".join(
-        f'<tr><td><a href="#{each.item.name}">{each.item.name}</a>{" (stale)" * each.item.stale}</td>'
-        f"<td>{described(each.item.options)}</td><td>{escape(each.claim.says)}</td>{_verdict(each)}</tr>\n"
-        for each in verdicts
-    )
-    heads = "<tr><th>item</th><th>run</th><th>claim</th><th>verdict</th><th>p</th></tr>"
-    given = [each.verdict for each in verdicts]
-    counts = ", ".join(f"{verdict} {given.count(verdict)}" for verdict in get_args(Verdict))
-    caption = f"All {len(given)} claims: {counts}"
-    summary = f"<table><caption>{caption}</caption>\n{heads}\n{rows}</table>" if rows else ""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Reproduction</title>\n'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>\n'
-        f"<h1>Reproduction</h1>\n<p>{_INTRODUCTION}</p>\n{summary}\n{''.join(sections)}</body></html>\n"
-    )
-
-
-def _section(
-    item: Item, files: Sequence[str], grids: Sequence[tables.Grid],
-    verdicts: Sequence[Judged],
-) -> str:  # fmt: skip
-    stale = '<p class="stale">Stale: the recipe or the weights changed since; run this item again.</p>' * item.stale
-    png = next((file for file in files if file.endswith(".png")), None)
-    svg = next((file for file in files if file.endswith(".svg")), None)
-    link = f' <a href="{item.name}/{svg}">SVG</a>' if svg else ""
-    picture = f'<p><img src="{item.name}/{png}" alt="{escape(item.recipe.title)}"></p>' if png else ""
-    rows = "".join(
-        f"<tr><td>{escape(each.claim.says)}</td>{_verdict(each)}"
-        f"<td>{'<br>'.join(map(escape, each.evidence.found.split('; ')))}{_why(each)}</td></tr>\n"
-        for each in verdicts
-    )
-    heads = "<tr><th>claim</th><th>verdict</th><th>p</th><th>found</th></tr>"
-    judged_here = f'<div class="wide"><table><caption>Claims</caption>\n{heads}\n{rows}</table></div>' if rows else ""
-    notes = f'<p class="note">{escape(item.setting.notes)}</p>' if item.setting.notes else ""
-    return (
-        f'<h2 id="{item.name}">{item.name}: {escape(item.recipe.title)}</h2>\n{stale}'
-        f"<p><b>Expected.</b> {escape(item.recipe.expected)}</p>\n"
-        f'<p class="note">Run: {described(item.options)}.</p>\n{notes}\n{picture}\n{judged_here}\n'
-        f'<div class="wide">{"".join(map(tables.html, grids))}</div>\n'
-        f'<p class="note">Files: <a href="{item.name}/raw.json">raw numbers</a>,'
-        f' <a href="{item.name}/table.md">table</a>{link}</p>\n'
-    )
-
-
-def _why(one: Judged) -> str:
-    return f'<p class="note">{escape(one.why)}</p>' if one.why else ""
-
-
-def _verdict(one: Judged) -> str:
-    return f'<td class="verdict">{one.verdict}</td><td>{one.p:.2g}</td>'

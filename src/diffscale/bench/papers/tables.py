@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from diffscale.bench.papers import numbers
@@ -38,27 +37,11 @@ def grids(recipe: Recipe, setting: Setting, raw: Raw) -> list[Grid]:
     return found
 
 
-def markdown(grid: Grid) -> str:
-    lines = [f"**{grid.title}**", "", _line(grid.heads), "|" + " --- |" * len(grid.heads), *map(_line, grid.rows)]
-    return "\n".join(lines) + "\n"
-
-
-def html(grid: Grid) -> str:
-    """A table element; texts are escaped."""
-    heads = "".join(f"<th>{escape(head)}</th>" for head in grid.heads)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in grid.rows)
-    return f"<table><caption>{escape(grid.title)}</caption>\n<tr>{heads}</tr>\n{rows}</table>\n"
-
-
 def shown(value: dict[str, float], digits: int = 3) -> str:
     """Mean and interval."""
     if value["low"] == value["high"]:
         return f"{value['mean']:.{digits}f}"
     return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _of_panels(setting: Setting) -> list[Table]:
