@@ -15,8 +15,7 @@ from pathlib import Path
 import diffusers
 from pipeline_source import Source, sources, verdict
 
-from diffscale.samplers.choose import sampler_of
-from diffscale.samplers.whole import WholeSampler
+from diffscale.samplers.whole import WholeSampler, sampler_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "pipelines.md"

@@ -23,9 +23,9 @@ from diffscale.models.class_conditional import class_model
 from diffscale.models.load import base_model, best_device, check_negative, load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.registry import parse
-from diffscale.samplers.choose import sampler_of
-from diffscale.samplers.faults import explained
+from diffscale.samplers.arguments import explain_failure
 from diffscale.samplers.solvers import SOLVERS
+from diffscale.samplers.whole import sampler_of
 from diffscale.searches import SEARCHES
 from diffscale.types import Sampler, Verifier
 from diffscale.verifiers import check as check_verifier
@@ -70,7 +70,7 @@ def make_sampler(
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
         # The first call of a pipeline is where an option or an argument turns out not to suit it.
         options = loading.asked().keys() & {"scheduler", "compile", "attention", "quantize", "offload"}
-        said = explained(pipe, inference_steps, args, sorted({*options, *pipe_args}), error)
+        said = explain_failure(pipe, inference_steps, args, sorted({*options, *pipe_args}), error)
         if not said or out_of_memory(error):
             raise
         raise DiffscaleError(said) from error

@@ -7,7 +7,7 @@ from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.scoring import safe_score, strip
-from diffscale.samplers.frames import pictures
+from diffscale.samplers.calls import pictures
 
 
 class Red:

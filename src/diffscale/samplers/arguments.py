@@ -1,4 +1,4 @@
-"""Arguments of a pipeline's call as users give them: checked, and dealt out to the rows of a batch."""
+"""Arguments of a pipeline's call as users give them: checked, dealt out to the rows of a batch, blamed if it fails."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, first_line
 
-OURS: Final = {
+SAMPLERS_OWN: Final = {
     "prompt",
     "latents",
     "num_inference_steps",
@@ -30,7 +30,7 @@ PICTURES: Final = ("image", "mask_image", "control_image")
 _TEXT: Final = re.compile(r"prompt_\d|negative_prompt(_\d)?")
 
 
-def check(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
+def check_arguments(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
     """Raises DiffscaleError for arguments that the pipeline does not take or that are the sampler's."""
     taken = inspect.signature(type(pipe).__call__).parameters
     if not prompts:
@@ -39,7 +39,7 @@ def check(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
         raise DiffscaleError(
             f"{type(pipe).__name__} takes no prompt, and a search is for one: use a pipeline that draws from a text."
         )
-    if ours := sorted(OURS & set(args)):
+    if ours := sorted(SAMPLERS_OWN & set(args)):
         raise DiffscaleError(f"Leave {', '.join(ours)} out of pipe_args: the sampler sets them.")
     if wrong := sorted(set(args) - set(taken)):
         raise DiffscaleError(f"{type(pipe).__name__} does not take {', '.join(wrong)}; see its documentation.")
@@ -52,7 +52,7 @@ def check(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
             raise DiffscaleError(f"Give one {name}, or one for each of the {len(prompts)} prompts, not {len(value)}.")
 
 
-def texts(args: Mapping[str, Any], rows: Sequence[int]) -> dict[str, list[str]]:
+def text_arguments(args: Mapping[str, Any], rows: Sequence[int]) -> dict[str, list[str]]:
     """Those of `args` that are texts beside the prompt, such as negative prompts, as lists with one for each of `rows`.
 
     Pipelines want them of the type, and the length, of the prompt.
@@ -66,7 +66,7 @@ def texts(args: Mapping[str, Any], rows: Sequence[int]) -> dict[str, list[str]]:
     return {name: dealt(value) for name, value in args.items() if _TEXT.fullmatch(name) and value is not None}
 
 
-def deal(args: Mapping[str, Any], rows: Sequence[int], prompts: int) -> dict[str, Any]:
+def arguments_of_rows(args: Mapping[str, Any], rows: Sequence[int], prompts: int) -> dict[str, Any]:
     """`args` for a batch of `rows`: a tensor with an entry for each prompt is dealt out by rows.
 
     One picture for one prompt stays one, as pipelines encode it once for the whole batch.
@@ -77,3 +77,38 @@ def deal(args: Mapping[str, Any], rows: Sequence[int], prompts: int) -> dict[str
         return value[list(rows)] if each and not (prompts == 1 and name in PICTURES) else value
 
     return {name: dealt(name, value) for name, value in args.items()}
+
+
+def no_step_left(pipe: Any, inference_steps: int, args: Mapping[str, Any]) -> str:
+    """The sentence for a `strength`, given or the pipeline's own, that leaves no step to run; empty if it leaves one.
+
+    A pipeline that starts from a noised picture runs the last `strength` * `inference_steps` steps alone.
+    """
+    known = inspect.signature(type(pipe).__call__).parameters
+    strength = args.get("strength", known["strength"].default) if "strength" in known else None
+    if not isinstance(strength, int | float) or strength < 0 or int(inference_steps * strength):
+        return ""
+    return (
+        f"A strength of {strength} leaves {type(pipe).__name__} none of its {inference_steps} steps: give a larger "
+        "strength, or more steps."
+    )
+
+
+def explain_failure(
+    pipe: Any, inference_steps: int, args: Mapping[str, Any], doubtful: Sequence[str], error: Exception
+) -> str:
+    """The sentence for `error` of a first call with `args`, most of which cannot be checked before.
+
+    Those named in `doubtful`, or options, may be why. Empty where nothing that was given, or left out, can be the
+    reason.
+    """
+    if reason := no_step_left(pipe, inference_steps, args):
+        return reason
+    known = inspect.signature(type(pipe).__call__).parameters
+    missing = [name for name in PICTURES if name in known and args.get(name) is None]
+    if not doubtful and not missing:
+        return ""
+    given = f" with {', '.join(doubtful)} as given" if doubtful else ""
+    lacks = f"give {', '.join(missing)} too, from Python in pipe_args" if missing else ""
+    mend = lacks or "change what does not suit it, or leave it out"
+    return f"{type(pipe).__name__} does not run{given} ({first_line(error).rstrip('.')}): {mend}."

@@ -1,6 +1,6 @@
 """Any diffusers pipeline whose time grid can be windowed as a Sampler, without forking it.
 
-Everything is a call of the pipeline with a window of the time grid (see `calls.py`): encoding text
+Everything is a call of the pipeline with a window of the time grid (see `windowed`): encoding text
 is the empty window before the first step, a run [i, j), a prediction one step that is held back,
 and decoding the empty window after the last.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from diffscale.engine import noise
 from diffscale.samplers import levels
-from diffscale.samplers.arguments import check
+from diffscale.samplers.arguments import check_arguments
+from diffscale.samplers.calls import pictures
 from diffscale.samplers.formulas import Marginal, denoise, renoise
-from diffscale.samplers.frames import pictures
 from diffscale.samplers.grid import GridSampler
-from diffscale.samplers.windowed.pipeline import Calls
-from diffscale.samplers.windowed.scheduler import Window
+from diffscale.samplers.windowed.pipeline import WindowedPipeline
+from diffscale.samplers.windowed.scheduler import StepWindow
 from diffscale.types import State, concat, nearest
 
 
@@ -35,7 +35,7 @@ class DiffusersSampler(GridSampler):
     prompts is dealt out by rows, so embeddings made before can be given as `prompt_embeds=...`.
 
     A pipeline that starts from a picture has that picture's noise at step 0, as it draws it itself, and latents
-    from there on. A video is scored, and shown, by the frames of `frames.pictures`.
+    from there on. A video is scored, and shown, by the frames of `calls.pictures`.
 
     Building one encodes every prompt once and evaluates the denoiser once, in no ledger, to learn
     the latents' shape, `forwards_per_nfe` (2 with classifier-free guidance; the ledger counts rows
@@ -51,40 +51,37 @@ class DiffusersSampler(GridSampler):
         inference_steps: int,
         pipe_args: Mapping[str, Any] | None = None,
     ) -> None:
-        check(pipe, prompts, pipe_args or {})
+        check_arguments(pipe, prompts, pipe_args or {})
         self.prompts = list(prompts)
-        self._calls = Calls(pipe, prompts, inference_steps, pipe_args or {})
-        self._scheduler = self._calls.scheduler
-        start = self._calls.encode()
+        self.pipeline = WindowedPipeline(pipe, prompts, inference_steps, pipe_args or {})
+        self._scheduler = self.pipeline.scheduler
+        start = self.pipeline.encode_prompts()
         self._like = start[:0]
-        self.mixes_noise = self._calls.opening.mixes
-        self._shape = self._calls.opening.noise_shape or start.shape[1:]
+        self.mixes_noise = self.pipeline.initial.mixes_noise
+        self._shape = self.pipeline.initial.noise_shape or start.shape[1:]
         self.steps: int = self._scheduler.count
         self.levels = [levels.grid_marginal(self._scheduler, i).level for i in range(self.steps + 1)]
         one = torch.zeros(1, dtype=torch.int64)
-        self.forwards_per_nfe, self.flops_per_forward = self._calls.probe(self._opened(self.prior(one, one)).x)
+        self.forwards_per_nfe, self.flops_per_forward = self.pipeline.probe(
+            self._with_noise_mixed(self.prior(one, one)).x
+        )
 
     @property
     def forwards(self) -> int:
-        return self._calls.forwards
-
-    @property
-    def calls(self) -> Calls:
-        """How the pipeline is called, for what is no sampling."""
-        return self._calls
+        return self.pipeline.forwards
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
         return self.started(noise.normal(keys, self._shape).to(self._like), keys, rows)
 
     def started(self, unit: Tensor, keys: Tensor, rows: Tensor) -> State:
         """`prior` of unit noise [B, ...] that is given."""
-        return State(unit if self.mixes_noise else unit * self._scheduler.prior_scale, 0, keys, rows)
+        return State(unit if self.mixes_noise else unit * self._scheduler.initial_noise_scale, 0, keys, rows)
 
     def predict(self, state: State) -> State:
-        return self._by_layout(self._predict, self._opened(state))
+        return self._by_layout(self._predict, self._with_noise_mixed(state))
 
     def predicted(self, state: State, model_output: Tensor) -> State:
-        state = self._opened(state)
+        state = self._with_noise_mixed(state)
         x0 = levels.x0_prediction(self._scheduler, self._marginal(state), state.x, model_output)
         return replace(state, x0=x0, model_output=model_output)
 
@@ -96,14 +93,14 @@ class DiffusersSampler(GridSampler):
             fresh = noise if noise is None else noise.to(state.x.device).float()
             x = denoise(state.x.float(), x0.float(), start, end, eta, fresh)
             return self._moved(state, x.to(state.x), to)
-        self._scheduler.open(Window(state.step, to, state.key, state.solver, noise=noise))
+        self._scheduler.begin_window(StepWindow(state.step, to, state.key, state.solver, noise=noise))
         t = self._scheduler.timesteps[self._scheduler.first + state.step]
         with torch.no_grad():
-            x = self._scheduler.step(model_output, t, state.x, return_dict=False, **self._extra)[0]
+            x = self._scheduler.step(model_output, t, state.x, return_dict=False, **self._step_args)[0]
         return self._arrived(state, x, to)
 
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
-        state = self._opened(state)
+        state = self._with_noise_mixed(state)
         self._check_renoising(state, level)
         moved = self._placed(state, state.x, level)
         fresh = noise.to(state.x.device).float()
@@ -111,32 +108,32 @@ class DiffusersSampler(GridSampler):
         return replace(moved, x=x.to(state.x))
 
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
-        state = self._opened(state)
+        state = self._with_noise_mixed(state)
         down = self._levels_down(state, level, steps)
         recorded_step = None if record is None or not level <= record <= down[0] else nearest(down[:-1], record)
 
         def through(rows: State) -> State:
-            window = Window(0, 0, rows.key, levels=down, record=recorded_step)
-            x = self._calls.run(rows.x, rows.prompt_index.tolist(), window)
+            window = StepWindow(0, 0, rows.key, levels=down, record=recorded_step)
+            x = self.pipeline.run(rows.x, rows.prompt_index.tolist(), window)
             return replace(rows, x=x, recorded=rows.recorded if recorded_step is None else window.recorded)
 
         done = self._by_layout(through, state)
         return self._placed(replace(state, recorded=done.recorded), done.x, level)
 
-    def _opened(self, state: State) -> State:
+    def _with_noise_mixed(self, state: State) -> State:
         """Latents in the place of noise that the pipeline mixes with its picture; marked as such by their level."""
         if not self.mixes_noise or state.step or state.level is not None:
             return state
 
-        def opened(rows: State) -> State:
-            return replace(rows, x=self._calls.open(rows.x, rows.prompt_index.tolist()), level=self.levels[0])
+        def mixed(rows: State) -> State:
+            return replace(rows, x=self.pipeline.mix_noise(rows.x, rows.prompt_index.tolist()), level=self.levels[0])
 
-        return self._by_layout(opened, state)
+        return self._by_layout(mixed, state)
 
     def _marginal(self, state: State) -> Marginal:
         if state.level is None:
             return levels.grid_marginal(self._scheduler, state.step)
-        return self._scheduler.at(state.level)
+        return self._scheduler.marginal(state.level)
 
     def run(self, state: State, to: int | None = None, record: float | None = None) -> State:
         end = self._run_end(state, to)
@@ -145,45 +142,40 @@ class DiffusersSampler(GridSampler):
             state = self.step(replace(state, recorded=state.x0) if state.step == recorded_step else state)
         if state.step == end:
             return state
-        return self._by_layout(lambda rows: self._run(rows, end, recorded_step), self._opened(state))
+        return self._by_layout(lambda rows: self._run(rows, end, recorded_step), self._with_noise_mixed(state))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1], or frames [B, F, 3, H, W], see `frames`."""
+        """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1], or frames [B, F, 3, H, W], see `calls.pictures`."""
         # Only the number of prompts matters to an empty window.
-        return pictures(self._calls.run(latents, [0] * len(latents), Window(self.steps, self.steps), "pt"))
+        return pictures(self.pipeline.run(latents, [0] * len(latents), StepWindow(self.steps, self.steps), "pt"))
 
     def gradient(
         self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
     ) -> tuple[State, Tensor, Tensor, Tensor]:
-        with self._calls.differentiated():
+        with self.pipeline.graph_kept():
             return super().gradient(state, score, record)
 
     def _predict(self, state: State) -> State:
         off = None if self._is_on_grid(state) else [self._level(state), 0.0]
-        window = Window(state.step, state.step + 1, state.key, state.solver, hold=True, levels=off)
-        self._calls.run(state.x, state.prompt_index.tolist(), window)
-        assert window.out is not None
-        self._extra = window.extra
-        return self.predicted(state, window.out)
+        window = StepWindow(state.step, state.step + 1, state.key, state.solver, predict_only=True, levels=off)
+        self.pipeline.run(state.x, state.prompt_index.tolist(), window)
+        assert window.model_output is not None
+        self._step_args = window.step_args
+        return self.predicted(state, window.model_output)
 
     def _run(self, state: State, to: int, recorded_step: int | None) -> State:
         record = None if recorded_step is None or not state.step <= recorded_step < to else recorded_step - state.step
-        window = Window(state.step, to, state.key, state.solver, record=record)
-        x = self._calls.run(state.x, state.prompt_index.tolist(), window)
+        window = StepWindow(state.step, to, state.key, state.solver, record=record)
+        x = self.pipeline.run(state.x, state.prompt_index.tolist(), window)
         return self._arrived(state if record is None else replace(state, recorded=window.recorded), x, to)
 
     def _arrived(self, state: State, x: Tensor, step: int) -> State:
-        return self._moved(state, x, step, self._scheduler.memory(len(x)) if step < self.steps else {})
+        return self._moved(state, x, step, self._scheduler.solver_memory(len(x)) if step < self.steps else {})
 
     def _by_layout(self, work: Callable[[State], State], state: State) -> State:
         """Do `work` on rows whose text has equal shapes, and put the rows back in order."""
-        texts = self._calls.texts
-        if texts is None:
+        groups = self.pipeline.groups(state.prompt_index.tolist())
+        if len(groups) == 1:
             return work(state)
-        alike: dict[Any, list[int]] = {}
-        for i, row in enumerate(state.prompt_index.tolist()):
-            alike.setdefault(texts.layout(row), []).append(i)
-        if len(alike) == 1:
-            return work(state)
-        order = torch.tensor([i for rows in alike.values() for i in rows])
-        return concat([work(state[rows]) for rows in alike.values()])[order.argsort()]
+        order = torch.tensor([i for group in groups for i in group])
+        return concat([work(state[group]) for group in groups])[order.argsort()]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -14,11 +17,30 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.engine.flops import count_flops
-from diffscale.samplers.arguments import check, deal, texts
-from diffscale.samplers.counting import hooked, networks_of
-from diffscale.samplers.frames import pictures
-from diffscale.samplers.noises import Noises, stepping
+from diffscale.samplers.arguments import arguments_of_rows, check_arguments, text_arguments
+from diffscale.samplers.calls import counted_rows, networks_of, overridden, pictures
+from diffscale.samplers.diffusers import DiffusersSampler
+from diffscale.samplers.draws import NormalDraws, same_in_every_row
+from diffscale.samplers.windowed.loop import NotWindowed
 from diffscale.types import State
+
+_log = logging.getLogger(__name__)
+
+
+def sampler_of(
+    pipe: Any, prompts: Sequence[str], inference_steps: int, pipe_args: Mapping[str, Any] | None = None
+) -> DiffusersSampler | WholeSampler:
+    """A DiffusersSampler of `pipe`, or a WholeSampler with a warning that says why; arguments as of these.
+
+    Raises DiffscaleError for pipelines that can be neither, and for arguments that they do not take.
+    """
+    try:
+        return DiffusersSampler(pipe, prompts, inference_steps, pipe_args)
+    except NotWindowed as error:
+        why = str(error)
+        name = type(pipe).__name__
+        _log.warning("%s is run whole, for searches over noises only, because %s.", name, why)
+        return WholeSampler(pipe, prompts, inference_steps, pipe_args, why)
 
 
 class WholeSampler:
@@ -26,7 +48,7 @@ class WholeSampler:
 
     `pipe`: left as it is. `why`: why it cannot be windowed, a clause. The other arguments are as of
     `diffusers.DiffusersSampler`. The pipeline's own call is run from end to end; the noise that its latents start from
-    is the searched one (see `noises.Noises`), every other draw comes from the row's key. The final latents of a State
+    is the searched one (see `KeyedDraws`), every other draw comes from the row's key. The final latents of a State
     are the pictures themselves.
 
     Building one runs one whole sample, in no ledger, to learn the noise's shape and what a trajectory costs: `steps`
@@ -43,7 +65,7 @@ class WholeSampler:
         pipe_args: Mapping[str, Any] | None = None,
         why: str = "it was asked for whole",
     ) -> None:
-        check(pipe, prompts, pipe_args or {})
+        check_arguments(pipe, prompts, pipe_args or {})
         self.prompts, self.why, self.forwards = list(prompts), why, 0
         self._pipe, self._name = pipe, type(pipe).__name__
         self._inference_steps, self._args = inference_steps, dict(pipe_args or {})
@@ -81,13 +103,14 @@ class WholeSampler:
     def _probe(self) -> None:
         networks = networks_of(self._pipe)
         schedulers = [part for part in self._pipe.components.values() if hasattr(part, "set_timesteps")]
-        with hooked(networks) as called, count_flops() as flops, stepping(schedulers) as steps:
-            _, noises = self._call(torch.zeros(1, dtype=torch.int64), [0], None)
-        if noises.shape is None:
+        with counted_rows(networks) as called, count_flops() as flops, _listed_steps(schedulers) as steps:
+            _, draws = self._call(torch.zeros(1, dtype=torch.int64), [0], None)
+        if not draws.shapes:
             raise DiffscaleError(f"{self._name} draws no normal noise, so there is nothing to search; use another.")
         if not called:
             raise DiffscaleError(f"No network of {self._name} was called, so its cost cannot be counted; use another.")
-        self._shape, self._start = noises.shape, noises.found
+        self._start = draws.last_prepared or 0
+        self._shape = draws.shapes[self._start][1:]
         kinds = [type(network) for network, _ in called]
         most = max(kinds, key=kinds.count)
         self._denoisers = [network for network in networks if type(network) is most]
@@ -98,22 +121,77 @@ class WholeSampler:
         self.forwards_per_nfe = sum(rows) / self.steps
         self.flops_per_forward = flops.total / sum(rows)
 
-    def _call(self, keys: Tensor, rows: Sequence[int], start: Tensor | None) -> tuple[Any, Noises]:
+    def _call(self, keys: Tensor, rows: Sequence[int], start: Tensor | None) -> tuple[Any, KeyedDraws]:
         """The pipeline's answer, and what it drew."""
-        args = deal(self._args, rows, len(self.prompts))
+        args = arguments_of_rows(self._args, rows, len(self.prompts))
         if "prompt_embeds" not in args:
-            args |= {**texts(args, rows), "prompt": [self.prompts[row] for row in rows]}
+            args |= text_arguments(args, rows) | {"prompt": [self.prompts[row] for row in rows]}
         if "num_inference_steps" in self._taken:
             args["num_inference_steps"] = self._inference_steps
         if "generator" in self._taken:
             args["generator"] = torch.Generator().manual_seed(0)
         pipe = copy.copy(self._pipe)
         pipe.set_progress_bar_config(disable=True)
-        noises = Noises(keys, start, self._start)
-        noises.watch(pipe)
-        with hooked(self._denoisers) as called, torch.no_grad(), noises:
+        draws = KeyedDraws(keys, start, self._start)
+        draws.watch_prepare_latents(pipe)
+        with counted_rows(self._denoisers) as called, torch.no_grad(), draws:
             try:
                 answer = pipe(**args, output_type="pt", return_dict=False)
             finally:
                 self.forwards += sum(rows for _, rows in called)
-        return answer[0], noises
+        return answer[0], draws
+
+
+class KeyedDraws(NormalDraws):
+    """Within it torch's normal draws come from `keys` (int64 [B]), and the starting noise is `given`, if not None.
+
+    A draw that is not one a row is the same for all rows. `start`: number of the starting noise among the draws; None
+    where it is not known yet. It is the last draw of the pipeline's first `prepare_latents`, after what a picture's
+    encoding draws, `last_prepared`, or the first draw of all where there is none.
+    """
+
+    def __init__(self, keys: Tensor, given: Tensor | None, start: int | None) -> None:
+        super().__init__(self._keyed)
+        self._keys, self._given, self._start = keys, given, start
+        self.last_prepared: int | None = None
+
+    def watch_prepare_latents(self, pipe: Any) -> None:
+        """Notice the draws of `prepare_latents` of `pipe`, a copy of the user's."""
+        if (own := getattr(type(pipe), "prepare_latents", None)) is None:
+            return
+
+        @functools.wraps(own)
+        def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+            before = len(self.shapes)
+            prepared = own(pipe, *args, **kwargs)
+            if self.last_prepared is None and len(self.shapes) > before:
+                self.last_prepared = len(self.shapes) - 1
+            return prepared
+
+        pipe.__dict__["prepare_latents"] = prepare_latents
+
+    def _keyed(self, drawn: Tensor, number: int) -> Tensor:
+        if self._given is not None and number == self._start:
+            return self._given.to(drawn)
+        if len(drawn) != len(self._keys):
+            return same_in_every_row(drawn, number)
+        return noise.normal(noise.fold_rows(self._keys, "draw", number), drawn.shape[1:]).to(drawn)
+
+
+@contextmanager
+def _listed_steps(schedulers: Sequence[Any]) -> Iterator[list[Any]]:
+    """Within it every step of `schedulers` is listed."""
+    steps: list[Any] = []
+
+    def noted(own: Any) -> Any:
+        @functools.wraps(own)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            steps.append(own)
+            return own(*args, **kwargs)
+
+        return step
+
+    with ExitStack() as stack:
+        for scheduler in schedulers:
+            stack.enter_context(overridden(scheduler, step=noted(scheduler.step)))
+        yield steps

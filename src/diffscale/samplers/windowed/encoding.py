@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +9,13 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.samplers.windowed.pipeline import Calls
-from diffscale.samplers.windowed.scheduler import Window
+from diffscale.samplers.calls import overridden
+from diffscale.samplers.windowed.pipeline import WindowedPipeline
+from diffscale.samplers.windowed.scheduler import StepWindow
 
 
 class Encoder:
-    """Encodes pictures for the pipeline behind `calls`.
+    """Encodes pictures for `pipeline`.
 
     Between its latents and its autoencoder a pipeline scales, shifts and unpacks; it may do so with one scale (Stable
     Diffusion), a shift too (Flux, Stable Diffusion 3), means and deviations of every channel (Qwen-Image), in patches
@@ -27,21 +26,21 @@ class Encoder:
     without an autoencoder, or that do more than that.
     """
 
-    def __init__(self, calls: Calls, like: Tensor) -> None:
-        self._calls, self._like = calls, like
-        self._vae: Any = calls.part("vae")
+    def __init__(self, pipeline: WindowedPipeline, like: Tensor) -> None:
+        self._pipeline, self._like = pipeline, like
+        self._vae: Any = pipeline.components.get("vae")
         if self._vae is None or not hasattr(self._vae, "encode"):
             raise DiffscaleError("This pipeline has no autoencoder that encodes pictures: give latents.")
         size = like.shape[1:].numel()
-        self._shift = self._handed(torch.zeros(size))
-        self._scale = self._handed(torch.ones(size)) - self._shift
+        self._shift = self._decoder_input(torch.zeros(size))
+        self._scale = self._decoder_input(torch.ones(size)) - self._shift
         if self._scale.numel() != size or not self._scale.abs().min() > 0:
             raise DiffscaleError("This pipeline decodes its latents by more than scale, shift and order: use another.")
         # The place of each entry among the latents, bit by bit: signs survive any precision.
         place = torch.zeros(size, dtype=torch.int64)
         for bit in range((size - 1).bit_length()):
             ones = (torch.arange(size) >> bit & 1).float()
-            place += ((self._handed(ones) - self._shift) / self._scale > 0.5).flatten().cpu().long() << bit
+            place += ((self._decoder_input(ones) - self._shift) / self._scale > 0.5).flatten().cpu().long() << bit
         if not torch.equal(place.sort().values, torch.arange(size)):
             raise DiffscaleError("This pipeline decodes its latents by more than scale, shift and order: use another.")
         self._order = place.argsort()
@@ -65,32 +64,17 @@ class Encoder:
         flat = ((code - self._shift) / self._scale).flatten(1)[:, self._order.to(code.device)]
         return flat.view(len(flat), *self._like.shape[1:])
 
-    def _handed(self, flat: Tensor) -> Tensor:
-        """What the autoencoder is handed of latents with entries `flat`: float32 [1, ...]."""
-        latents = flat.view(1, *self._like.shape[1:]).to(self._like)
-        with _left_out(self._vae) as handed:
-            end = self._calls.scheduler.count
-            self._calls.run(latents, [0], Window(end, end), "pt")
-        if len(handed) != 1:
+    def _decoder_input(self, flat: Tensor) -> Tensor:
+        """What the autoencoder is given to decode of latents with entries `flat`: float32 [1, ...]."""
+        given: list[Tensor] = []
+
+        def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+            given.append(latents)
+            return DecoderOutput(sample=latents)
+
+        end = self._pipeline.scheduler.count
+        with overridden(self._vae, decode=decode):
+            self._pipeline.run(flat.view(1, *self._like.shape[1:]).to(self._like), [0], StepWindow(end, end), "pt")
+        if len(given) != 1:
             raise DiffscaleError("This pipeline does not decode its latents in one call of its autoencoder.")
-        return handed[0].float()
-
-
-@contextmanager
-def _left_out(vae: Any) -> Iterator[list[Tensor]]:
-    """Within it `vae.decode` gives back what it is handed, which is listed."""
-    handed: list[Tensor] = []
-
-    def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
-        handed.append(latents)
-        return DecoderOutput(sample=latents)
-
-    own: Callable[..., Any] | None = vae.__dict__.get("decode")
-    vae.__dict__["decode"] = decode
-    try:
-        yield handed
-    finally:
-        if own is None:
-            del vae.__dict__["decode"]
-        else:
-            vae.__dict__["decode"] = own
+        return given[0].float()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
-from typing import Any, Protocol
+from typing import Any
 
 from diffscale._util.errors import DiffscaleError
 
@@ -19,51 +19,43 @@ class NotWindowed(DiffscaleError):
     """A pipeline or scheduler whose trajectories can only be run whole; its text says why, as a clause."""
 
 
-class Visiting(Protocol):
-    """What decides on the steps, see `window.WindowedScheduler`."""
-
-    def place(self, items: Any) -> int | None: ...
-    def visits(self, items: Any, first: int) -> list[tuple[int, Any]]: ...
+Visits = list[tuple[int, Any]]
+"""Number and timestep of the steps that a loop visits."""
 
 
 class _Bar:
     """Timesteps in a progress bar, in which `enumerate` finds them."""
 
-    def __init__(self, visits: Callable[[], list[tuple[int, Any]]]) -> None:
+    def __init__(self, visits: Callable[[], Visits]) -> None:
         self.visits = visits
 
     def __iter__(self) -> Iterator[Any]:
         return iter([t for _, t in self.visits()])
 
 
-def windowed_call(pipe: Any, scheduler: Visiting, **names: Any) -> Callable[..., Any]:
+def windowed_call(
+    pipe: Any, visits_of: Callable[[Any], Callable[[], Visits] | None], **names: Any
+) -> Callable[..., Any]:
     """The plain function of `pipe`'s call, without decorators such as no_grad, so that gradients can pass.
 
-    Its loop visits what `scheduler` says, and `names` are put in the place of its module's. `pipe` is a copy, whose
-    progress bar is replaced.
+    `visits_of` is asked of everything that the call loops over: it gives the steps to visit in its place, to be asked
+    for when the loop begins; or None for what is no timesteps. `names` are put in the place of globals of the call's
+    module. `pipe` is a copy, whose progress bar is replaced.
     """
-    bar = pipe.progress_bar
+    own_bar = pipe.progress_bar
 
     def progress_bar(iterable: Iterable[Any] | None = None, *args: Any, **kwargs: Any) -> Any:
-        first = scheduler.place(iterable)
-        if first is None:
-            return bar(iterable, *args, **kwargs)
-        return _Bar(lambda: scheduler.visits(iterable, first))
+        visits = visits_of(iterable)
+        return own_bar(iterable, *args, **kwargs) if visits is None else _Bar(visits)
 
-    def numbered(iterable: Iterable[Any], start: int = 0) -> Iterable[tuple[int, Any]]:
-        if isinstance(iterable, _Bar):
-            return iterable.visits()
-        first = scheduler.place(iterable)
-        return enumerate(iterable, start) if first is None else scheduler.visits(iterable, first)
+    def windowed_enumerate(iterable: Iterable[Any], start: int = 0) -> Iterable[tuple[int, Any]]:
+        visits = iterable.visits if isinstance(iterable, _Bar) else visits_of(iterable)
+        return enumerate(iterable, start) if visits is None else visits()
 
     pipe.__dict__["progress_bar"] = progress_bar
-    call: Any = inspect.unwrap(type(pipe).__call__)
-    own = FunctionType(
-        call.__code__,
-        {**call.__globals__, "enumerate": numbered, **names},
-        call.__name__,
-        call.__defaults__,
-        call.__closure__,
-    )
-    own.__kwdefaults__ = call.__kwdefaults__
-    return own
+    # The same code with other globals: `enumerate` is a builtin, which a global of that name hides.
+    own: Any = inspect.unwrap(type(pipe).__call__)
+    namespace = {**own.__globals__, "enumerate": windowed_enumerate, **names}
+    call = FunctionType(own.__code__, namespace, own.__name__, own.__defaults__, own.__closure__)
+    call.__kwdefaults__ = own.__kwdefaults__
+    return call

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,20 +21,18 @@ def packed(fields: Mapping[str, Any], fresh: Mapping[str, Any], rows: int, sched
 
     Raises DiffscaleError for a field that cannot be split by the `rows` of the batch.
     """
-    memory: dict[str, Tensor] = {}
-    for name in sorted(fields):
-        now, before = fields[name], fresh.get(name)
-        items = enumerate(now) if isinstance(now, list) else [(None, now)]
-        for i, value in items:
-            held = before if i is None else _at(before, i)
-            if not _same(value, held):
-                entry = name if i is None else f"{name}.{i}"
-                memory |= _pack(entry, value, rows, scheduler)
-    return memory
+    before = dict(_entries(fresh))
+    changed = [(entry, value) for entry, value in _entries(fields) if not _same(value, before.get(entry))]
+    return dict(_packed(entry, value, rows, scheduler) for entry, value in changed)
 
 
-def _at(items: Any, i: int) -> Any:
-    return items[i] if isinstance(items, list) and i < len(items) else None
+def _entries(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values; those of lists item by item, as "name.0"."""
+    for name, value in sorted(fields.items()):
+        if isinstance(value, list):
+            yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
+        else:
+            yield name, value
 
 
 def _same(value: Any, before: Any) -> bool:
@@ -47,15 +45,14 @@ def _same(value: Any, before: Any) -> bool:
     return isinstance(value, bool | int | float | str) and value == before
 
 
-def _pack(entry: str, value: Any, rows: int, scheduler: str) -> dict[str, Tensor]:
+def _packed(entry: str, value: Any, rows: int, scheduler: str) -> tuple[str, Tensor]:
     """`value` as an entry of State.solver; "()" marks a scalar that was a tensor."""
     if isinstance(value, Tensor) and value.ndim == 0:
-        return {f"{entry}()": value.cpu().expand(rows).clone()}
+        return f"{entry}()", value.cpu().expand(rows).clone()
     if isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows:
-        return {entry: value}
+        return entry, value
     if isinstance(value, bool | int | float):
-        dtype = torch.float64 if isinstance(value, float) else None
-        return {entry: torch.full((rows,), value, dtype=dtype)}
+        return entry, torch.full((rows,), value, dtype=torch.float64 if isinstance(value, float) else None)
     raise DiffscaleError(
         f"{scheduler} remembers {entry} ({type(value).__name__}) between steps, which cannot be "
         "split by rows; use another scheduler."

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffscale.engine import noise
-from diffscale.samplers.windowed.pipeline import Calls
-from diffscale.samplers.windowed.scheduler import Window
+from diffscale.samplers.windowed.pipeline import WindowedPipeline
+from diffscale.samplers.windowed.scheduler import StepWindow
 
 
-class PerRow:
-    """The denoiser behind `calls`, which must be unguided: told text, sizes and packing as its pipeline does.
+class PerRowDenoiser:
+    """The denoiser of `pipeline`, which must be unguided: given text, sizes and packing as its pipeline does.
 
     Pipelines hand their timestep on to every row; most take one that is a vector already. Whether this one does is
     tried once, by an evaluation of two rows: if not, rows run together only where their timesteps are equal.
@@ -24,13 +24,13 @@ class PerRow:
     says of all; None leaves that.
     """
 
-    def __init__(self, calls: Calls, like: Tensor) -> None:
-        self._calls, self._like = calls, like
+    def __init__(self, pipeline: WindowedPipeline, like: Tensor) -> None:
+        self._pipeline, self._like = pipeline, like
         self.sizes: Tensor | None = None
-        self._names = list(calls.denoisers)
-        own = calls.scheduler.timesteps
+        self._names = list(pipeline.denoisers)
+        own = pipeline.scheduler.timesteps
         self._dtype = own.dtype if own.is_floating_point() else torch.float32
-        self.mixes = self._tried()
+        self.mixes_times = self._try_mixed_times()
 
     def __call__(self, x: Tensor, times: Tensor, rows: Tensor) -> Tensor:
         """The network's raw output [B, ...], in its own dtype, for latents `x` [B, ...] told `times` [B].
@@ -38,48 +38,40 @@ class PerRow:
         `rows`: int64 [B], the prompts. A graph is kept where torch's gradients are on. Latents are the network's own
         input: of variance preserving models they are of variance 1, whatever scheduler the pipeline has.
         """
-        groups: dict[Hashable, list[int]] = {}
-        texts = self._calls.texts
-        for i, (row, time) in enumerate(zip(rows.tolist(), times.tolist(), strict=True)):
-            alike = None if texts is None else texts.layout(row), None if self.mixes else time
-            groups.setdefault(alike, []).append(i)
+        groups = self._pipeline.groups(rows.tolist(), None if self.mixes_times else times.tolist())
         if len(groups) == 1:
-            return self._run(x, times if self.mixes else times[0], rows)
-        parts = [self._run(x[at], times[at] if self.mixes else times[at[0]], rows[at]) for at in groups.values()]
-        order = torch.tensor([i for at in groups.values() for i in at]).argsort()
-        return torch.cat(parts)[order.to(parts[0].device)]
+            return self._run(x, times if self.mixes_times else times[0], rows)
+        outputs = [self._run(x[g], times[g] if self.mixes_times else times[g[0]], rows[g]) for g in groups]
+        order = torch.tensor([i for group in groups for i in group]).argsort()
+        return torch.cat(outputs)[order.to(outputs[0].device)]
 
     def _run(self, x: Tensor, times: Tensor, rows: Tensor) -> Tensor:
-        window = Window(0, 1, hold=True, times=times.to(x.device, self._dtype))
-        with self._calls.differentiated(torch.is_grad_enabled()), self._sized(rows):
-            self._calls.run(x.to(self._like), rows.tolist(), window)
-        assert window.out is not None
-        return window.out
+        window = StepWindow(0, 1, predict_only=True, times=times.to(x.device, self._dtype))
+        with self._pipeline.graph_kept(torch.is_grad_enabled()), self._with_sizes(rows):
+            self._pipeline.run(x.to(self._like), rows.tolist(), window)
+        assert window.model_output is not None
+        return window.model_output
 
     @contextmanager
-    def _sized(self, rows: Tensor) -> Iterator[None]:
+    def _with_sizes(self, rows: Tensor) -> Iterator[None]:
         """Within it whatever is the denoiser now is told the sizes of `rows`."""
-        if self.sizes is None:
-            yield
-            return
-        sizes = self.sizes[rows]
+        sizes = None if self.sizes is None else self.sizes[rows]
 
-        def told(network: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        def replaced(network: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
             more = kwargs.get("added_cond_kwargs") or {}
-            if "time_ids" in more:
+            if sizes is not None and "time_ids" in more:
                 kwargs = {**kwargs, "added_cond_kwargs": {**more, "time_ids": sizes.to(more["time_ids"])}}
             return args, kwargs
 
-        hooks = [self._calls.part(name).register_forward_pre_hook(told, with_kwargs=True) for name in self._names]
-        try:
+        with ExitStack() as hooks:
+            for name in self._names if sizes is not None else ():
+                network = self._pipeline.components[name]
+                hooks.enter_context(network.register_forward_pre_hook(replaced, with_kwargs=True))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @torch.no_grad()
-    def _tried(self) -> bool:
-        own = self._calls.scheduler.timesteps
+    def _try_mixed_times(self) -> bool:
+        own = self._pipeline.scheduler.timesteps
         x = noise.normal(torch.arange(2), self._like.shape[1:]).to(self._like)
         times, rows = torch.stack([own[0], own[-1]]).cpu(), torch.zeros(2, dtype=torch.int64)
         apart = torch.cat([self._run(x[i : i + 1], times[i], rows[:1]) for i in range(2)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -14,29 +14,29 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.flops import count_flops
-from diffscale.samplers.arguments import deal, texts
-from diffscale.samplers.counting import hooked, networks_of
-from diffscale.samplers.faults import stepless
-from diffscale.samplers.windowed.latents import Opening, steady
+from diffscale.samplers.arguments import arguments_of_rows, no_step_left, text_arguments
+from diffscale.samplers.calls import counted_rows, networks_of, overridden
+from diffscale.samplers.draws import same_in_every_row
+from diffscale.samplers.windowed.latents import InitialLatents
 from diffscale.samplers.windowed.loop import NotWindowed, windowed_call
-from diffscale.samplers.windowed.scheduler import Window, windowed
-from diffscale.samplers.windowed.text import Texts
+from diffscale.samplers.windowed.scheduler import StepWindow, windowed
+from diffscale.samplers.windowed.text import PromptEncodings
 
 _KEPT: Final = "it does not give its latents back"
 
 
-class Calls:
+class WindowedPipeline:
     """A copy of `pipe` whose calls run windows; it shares the networks, and what is set on it stays off the user's.
 
-    `forwards`: rows through the denoiser so far. `differentiating`: whether calls keep a graph. `texts`: the prompts'
-    encodings, None if embeddings are in `args`. Raises NotWindowed for pipelines that cannot be windowed.
+    `forwards`: rows through the denoiser so far. `differentiable`: whether calls keep a graph. `encodings`: of the
+    prompts, None if embeddings are in `args`. Raises NotWindowed for pipelines that cannot be windowed.
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str], inference_steps: int, args: Mapping[str, Any]) -> None:
         taken = inspect.signature(type(pipe).__call__).parameters
         if "output_type" not in taken or not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
             raise NotWindowed("it has no output type or no scheduler of its own")
-        self.prompts, self.forwards, self.differentiating = list(prompts), 0, False
+        self.prompts, self.forwards, self.differentiable = list(prompts), 0, False
         self._steps, self._args, self._taken = inference_steps, dict(args), taken
         self._denoisers: list[torch.nn.Module] = []
         self._pipe = copy.copy(pipe)
@@ -46,58 +46,64 @@ class Calls:
         self._pipe.set_progress_bar_config(disable=True)
         self.scheduler = windowed(pipe.scheduler)
         self._pipe.__dict__["scheduler"] = self.scheduler
-        self.texts = None if "prompt_embeds" in args else Texts(self._pipe)
-        self.opening = Opening(self._pipe)
-        if not self.opening.owned and "latents" not in taken:
+        self.encodings = None if "prompt_embeds" in args else PromptEncodings(self._pipe)
+        self.initial = InitialLatents(self._pipe)
+        self.scheduler.keeps_noise_scale = self.initial.replaceable
+        if not self.initial.replaceable and "latents" not in taken:
             raise NotWindowed("it makes its latents where they cannot be handed over")
         inputs = taken.get("callback_on_step_end_tensor_inputs")
-        self._told = "callback_on_step_end" in taken and inputs is not None and inputs.default == ["latents"]
-        self._reached: Any = None
+        self._tells_latents = "callback_on_step_end" in taken and inputs is not None and inputs.default == ["latents"]
+        self._stepped_latents: Any = None
         names = {}
         if own := inspect.unwrap(type(pipe).__call__).__globals__.get("randn_tensor"):
-            names["randn_tensor"] = lambda *a, **kw: steady(own(*a, **kw), -1)
-        self._call = windowed_call(self._pipe, self.scheduler, **names)
+            names["randn_tensor"] = lambda *a, **kw: same_in_every_row(own(*a, **kw), -1)
+        self._call = windowed_call(self._pipe, self.scheduler.visits_of, **names)
 
-    def run(self, x: Tensor, rows: Sequence[int], window: Window, output: str = "latent") -> Tensor:
-        """The pipeline's answer for `window` from latents `x` [B, ...], for the prompts `rows`."""
-        self.opening.latents = x
-        return self._answer(rows, window, output, {} if self.opening.owned else {"latents": x})
+    def run(self, latents: Tensor, rows: Sequence[int], window: StepWindow, output: str = "latent") -> Tensor:
+        """The pipeline's answer for `window` from `latents` [B, ...], for the prompts `rows`."""
+        self.initial.latents = latents
+        given = {} if self.initial.replaceable else {"latents": latents}
+        return self._answer(window, {**self._arguments(rows), **given}, output)
 
-    def open(self, unit: Tensor, rows: Sequence[int]) -> Tensor:
+    def mix_noise(self, unit: Tensor, rows: Sequence[int]) -> Tensor:
         """Latents that the pipeline makes of its picture and unit noise [B, ...]."""
-        self.opening.noise = unit
-        return self._answer(rows, Window(0, 0), "latent", {})
+        self.initial.noise = unit
+        return self._answer(StepWindow(0, 0), self._arguments(rows))
 
-    def encode(self) -> Tensor:
-        """Have every prompt encoded; returns latents that the pipeline drew itself [1, ...]."""
-        drawn = [self._answer([row], Window(0, 0), "latent", {}, record=True) for row in range(len(self.prompts))]
+    def encode_prompts(self) -> Tensor:
+        """Have every prompt encoded; returns latents that the pipeline drew itself [1, ...].
+
+        Raises NotWindowed for pipelines that cannot be windowed, DiffscaleError for arguments that leave no step.
+        """
+        drawn = [self._answer(StepWindow(0, 0), self._arguments_of_next(row)) for row in range(len(self.prompts))]
         if isinstance(drawn[0], np.ndarray):
             raise NotWindowed(_KEPT)
         if not isinstance(drawn[0], Tensor):
             raise NotWindowed("its latents are not one tensor")
         if self.scheduler.count is None:
-            if said := stepless(self._pipe, self._steps, self._args):
-                raise DiffscaleError(said)
+            if reason := no_step_left(self._pipe, self._steps, self._args):
+                raise DiffscaleError(reason)
             raise NotWindowed("it does not loop over its scheduler's timesteps")
-        if self.opening.mixes and self.opening.noise_shape is None:
+        if self.initial.mixes_noise and self.initial.noise_shape is None:
             raise NotWindowed("it draws no noise for its picture")
         return drawn[0]
 
-    def probe(self, x: Tensor) -> tuple[int, float]:
-        """(Rows per evaluation, FLOPs per row) of the denoiser, by one evaluation of one row of latents `x` [1, ...].
+    def probe(self, latents: Tensor) -> tuple[int, float]:
+        """(Rows per evaluation, FLOPs per row) of the denoiser, by one evaluation of one row of `latents` [1, ...].
 
         Finds out what is the denoiser, and raises NotWindowed for a pipeline whose steps are not the solver's alone.
         """
-        window = Window(0, 1, torch.zeros(1, dtype=torch.int64), hold=True)
-        with hooked(networks_of(self._pipe)) as called, count_flops() as flops:
-            answer = self.run(x, [0], window)
-        if not called or window.sample is None:
+        window = StepWindow(0, 1, torch.zeros(1, dtype=torch.int64), predict_only=True)
+        with counted_rows(networks_of(self._pipe)) as called, count_flops() as flops:
+            answer = self.run(latents, [0], window)
+        stepped = window.sample
+        if not called or stepped is None:
             raise NotWindowed("no network was called in its first step")
-        if not isinstance(answer, Tensor) or answer.shape != window.sample.shape:
+        if not isinstance(answer, Tensor) or answer.shape != stepped.shape:
             raise NotWindowed("it gives its latents back in another layout than it steps them in")
-        if not torch.equal(answer, window.sample.to(answer)):
+        if not torch.equal(answer, stepped.to(answer)):
             raise NotWindowed("it changes its latents after the solver's step")
-        if window.sample.shape != x.shape or not torch.equal(window.sample.to(x), x):
+        if stepped.shape != latents.shape or not torch.equal(stepped.to(latents), latents):
             raise NotWindowed("it changes its latents before the solver's step")
         # Whatever is called last before the solver's step is the denoiser; pipelines with several (one for high and
         # one for low noise) have them of one class.
@@ -109,104 +115,101 @@ class Calls:
     @property
     def denoisers(self) -> dict[str, torch.nn.Module]:
         """The denoiser by the pipeline's name for it; several where one is for high and one for low noise."""
-        parts = self._pipe.components
-        return {name: part for name, part in parts.items() if any(part is net for net in self._denoisers)}
+        return {name: part for name, part in self.components.items() if any(part is net for net in self._denoisers)}
 
     @property
-    def names(self) -> list[str]:
-        """Of all the pipeline's parts."""
-        return list(self._pipe.components)
+    def components(self) -> dict[str, Any]:
+        """All parts of the pipeline by their names."""
+        return dict(self._pipe.components)
 
     @property
-    def kind(self) -> str:
+    def class_name(self) -> str:
         """The pipeline's class."""
         return type(self._pipe).__name__
 
-    def part(self, name: str) -> Any:
-        """The pipeline's part of that name, None if it has none."""
-        return self._pipe.components.get(name)
-
-    def tell(self, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
+    def set_prompts(self, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
         """From now on rows are of these `prompts`; `args` in the place of those of the same names before.
 
         Raises DiffscaleError if embeddings are given only now, or no more.
         """
-        if ("prompt_embeds" in args) == (self.texts is not None):
+        if ("prompt_embeds" in args) == (self.encodings is not None):
             raise DiffscaleError("Give embeddings (prompt_embeds) from the start and always, or never.")
         self.prompts, self._args = list(prompts), {**self._args, **args}
-        if self.texts is not None:
-            self.texts.forget()
-            self.encode()
+        if self.encodings is not None:
+            self.encodings.clear()
+            self.encode_prompts()
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """What the pipeline's own encoding makes of `prompts`, by number, a row each; rows are of these afterwards.
 
         Raises DiffscaleError if embeddings were given, and where prompts of other lengths have other shapes.
         """
-        if self.texts is None:
+        if self.encodings is None:
             raise DiffscaleError("Embeddings are given to this pipeline already: there is nothing to encode.")
-        self.tell(prompts, {})
-        columns = list(zip(*self.texts.tensors(), strict=True))
+        self.set_prompts(prompts, {})
+        columns = list(zip(*self.encodings.tensors(), strict=True))
         if any(len({tensor.shape for tensor in column}) != 1 for column in columns):
             raise DiffscaleError("This pipeline encodes prompts to as many tokens as they have, so none can be kept.")
         return {f"{number:02}": torch.stack(column) for number, column in enumerate(columns)}
 
-    def tell_embedded(self, prompts: Sequence[str], embeddings: Mapping[str, Tensor]) -> None:
-        """As `tell`, by what `embed` made of the prompts."""
-        assert self.texts is not None
+    def set_embedded_prompts(self, prompts: Sequence[str], embeddings: Mapping[str, Tensor]) -> None:
+        """As `set_prompts`, by what `embed` made of the prompts."""
+        assert self.encodings is not None
         self.prompts = list(prompts)
-        self.texts.hold(list(zip(*(column for _, column in sorted(embeddings.items())), strict=True)))
+        self.encodings.replace(list(zip(*(column for _, column in sorted(embeddings.items())), strict=True)))
 
-    @contextmanager
-    def using(self, networks: Mapping[str, torch.nn.Module]) -> Iterator[None]:
+    def groups(self, rows: Sequence[int], keys: Sequence[Hashable] | None = None) -> list[list[int]]:
+        """Positions in `rows` that can share a batch: their text has equal shapes, and their `keys` are equal."""
+        alike: dict[Hashable, list[int]] = {}
+        for i, row in enumerate(rows):
+            layout = None if self.encodings is None else self.encodings.layout(row)
+            alike.setdefault((layout, None if keys is None else keys[i]), []).append(i)
+        return list(alike.values())
+
+    def with_networks(self, networks: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
         """Within it `networks` are in the place of the pipeline's of the same names; their rows are not counted."""
-        own = {name: vars(self._pipe)[name] for name in networks}
-        vars(self._pipe).update(networks)
-        try:
-            yield
-        finally:
-            vars(self._pipe).update(own)
+        return overridden(self._pipe, **networks)
 
     @contextmanager
-    def differentiated(self, on: bool = True) -> Iterator[None]:
+    def graph_kept(self, on: bool = True) -> Iterator[None]:
         """Within it calls keep a graph, if `on`."""
-        before, self.differentiating = self.differentiating, on
+        before, self.differentiable = self.differentiable, on
         try:
             yield
         finally:
-            self.differentiating = before
+            self.differentiable = before
 
-    def _answer(
-        self, rows: Sequence[int], window: Window, output: str, more: dict[str, Any], record: bool = False
-    ) -> Any:
-        args = deal(self._args, rows, len(self.prompts))
-        if self.texts is not None:
-            said = {**texts(self._args, rows), "prompt": [self.prompts[row] for row in rows]}
-            if record:
-                # One prompt as a string, as not all pipelines encode lists.
-                self.texts.record()
-                args |= {name: one for name, (one,) in said.items()}
-            else:
-                self.texts.replay(rows)
-                args |= said
+    def _arguments(self, rows: Sequence[int]) -> dict[str, Any]:
+        """Arguments of a call for the prompts `rows`, whose encodings it gets."""
+        args = arguments_of_rows(self._args, rows, len(self.prompts))
+        if self.encodings is None:
+            return args
+        self.encodings.replay(rows)
+        return args | text_arguments(self._args, rows) | {"prompt": [self.prompts[row] for row in rows]}
+
+    def _arguments_of_next(self, row: int) -> dict[str, Any]:
+        """Arguments of a call that encodes the prompt `row`."""
+        args = arguments_of_rows(self._args, [row], len(self.prompts))
+        if self.encodings is None:
+            return args
+        self.encodings.record()
+        # One prompt as a string, as not all pipelines encode lists.
+        texts = {name: one for name, (one,) in text_arguments(self._args, [row]).items()}
+        return args | texts | {"prompt": self.prompts[row]}
+
+    def _answer(self, window: StepWindow, args: dict[str, Any], output: str = "latent") -> Any:
+        """What the pipeline's call with `args` gives for a window: latents, or another `output`."""
         if "generator" in self._taken:
             # The pipeline may draw what is thrown away: not from the user's generator.
             args["generator"] = torch.Generator().manual_seed(0)
-        if self._told:
+        if self._tells_latents:
             args["callback_on_step_end"] = self._step_ended
-        self._reached = None
+        args |= {"num_inference_steps": self._steps, "output_type": output, "return_dict": False}
+        self._stepped_latents = None
         self.scheduler._window = window
-        self.scheduler.own_scale = self.opening.owned
-        with hooked(self._denoisers) as called, torch.set_grad_enabled(self.differentiating):
+        with counted_rows(self._denoisers) as called, torch.set_grad_enabled(self.differentiable):
             try:
-                answer = self._call(
-                    self._pipe,
-                    **args,
-                    **more,
-                    num_inference_steps=self._steps,
-                    output_type=output,
-                    return_dict=False,
-                )
+                answer = self._call(self._pipe, **args)
             except UnboundLocalError as error:
                 raise NotWindowed("it cannot be called without a step") from error
             except ValueError as error:
@@ -214,15 +217,16 @@ class Calls:
                     raise NotWindowed(_KEPT) from error
                 raise
             finally:
-                begun, reached, self._reached = self.opening.close(), self._reached, None
+                began, stepped = self.initial.end_call(), self._stepped_latents
+                self._stepped_latents = None
                 self.forwards += sum(rows for _, rows in called)
         if output != "latent":
             return answer[0]
         # What a pipeline answers as its latents may be in another layout than what it steps.
-        if window.low == window.high and window.levels is None and begun is not None:
-            return begun
-        return answer[0] if reached is None else reached
+        if window.start == window.stop and window.levels is None and began is not None:
+            return began
+        return answer[0] if stepped is None else stepped
 
     def _step_ended(self, pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        self._reached = values["latents"]
+        self._stepped_latents = values["latents"]
         return {}

@@ -5,38 +5,45 @@ answers back, stacked for the rows they run. So no layout of embeddings, pooled 
 needs to be known here.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from diffscale._util.errors import DiffscaleError
 
 
-class Texts:
+class PromptEncodings:
     """Answers of `pipe.encode_prompt`, put in its place on `pipe`."""
 
     def __init__(self, pipe: Any) -> None:
         self._encode = getattr(pipe, "encode_prompt", None)
-        self._answers: list[list[Any]] = []
+        self._answers: list[list[Any]] = []  # by prompt, then by call of `encode_prompt`
         self._rows: Sequence[int] | None = None
         self._calls = 0
         if self._encode is not None:
             pipe.__dict__["encode_prompt"] = self._answer
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """The next prompt that is recorded is the first."""
         self._answers = []
 
     def tensors(self) -> list[list[Tensor]]:
         """All tensors of every prompt's answers, in one order."""
-        return [list(_tensors(answers)) for answers in self._answers]
+        return [[leaf for leaf in pytree.tree_leaves(answers) if isinstance(leaf, Tensor)] for answers in self._answers]
 
-    def hold(self, tensors: Sequence[Sequence[Tensor]]) -> None:
-        """Have the answers of other prompts, made of what `tensors` gave of them, in the place of all that are held."""
-        first, prompts = self._answers[0], [iter(each) for each in tensors]
-        self._answers = [[_refilled(answer, each) for answer in first] for each in prompts]
+    def replace(self, tensors: Sequence[Sequence[Tensor]]) -> None:
+        """Have the answers of other prompts, made of what `tensors` gave of them, in the place of all there are."""
+        first = self._answers[0]
+
+        def refilled(prompt: Sequence[Tensor]) -> list[Any]:
+            """The first prompt's answers with the tensors of another, typed and placed as its own."""
+            left = iter(prompt)
+            return pytree.tree_map_only(Tensor, lambda own: next(left).to(own), first)
+
+        self._answers = [refilled(prompt) for prompt in tensors]
 
     def record(self) -> None:
         """The pipeline's next call encodes the next prompt."""
@@ -49,7 +56,9 @@ class Texts:
 
     def layout(self, row: int) -> Hashable:
         """Prompts of equal layout can share a batch."""
-        return _shapes(self._answers[row])
+        return tuple(
+            leaf.shape if isinstance(leaf, Tensor) else None for leaf in pytree.tree_leaves(self._answers[row])
+        )
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
         if self._rows is None:
@@ -59,27 +68,6 @@ class Texts:
             return answer
         call, self._calls = self._calls, self._calls + 1
         return _stack([self._answers[row][call] for row in self._rows])
-
-
-def _shapes(answer: Any) -> Hashable:
-    if isinstance(answer, list | tuple):
-        return tuple(_shapes(item) for item in answer)
-    return tuple(answer.shape) if isinstance(answer, Tensor) else None
-
-
-def _tensors(answer: Any) -> Iterator[Tensor]:
-    if isinstance(answer, list | tuple):
-        for item in answer:
-            yield from _tensors(item)
-    elif isinstance(answer, Tensor):
-        yield answer
-
-
-def _refilled(answer: Any, tensors: Iterator[Tensor]) -> Any:
-    """`answer` with `tensors` in the place of its own, as it has them typed and placed."""
-    if isinstance(answer, list | tuple):
-        return type(answer)([_refilled(item, tensors) for item in answer])
-    return next(tensors).to(answer) if isinstance(answer, Tensor) else answer
 
 
 def _stack(answers: list[Any]) -> Any:

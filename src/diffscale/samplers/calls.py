@@ -1,0 +1,79 @@
+"""Around a pipeline's call: attributes replaced, rows through networks counted, its answer as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FRAMES: Final = 4
+"""Frames of a video that are scored and shown: the first, the last, and evenly spaced ones between."""
+
+
+@contextmanager
+def overridden(target: Any, **attributes: Any) -> Iterator[None]:
+    """Within it `target` has these attributes of its own; afterwards it is as before."""
+    own = vars(target)
+    before = {name: own[name] for name in attributes if name in own}
+    own.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            own.pop(name, None)
+        own.update(before)
+
+
+@contextmanager
+def counted_rows(networks: Sequence[torch.nn.Module]) -> Iterator[list[tuple[torch.nn.Module, int]]]:
+    """Within it every call of `networks` is listed with its rows; no hook outlives it."""
+    called: list[tuple[torch.nn.Module, int]] = []
+
+    def note(network: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        called.append((network, _rows_of([*args, *kwargs.values()])))
+
+    with ExitStack() as hooks:
+        for network in networks:
+            hooks.enter_context(network.register_forward_pre_hook(note, with_kwargs=True))
+        yield called
+
+
+def _rows_of(inputs: Sequence[Any]) -> int:
+    """Rows of a network's first batched input, a tensor or a list with a tensor for each row; 1 if there is none."""
+    return next((len(v) for v in inputs if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1)), 1)
+
+
+def networks_of(pipe: Any) -> list[torch.nn.Module]:
+    """The networks of a pipeline, and of the pipelines that it is made of."""
+    return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+
+
+def pictures(answer: Any, frames: int = FRAMES) -> Tensor:
+    """`answer` of a pipeline as float32 [B, 3, H, W] in [0, 1], or of videos [B, F, 3, H, W].
+
+    `answer`: tensor [B, 3, H, W], of videos [B, F', 3, H, W]; or an array with channels last; or a list with a picture
+    (a PIL image or any of these without B), or a list of frames, for each row. F is `frames`, or F' if that is less.
+    """
+    images = _tensor(answer)
+    if images.shape[-3] not in (1, 3) and images.shape[-1] in (1, 3):
+        images = images.movedim(-1, -3)
+    if images.ndim == 5 and images.shape[1] > frames:
+        chosen = torch.linspace(0, images.shape[1] - 1, frames).round().long()
+        images = images[:, chosen.to(images.device)]
+    if images.shape[-3] == 1:
+        images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])
+    return images.float().clamp(0, 1)
+
+
+def _tensor(answer: Any) -> Tensor:
+    if isinstance(answer, Tensor):
+        return answer
+    if isinstance(answer, np.ndarray):
+        return torch.from_numpy(answer)
+    if isinstance(answer, list | tuple):
+        return torch.stack([_tensor(item) for item in answer])
+    return torch.from_numpy(np.asarray(answer.convert("RGB"), dtype=np.float32) / 255)
