@@ -43,7 +43,7 @@ def _sampler(folder: str, offload: str | None) -> DiffusersSampler:
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_offloaded_networks_give_the_same(sd_folder: str, offload: str) -> None:
     plain, moved = _sampler(sd_folder, None), _sampler(sd_folder, offload)
-    hooks = {type(module._hf_hook) for module in moved._calls._pipe.unet.modules() if hasattr(module, "_hf_hook")}
+    hooks = {type(module._hf_hook) for module in moved.pipeline._pipe.unet.modules() if hasattr(module, "_hf_hook")}
     assert (CpuOffload in hooks) == (offload == "model") and (AlignDevicesHook in hooks) == (offload == "sequential")
     assert moved.forwards_per_nfe == 2 and moved.flops_per_forward == plain.flops_per_forward
     states = [sampler.run(sampler.prior(KEYS, ROWS), 2) for sampler in (plain, moved)]
@@ -54,7 +54,7 @@ def test_offloaded_networks_give_the_same(sd_folder: str, offload: str) -> None:
     assert torch.equal(*done)
     assert moved.forwards == plain.forwards == 2 * 3 * 4
     if offload == "sequential":
-        assert moved._calls._pipe.unet.conv_in.weight.is_meta  # given back when it was used
+        assert moved.pipeline._pipe.unet.conv_in.weight.is_meta  # given back when it was used
 
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])
@@ -69,7 +69,7 @@ def test_gradients_flow_through_offloaded_networks(sd_folder: str, offload: str)
 
 def test_networks_are_not_taken_off_at_the_end_of_every_window(sd_folder: str) -> None:
     sampler = _sampler(sd_folder, "model")
-    networks = [sampler._calls._pipe.unet, sampler._calls._pipe.vae, sampler._calls._pipe.text_encoder]
+    networks = [sampler.pipeline._pipe.unet, sampler.pipeline._pipe.vae, sampler.pipeline._pipe.text_encoder]
     # diffusers takes off by placing every hook anew.
     hooks = [network._hf_hook for network in networks]
     state = sampler.prior(KEYS, ROWS)

@@ -120,9 +120,9 @@ def test_the_network_is_quantised_and_sampled_from(sd_folder: str, name: str, pa
     args = {"height": 8, "width": 8}
     sampler = make_sampler(sd_folder, ["a star"], steps=2, pipe_args=args, loading=loading)
     plain = make_sampler(sd_folder, ["a star"], steps=2, pipe_args=args, loading=LoadOptions(device="cpu"))
-    linear = [module for module in sampler._calls._pipe.unet.modules() if isinstance(module, torch.nn.Linear)]
+    linear = [module for module in sampler.pipeline._pipe.unet.modules() if isinstance(module, torch.nn.Linear)]
     assert linear and all(_eight_bit(module.weight) for module in linear)
-    assert not any(_eight_bit(p) for p in sampler._calls._pipe.text_encoder.parameters())
+    assert not any(_eight_bit(p) for p in sampler.pipeline._pipe.text_encoder.parameters())
     key, row = torch.tensor([7]), torch.tensor([0])
     done = sampler.run(sampler.prior(key, row)).x.float()
     expected = plain.run(plain.prior(key, row)).x

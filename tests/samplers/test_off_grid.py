@@ -157,6 +157,6 @@ def test_a_flow_is_told_the_same_between_grid_points_as_on_them(name):
     tiny, scheduler, _ = families.WINDOWED[name]
     t = tiny(scheduler(), False)
     sampler = DiffusersSampler(t.pipe, PROMPTS, 4, t.args)
-    own = sampler.calls.scheduler
+    own = sampler.pipeline.scheduler
     for level, told in zip(sampler.levels[1:-1], own.timesteps[1:].tolist(), strict=True):
         assert off_grid_marginal(own, level)[1] == pytest.approx(told, abs=1)

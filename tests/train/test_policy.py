@@ -82,7 +82,7 @@ def test_batches_mix_times_and_each_row_is_as_the_sampler_has_it(name):
     wanted = torch.cat([sampler.predict(state).model_output for state in states])
     x = torch.cat([state.x for state in states])
     if name == EULER:
-        sigma = t.pipe.scheduler.sigmas if t.pipe.scheduler.num_inference_steps else sampler.calls.scheduler.sigmas
+        sigma = t.pipe.scheduler.sigmas if t.pipe.scheduler.num_inference_steps else sampler.pipeline.scheduler.sigmas
         x = x / (sigma[steps] ** 2 + 1).sqrt().to(x).view(-1, 1, 1, 1)
     time = policy.grid()[steps]
     time = time.floor() if name == "wan22" else time  # as its solver tells them

@@ -40,7 +40,7 @@ def output(loaded: Base) -> torch.Tensor:
 
 
 def test_kept_embeddings_say_what_the_encoders_say(loaded: Base, tmp_path: Path) -> None:
-    told = Told(loaded.policy.sampler.calls, ["", *tiny.PROMPTS], tmp_path, {})
+    told = Told(loaded.policy.sampler.pipeline, ["", *tiny.PROMPTS], tmp_path, {})
     prompts = [tiny.PROMPTS[2], "", tiny.PROMPTS[0]]
     loaded.policy.tell(prompts)
     wanted = output(loaded)
@@ -48,7 +48,7 @@ def test_kept_embeddings_say_what_the_encoders_say(loaded: Base, tmp_path: Path)
     assert not torch.allclose(output(loaded), wanted, rtol=1e-4)
     told.tell(prompts)
     torch.testing.assert_close(output(loaded), wanted)
-    again = Told(loaded.policy.sampler.calls, tiny.PROMPTS, tmp_path, {})
+    again = Told(loaded.policy.sampler.pipeline, tiny.PROMPTS, tmp_path, {})
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1, "what was there is not made again"
     again.tell(prompts)
     torch.testing.assert_close(output(loaded), wanted)
@@ -63,7 +63,7 @@ def test_prompts_of_other_lengths_are_encoded_anew_for_each_batch(loaded: Base, 
 
     loaded.pipe.encode_prompt = encode_prompt
     policy = Policy(loaded.pipe, [""], 3, loaded.call.args)
-    told = Told(policy.sampler.calls, tiny.PROMPTS, tmp_path, {})
+    told = Told(policy.sampler.pipeline, tiny.PROMPTS, tmp_path, {})
     assert told.embeddings is None and not list(tmp_path.iterdir())
     told.tell(["a red tree", "", "two blue cars"])
     assert policy.output(policy.prior(ROWS), torch.tensor([900.0, 500.0, 100.0]), ROWS).isfinite().all()

@@ -145,7 +145,7 @@ class DiffusersSampler(GridSampler):
         return self._by_layout(lambda rows: self._run(rows, end, recorded_step), self._with_noise_mixed(state))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1], or frames [B, F, 3, H, W], see `calls.pictures`."""
+        """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1], or frames, see `calls.pictures`."""
         # Only the number of prompts matters to an empty window.
         return pictures(self.pipeline.run(latents, [0] * len(latents), StepWindow(self.steps, self.steps), "pt"))
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.samplers.counting import networks_of
+from diffscale.samplers.calls import networks_of
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.windowed.encoding import Encoder
-from diffscale.samplers.windowed.per_row import PerRow
+from diffscale.samplers.windowed.per_row import PerRowDenoiser
 from diffscale.train.reference import frozen, lora_off
 from diffscale.train.times import Times
 
@@ -53,22 +53,22 @@ class Policy:
             raise DiffscaleError(f"{type(pipe).__name__} guides whatever it is told, so it cannot be trained here.")
         self.adapter, self._gamma = adapter, snr_gamma
         self._frozen: dict[str, nn.Module] = {}
-        self._calls = self.sampler.calls
-        self.times = Times.of(self._calls.scheduler)
+        self._pipeline = self.sampler.pipeline
+        self.times = Times.of(self._pipeline.scheduler)
         one = torch.zeros(1, dtype=torch.int64)
         self.like = self.sampler.prior(one, one).x[:0]
-        self._network = PerRow(self._calls, self.like)
+        self._network = PerRowDenoiser(self._pipeline, self.like)
         self._encoder: Encoder | None = None
 
     @property
     def prompts(self) -> list[str]:
         """What rows point into."""
-        return self._calls.prompts
+        return self._pipeline.prompts
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """What is trained, by the pipeline's names; two where one is for high and one for low noise."""
-        return self._calls.denoisers
+        return self._pipeline.denoisers
 
     def tell(self, prompts: Sequence[str], pipe_args: Mapping[str, Any] | None = None) -> None:
         """From now on rows point into these `prompts`: those of the next batch, where all are too many to hold.
@@ -76,22 +76,22 @@ class Policy:
         `pipe_args`: their embeddings, if embeddings were given from the start; else they are encoded now.
         """
         with torch.no_grad():
-            self._calls.tell(self._with_empty(prompts), pipe_args or {})
+            self._pipeline.set_prompts(self._with_empty(prompts), pipe_args or {})
         self.sampler.prompts = self.prompts
 
     def tell_embedded(self, prompts: Sequence[str], embeddings: Mapping[str, Tensor], sizes: Tensor | None) -> None:
         """As `tell`, by what `embed` made of these prompts before.
 
-        `sizes`: int64 [B, 6], see `PerRow`, of the pictures that belong to them.
+        `sizes`: int64 [B, 6], see `PerRowDenoiser`, of the pictures that belong to them.
         """
-        self._calls.tell_embedded(prompts, embeddings)
+        self._pipeline.set_embedded_prompts(prompts, embeddings)
         self._network.sizes = sizes
         self.sampler.prompts = self.prompts
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Text embeddings of `prompts` to be kept, see `Calls.embed`."""
-        return self._calls.embed(prompts)
+        """Text embeddings of `prompts` to be kept, see `WindowedPipeline.embed`."""
+        return self._pipeline.embed(prompts)
 
     def output(self, x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
         """The network's output like `x` [B, ...] at times `time` [B] for the prompts `rows` [B], with gradients."""
@@ -104,14 +104,14 @@ class Policy:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures float32 [B, 3, H, W] in [0, 1] of clean latents, with gradients where they are on."""
-        with self._calls.differentiated(torch.is_grad_enabled()):
+        with self._pipeline.graph_kept(torch.is_grad_enabled()):
             return self.sampler.decode(latents.to(self.like))
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Clean latents float32 [B, ...] of `pictures` [B, 3, H, W] in [0, 1], see `Encoder`."""
         if self._encoder is None:
             # Scales are found by what the pipeline does to ones: not in half precision.
-            self._encoder = Encoder(self._calls, self.like.to(self._wide))
+            self._encoder = Encoder(self._pipeline, self.like.to(self._wide))
         return self._encoder(pictures)
 
     def prior(self, keys: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class Policy:
         if self.times.table is None:
             return self.times.count * torch.tensor(self.sampler.levels[:-1], dtype=torch.float64)
         # Some schedulers evaluate a timestep twice.
-        return self._calls.scheduler.timesteps.double().cpu().unique().flip(0)
+        return self._pipeline.scheduler.timesteps.double().cpu().unique().flip(0)
 
     @property
     def copies(self) -> dict[str, nn.Module]:
@@ -145,7 +145,7 @@ class Policy:
             with torch.no_grad(), lora_off(self.networks.values(), self.adapter):
                 yield
         elif self._frozen:
-            with torch.no_grad(), self._calls.using(self._frozen):
+            with torch.no_grad(), self._pipeline.with_networks(self._frozen):
                 yield
         else:
             raise DiffscaleError("Full weights have no reference: call freeze() before the first update.")

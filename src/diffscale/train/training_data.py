@@ -96,12 +96,12 @@ def prepare(
     if dataset.pictures:
         dataset, latents = _latents(settings, base, dataset, folder, progress)
     looked_at = settings.validation_prompt or list(dict.fromkeys(dataset.prompts))[:LOOKED_AT]
-    calls, guided = base.policy.sampler.calls, base.sampler.calls
+    plain, guided = base.policy.sampler.pipeline, base.sampler.pipeline
     # Settings that guide the one and not the other may change what is encoded.
-    told = Told(calls, [*dataset.prompts, ""], folder, {**base.call.args, "guided": False}, progress)
+    told = Told(plain, [*dataset.prompts, ""], folder, {**base.call.args, "guided": False}, progress)
     sampled = settings.method == "sharpen-rlhf" or settings.refine_by is not None
     wanted = [*looked_at, *dataset.prompts] if sampled else looked_at
-    own = Told(guided, wanted, folder, {**base.call.args, "guided": True}, progress, [base.own.calls])
+    own = Told(guided, wanted, folder, {**base.call.args, "guided": True}, progress, [base.own.pipeline])
     if told.embeddings is not None and own.embeddings is not None:
         _set_aside(base.pipe)
     order = Order(len(dataset), settings.train_batch_size, settings.seed, process, processes)
