@@ -75,7 +75,7 @@ def test_batches_mix_times_and_each_row_is_as_the_sampler_has_it(name):
         policy = Policy(t.pipe, PROMPTS, 4, t.args)
     else:
         t, policy = given(name, **({} if name in (*FAMILIES, EULER) else {"dtype": torch.float32}))
-    assert policy._network.mixes == (name not in ("aura", "wan22"))
+    assert policy._network.mixes_times == (name not in ("aura", "wan22"))
     sampler = policy.sampler
     steps = [1, 3, 2]
     states = [sampler.run(sampler.prior(KEYS[[i]], ROWS[[i]]), step) for i, step in enumerate(steps)]
