@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from diffscale._util.errors import DiffscaleError, first_line
-from diffscale.report.training import curve
+from diffscale.report.plots import training_curve
 from diffscale.train import validation
 from diffscale.train.base import Base
 from diffscale.train.card import card
@@ -42,8 +42,8 @@ def write(
         result = _result(settings, base, materials, progress, lines)
         _pictures(folder, settings, base, materials)
         title = f"{settings.method} of {Path(base.name).name}"
-        curve(lines, "loss", title, folder / "loss.png")
-        rewarded = curve(lines, "reward", f"{title}, by {', '.join(settings.reward)}", folder / "rewards.png")
+        training_curve(lines, "loss", title, folder / "loss.png")
+        rewarded = training_curve(lines, "reward", f"{title}, by {', '.join(settings.reward)}", folder / "rewards.png")
         (folder / "README.md").write_text(card(settings, base.name, materials.dataset, result, rewarded))
         whole(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     except UNWRITTEN as error:

@@ -17,14 +17,11 @@ from diffscale.bench.papers import numbers
 from diffscale.bench.papers.numbers import Raw
 from diffscale.bench.papers.recipe import LogPanel, Panel, Setting
 from diffscale.report.pictures import enlarge
-from diffscale.report.training import smoothed
+from diffscale.report.plots import clean_axes, draw_line, smoothed
 
-matplotlib.use("Agg")
 # The same numbers are to give the same file.
 matplotlib.rcParams["svg.hashsalt"] = "diffscale"
 
-_STYLES: Final = ("-", "--", "-.", ":")
-_MARKERS: Final = "osD^vP*X<>"
 _HATCHES: Final = ("", "//", "..", "xx", "\\\\", "++")
 UNITS: Final = {
     "fid": "FID, lower is better (features of Inception)",
@@ -78,8 +75,7 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
     for axes, log in zip(every[len(setting.panels) :], setting.logs, strict=False):
         draw_logs(axes, raw["logs"], log, styles)
     for axes in every[:count]:
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        clean_axes(axes)
     for axes in every[count:]:
         axes.set_visible(False)
     handles: dict[str, Any] = {}
@@ -111,21 +107,14 @@ def _series(raw: Raw, panel: Panel) -> list[str]:
 
 def _curves(axes: Any, raw: Raw, panel: Panel, styles: Mapping[str, int]) -> None:
     for name in _series(raw, panel):
-        number = styles[name]
         points = raw["parts"][panel.part]["series"][name]
         costs = [at[panel.x] / (1e9 if panel.x == "flops" else 1) for at in points]
         if panel.relative:
             values = [numbers.gain(raw, panel.part, at, points[0], panel.y, True) for at in points]
         else:
             values = [numbers.summary(raw, panel.part, at, panel.y) for at in points]
-        colour = f"C{number % 10}"
-        axes.fill_between(
-            costs, [v["low"] for v in values], [v["high"] for v in values], color=colour, alpha=0.13, linewidth=0
-        )
-        axes.plot(
-            costs, [v["mean"] for v in values], _STYLES[number % 4], marker=_MARKERS[number % 10], ms=5, lw=1.6,
-            color=colour, label=name,
-        )  # fmt: skip
+        mean, low, high = ([value[each] for value in values] for each in ("mean", "low", "high"))
+        draw_line(axes, costs, mean, (low, high), styles[name], name)
     axes.set_xscale("log", base=2 if panel.x == "nfe" else 10)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
     if panel.x == "nfe":
@@ -202,15 +191,13 @@ def draw_logs(
     """Curves of `panel`: the mean over windows of steps, and a band of the deviation within these; `styles`: a number
     for the style of each label."""
     for name in panel.of:
-        rows, number = logs[name], styles[_log_label(name, panel)]
+        rows, label = logs[name], _log_label(name, panel)
         values = smoothed(rows, panel.y, _WINDOWS)
         if values is None:
             continue
         last, mean, deviation = values
         where = last + 1 if panel.x == "steps" else np.cumsum([row["seconds"] for row in rows])[last]
-        colour = f"C{number % 10}"
-        axes.fill_between(where, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(where, mean, _STYLES[number % 4], color=colour, lw=1.6, label=_log_label(name, panel))
+        draw_line(axes, where, mean, (mean - deviation, mean + deviation), styles[label], label, marked=False)
     axes.set_xlabel("steps" if panel.x == "steps" else "seconds in steps")
     axes.set_ylabel(
         f"{panel.y}: mean of a window, band: one deviation\n(a window is 1/{_WINDOWS} of the steps)", fontsize=9
