@@ -3,8 +3,7 @@
 import torch
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 
-from diffscale.models.sit import SiT
-from diffscale.models.sit_config import SiTConfig
+from diffscale.models.sit import SiT, SiTConfig
 
 
 def tiny_vae():

@@ -17,10 +17,8 @@ from diffscale.bench import run as bench
 from diffscale.bench.config import BenchConfig, GenerateConfig
 from diffscale.cli.main import app
 from diffscale.models.class_conditional import ClassModel, load_sit, published_sit, save_sit
-from diffscale.models.denoisers import SiTDenoiser
 from diffscale.models.load import load_pipeline, plain_call
-from diffscale.models.sit import SiT
-from diffscale.models.sit_config import SIZES
+from diffscale.models.sit import SIZES, SiT, SiTDenoiser
 from diffscale.shapes.classes import CLASSES
 from diffscale.suites import imagenet
 from diffscale.types import ClassLabel
@@ -195,10 +193,10 @@ def test_a_bench_gives_every_verifier_the_class(folder, tmp_path, monkeypatch):
 
 
 def test_published_weights_are_a_pickle_opened_by_its_digest(tmp_path, monkeypatch):
-    from diffscale.models import sit_config
+    from diffscale.models import sit
 
     small = {**SIZES, "tiny": tiny_sit().config}
-    monkeypatch.setattr(sit_config, "SIZES", small)
+    monkeypatch.setattr(sit, "SIZES", small)
     torch.manual_seed(0)
     weights = tiny_sit().state_dict()
     weights["y_embedder.embedding_table.weight"] = torch.randn(1001, 16)

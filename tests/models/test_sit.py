@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.models.sit import SiT, positions
-from diffscale.models.sit_config import SIZES, SiTConfig, config_of
+from diffscale.models.sit import SIZES, SiT, SiTConfig, config_of, positions
 
 TINY = SiTConfig(input_size=8, hidden_size=24, depth=2, num_heads=3, num_classes=5)
 

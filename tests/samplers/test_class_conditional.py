@@ -11,7 +11,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.engine.driver import Task, run_searches
 from diffscale.models.class_conditional import class_model
-from diffscale.models.denoisers import SiTDenoiser
+from diffscale.models.sit import SiTDenoiser
 from diffscale.registry import parse
 from diffscale.samplers.class_conditional import ClassSampler
 from diffscale.searches import SEARCHES

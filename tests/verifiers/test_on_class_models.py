@@ -25,7 +25,7 @@ import diffscale
 from diffscale.cli.main import app
 from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.models.class_conditional import ClassModel, save_sit
-from diffscale.models.denoisers import SiTDenoiser
+from diffscale.models.sit import SiTDenoiser
 from diffscale.types import ClassLabel
 from diffscale.verifiers import load
 from diffscale.verifiers.inception import load_inception

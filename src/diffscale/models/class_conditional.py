@@ -12,6 +12,7 @@ diffusers' DiTPipeline loads.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -28,11 +29,12 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, UnknownName, unknown
 from diffscale._util.files import checked, read_config
-from diffscale.models.denoisers import DiTDenoiser, SiTDenoiser
 from diffscale.models.files import fetch, load_into, load_state, pretrained, read_manifest
-from diffscale.models.sit import SiT
-from diffscale.models.sit_config import SiTConfig, config_of
+from diffscale.models.sit import SiT, SiTConfig, SiTDenoiser, config_of, dtype_of
 from diffscale.samplers.class_conditional import ClassSampler, Denoiser
+from diffscale.samplers.formulas import Marginal
+from diffscale.samplers.levels import level_of, timestep_of
+from diffscale.samplers.schedules import Schedule
 from diffscale.shapes.classes import CLASSES
 from diffscale.suites import imagenet
 from diffscale.types import ClassLabel
@@ -100,6 +102,39 @@ class ClassModel:
                 raise DiffscaleError(f"A class-conditional model takes {name} as {wanted}, not {value!r}.") from error
         labels = [self.label(c) for c in classes]
         return ClassSampler(self.denoiser, self.vae, labels, steps, device=self.device, **{**self.args, **args})
+
+
+class DiTDenoiser:
+    """diffusers' DiTTransformer2DModel, on the variance preserving schedule of a diffusers `scheduler`.
+
+    The levels are those of the scheduler's own timesteps, then 0. Guidance acts on all channels, as in diffusers'
+    DiTPipeline. Raises DiffscaleError for a scheduler without a table of alphas.
+    """
+
+    def __init__(self, network: Any, scheduler: Any) -> None:
+        self.network = network
+        config = network.config
+        self.shape = config.in_channels, config.sample_size, config.sample_size
+        self.guided = config.in_channels
+        self.classes = self.null = config.num_embeds_ada_norm
+        if getattr(scheduler, "alphas_cumprod", None) is None:
+            raise DiffscaleError(
+                f"DiT needs a scheduler with a table of alphas, such as DDIMScheduler, not {type(scheduler).__name__}."
+            )
+        self._scheduler = scheduler
+
+    def schedule(self, steps: int) -> Schedule:
+        scheduler = copy.deepcopy(self._scheduler)
+        scheduler.set_timesteps(steps)
+        # Some schedulers evaluate a timestep twice.
+        times = dict.fromkeys(scheduler.timesteps.tolist())
+        levels = [level_of(self._scheduler.alphas_cumprod, time) for time in times]
+        return Schedule("vp", str(self._scheduler.config.prediction_type), (*levels, 0.0))
+
+    def __call__(self, x: Tensor, at: Marginal, ids: Tensor) -> Tensor:
+        time = torch.full((len(x),), timestep_of(self._scheduler.alphas_cumprod, at), device=x.device)
+        output = self.network(x.to(dtype_of(self.network)), timestep=time, class_labels=ids).sample
+        return output[:, : self.shape[0]].to(x.dtype)
 
 
 def class_model(pipe: Any) -> ClassModel | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,12 @@ def _quiet() -> Iterator[None]:
     def telling(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("No LoRA keys associated")
 
-    loggers = [logging.getLogger(f"diffusers.loaders.{module}") for module in ("lora_base", "lora_pipeline", "peft")]
-    for logger in loggers:
-        logger.addFilter(telling)
-    try:
+    with ExitStack() as stack:
+        for module in ("lora_base", "lora_pipeline", "peft"):
+            logger = logging.getLogger(f"diffusers.loaders.{module}")
+            logger.addFilter(telling)
+            stack.callback(logger.removeFilter, telling)
         yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(telling)
 
 
 def _find(source: str) -> tuple[str, str | None]:

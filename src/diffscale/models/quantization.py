@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Final, Literal
 
 import torch
 from diffusers import PipelineQuantizationConfig
@@ -21,82 +21,68 @@ def denoisers(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(_DENOISERS)]
 
 
-@dataclass(frozen=True)
-class _BitsAndBytes4:
+# Each makes the configuration of one component, in the words of the library (diffusers or transformers) that loads it;
+# `dtype` is the one it computes in. Which components these are is read by `configuration`.
+
+
+def _bitsandbytes_4bit(
+    library: Any,
+    dtype: torch.dtype,
+    components: str = "",
+    quant_type: Literal["nf4", "fp4"] = "nf4",
+    double_quant: bool = False,
+) -> Any:
     """Dettmers et al. 2023, QLoRA."""
-
-    components: str = ""
-    quant_type: Literal["nf4", "fp4"] = "nf4"
-    double_quant: bool = False
-    package: ClassVar[str] = "bitsandbytes"
-
-    def config(self, library: Any, dtype: torch.dtype) -> Any:
-        return library.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=self.quant_type,
-            bnb_4bit_use_double_quant=self.double_quant,
-            bnb_4bit_compute_dtype=dtype,
-        )
+    return library.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
-@dataclass(frozen=True)
-class _BitsAndBytes8:
+def _bitsandbytes_8bit(library: Any, dtype: torch.dtype, components: str = "", threshold: float = 6.0) -> Any:
     """Dettmers et al. 2022, LLM.int8()."""
-
-    components: str = ""
-    threshold: float = 6.0
-    package: ClassVar[str] = "bitsandbytes"
-
-    def config(self, library: Any, dtype: torch.dtype) -> Any:
-        return library.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self.threshold)
+    return library.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
 
 
-@dataclass(frozen=True)
-class _TorchAo:
-    components: str = ""
-    config_class: str = "Int8WeightOnlyConfig"
-    package: ClassVar[str] = "torchao"
+def _torchao(library: Any, dtype: torch.dtype, components: str = "", config_class: str = "Int8WeightOnlyConfig") -> Any:
+    import torchao.quantization as ao
 
-    def config(self, library: Any, dtype: torch.dtype) -> Any:
-        import torchao.quantization as ao
-
-        known = {name: getattr(ao, name) for name in dir(ao) if name.endswith("Config")}
-        if self.config_class not in known:
-            raise unknown("configuration of torchao", self.config_class, known)
-        return library.TorchAoConfig(known[self.config_class]())
+    known = {name: getattr(ao, name) for name in dir(ao) if name.endswith("Config")}
+    if config_class not in known:
+        raise unknown("configuration of torchao", config_class, known)
+    return library.TorchAoConfig(known[config_class]())
 
 
-@dataclass(frozen=True)
-class _Quanto:
-    components: str = ""
-    weights: Literal["int8", "int4", "int2", "float8"] = "int8"
-    package: ClassVar[str] = "optimum.quanto"
-
-    def config(self, library: Any, dtype: torch.dtype) -> Any:
-        argument = "weights_dtype" if library.__name__ == "diffusers" else "weights"
-        return library.QuantoConfig(**{argument: self.weights})
+def _quanto(
+    library: Any,
+    dtype: torch.dtype,
+    components: str = "",
+    weights: Literal["int8", "int4", "int2", "float8"] = "int8",
+) -> Any:
+    return library.QuantoConfig(**{"weights_dtype" if library.__name__ == "diffusers" else "weights": weights})
 
 
-QUANTIZERS: Final[dict[str, Any]] = {
-    "bitsandbytes_4bit": _BitsAndBytes4,
-    "bitsandbytes_8bit": _BitsAndBytes8,
-    "torchao": _TorchAo,
-    "quanto": _Quanto,
+QUANTIZERS: Final[dict[str, Callable[..., Any]]] = {
+    "bitsandbytes_4bit": _bitsandbytes_4bit,
+    "bitsandbytes_8bit": _bitsandbytes_8bit,
+    "torchao": _torchao,
+    "quanto": _quanto,
 }
 
 
-def choose(text: str, device: str) -> Any:
+def choose(text: str, device: str) -> partial[Any]:
     """The quantiser of "name key=value ..."; raises DiffscaleError if it is not there or does not run on `device`."""
     name, options = parse(text, "quantisation", QUANTIZERS)
-    chosen = QUANTIZERS[name](**options)
-    if not installed(chosen.package):
-        library = {"optimum.quanto": "optimum-quanto"}.get(chosen.package, chosen.package)
+    library = {"torchao": "torchao", "quanto": "optimum-quanto"}.get(name, "bitsandbytes")  # by its name on PyPI
+    if not installed(library.replace("-", ".")):
         raise DiffscaleError(
             f"Quantisation {name} needs the library {library}, which is not installed: pip install {library}."
         )
-    if chosen.package == "bitsandbytes" and torch.device(device).type == "cpu":
+    if library == "bitsandbytes" and torch.device(device).type == "cpu":
         raise DiffscaleError(f"Quantisation {name} needs a GPU, and the device is {device}: use torchao or quanto.")
-    return chosen
+    return partial(QUANTIZERS[name], **{"components": ""} | options)
 
 
 def installed(package: str) -> bool:
@@ -107,7 +93,7 @@ def installed(package: str) -> bool:
         return False
 
 
-def configuration(chosen: Any, index: Mapping[str, Any], dtype: torch.dtype) -> PipelineQuantizationConfig:
+def configuration(chosen: partial[Any], index: Mapping[str, Any], dtype: torch.dtype) -> PipelineQuantizationConfig:
     """What `from_pretrained` takes, for the components that `chosen` names, or the denoiser.
 
     `index`: the pipeline's model_index.json, component to (library, class). `dtype`: in which it computes.
@@ -122,7 +108,7 @@ def configuration(chosen: Any, index: Mapping[str, Any], dtype: torch.dtype) -> 
         for name, entry in index.items()
         if isinstance(entry, list | tuple) and entry[0] in libraries and name not in ("scheduler", "tokenizer")
     }
-    named = [name for name in chosen.components.split(",") if name] or denoisers(known)
+    named = [name for name in chosen.keywords["components"].split(",") if name] or denoisers(known)
     if not named:
         raise DiffscaleError(
             f"Name what to quantise with components=..., by commas; this model has {', '.join(sorted(known))}."
@@ -130,4 +116,4 @@ def configuration(chosen: Any, index: Mapping[str, Any], dtype: torch.dtype) -> 
     for name in named:
         if name not in known:
             raise unknown("component to quantise", name, known)
-    return PipelineQuantizationConfig(quant_mapping={name: chosen.config(known[name], dtype) for name in named})
+    return PipelineQuantizationConfig(quant_mapping={name: chosen(known[name], dtype) for name in named})

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffscale.models.class_conditional import ClassModel, save_sit
-from diffscale.models.denoisers import SiTDenoiser
 from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions
+from diffscale.models.sit import SiTDenoiser
 from diffscale.shapes.classes import CLASSES
 from diffscale.shapes.scenes import Description
 from diffscale.shapes.train import flux, pixart, sdxl, sit

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffscale.models.sit import SiT
-from diffscale.models.sit_config import SiTConfig
+from diffscale.models.sit import SiT, SiTConfig
 from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.train.autoencoder import render_batch
 from diffscale.shapes.train.loop import fit
