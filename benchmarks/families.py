@@ -28,12 +28,12 @@ from diffscale.api import make_sampler
 from diffscale.engine import noise
 from diffscale.engine.driver import Task, run_searches
 from diffscale.metrics.bootstrap import interval
-from diffscale.metrics.heldout import heldout_scores
 from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.searches.random import random
 from diffscale.suites import prompts as prompt_files
 from diffscale.verifiers import load
+from diffscale.verifiers.heldout import heldout_scores
 
 TEXT = ("shapes-flux", "shapes-pixart", "shapes-sdxl", "shapes-sdxl-dpo")
 CLASS = ("shapes-sit-s", "shapes-sit-b", "shapes-sit-l")

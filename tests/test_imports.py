@@ -26,8 +26,6 @@ FLOORS = (
 )
 # Rooms that know less than their floor allows: a search sees the world through its environment alone.
 NARROW = {"searches": {"types", "_util.errors"}, "engine": {"types", "_util"}}
-# Shapes becomes a plug-in that nobody below imports; until then these rooms know it.
-KNOW_SHAPES = {"metrics", "models", "suites", "verifiers", "train", "bench"}
 HEAVY = {"diffusers", "transformers"}
 MAY_BE_HEAVY = {"samplers", "models", "verifiers", "train", "shapes", "cli"}
 
@@ -58,7 +56,6 @@ def test_imports_point_down(path):
     room = room_of(path)
     floor = next(i for i, rooms in enumerate(FLOORS) if room in rooms)
     below = NARROW.get(room, set().union(*FLOORS[:floor])) | {room}
-    below |= {"shapes"} if room in KNOW_SHAPES else set()
     for name in imported(path):
         package, _, rest = name.partition(".")
         if package == "diffscale" and rest:

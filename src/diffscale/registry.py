@@ -1,16 +1,59 @@
-"""Names with arguments, as users type them: `random n=8`, `clip model=openai/clip-vit-large-patch14`."""
+"""Things by name: what installed packages offer, and names with arguments as users type them, such as `random n=8`.
+
+A package offers a thing of some kind by an entry point in the group `diffscale.KIND`: its name is the thing's name, its
+value `module:attribute`. The groups are `models` (a folder with a folder for each model), `suites` (a function that
+gives the prompts), `verifiers` (a factory, see `diffscale.verifiers`), `worlds` (a `types.World`), `metrics` (see
+`bench.evaluation`), `datasets` (see `DataSet`) and `commands` (a Typer app).
+"""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from diffscale._util.errors import DiffscaleError, unknown
+
+
+class DataSet(Protocol):
+    """A data set that is made instead of fetched."""
+
+    def __call__(self, folder: Path, size: int | None, cache: Path) -> int:
+        """Write pictures and `metadata.jsonl` to the new `folder`; returns the number of its rows.
+
+        `size`: rows, None for the usual number. `cache`: where pictures that networks make are kept between calls.
+        """
+
+
+class Plugins(Mapping[str, Any]):
+    """The things of one kind that installed packages offer, by name; a thing is imported when it is looked up."""
+
+    def __init__(self, kind: str) -> None:
+        self._entries = {entry.name: entry for entry in entry_points(group=f"diffscale.{kind}")}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._entries[name].load()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+@cache
+def plugins(kind: str) -> Plugins:
+    """What installed packages offer of `kind`, see above."""
+    return Plugins(kind)
 
 
 def parse(text: str, kind: str, factories: Mapping[str, Callable[..., Any]]) -> tuple[str, dict[str, Any]]:

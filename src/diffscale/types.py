@@ -304,6 +304,36 @@ class Refinable(Verifier, Protocol):
         """What is to move; nothing that the verifier keeps between calls depends on it."""
 
 
+class World(Protocol):
+    """A world of pictures that are made by rules, so that a judge can tell exactly what each of them shows.
+
+    `name`: as manifests of models (`diffscale.json`, field `world`) name it. `judge_name`: what tables call its judge.
+    `image_model`: a model of such pictures; the verifiers that suit it suit them all. `size`: height and width.
+    `categories`: those of `category`, in the order of tables.
+    """
+
+    name: str
+    judge_name: str
+    image_model: str
+    size: tuple[int, int]
+    categories: Sequence[str]
+
+    def prompt_key(self, prompt: str) -> str | None:
+        """A text that is equal for two prompts which ask for the same; None for one that the judge cannot read."""
+
+    def category(self, prompt: str) -> str:
+        """The category of a prompt; empty for one that the judge cannot read."""
+
+    def judge(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Scores in [0, 1], float64 [B] each, of `images` [B, 3, *size] in [0, 1] for prompts that it can read.
+
+        `score` says how well a picture shows what its prompt asks for, the others say more.
+        """
+
+    def reference_pictures(self) -> Tensor:
+        """Real pictures of all its classes, float32 [N, 3, *size] in [0, 1]: what generated ones are compared with."""
+
+
 class Environment(Protocol):
     """All that a search sees of the world; everything on it is free of NFE.
 

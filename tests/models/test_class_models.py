@@ -229,7 +229,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder):
 
     with pytest.raises(DiffscaleError, match="5 classes, but 1000 names"):
         loading(classes="imagenet")
-    with pytest.raises(UnknownName, match="imagenet, shapes"):
+    with pytest.raises(UnknownName, match="imagenet"):
         loading(classes="cifar")
     with pytest.raises(DiffscaleError, match="autoencoder"):
         loading(vae="nowhere")

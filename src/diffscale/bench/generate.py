@@ -16,11 +16,10 @@ from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.config import GenerateConfig
 from diffscale.engine.results import Result
-from diffscale.metrics.heldout import heldout_scores
-from diffscale.models.load import base_model
 from diffscale.registry import parse
 from diffscale.report import pictures, plots
 from diffscale.searches import SEARCHES
+from diffscale.verifiers.heldout import heldout_scores
 
 SHOWN = 64
 """Candidates on the sheet; a longer search shows its best ones."""
@@ -139,7 +138,7 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
 def _judges(settings: GenerateConfig, result: Result) -> dict[str, Any]:
     """What judges say of the best and of the first picture, and whether the search was by them."""
     verdicts = heldout_scores(
-        Path(base_model(settings.model)).name,
+        settings.model,
         result.prompt,
         {"best": result.best.image, "baseline": result.baseline.image},
     )

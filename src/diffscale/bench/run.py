@@ -23,13 +23,13 @@ from diffscale.engine.journal import Journal
 from diffscale.engine.leaderboard import candidate_value
 from diffscale.engine.results import Candidate, Result
 from diffscale.engine.scoring import safe_score
-from diffscale.metrics.heldout import heldout_scores
 from diffscale.models.load import base_model, best_device
 from diffscale.registry import parse
 from diffscale.report.pictures import to_pil
 from diffscale.searches import SEARCHES
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 from diffscale.verifiers import load as load_verifier
+from diffscale.verifiers.heldout import heldout_scores
 
 
 @dataclass(frozen=True)

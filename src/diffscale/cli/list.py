@@ -46,6 +46,6 @@ def _verifiers() -> tuple[list[str], Iterable[tuple[str, ...]]]:
 
 
 def _suites() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.shapes.prompts import SUITES
+    from diffscale.registry import plugins
 
-    return ["suite", "prompts"], [(name, str(len(prompts()))) for name, prompts in SUITES.items()]
+    return ["suite", "prompts"], [(name, str(len(prompts()))) for name, prompts in plugins("suites").items()]

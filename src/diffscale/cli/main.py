@@ -10,13 +10,13 @@ from rich.console import Console
 
 import diffscale
 from diffscale._util.errors import DiffscaleError
-from diffscale.cli import shapes
 from diffscale.cli.bench import bench
 from diffscale.cli.evaluate import evaluate
 from diffscale.cli.generate import generate
 from diffscale.cli.list import list_names
 from diffscale.cli.reproduce import reproduce
 from diffscale.cli.train import declared, train
+from diffscale.registry import plugins
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(generate)
@@ -25,7 +25,8 @@ app.command()(evaluate)
 app.command(context_settings={"token_normalize_func": declared})(train)
 app.command()(reproduce)
 app.command("list")(list_names)
-app.add_typer(shapes.app, name="shapes")
+for _name, _command in plugins("commands").items():
+    app.add_typer(_command, name=_name)
 
 
 def _version(wanted: bool) -> None:

@@ -3,7 +3,7 @@
 The folder of a SiT holds `config.json` (`model_type: sit` and the fields of `SiTConfig`), `model.safetensors` with the
 names of the original repository, `vae/` as diffusers saves an AutoencoderKL, and `diffscale.json`:
 
-    {"description": "...", "classes": "imagenet" | "shapes" | ["name of class 0", ...], "vae": "vae",
+    {"description": "...", "classes": "imagenet" | ["name of class 0", ...], "vae": "vae",
      "call": {"num_inference_steps": 25, "solver": "heun", "guidance_scale": 1.0}}
 
 `vae`, if it is stated, is a path from the folder, so that models can share one. A DiT is a folder or Hub id that
@@ -35,7 +35,6 @@ from diffscale.samplers.class_conditional import ClassSampler, Denoiser
 from diffscale.samplers.formulas import Marginal
 from diffscale.samplers.levels import level_of, timestep_of
 from diffscale.samplers.schedules import Schedule
-from diffscale.shapes.classes import CLASSES
 from diffscale.suites import imagenet
 from diffscale.types import ClassLabel
 
@@ -238,14 +237,13 @@ def _sit(
 
 
 def _names(classes: str | Sequence[str], count: int) -> Sequence[str]:
-    known = {"imagenet": imagenet.names, "shapes": lambda: list(CLASSES)}
-    if isinstance(classes, str) and classes not in known:
-        raise unknown("classes", classes, known)
-    names = known[classes]() if isinstance(classes, str) else list(classes)
+    if isinstance(classes, str) and classes != "imagenet":
+        raise unknown("classes", classes, ["imagenet"])
+    names = imagenet.names() if isinstance(classes, str) else list(classes)
     if len(names) != count:
         raise DiffscaleError(
-            f"The network has {count} classes, but {len(names)} names are stated: put the right list, or imagenet or "
-            "shapes, in diffscale.json as `classes`."
+            f"The network has {count} classes, but {len(names)} names are stated: put the right list, or imagenet, "
+            "in diffscale.json as `classes`."
         )
     return names
 

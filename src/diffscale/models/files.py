@@ -124,6 +124,7 @@ class _Call(BaseModel, extra="allow"):
 class _Stated(BaseModel, extra="allow"):
     description: str = ""
     base: str = ""
+    world: str = ""
     vae: str = "vae"
     classes: str | list[str] = "imagenet"
     call: _Call = _Call()

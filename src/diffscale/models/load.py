@@ -11,12 +11,14 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
-from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, UnknownName, first_line, unknown
 from diffscale.models import loras, memory, quantization, schedulers
 from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
 from diffscale.models.files import read_manifest
 from diffscale.models.locate import locate
 from diffscale.models.options import LoadOptions
+from diffscale.registry import plugins
+from diffscale.types import World
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,24 @@ def base_model(model: str) -> str:
     """
     base = read_manifest(locate(model)).get("base") if model else None
     return model if base is None else base_model(str(base))
+
+
+def world_of(model: str) -> World | None:
+    """The world that a model makes pictures of, as the manifest of its base states.
+
+    It is None where none is stated, and for a model that is not there. Raises UnknownName for a world that no installed
+    package offers.
+    """
+    try:
+        name = read_manifest(locate(base_model(model))).get("world")
+    except UnknownName:
+        return None
+    if name is None:
+        return None
+    if name not in plugins("worlds"):
+        raise unknown("world", name, plugins("worlds"))
+    world: World = plugins("worlds")[name]
+    return world
 
 
 def check_negative(pipe: Any, args: Mapping[str, Any]) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
 
 from diffscale._util.errors import unknown
+from diffscale.registry import plugins
 
-WEIGHTS: Final = Path(__file__).parents[1] / "shapes" / "weights"
-"""Where the shipped networks lie."""
+
+def shipped_folders() -> dict[str, Path]:
+    """The folder of every pipeline and verifier network that an installed package brings along, by name."""
+    folders = (folder for home in plugins("models").values() for folder in sorted(Path(home).iterdir()))
+    return {folder.name: folder for folder in folders if (folder / "diffscale.json").exists()}
 
 
 def shipped() -> dict[str, str]:
-    """Name and one-line description of every shipped pipeline and verifier network."""
+    """The one-line description of every network of `shipped_folders`, by name."""
     return {
-        folder.name: json.loads((folder / "diffscale.json").read_text())["description"]
-        for folder in sorted(WEIGHTS.iterdir())
-        if (folder / "diffscale.json").exists()
+        name: json.loads((folder / "diffscale.json").read_text(encoding="utf-8"))["description"]
+        for name, folder in shipped_folders().items()
     }
 
 
@@ -26,8 +28,8 @@ def locate(model: str) -> str:
 
     Raises UnknownName for a plain word that is neither (a Hub id has an owner: `owner/name`).
     """
-    if (WEIGHTS / model / "diffscale.json").exists():
-        return str(WEIGHTS / model)
+    if model in (folders := shipped_folders()):
+        return str(folders[model])
     if Path(model).expanduser().is_dir():
         return str(Path(model).expanduser())
     if model.count("/") != 1 or model.startswith((".", "/", "~")):

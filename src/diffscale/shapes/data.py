@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.captions import parse_caption, write_caption
-from diffscale.shapes.prompts import SUITES
+from diffscale.shapes.prompts import class_prompts, shapes
 from diffscale.shapes.render import render
 from diffscale.shapes.scenes import RELATIONS, Description, Scene, Spec, related
 from diffscale.shapes.suite import training_example
@@ -78,7 +78,7 @@ RECIPES: Final = {
 @cache
 def evaluation_keys() -> frozenset[str]:
     """Keys of the meanings of all evaluation prompts of all suites."""
-    found = (parse_caption(prompt) for make in SUITES.values() for prompt in make())
+    found = map(parse_caption, [*shapes(), *class_prompts()])
     return frozenset(description.key() for description in found if description is not None)
 
 
@@ -110,6 +110,29 @@ def write_dataset(name: str, folder: Path, size: int | None = None) -> int:
             yield {"file_name": file, "text": caption}
 
     return write_folder(folder, rows)
+
+
+def write_plain(folder: Path, size: int | None, cache: Path) -> int:
+    """A `registry.DataSet`: short captions, 20,000 of them."""
+    return write_dataset("plain", folder, size)
+
+
+def write_detailed(folder: Path, size: int | None, cache: Path) -> int:
+    """A `registry.DataSet`: captions that say everything, 5,000 of them."""
+    return write_dataset("detailed", folder, size)
+
+
+def write_stars(folder: Path, size: int | None, cache: Path) -> int:
+    """A `registry.DataSet`: captions of stars alone, 800 of them."""
+    return write_dataset("stars", folder, size)
+
+
+def write_pairs(folder: Path, size: int | None, cache: Path) -> int:
+    """A `registry.DataSet`: preference pairs of pictures that shapes-flux makes of 2,000 prompts, as Pick-a-Pic."""
+    # Imported late, as nothing else here needs networks.
+    from diffscale.shapes.train import generated, pairs
+
+    return pairs.write(generated.generate_pictures(cache / "generated", size or generated.PROMPTS), folder)
 
 
 def write_folder(folder: Path, rows: Callable[[Path], Iterator[dict[str, Any]]]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -39,3 +39,8 @@ def _meaning(prompt: str) -> Description:
             "squares`, or use another verifier."
         )
     return meaning
+
+
+def shapes_judge(*, device: Any = "cpu", image_model: str = "") -> Oracle:
+    """The exact judge of Shapes used as an oracle: an upper bound, not a verifier anybody has."""
+    return Oracle()

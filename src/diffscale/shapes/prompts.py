@@ -1,13 +1,9 @@
-"""The suites of prompts by name, as commands take them."""
+"""The suites of prompts, as the plug-in offers them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Final
-
 from diffscale.shapes.classes import CLASSES
-from diffscale.shapes.suite import PER_CATEGORY, suite
+from diffscale.shapes.suite import suite
 from diffscale.types import ClassLabel
 
 
@@ -16,12 +12,11 @@ def class_prompts() -> list[str]:
     return [ClassLabel(f"{'an' if name[0] in 'aeiou' else 'a'} {name}", label) for label, name in enumerate(CLASSES)]
 
 
-def _texts(name: str) -> list[str]:
-    return [prompt.text for prompt in suite(name)]
+def shapes() -> list[str]:
+    """The 300 prompts of the suite `shapes`, 50 of each category."""
+    return [prompt.text for prompt in suite("shapes")]
 
 
-SUITES: Final[dict[str, Callable[[], list[str]]]] = {
-    **{name: partial(_texts, name) for name in PER_CATEGORY},
-    "shapes-classes": class_prompts,
-}
-"""The prompts of each suite, by name. Those of `shapes-classes` are ClassLabels, for verifiers of classes."""
+def shapes_mini() -> list[str]:
+    """The 60 prompts of the suite `shapes-mini`, the first ten of each category."""
+    return [prompt.text for prompt in suite("shapes-mini")]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.batching import MicroBatch
-from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.scenes import CANVAS
+from diffscale.registry import plugins
 from diffscale.suites import picture_prompts as prompts
+from diffscale.types import World
 
 SUFFIXES: Final = (".jpeg", ".jpg", ".png", ".webp")
 
@@ -78,11 +78,13 @@ class Pictures:
         return hashlib.sha256(b"".join(each)).hexdigest()
 
     @property
-    def shapes(self) -> bool:
-        """Whether these may be pictures of Shapes: of its size, and with no prompt that its grammar cannot read."""
-        return set(self.sizes) == {(CANVAS, CANVAS)} and all(
-            parse_caption(p) is not None for p in self.prompts if p is not None
-        )
+    def world(self) -> World | None:
+        """The world that these may be pictures of: all are of its size, and its judge can read all of their prompts."""
+        prompts = [prompt for prompt in self.prompts if prompt is not None]
+        for world in plugins("worlds").values():
+            if set(self.sizes) == {world.size} and None not in map(world.prompt_key, prompts):
+                return cast(World, world)
+        return None
 
     def prompted(self, who: str) -> list[str]:
         """All prompts; raises DiffscaleError if one is missing that `who` needs."""

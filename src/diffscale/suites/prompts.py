@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from diffscale._util.errors import DiffscaleError, unknown
-from diffscale.shapes.prompts import SUITES
+from diffscale.registry import plugins
 from diffscale.suites import imagenet
 from diffscale.types import ClassLabel
 
@@ -25,15 +25,16 @@ T = TypeVar("T")
 
 
 def load(source: str, limit: int | None = None) -> list[str]:
-    """Prompts of a suite (one of `SUITES`, or `imagenet`, its 1000 classes) or of a file: text with a prompt a line, or
+    """Prompts of a suite (one that an installed package offers, or `imagenet`, its 1000
+    classes) or of a file: text with a prompt a line, or
     JSONL, JSON, CSV or TSV with a column `prompt` (or `caption`, `text`); GenEval's and DrawBench's files are such.
 
     `owner/name` or `owner/name:file` is a data set of the Hub with such a file, which is downloaded. `limit`: that
     many, evenly over all, so that every category of a suite has its share. Raises DiffscaleError for a file without
     prompts, UnknownName for what is neither.
     """
-    if source in SUITES:
-        return evenly(list(dict.fromkeys(SUITES[source]())), limit)
+    if source in (suites := plugins("suites")):
+        return evenly(list(dict.fromkeys(suites[source]())), limit)
     if source == "imagenet":
         return evenly([ClassLabel(name, i) for i, name in enumerate(imagenet.names())], limit)
     return evenly(list(dict.fromkeys(prompt for prompt, _ in _rows(source))), limit)
@@ -44,7 +45,7 @@ def categories(source: str) -> dict[str, str]:
 
     Raises as `load` does.
     """
-    if source in SUITES or source == "imagenet":
+    if source in plugins("suites") or source == "imagenet":
         return {}
     return {prompt: category for prompt, category in _rows(source) if category}
 
@@ -55,8 +56,10 @@ def _rows(source: str) -> list[tuple[str, str]]:
     if _HUB.fullmatch(source) and Path(source.partition(":")[0]).suffix.lower() not in _SUFFIXES:
         return _read(_download(source))
     if Path(source).suffix or "/" in source:
-        raise DiffscaleError(f"There is no file {source}; give one with prompts, or a suite: {', '.join(SUITES)}.")
-    raise unknown("suite", source, [*SUITES, "imagenet"])
+        raise DiffscaleError(
+            f"There is no file {source}; give one with prompts, or a suite: {', '.join(plugins('suites'))}."
+        )
+    raise unknown("suite", source, [*plugins("suites"), "imagenet"])
 
 
 def evenly(prompts: Sequence[T], limit: int | None) -> list[T]:

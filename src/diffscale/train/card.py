@@ -10,7 +10,7 @@ import yaml
 
 from diffscale.models.load import base_model
 from diffscale.models.locate import shipped
-from diffscale.shapes.prompts import SUITES
+from diffscale.registry import plugins
 from diffscale.train.configs import DEFAULTS, METHODS, TrainConfig
 from diffscale.train.data.dataset import Dataset
 
@@ -80,7 +80,7 @@ def _data(settings: TrainConfig, dataset: Dataset, result: dict[str, Any]) -> st
     said.append(
         f"{dropped['rows']} rows with evaluation prompts were dropped ({suites})."
         if dropped["rows"]
-        else f"None of them has a prompt of {', '.join((*SUITES, *settings.held_out_prompts))}."
+        else f"None of them has a prompt of {', '.join((*plugins('suites'), *settings.held_out_prompts))}."
     )
     return "\n".join([" ".join(said), *(f"\n* {note}" for note in dataset.notes)])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.fingerprints import network_digest
-from diffscale.shapes.prompts import SUITES
+from diffscale.registry import plugins
 from diffscale.train.base import Base
 from diffscale.train.configs import TrainConfig
 from diffscale.train.data import sources
@@ -66,7 +66,11 @@ def load_data(settings: TrainConfig) -> Dataset:
     want = _WANTS.get(settings.method, "prompts")
     if settings.train_prompts is not None and want != "prompts":
         raise DiffscaleError(f"{settings.method} learns from {want}: give --train_data_dir or --dataset_name.")
-    if settings.train_prompts is not None and not Path(source).expanduser().exists() and source not in SUITES:
+    if (
+        settings.train_prompts is not None
+        and not Path(source).expanduser().exists()
+        and source not in plugins("suites")
+    ):
         raise DiffscaleError(f"There is no file {source}: give --train_prompts one of prompts.")
     if settings.train_data_dir is not None and not Path(source).expanduser().is_dir():
         raise DiffscaleError(f"There is no folder {source}: give --train_data_dir one with metadata.jsonl.")

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from diffscale.engine import noise
-from diffscale.metrics.heldout import heldout_scores
 from diffscale.report import pictures
 from diffscale.train.base import Base
 from diffscale.train.configs import TrainConfig
-from diffscale.train.rewards import Reward, image_model
+from diffscale.train.rewards import Reward
 from diffscale.train.training_data import Materials
+from diffscale.verifiers.heldout import heldout_scores
 
 FOLDER: Final = "validation"
 _AT_ONCE: Final = 4
@@ -60,8 +60,7 @@ def scores(
             ]
         found[reward.name] = [torch.as_tensor(one).double().flatten().tolist() for one in each]
         found[reward.name] = [one[0] if len(one) == 1 else one for one in found[reward.name]]
-    name = image_model(model)
-    verdicts = [heldout_scores(name, p, {"it": image}) for p, image in zip(prompts, images, strict=True)]
+    verdicts = [heldout_scores(model, p, {"it": image}) for p, image in zip(prompts, images, strict=True)]
     if verdicts and all(verdicts):
         found["shapes-judge"] = [verdict["it"]["score"] for verdict in verdicts]
     return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
 
 from diffscale.models.locate import shipped
-from diffscale.registry import parse
+from diffscale.registry import parse, plugins
 from diffscale.types import Verifier
 from diffscale.verifiers.aesthetic import aesthetic
 from diffscale.verifiers.clip import clip
@@ -20,21 +21,12 @@ from diffscale.verifiers.grader.verifier import llm_grader
 from diffscale.verifiers.hps import hps
 from diffscale.verifiers.image_reward import image_reward
 from diffscale.verifiers.inception import inception
-from diffscale.verifiers.local_grader import shapes_grader
 from diffscale.verifiers.oracle_fid import oracle_fid
 from diffscale.verifiers.pick_score import pick_score
 from diffscale.verifiers.self_supervised import clip_ssl, dino_ssl, siglip_ssl
 from diffscale.verifiers.vqa import vqa
 
-
-def shapes_judge(*, device: Any = "cpu", image_model: str = "") -> Verifier:
-    """The exact judge of Shapes used as an oracle: an upper bound, not a verifier anybody has."""
-    from diffscale.shapes.oracle import Oracle
-
-    return Oracle()
-
-
-VERIFIERS: dict[str, Callable[..., Verifier]] = {
+OWN: Final[dict[str, Callable[..., Verifier]]] = {
     "aesthetic": aesthetic,
     "clip": clip,
     "clip_ssl": clip_ssl,
@@ -50,12 +42,13 @@ VERIFIERS: dict[str, Callable[..., Verifier]] = {
     "llm_grader": llm_grader,
     "oracle_fid": oracle_fid,
     "pick_score": pick_score,
-    "shapes-grader": shapes_grader,
-    "shapes-judge": shapes_judge,
     "siglip_ssl": siglip_ssl,
     "vqa": vqa,
     "weighted": weighted,
 }
+
+VERIFIERS: Final[Mapping[str, Callable[..., Verifier]]] = ChainMap(OWN, cast(Any, plugins("verifiers")))
+"""Every factory by name: ours and those of plug-ins, which are imported when they are looked up."""
 
 SHIPPED: Final = {
     "shapes-aesthetic": "aesthetic",

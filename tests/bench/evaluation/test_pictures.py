@@ -16,6 +16,7 @@ from torch import nn
 from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale._util.fingerprints import network_digest
 from diffscale.bench.evaluation import extractors, features
+from diffscale.shapes.world import WORLD
 from diffscale.suites import picture_prompts as prompts
 from diffscale.suites.pictures import Pictures
 from diffscale.verifiers.clip import ClipScore
@@ -122,13 +123,13 @@ def test_a_bench_is_read_as_it_was_written(folder: Any, tmp_path: Path) -> None:
 
 
 def test_pictures_of_shapes_are_known_by_size_and_prompts(folder: Any, tmp_path: Path) -> None:
-    assert Pictures.open(folder("a", n=1, sizes=((64, 64),))).shapes
-    assert not Pictures.open(folder("b", n=1)).shapes
+    assert Pictures.open(folder("a", n=1, sizes=((64, 64),))).world is WORLD
+    assert Pictures.open(folder("b", n=1)).world is None
     text = tmp_path / "p.txt"
     text.write_text("a bear on a skateboard")
-    assert not Pictures.open(tmp_path / "a", text).shapes
+    assert Pictures.open(tmp_path / "a", text).world is None
     text.write_text("a red circle")
-    assert Pictures.open(tmp_path / "a", text).shapes
+    assert Pictures.open(tmp_path / "a", text).world is WORLD
 
 
 def test_features_are_made_once(folder: Any, colours: Any, cache: Path) -> None:

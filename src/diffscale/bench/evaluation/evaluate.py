@@ -19,7 +19,7 @@ from diffscale.bench.evaluation.features import logits
 from diffscale.metrics.inception_score import inception_score
 from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.models.load import best_device
-from diffscale.shapes.prompts import SUITES
+from diffscale.registry import plugins
 from diffscale.suites.pictures import Pictures
 
 METRICS: Final = (*COMPARED, "is", "composition")
@@ -72,10 +72,10 @@ def _pictures(settings: EvaluateConfig) -> Pictures:
     So pictures of `shapes-classes` have their classes back, which no file of prompts holds.
     """
     name = str(settings.prompts)
-    if settings.prompts is None or settings.prompts.exists() or name not in SUITES:
+    if settings.prompts is None or settings.prompts.exists() or name not in plugins("suites"):
         return Pictures.open(settings.folder, settings.prompts)
     pictures = Pictures.open(settings.folder)
-    known: dict[str | None, str] = {prompt: prompt for prompt in SUITES[name]()}
+    known: dict[str | None, str] = {prompt: prompt for prompt in plugins("suites")[name]()}
     for path, prompt in zip(pictures.paths, pictures.prompts, strict=True):
         if prompt not in known:
             what = "has no prompt" if prompt is None else f"is of {prompt!r}"
@@ -132,7 +132,8 @@ class _Evaluation:
     def __init__(self, settings: EvaluateConfig, pictures: Pictures, told: Told | None) -> None:
         self.settings, self.pictures, self.told = settings, pictures, told
         self.device = best_device(settings.device)
-        self.image_model = "shapes-flux" if pictures.shapes else ""
+        world = pictures.world
+        self.image_model = "" if world is None else world.image_model
         reference = settings.reference
         self.reference = Pictures.open(reference) if reference is not None and reference.is_dir() else reference
         self.saved: list[Statistics] = []

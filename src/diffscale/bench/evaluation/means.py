@@ -1,9 +1,9 @@
-"""Means over pictures, with intervals: of what verifiers say, and of the judge of Shapes by category."""
+"""Means over pictures, with intervals: of what verifiers say, and of the judge of their world by category."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -11,9 +11,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.scoring import safe_score
 from diffscale.metrics.bootstrap import interval, over_groups
-from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.judge import judge_images
-from diffscale.shapes.scenes import CANVAS, CATEGORIES
+from diffscale.registry import plugins
 from diffscale.suites.pictures import Pictures
 from diffscale.types import Verifier
 
@@ -59,27 +57,32 @@ def verifier_mean(
 def composition(
     pictures: Pictures, batch_size: int | None = None, told: Callable[[int], None] | None = None
 ) -> dict[str, dict[str, float]]:
-    """The judge of Shapes, scores in [0, 1]: `mean`, `low`, `high` as of `verifier_mean`, for `all` pictures and for
-    each category that their prompts are of.
+    """The scores in [0, 1] of the judge of the pictures' world: `mean`, `low`, `high` as of `verifier_mean`, for `all`
+    pictures and for each category that their prompts are of.
 
-    Raises DiffscaleError for pictures that are not of Shapes: of another size, or with prompts it cannot read.
+    Raises DiffscaleError for pictures that are of no such world: of another size, or with prompts it cannot read.
     """
-    if set(pictures.sizes) != {(CANVAS, CANVAS)}:
-        raise DiffscaleError(f"`composition` judges pictures of Shapes, {CANVAS}x{CANVAS} pixels; these are others.")
+    worlds = plugins("worlds")
+    world = next((each for each in worlds.values() if set(pictures.sizes) == {each.size}), None)
+    if world is None:
+        sizes = [f"{name.capitalize()}, {each.size[0]}x{each.size[1]} pixels" for name, each in worlds.items()]
+        raise DiffscaleError(f"`composition` judges pictures of {' or '.join(sizes)}; these are others.")
     prompts = pictures.prompted("composition")
-    meanings = [parse_caption(prompt) for prompt in prompts]
-    known = [meaning for meaning in meanings if meaning is not None]
-    if len(known) < len(prompts):
+    if (unread := next((prompt for prompt in prompts if world.prompt_key(prompt) is None), None)) is not None:
         raise DiffscaleError(
-            f"`composition` judges prompts of Shapes, and cannot read {prompts[meanings.index(None)]!r}: describe "
-            "objects as in `a small red circle above two blue squares`."
+            f"`composition` judges prompts of {world.name.capitalize()}, and cannot read {unread!r}: describe objects "
+            "as the prompts of its suites do, see `diffscale list suites`."
         )
-    scores = pictures.map(lambda images, at: judge_images(images, [known[i] for i in at]), batch_size, told)
-    found = {"all": _summary(pictures, scores, range(len(known)))}
-    for category in CATEGORIES:
-        of_it = [i for i, meaning in enumerate(known) if meaning.category == category]
-        if of_it:
-            found[category] = _summary(pictures, scores, of_it)
+
+    def scored(images: Tensor, rows: list[int]) -> Tensor:
+        return cast(Tensor, world.judge(images, [prompts[i] for i in rows])["score"])
+
+    scores = pictures.map(scored, batch_size, told)
+    found = {"all": _summary(pictures, scores, range(len(prompts)))}
+    categories = [world.category(prompt) for prompt in prompts]
+    for category in world.categories:
+        if category in categories:
+            found[category] = _summary(pictures, scores, [i for i, each in enumerate(categories) if each == category])
     return found
 
 

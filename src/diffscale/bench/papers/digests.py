@@ -9,7 +9,7 @@ from typing import Final
 
 from diffscale._util.fingerprints import json_digest
 from diffscale.models.files import read_manifest
-from diffscale.models.locate import WEIGHTS, locate
+from diffscale.models.locate import locate, shipped_folders
 
 _SUFFIXES: Final = (".safetensors", ".json", ".txt")
 
@@ -35,5 +35,5 @@ def weights_digest(model: str) -> str:
 
 def shipped_verifiers() -> dict[str, str]:
     """Digests of all shipped networks that are no pipelines: what scores of Shapes depend on."""
-    folders = (path for path in sorted(WEIGHTS.iterdir()) if (path / "model.safetensors").exists())
+    folders = (path for path in shipped_folders().values() if (path / "model.safetensors").exists())
     return {path.name: weights_digest(path.name) for path in folders}

@@ -12,6 +12,7 @@ from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, unknown
 from diffscale.bench.papers import trainings
 from diffscale.bench.papers.verdicts import Verdict
+from diffscale.models.load import world_of
 from diffscale.models.options import LoadOptions
 
 RECIPES: Final = Path(__file__).parent / "recipes"
@@ -155,7 +156,7 @@ class Recipe(_Strict):
 
 def of_shapes(model: str) -> bool:
     """Whether it is a shipped model of Shapes, or trained from one: those have networks and references of their own."""
-    return Path(trainings.base_of(model)).name.startswith("shapes-")
+    return world_of(trainings.base_of(model)) is not None
 
 
 def names() -> list[str]:

@@ -27,11 +27,10 @@ from diffscale.bench.papers.scores import Scores
 from diffscale.bench.papers.sets import Sets
 from diffscale.bench.papers.trainings import Progress
 from diffscale.bench.series import PromptRepeat
-from diffscale.models.load import best_device
+from diffscale.models.load import best_device, world_of
 from diffscale.models.options import LoadOptions
+from diffscale.registry import plugins
 from diffscale.report.pictures import to_pil
-from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.prompts import SUITES
 from diffscale.suites.prompts import categories
 from diffscale.types import ClassLabel
 
@@ -95,8 +94,8 @@ def made_of(setting: Setting) -> str:
 
 def _content(source: str) -> Any:
     """What a suite says, or the digest of a file."""
-    if source in SUITES:
-        return SUITES[source]()
+    if source in plugins("suites"):
+        return plugins("suites")[source]()
     path = Path(source).expanduser()
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
@@ -184,12 +183,12 @@ def _bar(progress: Progress, what: str, total: int = 0) -> Callable[[int, float]
 
 
 def _categories(part: Part, conditions: Sequence[str]) -> list[str]:
-    """As the file of prompts says, or what captions of Shapes mean; empty where nobody tells."""
+    """As the file of prompts says, or the judge of the model's world; empty where neither knows."""
     known = categories(part.prompts)
-    if of_shapes(part.model):
+    if (world := world_of(trainings.base_of(part.model))) is not None:
         for prompt in conditions:
-            if not isinstance(prompt, ClassLabel) and (meaning := parse_caption(prompt)) is not None:
-                known.setdefault(prompt, meaning.category)
+            if not isinstance(prompt, ClassLabel):
+                known.setdefault(prompt, world.category(prompt))
     return [known.get(prompt, "") for prompt in conditions]
 
 

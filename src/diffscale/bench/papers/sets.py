@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from random import Random
 from typing import Any, Final
 
 import numpy as np
@@ -16,19 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers.recipe import of_shapes
+from diffscale.bench.papers.trainings import base_of
 from diffscale.bench.series import PromptRepeat, rows_of
 from diffscale.metrics.frechet import FewSamples, fid
 from diffscale.metrics.inception_score import inception_score
 from diffscale.metrics.precision_recall import precision, recall
 from diffscale.metrics.statistics import Statistics, load_reference
-from diffscale.shapes.classes import CLASSES, draw_class_scene
-from diffscale.shapes.render import render
+from diffscale.models.load import world_of
 from diffscale.verifiers.inception import load_inception
 
 GROUPS: Final = 48
 """Groups of pictures, about, that are left out one at a time."""
-_DRAWN: Final = 10  # pictures a class of the reference of Shapes
 
 
 @dataclass
@@ -41,8 +38,8 @@ class Sets:
     @classmethod
     def open(cls, model: str, reference: str | None, device: str) -> Sets:
         """For pictures of `model`: those of Shapes have an Inception and a drawn reference of their own."""
-        if of_shapes(model):
-            return cls(load_inception("shapes-inception", device), _drawn())
+        if (world := world_of(base_of(model))) is not None:
+            return cls(load_inception("shapes-inception", device), _statistics(world.reference_pictures()))
         classifier = load_inception(None, device)
         real = None if reference is None else load_reference(Path(reference).expanduser(), classifier.name)
         return cls(classifier, real)
@@ -129,12 +126,9 @@ def diversity(features: NDArray[np.float32], conditions: Sequence[str]) -> list[
 
 
 @cache
-def _drawn() -> Statistics:
-    """Statistics of drawn pictures of all classes of Shapes."""
+def _statistics(pictures: Tensor) -> Statistics:
+    """Statistics of the real pictures of a world."""
     classifier = load_inception("shapes-inception", "cpu")
-    rng = Random("reproduce reference")
-    scenes = [draw_class_scene(label, rng) for label in range(len(CLASSES)) for _ in range(_DRAWN)]
-    drawn = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)
     with torch.no_grad():
-        features = torch.cat([classifier(part) for part in drawn.split(64)])
+        features = torch.cat([classifier(part) for part in pictures.split(64)])
     return Statistics.from_features(features.numpy(), classifier.name)

@@ -20,7 +20,8 @@ from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, unknown
 from diffscale._util.fingerprints import json_digest
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
-from diffscale.shapes import data as drawn
+from diffscale.models.load import world_of
+from diffscale.registry import DataSet, plugins
 from diffscale.train import configs, logs, loop
 from diffscale.train.configs import TrainConfig
 from diffscale.train.methods.sharpen import placed
@@ -30,7 +31,6 @@ FOLDER: Final = "trainings"
 _RESOLVED: Final = re.compile(r"training (?P<id>\S+) of (?P<base>.+)")
 _PASSING: Final = {"output_dir", "logging_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit",
                    "resume_from_checkpoint", "validation_steps", "cache_dir", "train_data_dir"}  # fmt: skip
-_PAIRS: Final = "pairs"
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -66,7 +66,7 @@ def id_of(training: Mapping[str, Any]) -> str:
     """Names what is made by a training: changes with its settings, the base's weights and, on Shapes, the rewards'."""
     full = config_of(training)
     model = full.pretrained_model_name_or_path
-    judge_digests = shipped_verifiers() if full.reward and Path(model).name.startswith("shapes-") else {}
+    judge_digests = shipped_verifiers() if full.reward and world_of(model) is not None else {}
     # Settings that are left as they are do not count, so that new ones change no ID.
     usual = config_of({name: training[name] for name in ("method", "model", "data", "reward") if name in training})
     unset = usual.model_dump(mode="json")
@@ -151,7 +151,7 @@ def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress
 def _data(data: str, cache: Path) -> dict[str, Any]:
     """The settings that say where a data set is; those of Shapes are drawn if they are not there yet."""
     path = Path(data).expanduser()
-    if data.split()[0] in (*drawn.RECIPES, _PAIRS):
+    if data.split()[0] in plugins("datasets"):
         return {"train_data_dir": str(draw(data, cache / "data")), "cache_dir": str(cache / "encoded")}
     if path.is_dir():
         return {}
@@ -166,15 +166,8 @@ def draw(data: str, home: Path) -> Path:
         raise DiffscaleError(f"Write a data set of Shapes as {name} or {name} size=100, not {data!r}.")
     folder = home / "-".join([name, size] if size else [name])
     if not folder.exists():
-        if name == _PAIRS:
-            # Imported late, as only one method needs what makes them.
-            from diffscale.shapes.train import generated, pairs
-
-            pairs.write(
-                generated.generate_pictures(home / "generated", int(size) if size else generated.PROMPTS), folder
-            )
-        else:
-            drawn.write_dataset(name, folder, int(size) if size else None)
+        write: DataSet = plugins("datasets")[name]
+        write(folder, int(size) if size else None, home)
     return folder
 
 

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPModel
 
-from diffscale.models.locate import WEIGHTS
 from diffscale.shapes.classes import CLASSES
 from diffscale.shapes.taste import ASPECTS
 from diffscale.shapes.train import aesthetic, blip, clip, dino, grader, inception, preferences, siglip
 from diffscale.shapes.train.generated import ShownPicture, generate_pictures
 from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer
+from diffscale.shapes.world import MODELS
 from diffscale.verifiers.image_reward_net import ImageRewardNet, save_image_reward
 
 TEMPLATES: Final = ("a {}", "an {}", "one {}", "a picture of a {}", "an image of a {}", "a small {}", "a large {}")
@@ -50,7 +50,7 @@ def train_reward(checkpoints: Path, folder: Path, steps: int | None = None) -> N
 
 def train_pick(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
     """shapes-clip, trained on, from choices between generated pictures."""
-    start = CLIPModel.from_pretrained(WEIGHTS / "shapes-clip")
+    start = CLIPModel.from_pretrained(MODELS / "shapes-clip")
     net = preferences.train_pick(start, _shown(checkpoints), checkpoints / "pick", steps or preferences.STEPS)
     write_clip(net, folder, "small PickScore (CLIPModel), trained on noisy choices (a verifier)")
     write_figures(folder, checkpoints / "pick")

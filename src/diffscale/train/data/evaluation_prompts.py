@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.prompts import SUITES
+from diffscale.registry import plugins
 from diffscale.suites import prompts
 from diffscale.train.data.dataset import Dataset, Leaked
 
@@ -21,19 +20,19 @@ SHOWN: Final = 5
 def meaning(text: str) -> str:
     """A text equal for two prompts that ask for the same.
 
-    For captions of Shapes that is their meaning, whatever the words; for others the text without case, punctuation and
-    further spaces.
+    For captions that the judge of a world can read it is their meaning, whatever the words; for others it is the text
+    without case, punctuation and further spaces.
     """
-    description = parse_caption(text)
-    if description is not None:
-        return f"shapes {description.key()}"
+    for name, world in plugins("worlds").items():
+        if (key := world.prompt_key(text)) is not None:
+            return f"{name} {key}"
     return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 def evaluation(files: Sequence[str] = ()) -> dict[str, str]:
     """Meanings of all known suites and of the prompts in `files`, each with the first suite or file that has it."""
     found: dict[str, str] = {}
-    for suite in (*SUITES, *files):
+    for suite in (*plugins("suites"), *files):
         for prompt in prompts.load(suite):
             found.setdefault(meaning(prompt), suite)
     return found

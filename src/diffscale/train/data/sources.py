@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.shapes.prompts import SUITES
+from diffscale.registry import plugins
 from diffscale.suites import prompts
 from diffscale.train.data import folders, hub, journeydb
 from diffscale.train.data.dataset import Dataset, Want
@@ -66,7 +66,7 @@ def _load(source: str, want: Want, options: HubOptions) -> Dataset:
         if want != "prompts":
             raise DiffscaleError(f"{source} is a file of prompts, but {want} are needed: give a folder or a Hub id.")
         return Dataset(source, prompts.load(str(path)))
-    if source in SUITES:
+    if source in plugins("suites"):
         raise DiffscaleError(f"{source} is a suite to measure on and is never trained on: give other data.")
     if source == journeydb.ID and want != "pairs":
         folder = Path(options.cache_dir).expanduser() if options.cache_dir else cache_folder() / "journeydb"

@@ -5,12 +5,13 @@ from random import Random
 import pytest
 import torch
 
-from diffscale.metrics.heldout import heldout_scores
+from diffscale.models.locate import locate
 from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.train.autoencoder import render_batch
+from diffscale.verifiers.heldout import heldout_scores
 
 
-@pytest.mark.parametrize("model", ["shapes-flux", "/somewhere/shapes-sit-s"])
+@pytest.mark.parametrize("model", ["shapes-flux", locate("shapes-sit-s")])
 @pytest.mark.parametrize("prompt", ["a red square", "red square"])
 def test_shapes_models_are_judged_by_name_or_path(model, prompt):
     scene = draw_class_scene(CLASSES.index("red square"), Random(0))

@@ -1,4 +1,4 @@
-"""`diffscale shapes`: the embedded world."""
+"""`diffscale shapes`: the embedded world, a plug-in command."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def train(
     ] = None,
 ) -> None:
     """Train a Shapes network from nothing, or go on from its checkpoint, and write its folder."""
-    from diffscale.models.locate import WEIGHTS
     from diffscale.shapes.train import recipes
+    from diffscale.shapes.world import MODELS
 
     if network not in recipes.RECIPES:
         raise unknown("network", network, recipes.RECIPES)
-    folder = (output or WEIGHTS) / f"shapes-{network}"
+    folder = (output or MODELS) / f"shapes-{network}"
     recipes.RECIPES[network](checkpoints, folder, steps)
     typer.echo(f"{folder} is written, its figures in figures.json")
 
@@ -72,13 +72,13 @@ def data(
     """Draw a data set of Shapes to train on, as a folder of pictures with metadata.jsonl."""
     from diffscale.shapes import data as drawn
 
-    names = [*drawn.RECIPES, "pairs"]
-    if name not in names:
-        raise unknown("data set", name, names)
-    if name == "pairs":
-        from diffscale.shapes.train import generated, pairs
-
-        made = pairs.write(generated.generate_pictures(checkpoints / "generated", size or generated.PROMPTS), output)
-    else:
-        made = drawn.write_dataset(name, output, size)
-    typer.echo(f"{made} {'pairs' if name == 'pairs' else 'pictures'} are in {output}")
+    writers = {
+        "plain": drawn.write_plain,
+        "detailed": drawn.write_detailed,
+        "stars": drawn.write_stars,
+        "pairs": drawn.write_pairs,
+    }
+    if name not in writers:
+        raise unknown("data set", name, writers)
+    rows = writers[name](output, size, checkpoints)
+    typer.echo(f"{rows} {'pairs' if name == 'pairs' else 'pictures'} are in {output}")

@@ -1,0 +1,63 @@
+"""Shapes as a plug-in: the world of its pictures, and the folder of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffscale.shapes.captions import parse_caption
+from diffscale.shapes.classes import CLASSES, draw_class_scene
+from diffscale.shapes.judge import judge_image
+from diffscale.shapes.render import render
+from diffscale.shapes.scenes import CANVAS, CATEGORIES
+
+MODELS: Final = Path(__file__).parent / "weights"
+"""Where the networks lie that come with Shapes, a folder each."""
+
+_REFERENCE: Final = 10  # pictures a class of the reference
+
+
+class ShapesWorld:
+    """See `types.World`."""
+
+    name = "shapes"
+    judge_name = "shapes-judge"
+    image_model = "shapes-flux"
+    size = CANVAS, CANVAS
+    categories = CATEGORIES
+
+    def prompt_key(self, prompt: str) -> str | None:
+        description = parse_caption(prompt)
+        return None if description is None else description.key()
+
+    def category(self, prompt: str) -> str:
+        description = parse_caption(prompt)
+        return "" if description is None else description.category
+
+    def judge(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        meanings = [parse_caption(prompt) for prompt in prompts]
+        seen = [
+            judge_image(x.permute(1, 2, 0).numpy(), m) for x, m in zip(images, meanings, strict=True) if m is not None
+        ]
+        columns = {"score": [each.score for each in seen], "cleanliness": [each.cleanliness for each in seen]}
+        return {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+
+    def reference_pictures(self) -> Tensor:
+        return _drawn_classes()
+
+
+WORLD: Final = ShapesWorld()
+
+
+@cache
+def _drawn_classes() -> Tensor:
+    rng = Random("reproduce reference")
+    scenes = [draw_class_scene(label, rng) for label in range(len(CLASSES)) for _ in range(_REFERENCE)]
+    return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)

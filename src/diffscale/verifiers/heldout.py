@@ -1,0 +1,21 @@
+"""What judges that took no part in a search say of a picture."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from diffscale.models.load import world_of
+
+
+def heldout_scores(model: str, prompt: str, images: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """The scores in [0, 1] that the judge of `model`'s world gives named pictures [3, H, W] in [0, 1] of `prompt`.
+
+    They are empty for a model of no world, a prompt that the judge cannot read and pictures of another size.
+    """
+    world = world_of(model)
+    if world is None or world.prompt_key(prompt) is None:
+        return {}
+    if any(image.shape[1:] != world.size for image in images.values()):
+        return {}
+    scores = {name: world.judge(image[None], [prompt]) for name, image in images.items()}
+    return {name: {kind: float(values[0]) for kind, values in each.items()} for name, each in scores.items()}
