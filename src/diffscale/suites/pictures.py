@@ -106,11 +106,11 @@ class Pictures:
         self,
         work: Callable[[Tensor, list[int]], Tensor],
         batch_size: int | None = None,
-        told: Callable[[int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """`work(images [b, 3, H, W], their indices)` for all, in batches of one size: its rows, on the CPU, in order.
 
-        `batch_size`: most pictures at once; found by itself if None. `told(done)`: pictures done so far.
+        `batch_size`: most pictures at once; found by itself if None. `progress(done, total)`: pictures so far.
         """
         groups: dict[tuple[int, int], list[int]] = {}
         for i, size in enumerate(self.sizes):
@@ -122,8 +122,8 @@ class Pictures:
             for part, answer in micro.map(lambda s, g=group: work(self.load(g[s]), g[s]).cpu(), len(group)):  # type: ignore[misc]
                 found.append(answer)
                 order += group[part]
-                if told is not None:
-                    told(len(order))
+                if progress is not None:
+                    progress(len(order), len(self))
         return torch.cat(found)[torch.tensor(order).argsort()]
 
 

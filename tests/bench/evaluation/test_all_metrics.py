@@ -13,9 +13,8 @@ from diffscale._util.config import validated
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.config import EvaluateConfig
 from diffscale.bench.evaluation import extractors
-from diffscale.bench.evaluation.compared import COMPARED, statistics
-from diffscale.bench.evaluation.evaluate import METRICS, run
-from diffscale.bench.evaluation.features import features
+from diffscale.bench.evaluation.evaluate import COMPARED, METRICS, run
+from diffscale.bench.evaluation.features import features, statistics
 from diffscale.metrics.cmmd import cmmd
 from diffscale.metrics.frechet import fid
 from diffscale.metrics.inception_score import inception_score
@@ -121,9 +120,9 @@ def test_the_shipped_clip_measures_pictures_of_shapes(folder: Any) -> None:
 
 
 def test_statistics_of_pictures_and_of_files(folder: Any, colours: Any, tmp_path: Path) -> None:
-    told: list[int] = []
-    of = statistics(Pictures.open(folder(n=4)), colours, "recall", 2, told.append)
-    assert of.n == 4 and of.features is not None and told[-1] == 4
+    told: list[tuple[int, int]] = []
+    of = statistics(Pictures.open(folder(n=4)), colours, "recall", 2, lambda done, total: told.append((done, total)))
+    assert of.n == 4 and of.features is not None and told[-1] == (4, 4)
     with pytest.raises(DiffscaleError, match="cannot be read"):
         statistics(tmp_path / "none.safetensors", colours)
 

@@ -37,16 +37,16 @@ def test_pictures_of_any_size_come_back_in_their_order(folder: Any) -> None:
     pictures = Pictures.open(where)
     assert [path.name for path in pictures.paths] == [*(f"{i:02d}.png" for i in range(7)), "grey.JPG"]
     assert pictures.sizes[:2] == [(8, 8), (10, 6)] and len(pictures) == 8
-    told: list[int] = []
+    told: list[tuple[int, int]] = []
 
     def mean(images: torch.Tensor, at: list[int]) -> torch.Tensor:
         assert images.dtype == torch.float32 and len(images) == len(at) <= 2
         return images.mean((1, 2, 3))
 
-    means = pictures.map(mean, 2, told.append)
+    means = pictures.map(mean, 2, lambda done, total: told.append((done, total)))
     expected = [np.asarray(Image.open(path).convert("RGB")).mean() / 255 for path in pictures.paths]
     np.testing.assert_allclose(means, expected, rtol=1e-5)
-    assert told[-1] == 8 and told == sorted(told)
+    assert told[-1] == (8, 8) and told == sorted(told)
     np.testing.assert_array_equal(pictures.load([1])[0, :, 2, 3] * 255, Image.open(pictures.paths[1]).getpixel((3, 2)))
 
 
@@ -140,7 +140,9 @@ def test_features_are_made_once(folder: Any, colours: Any, cache: Path) -> None:
     seen = colours.seen
     np.testing.assert_array_equal(features.features(Pictures.open(where), colours), rows)
     assert colours.seen == seen
-    np.testing.assert_array_equal(features.logits(pictures, colours), colours.logits(pictures.load(range(5))))
+    np.testing.assert_array_equal(
+        features.features(pictures, extractors.Logits(colours)), colours.logits(pictures.load(range(5)))
+    )
     # Another network, other pictures, or a file that is broken: made again.
     colours.name = "colours 2"
     features.features(pictures, colours)

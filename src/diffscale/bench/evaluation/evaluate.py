@@ -4,32 +4,63 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from diffscale import verifiers
 from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import EvaluateConfig
 from diffscale.bench.evaluation import extractors, means
-from diffscale.bench.evaluation.compared import COMPARED, statistics
-from diffscale.bench.evaluation.extractors import Classifier, Extractor
-from diffscale.bench.evaluation.features import logits
+from diffscale.bench.evaluation.extractors import Classifier, Extractor, Logits
+from diffscale.bench.evaluation.features import features, statistics
+from diffscale.metrics.cmmd import cmmd
+from diffscale.metrics.frechet import fid
 from diffscale.metrics.inception_score import inception_score
+from diffscale.metrics.precision_recall import precision, recall
 from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.models.load import best_device
 from diffscale.registry import plugins
 from diffscale.suites.pictures import Pictures
 
+
+@dataclass(frozen=True)
+class Compared:
+    """A metric of two sets of pictures.
+
+    `value(generated, reference)`: it. `rows`: whether it looks at the features themselves, not only at their mean and
+    covariance. `extractor`: whose features it is published with. `bound`: whether its name is right for no others.
+    """
+
+    value: Callable[[Statistics, Statistics], float]
+    rows: bool
+    extractor: str
+    bound: bool
+
+
+def _by_rows(metric: Callable[[Any, Any], float]) -> Callable[[Statistics, Statistics], float]:
+    return lambda generated, reference: metric(reference.features, generated.features)
+
+
+COMPARED: Final = {
+    "fid": Compared(fid, False, "inception", False),
+    "fd_dino": Compared(fid, False, "dino", True),
+    "precision": Compared(_by_rows(precision), True, "inception", False),
+    "recall": Compared(_by_rows(recall), True, "inception", False),
+    "cmmd": Compared(_by_rows(cmmd), True, "clip", True),
+}
+"""The metrics that compare with a reference, by name."""
+
 METRICS: Final = (*COMPARED, "is", "composition")
 """All metrics but the means of verifiers."""
 
-Told = Callable[[str, int, int], None]
 
-
-def run(settings: EvaluateConfig, told: Told | None = None) -> dict[str, Any]:
-    """Compute all metrics; `told(what, done, pictures)` hears of every batch that is done.
+def run(settings: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]:
+    """Compute all metrics; `progress` is called with every batch of pictures that is done.
 
     Returns `folder`, `pictures` (how many), `reference`, `metrics` and `warnings` (a sentence each). Of each metric, in
     the order asked for: `value` (of the Inception Score also `std`) and `features`, the name of the extractor; of a
@@ -43,26 +74,34 @@ def run(settings: EvaluateConfig, told: Told | None = None) -> dict[str, Any]:
     names = list(dict.fromkeys(settings.metrics))
     _check(settings, names)
     pictures = _pictures(settings)
-    evaluation = _Evaluation(settings, pictures, told)
+    device, size = best_device(settings.device), settings.batch_size
+    image_model = "" if pictures.world is None else pictures.world.image_model
+    reference = settings.reference
+    by_features = _ByFeatures(
+        settings, pictures, Pictures.open(reference) if reference is not None and reference.is_dir() else reference,
+        progress,
+    )  # fmt: skip
     found: dict[str, Any] = {}
-    for text, of_it in _by_network(settings, names).items():
-        found |= evaluation.by_features(text, of_it)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")  # what libraries tell each other
+        warnings.filterwarnings("always", category=UserWarning, module="diffscale")
+        for text, measured in _by_extractor(settings, names).items():
+            extractor = extractors.load(text, device=device, image_model=image_model)
+            found |= by_features.measure(text, extractor, measured)
     if settings.save_reference is not None:
-        save_reference(evaluation.saved, settings.save_reference)
+        save_reference(by_features.saved, settings.save_reference)
     for name in names:
         if name == "composition":
-            found[name] = means.composition(pictures, settings.batch_size, evaluation.bar(name, pictures))
+            found[name] = means.composition(pictures, size, partial(progress, name))
         elif name not in METRICS:
-            verifier = verifiers.load(name, device=evaluation.device, image_model=evaluation.image_model)
-            found[name] = means.verifier_mean(
-                verifier, pictures, evaluation.device, settings.batch_size, evaluation.bar(name, pictures)
-            )
+            verifier = verifiers.load(name, device=device, image_model=image_model)
+            found[name] = means.verifier_mean(verifier, pictures, device, size, partial(progress, name))
     return {
         "folder": str(settings.folder),
         "pictures": len(pictures),
-        "reference": None if settings.reference is None else str(settings.reference),
+        "reference": None if reference is None else str(reference),
         "metrics": {name: found[name] for name in names if name in found},
-        "warnings": evaluation.notes,
+        "warnings": list(dict.fromkeys(str(warning.message) for warning in caught)),
     }
 
 
@@ -94,7 +133,7 @@ def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
         if not verifiers.is_function(name) and name.partition(" ")[0] not in every:
             raise unknown("metric", name, every)
         verifiers.check(name)
-    for text in [*_by_network(settings, names), *([] if settings.features is None else [settings.features])]:
+    for text in [*_by_extractor(settings, names), *([] if settings.features is None else [settings.features])]:
         extractors.split(text)
     if not names and settings.save_reference is None:
         raise DiffscaleError(f"Name at least one metric with --metrics: {', '.join(every)}.")
@@ -111,44 +150,33 @@ def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
         )
 
 
-def _by_network(settings: EvaluateConfig, names: Sequence[str]) -> dict[str, list[str]]:
+def _by_extractor(settings: EvaluateConfig, names: Sequence[str]) -> dict[str, list[str]]:
     """The metrics that look at features, by the extractor that makes them."""
-    chosen = settings.features
+    given = settings.features
     found: dict[str, list[str]] = {}
     for name in names:
-        if name != "is" and name not in COMPARED:
-            continue
-        usual, bound = ("inception", False) if name == "is" else (COMPARED[name].extractor, COMPARED[name].bound)
-        replaced = chosen is not None and (not bound or extractors.split(chosen)[0] == usual)
-        found.setdefault(chosen if chosen is not None and replaced else usual, []).append(name)
+        if name == "is" or name in COMPARED:
+            usual, bound = ("inception", False) if name == "is" else (COMPARED[name].extractor, COMPARED[name].bound)
+            replaced = given is not None and (not bound or extractors.split(given)[0] == usual)
+            found.setdefault(given if given is not None and replaced else usual, []).append(name)
     if settings.save_reference is not None and not set(names) & set(COMPARED):
-        found.setdefault(chosen or "inception", [])
+        found.setdefault(given or "inception", [])
     return found
 
 
-class _Evaluation:
-    """One run: what its steps share, and what they leave behind."""
+@dataclass
+class _ByFeatures:
+    """The metrics that look at features, one extractor after another; `saved`: statistics that are to be kept."""
 
-    def __init__(self, settings: EvaluateConfig, pictures: Pictures, told: Told | None) -> None:
-        self.settings, self.pictures, self.told = settings, pictures, told
-        self.device = best_device(settings.device)
-        world = pictures.world
-        self.image_model = "" if world is None else world.image_model
-        reference = settings.reference
-        self.reference = Pictures.open(reference) if reference is not None and reference.is_dir() else reference
-        self.saved: list[Statistics] = []
-        self.notes: list[str] = []
+    settings: EvaluateConfig
+    pictures: Pictures
+    reference: Pictures | Path | None
+    progress: Progress
+    saved: list[Statistics] = field(default_factory=list)
 
-    def bar(self, what: str, pictures: Pictures) -> Callable[[int], None] | None:
-        """What moves the bar of `what`."""
-        told = self.told
-        return None if told is None else lambda done: told(what, done, len(pictures))
-
-    def by_features(self, text: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The metrics `names` over the features that the extractor `text` makes."""
-        extractor = extractors.load(text, device=self.device, image_model=self.image_model)
-        size = self.settings.batch_size
-        found: dict[str, dict[str, Any]] = {}
+    def measure(self, text: str, extractor: Extractor, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The metrics `names` over the features of `extractor`, which the user calls `text`."""
+        size, found = self.settings.batch_size, {}
         if "is" in names:
             found["is"] = self._inception_score(text, extractor)
         compared = [name for name in names if name in COMPARED]
@@ -160,14 +188,12 @@ class _Evaluation:
         rows_for = next((name for name in compared if COMPARED[name].rows), None)
         reference = None
         if self.reference is not None and compared:
-            bar = self.bar(f"reference by {text}", self.reference) if isinstance(self.reference, Pictures) else None
-            reference = self._noted(statistics, self.reference, extractor, rows_for, size, bar)
-        bar = self.bar(f"pictures by {text}", self.pictures)
-        generated = self._noted(statistics, self.pictures, extractor, rows_for, size, bar)
+            bar = partial(self.progress, f"reference by {text}")
+            reference = statistics(self.reference, extractor, rows_for, size, bar)
+        generated = statistics(self.pictures, extractor, rows_for, size, partial(self.progress, f"pictures by {text}"))
         if reference is not None:
             for name in compared:
-                value = self._noted(COMPARED[name].value, generated, reference)
-                found[name] = {"value": value, "features": extractor.name}
+                found[name] = {"value": COMPARED[name].value(generated, reference), "features": extractor.name}
         if keep:
             self.saved.append(generated if keep_all or rows_for is not None else replace(generated, features=None))
         return found
@@ -175,18 +201,8 @@ class _Evaluation:
     def _inception_score(self, text: str, extractor: Extractor) -> dict[str, Any]:
         if not isinstance(extractor, Classifier):
             raise DiffscaleError(f"The features {text} tell no classes, which `is` needs: leave --features out.")
-        bar = self.bar(f"classes by {text}", self.pictures)
-        rows = self._noted(logits, self.pictures, extractor, self.settings.batch_size, bar)
+        bar = partial(self.progress, f"classes by {text}")
+        rows = features(self.pictures, Logits(extractor), self.settings.batch_size, bar)
         # Splits are runs of pictures, and folders are often sorted by class.
-        shuffled = np.random.default_rng(0).permutation(rows)
-        mean, std = self._noted(inception_score, shuffled)
+        mean, std = inception_score(np.random.default_rng(0).permutation(rows))
         return {"value": mean, "std": std, "features": extractor.name}
-
-    def _noted(self, work: Callable[..., Any], *given: Any) -> Any:
-        """What `work` gives, its warnings kept."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore")  # what libraries tell each other
-            warnings.simplefilter("always", UserWarning)
-            value = work(*given)
-        self.notes += [str(warning.message) for warning in caught if str(warning.message) not in self.notes]
-        return value

@@ -2,7 +2,7 @@
 
 An extractor is anything that fits `Extractor` (or `Classifier`, if it also tells classes). To add one, write a factory
 `name(model: str | None = None, *, device="cpu", image_model="") -> Extractor`, whose signature is its configuration,
-and name it in `EXTRACTORS`; the metrics find it by the names in `compared.COMPARED` (`is` asks for `inception`), users
+and name it in `EXTRACTORS`; the metrics find it by the names in `evaluate.COMPARED` (`is` asks for `inception`), users
 by `--features`. A factory imports its network when it is called, so that no other one is loaded for it.
 """
 
@@ -39,6 +39,16 @@ class Classifier(Extractor, Protocol):
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of `images` as `__call__` takes them."""
+
+
+class Logits:
+    """The logits of a classifier, as features of their own name."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.name, self._classifier = f"{classifier.name} logits", classifier
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self._classifier.logits(images)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Features of a folder of pictures, computed once and kept on disk."""
+"""Features of a folder of pictures, computed once and kept on disk, and their statistics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.evaluation.extractors import Classifier, Extractor
+from diffscale._util.files import replacing
+from diffscale.bench.evaluation.extractors import Extractor
+from diffscale.metrics.statistics import Statistics, load_reference
 from diffscale.suites.pictures import Pictures
 
 _NAME: Final = "features"
@@ -33,73 +35,61 @@ def features(
     pictures: Pictures,
     extractor: Extractor,
     batch_size: int | None = None,
-    told: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Features [N, D] of all pictures, in their order; of pictures seen before by this extractor, from the cache.
 
-    `batch_size`, `told`: see `Pictures.map`. Raises DiffscaleError for features of another shape or not finite.
+    `batch_size`, `progress`: see `Pictures.map`. Raises DiffscaleError for features of another shape or not finite.
     """
-    return _kept(pictures, extractor.name, extractor, batch_size, told)
-
-
-def logits(
-    pictures: Pictures,
-    extractor: Classifier,
-    batch_size: int | None = None,
-    told: Callable[[int], None] | None = None,
-) -> NDArray[np.float32]:
-    """Logits [N, classes] of all pictures, as `features`."""
-    return _kept(pictures, f"{extractor.name} logits", extractor.logits, batch_size, told)
-
-
-def _kept(
-    pictures: Pictures,
-    name: str,
-    make: Callable[[Tensor], Tensor],
-    batch_size: int | None,
-    told: Callable[[int], None] | None,
-) -> NDArray[np.float32]:
-    key = hashlib.sha256(f"{name}\n{pictures.digest}".encode()).hexdigest()
+    key = hashlib.sha256(f"{extractor.name}\n{pictures.digest}".encode()).hexdigest()
     file = cache_folder() / f"{key}.safetensors"
-    held = _read(file, len(pictures))
-    if held is not None:
-        return held
+    with suppress(OSError, SafetensorError, KeyError, ValueError):  # there is no file, or it is not whole
+        rows: NDArray[np.float32] = load_file(file)[_NAME]
+        if rows.ndim == 2 and len(rows) == len(pictures):
+            return rows
     with torch.no_grad():
-        rows = pictures.map(lambda images, _: _checked(make(images), len(images), name), batch_size, told).numpy()
+        rows = pictures.map(lambda images, _: _extract(extractor, images), batch_size, progress).numpy()
     bad = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(bad):
         raise DiffscaleError(
-            f"{name} makes no finite features of {len(bad)} pictures: leave out {pictures.paths[bad[0]]}."
+            f"{extractor.name} makes no finite features of {len(bad)} pictures: leave out {pictures.paths[bad[0]]}."
         )
-    _write(file, rows)
+    try:
+        with replacing(file) as fresh:
+            save_file({_NAME: rows}, fresh)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"Features are not kept: {file.parent} cannot be written ({error}).", stacklevel=2)
     return rows
 
 
-def _checked(made: Tensor, pictures: int, name: str) -> Tensor:
-    if made.ndim != 2 or len(made) != pictures:
+def _extract(extractor: Extractor, images: Tensor) -> Tensor:
+    made = extractor(images)
+    if made.ndim != 2 or len(made) != len(images):
         raise DiffscaleError(
-            f"The extractor {name} must return features of shape ({pictures}, dimensions), not {tuple(made.shape)}."
+            f"The extractor {extractor.name} must return features of shape ({len(images)}, dimensions), not "
+            f"{tuple(made.shape)}."
         )
     return made.float().cpu()
 
 
-def _read(file: Path, n: int) -> NDArray[np.float32] | None:
-    """What is kept in `file`; None if that is nothing, or not whole."""
-    try:
-        rows = load_file(file)[_NAME]
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
-    return rows if rows.ndim == 2 and len(rows) == n else None
+def statistics(
+    source: Pictures | Path,
+    extractor: Extractor,
+    rows_for: str | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Statistics:
+    """Statistics of pictures, or those that a file holds.
 
-
-def _write(file: Path, rows: NDArray[np.float32]) -> None:
-    # Two runs may make the same features at once.
-    fresh = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({_NAME: rows}, fresh)
-        os.replace(fresh, file)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            fresh.unlink()
-        warnings.warn(f"Features are not kept: {file.parent} cannot be written ({error}).", stacklevel=2)
+    `rows_for`: the metric that needs the features themselves, if one does. Raises DiffscaleError if the file does not
+    have what is needed.
+    """
+    if isinstance(source, Pictures):
+        return Statistics.from_features(features(source, extractor, batch_size, progress), extractor.name)
+    loaded = load_reference(source, extractor.name)
+    if rows_for is not None and loaded.features is None:
+        raise DiffscaleError(
+            f"{source} holds no features, which {rows_for} needs: write it again by --save-reference with --metrics "
+            f"{rows_for}."
+        )
+    return loaded

@@ -28,7 +28,7 @@ def verifier_mean(
     pictures: Pictures,
     device: Any = "cpu",
     batch_size: int | None = None,
-    told: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """`mean`, `low` and `high` (95%, over prompts, pictures of one averaged first) of a verifier's scores, and
     `dropped`, how many pictures it could not score.
@@ -47,7 +47,7 @@ def verifier_mean(
         return safe_score(verifier, images.to(device), [prompts[i] for i in at])
 
     with torch.no_grad():
-        scores = pictures.map(scored, batch_size, told)
+        scores = pictures.map(scored, batch_size, progress)
     usable = scores.isfinite().nonzero().flatten().tolist()
     if not usable:
         raise DiffscaleError(f"The verifier {verifier.name} could score none of the {len(pictures)} pictures.")
@@ -55,7 +55,7 @@ def verifier_mean(
 
 
 def composition(
-    pictures: Pictures, batch_size: int | None = None, told: Callable[[int], None] | None = None
+    pictures: Pictures, batch_size: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, dict[str, float]]:
     """The scores in [0, 1] of the judge of the pictures' world: `mean`, `low`, `high` as of `verifier_mean`, for `all`
     pictures and for each category that their prompts are of.
@@ -77,7 +77,7 @@ def composition(
     def scored(images: Tensor, rows: list[int]) -> Tensor:
         return cast(Tensor, world.judge(images, [prompts[i] for i in rows])["score"])
 
-    scores = pictures.map(scored, batch_size, told)
+    scores = pictures.map(scored, batch_size, progress)
     found = {"all": _summary(pictures, scores, range(len(prompts)))}
     categories = [world.category(prompt) for prompt in prompts]
     for category in world.categories:
