@@ -74,8 +74,8 @@ def run(settings: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]
     names = list(dict.fromkeys(settings.metrics))
     _check(settings, names)
     pictures = _pictures(settings)
-    device, size = best_device(settings.device), settings.batch_size
-    image_model = "" if pictures.world is None else pictures.world.image_model
+    device, size, world = best_device(settings.device), settings.batch_size, pictures.world
+    image_model = "" if world is None else world.image_model
     reference = settings.reference
     by_features = _ByFeatures(
         settings, pictures, Pictures.open(reference) if reference is not None and reference.is_dir() else reference,
