@@ -57,16 +57,15 @@ def test_a_metric_that_falls_is_better_lower() -> None:
         raw["parts"]["p"]["series"][name][0]["sets"] = {"fid": {"value": value, "without": without}}
     options = {"all_of": [{"a": ["p", "a"], "b": ["p", "b"], "measure": "fid", "is": "better"}]}
     assert _verdict(raw, "compare", **options) == "holds"
-    assert numbers.gain(
-        raw, "p", raw["parts"]["p"]["series"]["a"][0], raw["parts"]["p"]["series"]["b"][0], "fid", True
-    )["mean"] == pytest.approx(60)
+    one, other = (numbers.point(raw, "p", name) for name in "ab")
+    assert one.gain(other, "fid", True)["mean"] == pytest.approx(60)
 
 
 def test_repeats_of_a_prompt_are_no_independent_samples() -> None:
     raw = _raw({"a": 0.0, "b": 0.0}, n=8, repeats=50)
-    at = raw["parts"]["p"]["series"]["a"][0]
-    assert numbers.by_prompt(raw, "p", at, "judge").shape == (8,)
-    assert numbers.difference(raw, "p", at, raw["parts"]["p"]["series"]["b"][0], "judge").freedom == 7
+    one, other = (numbers.point(raw, "p", name) for name in "ab")
+    assert one.by_prompt("judge").shape == (8,)
+    assert one.difference(other, "judge").freedom == 7
 
 
 def test_a_sweet_spot_lies_between_the_ends() -> None:

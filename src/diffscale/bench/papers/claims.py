@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, permutations
+from dataclasses import replace
+from functools import partial
+from itertools import permutations
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -15,8 +17,10 @@ from diffscale.bench.papers.numbers import Raw
 from diffscale.bench.papers.recipe import Claim
 from diffscale.bench.papers.verdicts import Contrast, Evidence, equivalent, every, not_superior, paired, superior
 
-At = Sequence[Any]
+Place = Sequence[Any]
 """[part, series] or [part, series, point], see `numbers.point`."""
+_CHOSEN, _TESTED, _ALL = slice(0, None, 2), slice(1, None, 2), slice(None)
+"""Prompts that something is chosen by, those that the choice is tested on, and both."""
 
 
 def compare(raw: Raw, all_of: Sequence[dict[str, Any]]) -> Evidence:
@@ -25,7 +29,7 @@ def compare(raw: Raw, all_of: Sequence[dict[str, Any]]) -> Evidence:
     return every([_comparison(raw, how=each["is"], **{k: v for k, v in each.items() if k != "is"}) for each in all_of])
 
 
-def _comparison(raw: Raw, a: At, b: At, measure: str, how: str, margin: float = 0.0) -> Evidence:
+def _comparison(raw: Raw, a: Place, b: Place, measure: str, how: str, margin: float = 0.0) -> Evidence:
     kinds: dict[str, Callable[[Contrast, float], Evidence]]
     kinds = {"better": superior, "equal": equivalent, "not_better": not_superior}
     if how not in kinds:
@@ -34,9 +38,8 @@ def _comparison(raw: Raw, a: At, b: At, measure: str, how: str, margin: float = 
         raise DiffscaleError(f"That a point is {how} is tested with a margin over 0: mend the recipe.")
     if a[0] != b[0]:
         raise DiffscaleError("A comparison is within one part: mend the recipe.")
-    contrast = numbers.difference(raw, a[0], numbers.point(raw, *a), numbers.point(raw, *b), measure)
-    evidence = kinds[how](contrast, margin)
-    return Evidence(evidence.holds, evidence.fails, _said(_name(a), _name(b), measure, contrast))
+    contrast = numbers.point(raw, *a).difference(numbers.point(raw, *b), measure)
+    return replace(kinds[how](contrast, margin), found=_in_words(_name(a), _name(b), measure, contrast))
 
 
 def sweet_spot(raw: Raw, part: str, series: Sequence[str], measure: str, budget: int | str = "last") -> Evidence:
@@ -44,21 +47,14 @@ def sweet_spot(raw: Raw, part: str, series: Sequence[str], measure: str, budget:
 
     Which one is chosen on every other prompt, and tested on the rest. Refuted where each of them is worse than an end.
     """
-    points = [numbers.point(raw, part, name, budget) for name in series]
-    values = np.array([numbers.by_prompt(raw, part, at, measure) for at in points])
+    values = np.array([numbers.point(raw, part, name, budget).by_prompt(measure) for name in series])
 
-    def over_ends(middle: int, first: int, step: int) -> Evidence:
-        parts = []
-        for end in (0, -1):
-            contrast = paired((values[middle] - values[end])[first::step])
-            evidence = superior(contrast)
-            said = _said(series[middle], series[end], measure, contrast)
-            parts.append(Evidence(evidence.holds, evidence.fails, said))
-        return every(parts)
+    def over_ends(middle: int, rows: slice) -> Evidence:
+        differences = {end: (values[middle] - values[end])[rows] for end in (0, -1)}
+        return every([_better(series[middle], series[end], measure, each) for end, each in differences.items()])
 
-    best = 1 + int(values[1:-1, ::2].mean(1).argmax())
-    found = over_ends(best, 1, 2)
-    return Evidence(found.holds, _by_all(over_ends(middle, 0, 1) for middle in range(1, len(series) - 1)), found.found)
+    best = 1 + int(values[1:-1, _CHOSEN].mean(1).argmax())
+    return _some(over_ends(best, _TESTED), (over_ends(middle, _ALL) for middle in range(1, len(series) - 1)))
 
 
 def disagree(raw: Raw, part: str, series: Sequence[str], measure: str, categories: Sequence[str]) -> Evidence:
@@ -68,29 +64,23 @@ def disagree(raw: Raw, part: str, series: Sequence[str], measure: str, categorie
     each must be better than the other in its category. Refuted where every such change of places is.
     """
     values = {
-        (name, category): numbers.by_prompt(raw, part, numbers.point(raw, part, name), f"{measure}@{category}")
+        (name, category): numbers.point(raw, part, name).by_prompt(f"{measure}@{category}")
         for name in series
         for category in categories
     }
 
-    def crossed(a: str, b: str, here: str, there: str, first: int, step: int) -> Evidence:
-        parts = []
-        for one, other, category in ((a, b, here), (b, a, there)):
-            contrast = paired((values[one, category] - values[other, category])[first::step])
-            evidence = superior(contrast)
-            said = _said(one, other, f"{measure} on {category}", contrast)
-            parts.append(Evidence(evidence.holds, evidence.fails, said))
-        return every(parts)
+    def gains(crossing: tuple[str, ...], rows: slice) -> list[tuple[str, str, str, NDArray[np.float64]]]:
+        a, b, here, there = crossing
+        places = (a, b, here), (b, a, there)
+        return [(one, other, each, (values[one, each] - values[other, each])[rows]) for one, other, each in places]
 
-    def change(a: str, b: str, here: str, there: str) -> float:
-        return min(
-            _mean((values[one, category] - values[other, category])[::2])
-            for one, other, category in ((a, b, here), (b, a, there))
-        )
+    def crossed(crossing: tuple[str, ...], rows: slice) -> Evidence:
+        each = gains(crossing, rows)
+        return every([_better(one, other, f"{measure} on {category}", gain) for one, other, category, gain in each])
 
     crossings = [(*pair, *places) for pair in permutations(series, 2) for places in permutations(categories, 2)]
-    found = crossed(*max(crossings, key=lambda crossing: change(*crossing)), 1, 2)
-    return Evidence(found.holds, _by_all(crossed(*crossing, 0, 1) for crossing in crossings), found.found)
+    best = max(crossings, key=lambda crossing: min(_mean(gain) for *_, gain in gains(crossing, _CHOSEN)))
+    return _some(crossed(best, _TESTED), (crossed(crossing, _ALL) for crossing in crossings))
 
 
 def never_worst(
@@ -102,62 +92,50 @@ def never_worst(
     """
     parts = []
     for category in categories:
-        name = f"{measure}@{category}"
-        mine = numbers.by_prompt(raw, part, numbers.point(raw, part, one), name)
-        theirs = {each: numbers.by_prompt(raw, part, numbers.point(raw, part, each), name) for each in others}
-        worst = min(theirs, key=lambda each: _mean(theirs[each][::2]))
-        contrast = paired((theirs[worst] - mine)[1::2])
-        said = _said(worst, one, f"{measure} on {category}", contrast)
-        fails = _by_all(not_superior(paired(each - mine), margin) for each in theirs.values())
-        parts.append(Evidence(not_superior(contrast, margin).holds, fails, said))
+        values = {each: numbers.point(raw, part, each).by_prompt(f"{measure}@{category}") for each in (one, *others)}
+        worst = min(others, key=lambda each: _mean(values[each][_CHOSEN]))
+        contrast = paired((values[worst] - values[one])[_TESTED])
+        words = _in_words(worst, one, f"{measure} on {category}", contrast)
+        tested = replace(not_superior(contrast, margin), found=words)
+        parts.append(_some(tested, (not_superior(paired(values[each] - values[one]), margin) for each in others)))
     return every(parts)
 
 
-def _by_all(evidence: Iterable[Evidence]) -> float:
-    """The p-value against a claim that something exists: of all that it may be, each must be refuted."""
-    return max(each.fails for each in evidence)
+def _some(chosen: Evidence, each: Iterable[Evidence]) -> Evidence:
+    """That something exists: held up by what was `chosen`; of all that it may be, each must be refuted."""
+    return replace(chosen, fails=max(evidence.fails for evidence in each))
 
 
 def correlated(raw: Raw, part: str, of: Sequence[str], over: float = 0.0) -> Evidence:
     """Two verifiers rank candidates alike: the mean over prompts of Spearman's correlation within one is above."""
-    contrast, said = _correlation(raw, part, of)
-    evidence = superior(contrast, over)
-    return Evidence(evidence.holds, evidence.fails, said)
+    return _correlation(raw, part, of, partial(superior, by=over))
 
 
 def uncorrelated(raw: Raw, part: str, of: Sequence[str], margin: float) -> Evidence:
     """The mean rank correlation of two verifiers within prompts is under `margin`."""
-    contrast, said = _correlation(raw, part, of)
-    evidence = not_superior(contrast, margin)
-    return Evidence(evidence.holds, evidence.fails, said)
+    return _correlation(raw, part, of, partial(not_superior, margin=margin))
 
 
-def _correlation(raw: Raw, part: str, of: Sequence[str]) -> tuple[Contrast, str]:
-    of_part = raw["parts"][part]
-    pairs = of_part["pairs"]
-    repeats = of_part["repeats"]
+def _correlation(raw: Raw, part: str, of: Sequence[str], test: Callable[[Contrast], Evidence]) -> Evidence:
+    pairs, repeats = raw["parts"][part]["pairs"], raw["parts"][part]["repeats"]
     # One value a prompt: of repeats, all candidates together.
-    one, other = (
-        [list(chain(*rows[start : start + repeats])) for start in range(0, len(rows), repeats)]
-        for rows in (pairs[name] for name in of)
-    )
+    one, other = (np.array(pairs[name]).reshape(len(pairs[name]) // repeats, -1) for name in of)
     values = numbers.within(one, other)
     if not len(values):
-        return Contrast(0.0, float("inf"), 1), f"{of[0]} or {of[1]} is constant"
+        return replace(test(Contrast(0.0, float("inf"), 1)), found=f"{of[0]} or {of[1]} is constant")
     contrast = paired(values)
-    return contrast, f"{of[0]} and {of[1]}: rank correlation {contrast.estimate:.2f}{_bounds(contrast)}"
+    words = f"{of[0]} and {of[1]}: rank correlation {contrast.estimate:.2f}{_bounds(contrast)}"
+    return replace(test(contrast), found=words)
 
 
-def cheaper(raw: Raw, a: At, b: At, measure: str) -> Evidence:
+def cheaper(raw: Raw, a: Place, b: Place, measure: str) -> Evidence:
     """`a` is better than `b` at a lower cost in FLOPs, which is counted and needs no test."""
     one, other = numbers.point(raw, *a), numbers.point(raw, *b)
-    contrast = numbers.difference(raw, a[0], one, other, measure)
-    evidence = superior(contrast)
-    ratio = one["flops"] / other["flops"]
-    said = f"{_said(_name(a), _name(b), measure, contrast)}, at {ratio:.2f} times the FLOPs"
-    if ratio >= 1:
-        return Evidence(1.0, 0.0, said)
-    return Evidence(evidence.holds, evidence.fails, said)
+    contrast = one.difference(other, measure)
+    ratio = one.row["flops"] / other.row["flops"]
+    evidence = superior(contrast) if ratio < 1 else Evidence(1.0, 0.0)
+    words = _in_words(_name(a), _name(b), measure, contrast)
+    return replace(evidence, found=f"{words}, at {ratio:.2f} times the FLOPs")
 
 
 def trend(raw: Raw, of: Sequence[str], y: str, way: Literal["falls", "rises"]) -> Evidence:
@@ -167,11 +145,16 @@ def trend(raw: Raw, of: Sequence[str], y: str, way: Literal["falls", "rises"]) -
         if name not in raw["logs"]:
             raise DiffscaleError(f"{raw['item']} has no training {name!r}: mend its recipe.")
         change = numbers.change(raw["logs"][name], y)
-        said = f"{name}, {y} from begin to end: {change.estimate:+.4g}{_bounds(change, 'steps', 4)}"
-        turned = change if way == "rises" else Contrast(-change.estimate, change.error, change.freedom)
-        evidence = superior(turned)
-        parts.append(Evidence(evidence.holds, evidence.fails, said))
+        words = f"{name}, {y} from begin to end: {change.estimate:+.4g}{_bounds(change, 'steps', 4)}"
+        turned = change if way == "rises" else replace(change, estimate=-change.estimate)
+        parts.append(replace(superior(turned), found=words))
     return every(parts)
+
+
+def _better(a: str, b: str, measure: str, differences: NDArray[np.float64]) -> Evidence:
+    """That the mean of paired `differences` is over 0."""
+    contrast = paired(differences)
+    return replace(superior(contrast), found=_in_words(a, b, measure, contrast))
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -179,32 +162,25 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
-def _name(at: At) -> str:
-    where = f" ({at[2]})" if len(at) > 2 else ""
-    return f"{at[1]}{where}"
+def _name(place: Place) -> str:
+    return f"{place[1]} ({place[2]})" if len(place) > 2 else str(place[1])
 
 
-def _said(a: str, b: str, measure: str, contrast: Contrast) -> str:
+def _in_words(a: str, b: str, measure: str, contrast: Contrast) -> str:
     sign = " (sign turned: over 0 is better)" if measure in numbers.LOWER else ""
     return f"{a} over {b}, {measure}{sign}: {contrast.estimate:+.3f}{_bounds(contrast)}"
 
 
-def _bounds(contrast: Contrast, of: str = "prompts", digits: int = 3) -> str:
+def _bounds(contrast: Contrast, unit: str = "prompts", digits: int = 3) -> str:
     if not np.isfinite(contrast.error):
-        return f" [too few {of}]"
+        return f" [too few {unit}]"
     low, high = contrast.interval()
     return f" [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 CLAIMS: Final[dict[str, Callable[..., Evidence]]] = {
-    "cheaper": cheaper,
-    "compare": compare,
-    "correlated": correlated,
-    "disagree": disagree,
-    "never_worst": never_worst,
-    "sweet_spot": sweet_spot,
-    "trend": trend,
-    "uncorrelated": uncorrelated,
+    test.__name__: test
+    for test in (cheaper, compare, correlated, disagree, never_worst, sweet_spot, trend, uncorrelated)
 }
 
 

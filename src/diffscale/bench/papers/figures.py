@@ -63,7 +63,7 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
     rows = -(-count // columns)
     figure = Figure(figsize=(5.2 * columns, 4.0 * rows + 0.6), dpi=110, layout="constrained")
     every = figure.subplots(rows, columns, squeeze=False).ravel()
-    # A series or training styles alike in all panels, and unlike any other.
+    # A series or training looks alike in all panels, and unlike any other.
     series = (name for panel in setting.panels for name in _series(raw, panel))
     trained = (_log_label(name, panel) for panel in setting.logs for name in panel.of)
     styles = {name: i for i, name in enumerate(dict.fromkeys((*series, *trained)))}
@@ -106,21 +106,22 @@ def _series(raw: Raw, panel: Panel) -> list[str]:
 
 
 def _curves(axes: Any, raw: Raw, panel: Panel, styles: Mapping[str, int]) -> None:
+    costs = []
     for name in _series(raw, panel):
-        points = raw["parts"][panel.part]["series"][name]
-        costs = [at[panel.x] / (1e9 if panel.x == "flops" else 1) for at in points]
+        points = numbers.points(raw, panel.part, name)
+        x = [point.row[panel.x] / (1e9 if panel.x == "flops" else 1) for point in points]
         if panel.relative:
-            values = [numbers.gain(raw, panel.part, at, points[0], panel.y, True) for at in points]
+            values = [point.gain(points[0], panel.y, True) for point in points]
         else:
-            values = [numbers.summary(raw, panel.part, at, panel.y) for at in points]
-        mean, low, high = ([value[each] for value in values] for each in ("mean", "low", "high"))
-        draw_line(axes, costs, mean, (low, high), styles[name], name)
+            values = [point.summary(panel.y) for point in points]
+        mean, low, high = ([value[end] for value in values] for end in ("mean", "low", "high"))
+        draw_line(axes, x, mean, (low, high), styles[name], name)
+        costs += x
     axes.set_xscale("log", base=2 if panel.x == "nfe" else 10)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
     if panel.x == "nfe":
-        every = [at["nfe"] for name in _series(raw, panel) for at in raw["parts"][panel.part]["series"][name]]
-        doubled = [min(every) * 2**i for i in range(20)]
-        axes.set_xticks([cost for cost in doubled if cost <= 1.05 * max(every)])
+        doubled = [min(costs) * 2**i for i in range(20)]
+        axes.set_xticks([cost for cost in doubled if cost <= 1.05 * max(costs)])
     axes.minorticks_off()
     axes.set_xlabel(_COSTS[panel.x])
     axes.set_ylabel(_label(panel), fontsize=9)
@@ -131,8 +132,8 @@ def _bars(axes: Any, raw: Raw, panel: Panel) -> None:
     """Gains of the last points of each series over their first; a bar a series."""
     names = _series(raw, panel)
     for number, name in enumerate(names):
-        points = raw["parts"][panel.part]["series"][name]
-        value = numbers.gain(raw, panel.part, points[-1], points[0], panel.y, panel.relative)
+        points = numbers.points(raw, panel.part, name)
+        value = points[-1].gain(points[0], panel.y, panel.relative)
         ends = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
         shade = str(0.35 + 0.5 * number / max(1, len(names) - 1))
         axes.bar(
@@ -157,19 +158,18 @@ def _scatter(axes: Any, raw: Raw, panel: Panel) -> None:
 
 def _strips(raw: Raw, setting: Setting, path: Path) -> None:
     """Rows of a prompt each: growing steps left, growing search right, as the series stand in the recipe."""
-    rows: list[tuple[str, list[Image.Image], list[str]]] = []
+    strips: list[tuple[str, list[Image.Image], list[str]]] = []
     for name, part in raw["parts"].items():
-        shown = setting.parts[name].strips
-        for number, prompt in enumerate(part["prompts"][:shown]):
-            every = [(series, at) for series, points in part["series"].items() for at in points]
-            pictures = [
-                enlarge(Image.open(path.parent / "pictures" / at["pictures"][number]).convert("RGB")) for _, at in every
-            ]
-            rows.append((f"{part['model']}: {prompt}", pictures, [f"{s}\n{at['nfe']:,.0f} NFE" for s, at in every]))
-    most = max((len(pictures) for _, pictures, _ in rows), default=1)
-    figure = Figure(figsize=(1.5 * most, 1.95 * len(rows)), dpi=110, layout="constrained")
-    lines = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for line, (title, pictures, captions) in zip(lines, rows, strict=True):
+        every = [(series, row) for series, rows in part["series"].items() for row in rows]
+        captions = [f"{series}\n{row['nfe']:,.0f} NFE" for series, row in every]
+        for number, prompt in enumerate(part["prompts"][: setting.parts[name].strips]):
+            files = [path.parent / "pictures" / row["pictures"][number] for _, row in every]
+            pictures = [enlarge(Image.open(file).convert("RGB")) for file in files]
+            strips.append((f"{part['model']}: {prompt}", pictures, captions))
+    most = max((len(pictures) for _, pictures, _ in strips), default=1)
+    figure = Figure(figsize=(1.5 * most, 1.95 * len(strips)), dpi=110, layout="constrained")
+    lines = figure.subfigures(len(strips), 1, squeeze=False)[:, 0]
+    for line, (title, pictures, captions) in zip(lines, strips, strict=True):
         line.suptitle(title, x=0.01, ha="left", fontsize=8, weight="bold")
         every = line.subplots(1, most, squeeze=False).ravel()
         for axes in every:
@@ -191,13 +191,11 @@ def draw_logs(
     """Curves of `panel`: the mean over windows of steps, and a band of the deviation within these; `styles`: a number
     for the style of each label."""
     for name in panel.of:
-        rows, label = logs[name], _log_label(name, panel)
-        values = smoothed(rows, panel.y, _WINDOWS)
-        if values is None:
-            continue
-        last, mean, deviation = values
-        where = last + 1 if panel.x == "steps" else np.cumsum([row["seconds"] for row in rows])[last]
-        draw_line(axes, where, mean, (mean - deviation, mean + deviation), styles[label], label, marked=False)
+        label, values = _log_label(name, panel), smoothed(logs[name], panel.y, _WINDOWS)
+        if values is not None:
+            last, mean, deviation = values
+            x = last + 1 if panel.x == "steps" else np.cumsum([row["seconds"] for row in logs[name]])[last]
+            draw_line(axes, x, mean, (mean - deviation, mean + deviation), styles[label], label, marked=False)
     axes.set_xlabel("steps" if panel.x == "steps" else "seconds in steps")
     axes.set_ylabel(
         f"{panel.y}: mean of a window, band: one deviation\n(a window is 1/{_WINDOWS} of the steps)", fontsize=9
