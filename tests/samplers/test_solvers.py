@@ -14,8 +14,7 @@ from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale.engine import noise
 from diffscale.samplers import solvers
 from diffscale.samplers.formulas import PROCESSES, marginal, x0_and_eps
-from diffscale.samplers.levels import level_of
-from diffscale.samplers.schedules import Schedule, karras
+from diffscale.samplers.levels import Schedule, karras, level_of
 from diffscale.samplers.solved import SolvedSampler
 from diffscale.samplers.toy import ToySampler
 from diffscale.types import concat

@@ -33,8 +33,7 @@ from diffscale.models.files import fetch, load_into, load_state, pretrained, rea
 from diffscale.models.sit import SiT, SiTConfig, SiTDenoiser, config_of, dtype_of
 from diffscale.samplers.class_conditional import ClassSampler, Denoiser
 from diffscale.samplers.formulas import Marginal
-from diffscale.samplers.levels import level_of, timestep_of
-from diffscale.samplers.schedules import Schedule
+from diffscale.samplers.levels import Schedule, level_of, timestep_of
 from diffscale.suites import imagenet
 from diffscale.types import ClassLabel
 
@@ -113,9 +112,10 @@ class DiTDenoiser:
     def __init__(self, network: Any, scheduler: Any) -> None:
         self.network = network
         config = network.config
-        self.shape = config.in_channels, config.sample_size, config.sample_size
+        self.shape: tuple[int, ...] = config.in_channels, config.sample_size, config.sample_size
         self.guided = config.in_channels
-        self.classes = self.null = config.num_embeds_ada_norm
+        self.classes: int = config.num_embeds_ada_norm
+        self.null: int | None = self.classes
         if getattr(scheduler, "alphas_cumprod", None) is None:
             raise DiffscaleError(
                 f"DiT needs a scheduler with a table of alphas, such as DDIMScheduler, not {type(scheduler).__name__}."

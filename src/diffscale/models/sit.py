@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.samplers.formulas import Marginal
-from diffscale.samplers.schedules import Schedule, even
+from diffscale.samplers.levels import Schedule, even
 
 _FREQUENCIES: Final = 256  # numbers that tell the time
 _MAX_PERIOD: Final = 10_000.0
@@ -224,10 +224,10 @@ class SiTDenoiser:
     def __init__(self, network: SiT) -> None:
         self.network = network
         config = network.config
-        self.shape = config.in_channels, config.input_size, config.input_size
+        self.shape: tuple[int, ...] = config.in_channels, config.input_size, config.input_size
         self.guided = 3 if config.in_channels == 4 else config.in_channels
         self.classes = config.num_classes
-        self.null = config.num_classes if config.class_dropout_prob > 0 else None
+        self.null: int | None = config.num_classes if config.class_dropout_prob > 0 else None
 
     def schedule(self, steps: int) -> Schedule:
         return Schedule("flow", "flow_prediction", even(steps))

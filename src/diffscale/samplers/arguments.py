@@ -27,7 +27,10 @@ SAMPLERS_OWN: Final = {
 PICTURES: Final = ("image", "mask_image", "control_image")
 """Arguments that are pictures to start from."""
 
-_TEXT: Final = re.compile(r"prompt_\d|negative_prompt(_\d)?")
+
+def is_text(name: str) -> bool:
+    """Whether an argument is the prompt, or goes with it as another text."""
+    return re.fullmatch(r"(negative_)?prompt(_\d)?", name) is not None
 
 
 def check_arguments(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
@@ -44,7 +47,7 @@ def check_arguments(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) 
     if wrong := sorted(set(args) - set(taken)):
         raise DiffscaleError(f"{type(pipe).__name__} does not take {', '.join(wrong)}; see its documentation.")
     for name, value in args.items():
-        if not _TEXT.fullmatch(name) or value is None or isinstance(value, str):
+        if not is_text(name) or value is None or isinstance(value, str):
             continue
         if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
             raise DiffscaleError(f"Give {name} as a text, or as a list of texts, not as {value!r}.")
@@ -52,31 +55,26 @@ def check_arguments(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) 
             raise DiffscaleError(f"Give one {name}, or one for each of the {len(prompts)} prompts, not {len(value)}.")
 
 
-def text_arguments(args: Mapping[str, Any], rows: Sequence[int]) -> dict[str, list[str]]:
-    """Those of `args` that are texts beside the prompt, such as negative prompts, as lists with one for each of `rows`.
+def arguments_of_rows(args: Mapping[str, Any], rows: Sequence[int], prompts: Sequence[str]) -> dict[str, Any]:
+    """`args` of a call for a batch of `rows`, with their prompts.
 
-    Pipelines want them of the type, and the length, of the prompt.
+    A tensor with an entry for each prompt is dealt out by rows. One picture for one prompt stays one, as pipelines
+    encode it once for the whole batch. Texts, such as negative prompts, become lists with one for each row, as
+    pipelines want them of the type, and the length, of the prompt; where `prompt_embeds` are given there is no prompt,
+    and texts stay as they are.
     """
+    embedded = "prompt_embeds" in args
 
-    def dealt(value: str | Sequence[str]) -> list[str]:
-        if isinstance(value, str):
-            return [value] * len(rows)
-        return [value[row if len(value) > 1 else 0] for row in rows]
+    def of_rows(name: str, value: Any) -> Any:
+        if not embedded and is_text(name) and value is not None:
+            each = [value] if isinstance(value, str) else value
+            return [each[row if len(each) > 1 else 0] for row in rows]
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(prompts):
+            return value if len(prompts) == 1 and name in PICTURES else value[list(rows)]
+        return value
 
-    return {name: dealt(value) for name, value in args.items() if _TEXT.fullmatch(name) and value is not None}
-
-
-def arguments_of_rows(args: Mapping[str, Any], rows: Sequence[int], prompts: int) -> dict[str, Any]:
-    """`args` for a batch of `rows`: a tensor with an entry for each prompt is dealt out by rows.
-
-    One picture for one prompt stays one, as pipelines encode it once for the whole batch.
-    """
-
-    def dealt(name: str, value: Any) -> Any:
-        each = isinstance(value, Tensor) and value.ndim > 0 and len(value) == prompts
-        return value[list(rows)] if each and not (prompts == 1 and name in PICTURES) else value
-
-    return {name: dealt(name, value) for name, value in args.items()}
+    given = args if embedded else {**args, "prompt": prompts}
+    return {name: of_rows(name, value) for name, value in given.items()}
 
 
 def no_step_left(pipe: Any, inference_steps: int, args: Mapping[str, Any]) -> str:

@@ -1,14 +1,17 @@
-"""Around a pipeline's call: attributes replaced, rows through networks counted, its answer as pictures."""
+"""Around a pipeline's call: attributes and draws replaced, rows through networks counted, its answer as pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from diffscale.engine import noise
 
 FRAMES: Final = 4
 """Frames of a video that are scored and shown: the first, the last, and evenly spaced ones between."""
@@ -26,6 +29,33 @@ def overridden(target: Any, **attributes: Any) -> Iterator[None]:
         for name in attributes:
             own.pop(name, None)
         own.update(before)
+
+
+class NormalDraws(TorchFunctionMode):
+    """Within it torch's normal draws are what `replacement` makes of each, and of its number from 0 on.
+
+    Code of others draws in its own ways, some through a generator, some not; this catches them all.
+
+    `shapes`: of the draws so far. `batches_only`: tensors of less than 2 dimensions are left as they are drawn.
+    """
+
+    def __init__(self, replacement: Callable[[Tensor, int], Tensor], batches_only: bool = True) -> None:
+        super().__init__()
+        self._replacement, self._batches_only = replacement, batches_only
+        self.shapes: list[torch.Size] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = func(*args, **(kwargs or {}))
+        if func not in (torch.randn, torch.randn_like) or (self._batches_only and drawn.ndim < 2):
+            return drawn
+        self.shapes.append(drawn.shape)
+        return self._replacement(drawn, len(self.shapes) - 1)
+
+
+def same_in_every_row(drawn: Tensor, number: int) -> Tensor:
+    """Noise like `drawn` [B, ...], the same for every row, and for every draw of that `number` in a call."""
+    key = torch.tensor([noise.fold(0, "opening", number)])
+    return noise.normal(key, drawn.shape[1:]).to(drawn).expand_as(drawn)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine.flops import count_flops
 from diffscale.samplers import solvers
 from diffscale.samplers.formulas import Marginal
-from diffscale.samplers.schedules import Schedule
+from diffscale.samplers.levels import Schedule
 from diffscale.samplers.solved import SolvedSampler
 from diffscale.types import ClassLabel
 
@@ -24,16 +24,13 @@ class Denoiser(Protocol):
     acts on, as its publishers have it.
     """
 
+    shape: tuple[int, ...]
+    classes: int
+    null: int | None
+    guided: int
+
     @property
     def network(self) -> torch.nn.Module: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def classes(self) -> int: ...
-    @property
-    def null(self) -> int | None: ...
-    @property
-    def guided(self) -> int: ...
 
     def schedule(self, steps: int) -> Schedule:
         """The schedule it was trained on, in `steps` intervals."""

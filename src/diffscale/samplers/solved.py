@@ -13,7 +13,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.samplers.formulas import Marginal, denoise, renoise, x0_and_eps
 from diffscale.samplers.grid import GridSampler
-from diffscale.samplers.schedules import Schedule
+from diffscale.samplers.levels import Schedule
 from diffscale.samplers.solvers import Euler, Interval
 from diffscale.types import State, nearest
 

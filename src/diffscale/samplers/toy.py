@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffscale.samplers import solvers
 from diffscale.samplers.formulas import Marginal
-from diffscale.samplers.schedules import Schedule, even, karras
+from diffscale.samplers.levels import Schedule, even, karras
 from diffscale.samplers.solved import SolvedSampler
 
 _SPREAD = 0.3

@@ -17,10 +17,9 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.engine.flops import count_flops
-from diffscale.samplers.arguments import arguments_of_rows, check_arguments, text_arguments
-from diffscale.samplers.calls import counted_rows, networks_of, overridden, pictures
+from diffscale.samplers.arguments import arguments_of_rows, check_arguments
+from diffscale.samplers.calls import NormalDraws, counted_rows, networks_of, overridden, pictures, same_in_every_row
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.samplers.draws import NormalDraws, same_in_every_row
 from diffscale.samplers.windowed.loop import NotWindowed
 from diffscale.types import State
 
@@ -123,9 +122,7 @@ class WholeSampler:
 
     def _call(self, keys: Tensor, rows: Sequence[int], start: Tensor | None) -> tuple[Any, KeyedDraws]:
         """The pipeline's answer, and what it drew."""
-        args = arguments_of_rows(self._args, rows, len(self.prompts))
-        if "prompt_embeds" not in args:
-            args |= text_arguments(args, rows) | {"prompt": [self.prompts[row] for row in rows]}
+        args = arguments_of_rows(self._args, rows, self.prompts)
         if "num_inference_steps" in self._taken:
             args["num_inference_steps"] = self._inference_steps
         if "generator" in self._taken:

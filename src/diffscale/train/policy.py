@@ -14,8 +14,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.samplers.calls import networks_of
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.samplers.windowed.encoding import Encoder
-from diffscale.samplers.windowed.per_row import PerRowDenoiser
+from diffscale.samplers.windowed.training import PerRowDenoiser, PictureEncoder
 from diffscale.train.reference import frozen, lora_off
 from diffscale.train.times import Times
 
@@ -58,7 +57,7 @@ class Policy:
         one = torch.zeros(1, dtype=torch.int64)
         self.like = self.sampler.prior(one, one).x[:0]
         self._network = PerRowDenoiser(self._pipeline, self.like)
-        self._encoder: Encoder | None = None
+        self._encoder: PictureEncoder | None = None
 
     @property
     def prompts(self) -> list[str]:
@@ -108,10 +107,10 @@ class Policy:
             return self.sampler.decode(latents.to(self.like))
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Clean latents float32 [B, ...] of `pictures` [B, 3, H, W] in [0, 1], see `Encoder`."""
+        """Clean latents float32 [B, ...] of `pictures` [B, 3, H, W] in [0, 1], see `PictureEncoder`."""
         if self._encoder is None:
             # Scales are found by what the pipeline does to ones: not in half precision.
-            self._encoder = Encoder(self._pipeline, self.like.to(self._wide))
+            self._encoder = PictureEncoder(self._pipeline, self.like.to(self._wide))
         return self._encoder(pictures)
 
     def prior(self, keys: Tensor) -> Tensor:

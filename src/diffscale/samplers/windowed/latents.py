@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffscale.engine.flops import uncounted
-from diffscale.samplers.draws import NormalDraws, same_in_every_row
+from diffscale.samplers.calls import NormalDraws, same_in_every_row
 
 
 class InitialLatents:

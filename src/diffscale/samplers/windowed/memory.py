@@ -66,9 +66,8 @@ def restore(fields: dict[str, Any], solver: Mapping[str, Tensor]) -> None:
         value: Any = packed
         if packed.ndim == 1:
             value = packed[0] if entry.endswith("()") else packed[0].item()
-        if not i:
+        if i:
+            fields[name] += [None] * (int(i) + 1 - len(fields[name]))
+            fields[name][int(i)] = value
+        else:
             fields[name] = value
-            continue
-        items = fields[name]
-        items += [None] * (int(i) + 1 - len(items))
-        items[int(i)] = value

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import numpy as np
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.flops import count_flops
-from diffscale.samplers.arguments import arguments_of_rows, no_step_left, text_arguments
-from diffscale.samplers.calls import counted_rows, networks_of, overridden
-from diffscale.samplers.draws import same_in_every_row
+from diffscale.samplers.arguments import arguments_of_rows, is_text, no_step_left
+from diffscale.samplers.calls import counted_rows, networks_of, overridden, same_in_every_row
 from diffscale.samplers.windowed.latents import InitialLatents
 from diffscale.samplers.windowed.loop import NotWindowed, windowed_call
 from diffscale.samplers.windowed.scheduler import StepWindow, windowed
@@ -170,32 +169,24 @@ class WindowedPipeline:
         """Within it `networks` are in the place of the pipeline's of the same names; their rows are not counted."""
         return overridden(self._pipe, **networks)
 
-    @contextmanager
-    def graph_kept(self, on: bool = True) -> Iterator[None]:
+    def graph_kept(self, on: bool = True) -> AbstractContextManager[None]:
         """Within it calls keep a graph, if `on`."""
-        before, self.differentiable = self.differentiable, on
-        try:
-            yield
-        finally:
-            self.differentiable = before
+        return overridden(self, differentiable=on)
 
     def _arguments(self, rows: Sequence[int]) -> dict[str, Any]:
         """Arguments of a call for the prompts `rows`, whose encodings it gets."""
-        args = arguments_of_rows(self._args, rows, len(self.prompts))
-        if self.encodings is None:
-            return args
-        self.encodings.replay(rows)
-        return args | text_arguments(self._args, rows) | {"prompt": [self.prompts[row] for row in rows]}
+        if self.encodings is not None:
+            self.encodings.replay(rows)
+        return arguments_of_rows(self._args, rows, self.prompts)
 
     def _arguments_of_next(self, row: int) -> dict[str, Any]:
         """Arguments of a call that encodes the prompt `row`."""
-        args = arguments_of_rows(self._args, [row], len(self.prompts))
+        args = arguments_of_rows(self._args, [row], self.prompts)
         if self.encodings is None:
             return args
         self.encodings.record()
-        # One prompt as a string, as not all pipelines encode lists.
-        texts = {name: one for name, (one,) in text_arguments(self._args, [row]).items()}
-        return args | texts | {"prompt": self.prompts[row]}
+        # One text as a string, as not all pipelines encode lists.
+        return {name: value[0] if value is not None and is_text(name) else value for name, value in args.items()}
 
     def _answer(self, window: StepWindow, args: dict[str, Any], output: str = "latent") -> Any:
         """What the pipeline's call with `args` gives for a window: latents, or another `output`."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.samplers import levels
-from diffscale.samplers.draws import NormalDraws
+from diffscale.samplers.calls import NormalDraws
 from diffscale.samplers.formulas import Marginal, denoise
 from diffscale.samplers.windowed.loop import NotWindowed, Visits
 from diffscale.samplers.windowed.memory import copy_lists, packed, restore
@@ -73,9 +73,9 @@ class WindowedScheduler:
     _window: StepWindow
     _pristine: dict[str, Any]  # its fields before it had a grid
     _fresh: dict[str, Any]  # its fields on the grid, before the first step
-    first: int
-    count: int | None
-    keeps_noise_scale: bool
+    first: int = 0
+    count: int | None = None
+    keeps_noise_scale: bool = False
 
     def visits_of(self, items: Any) -> Callable[[], Visits] | None:
         """The steps that a loop over `items` shall visit, see `loop.windowed_call`; None if they are no timesteps."""
@@ -219,23 +219,13 @@ def windowed(scheduler: Any) -> Any:
     # By the name of its own class, which errors of diffusers tell.
     own |= {"_base": base, "__module__": base.__module__, "__qualname__": base.__qualname__}
     view = copy.deepcopy(scheduler)
-    view.__dict__ |= {
-        "_window": StepWindow(0, 0),
-        "_pristine": copy_lists(vars(scheduler)),
-        "_fresh": {},
-        "first": 0,
-        "count": None,
-        "keeps_noise_scale": False,
-    }
+    view.__dict__ |= {"_window": StepWindow(0, 0), "_pristine": copy_lists(vars(scheduler)), "_fresh": {}}
     view.__class__ = type(base.__name__, (WindowedScheduler, base), own)
     return view
 
 
 def _keyed_noise(window: StepWindow, step: int) -> NormalDraws:
-    """Within it the normal draws of a step come from the rows' keys, or are those given.
-
-    Schedulers draw in their own ways, some through a generator, some not; this catches them all.
-    """
+    """Within it the normal draws of a step come from the rows' keys, or are those given."""
 
     def keyed(drawn: Tensor, number: int) -> Tensor:
         if window.keys is None or len(drawn) != len(window.keys):
