@@ -56,10 +56,7 @@ def _torchao(library: Any, dtype: torch.dtype, components: str = "", config_clas
 
 
 def _quanto(
-    library: Any,
-    dtype: torch.dtype,
-    components: str = "",
-    weights: Literal["int8", "int4", "int2", "float8"] = "int8",
+    library: Any, dtype: torch.dtype, components: str = "", weights: Literal["int8", "int4", "int2", "float8"] = "int8"
 ) -> Any:
     return library.QuantoConfig(**{"weights_dtype" if library.__name__ == "diffusers" else "weights": weights})
 

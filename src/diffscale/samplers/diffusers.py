@@ -45,11 +45,7 @@ class DiffusersSampler(GridSampler):
     """
 
     def __init__(
-        self,
-        pipe: Any,
-        prompts: Sequence[str],
-        inference_steps: int,
-        pipe_args: Mapping[str, Any] | None = None,
+        self, pipe: Any, prompts: Sequence[str], inference_steps: int, pipe_args: Mapping[str, Any] | None = None
     ) -> None:
         check_arguments(pipe, prompts, pipe_args or {})
         self.prompts = list(prompts)
