@@ -82,6 +82,20 @@ def read_config(path: Path) -> dict[str, Any]:
     raise DiffscaleError(f"The file {path} must hold one JSON object.")
 
 
+def parse_jsonl(text: str, path: Path) -> list[dict[str, Any]]:
+    """The objects in the text of a JSONL file, without empty lines; raises DiffscaleError naming the line that is none.
+
+    Lines end with a newline alone: within a text splitlines() would also break at U+2028 and the like.
+    """
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            rows += [dict(json.loads(line))] if line.strip() else []
+        except (ValueError, TypeError) as error:
+            raise DiffscaleError(f"Line {number} of {path} cannot be read: mend or remove it.") from error
+    return rows
+
+
 def read_lines(path: str, what: str) -> list[str]:
     """The lines of a text file that are not empty; raises DiffscaleError if there are none. `what`: what they are."""
     try:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.files import parse_jsonl
 from diffscale.api import make_sampler
 from diffscale.bench.config import BenchConfig
 from diffscale.engine import noise
@@ -94,14 +95,7 @@ def cells(settings: BenchConfig) -> list[Cell]:
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """The samples in a file, none if it is not there; raises DiffscaleError for a line that is none."""
-    samples = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            samples.append(dict(json.loads(line)))
-        except ValueError as error:
-            raise DiffscaleError(f"Line {number} of {path} cannot be read: mend or remove it.") from error
-    return samples
+    return parse_jsonl(path.read_text(encoding="utf-8"), path) if path.exists() else []
 
 
 def _mend(path: Path) -> None:

@@ -18,10 +18,13 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.batching import MicroBatch
 from diffscale.registry import plugins
-from diffscale.suites import picture_prompts as prompts
+from diffscale.suites.prompts import read_rows, text_in
 from diffscale.types import World
 
 SUFFIXES: Final = (".jpeg", ".jpg", ".png", ".webp")
+METADATA: Final = "metadata.jsonl"
+_SAMPLES: Final = "samples.jsonl"
+_TEXT: Final = ("text", "prompt", "caption")
 
 
 @dataclass(frozen=True)
@@ -36,27 +39,22 @@ class Pictures:
     def open(cls, folder: Path, prompt_file: Path | None = None) -> Pictures:
         """All png, jpg and webp pictures in `folder` and below it; hidden ones are left out.
 
-        Prompts are from `prompt_file` (JSONL as of `prompts.of_metadata`, or text with a prompt a line in the order of
-        the pictures), else from `metadata.jsonl` in the folder, else from what `diffscale bench` wrote, of whose folder
-        only the samples count, not the plots. Raises DiffscaleError if there is no picture, or a file cannot be read.
+        Prompts are from `prompt_file` (see `_read_prompts`), else from `metadata.jsonl` in the folder, else from what
+        `diffscale bench` wrote, of whose folder only the samples count, not the plots. Raises DiffscaleError if there
+        is no picture, or a file cannot be read.
         """
         if not folder.is_dir():
             raise DiffscaleError(f"There is no folder {folder}: give one with pictures.")
         folder = folder.resolve()  # what lies above "." is looked at too
-        paths = sorted(path for path in folder.rglob("*") if _is_picture(path, folder))
-        known: dict[Path, str] = {}
-        bench = None
-        if not (folder / prompts.METADATA).is_file() and (bench := prompts.of_bench(folder)) is not None:
-            known, paths = bench, sorted(bench)
+        described = (folder / METADATA).is_file()
+        known = {} if described else _bench_prompts(folder)
+        paths = sorted(known or (path for path in folder.rglob("*") if _is_picture(path, folder)))
         if not paths:
             raise DiffscaleError(f"There are no pictures in {folder}: it needs {', '.join(SUFFIXES)} files.")
         if prompt_file is not None:
-            with_names = prompt_file.suffix == ".jsonl"
-            known = (
-                prompts.of_metadata(folder, prompt_file, paths) if with_names else prompts.of_lines(prompt_file, paths)
-            )
-        elif bench is None and (folder / prompts.METADATA).is_file():
-            known = prompts.of_metadata(folder, folder / prompts.METADATA)
+            known = _read_prompts(folder, prompt_file, paths)
+        elif described:
+            known = _read_prompts(folder, folder / METADATA)
         return cls(folder, tuple(paths), tuple(known.get(path) for path in paths))
 
     def __len__(self) -> int:
@@ -65,7 +63,7 @@ class Pictures:
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """Width and height of each; raises DiffscaleError for a file that is no picture."""
-        return [_opened(path, lambda picture: picture.size) for path in self.paths]
+        return [_read_picture(path, lambda picture: picture.size) for path in self.paths]
 
     @cached_property
     def digest(self) -> str:
@@ -92,14 +90,14 @@ class Pictures:
         if missing:
             raise DiffscaleError(
                 f"{len(missing)} of {len(self)} pictures have no prompt, which {who} needs (first {missing[0]}): "
-                f"give --prompts, or {prompts.METADATA} in the folder with `file_name` and `text`."
+                f"give --prompts, or {METADATA} in the folder with `file_name` and `text`."
             )
         return [prompt for prompt in self.prompts if prompt is not None]
 
-    def load(self, at: Sequence[int]) -> Tensor:
+    def load(self, indices: Sequence[int]) -> Tensor:
         """Pictures of one size: float32 [b, 3, H, W] in [0, 1]; raises DiffscaleError for one that is broken."""
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(lambda i: _opened(self.paths[i], pixels), at))
+            found = list(pool.map(lambda i: _read_picture(self.paths[i], pixels), indices))
         return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 255
 
     def map(
@@ -127,6 +125,39 @@ class Pictures:
         return torch.cat(found)[torch.tensor(order).argsort()]
 
 
+def _bench_prompts(folder: Path) -> dict[Path, str]:
+    """Pictures in `folder` and their prompts, as the `samples.jsonl` of `diffscale bench` has them.
+
+    `folder` is that of the bench or one below it, such as that of one cell; empty if it is no such folder.
+    """
+    # A bench keeps the pictures of a cell in pictures/<cell>.
+    for home in (folder, folder.parent, folder.parent.parent):
+        if (home / _SAMPLES).is_file():
+            rows = [row for row in read_rows(home / _SAMPLES) if "image" in row and "prompt" in row]
+            listed = {home / str(row["image"]): str(row["prompt"]) for row in rows}
+            return {path: prompt for path, prompt in listed.items() if path.is_relative_to(folder)}
+    return {}
+
+
+def _read_prompts(folder: Path, file: Path, paths: Sequence[Path] = ()) -> dict[Path, str]:
+    """Prompts by picture from rows of `file_name` (relative to `folder`) and `text`, the imagefolder layout of Hugging
+    Face; `prompt` or `caption` may stand for `text`, and rows without one say nothing.
+
+    Where no row has `file_name`, they are of the pictures `paths` in their order, if these are given. Raises
+    DiffscaleError for a wrong number of such rows.
+    """
+    rows = read_rows(file)
+    if paths and not any("file_name" in row for row in rows):
+        if len(rows) != len(paths):
+            raise DiffscaleError(
+                f"{file} has {len(rows)} prompts for {len(paths)} pictures: give one a line, in the order of the "
+                "sorted file names, or JSONL with `file_name` and `text`."
+            )
+        rows = [row | {"file_name": path} for row, path in zip(rows, paths, strict=True)]
+    texts = {folder / str(row["file_name"]): text_in(row, _TEXT) for row in rows if "file_name" in row}
+    return {path: text for path, text in texts.items() if text}
+
+
 def pixels(picture: Image.Image) -> Any:
     """The picture as uint8 [H, W, 3]; raises ValueError for modes of more than 8 bits, which would be cut off."""
     if picture.mode.startswith(("I", "F")):
@@ -146,7 +177,7 @@ def _digest(path: Path) -> bytes:
         raise _unreadable(path, error) from error
 
 
-def _opened(path: Path, look: Callable[[Image.Image], Any]) -> Any:
+def _read_picture(path: Path, look: Callable[[Image.Image], Any]) -> Any:
     try:
         with Image.open(path) as picture:
             return look(picture)

@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.files import parse_jsonl
 from diffscale.registry import plugins
 from diffscale.suites import imagenet
 from diffscale.types import ClassLabel
@@ -25,9 +26,9 @@ T = TypeVar("T")
 
 
 def load(source: str, limit: int | None = None) -> list[str]:
-    """Prompts of a suite (one that an installed package offers, or `imagenet`, its 1000
-    classes) or of a file: text with a prompt a line, or
-    JSONL, JSON, CSV or TSV with a column `prompt` (or `caption`, `text`); GenEval's and DrawBench's files are such.
+    """Prompts of a suite (one that an installed package offers, or `imagenet`, its 1000 classes) or of a file: text
+    with a prompt a line, or JSONL, JSON, CSV or TSV with a column `prompt` (or `caption`, `text`); GenEval's and
+    DrawBench's files are such.
 
     `owner/name` or `owner/name:file` is a data set of the Hub with such a file, which is downloaded. `limit`: that
     many, evenly over all, so that every category of a suite has its share. Raises DiffscaleError for a file without
@@ -37,7 +38,7 @@ def load(source: str, limit: int | None = None) -> list[str]:
         return evenly(list(dict.fromkeys(suites[source]())), limit)
     if source == "imagenet":
         return evenly([ClassLabel(name, i) for i, name in enumerate(imagenet.names())], limit)
-    return evenly(list(dict.fromkeys(prompt for prompt, _ in _rows(source))), limit)
+    return evenly(list(dict.fromkeys(prompt for prompt, _ in _with_categories(source))), limit)
 
 
 def categories(source: str) -> dict[str, str]:
@@ -47,19 +48,7 @@ def categories(source: str) -> dict[str, str]:
     """
     if source in plugins("suites") or source == "imagenet":
         return {}
-    return {prompt: category for prompt, category in _rows(source) if category}
-
-
-def _rows(source: str) -> list[tuple[str, str]]:
-    if Path(source).is_file():
-        return _read(Path(source))
-    if _HUB.fullmatch(source) and Path(source.partition(":")[0]).suffix.lower() not in _SUFFIXES:
-        return _read(_download(source))
-    if Path(source).suffix or "/" in source:
-        raise DiffscaleError(
-            f"There is no file {source}; give one with prompts, or a suite: {', '.join(plugins('suites'))}."
-        )
-    raise unknown("suite", source, [*plugins("suites"), "imagenet"])
+    return {prompt: category for prompt, category in _with_categories(source) if category}
 
 
 def evenly(prompts: Sequence[T], limit: int | None) -> list[T]:
@@ -68,40 +57,50 @@ def evenly(prompts: Sequence[T], limit: int | None) -> list[T]:
     return [prompts[i * len(prompts) // n] for i in range(n)]
 
 
-def _read(file: Path) -> list[tuple[str, str]]:
-    """Prompts and their categories, empty where none is said."""
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV, TSV, JSON (a list of prompts or objects) or JSONL file; of others a `prompt` for each line.
+
+    Raises DiffscaleError for a file that cannot be read; of JSONL it names the line.
+    """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        kind = file.suffix.lower()
-        # Lines end with a newline alone: within a prompt splitlines() would also break at U+2028 and the like.
-        lines = [line for line in text.split("\n") if line.strip()]
-        if kind == ".jsonl":
-            rows = [_row(json.loads(line)) for line in lines]
-        elif kind == ".json":
-            held = json.loads(text)
-            if not isinstance(held, list):
+        text, kind = file.read_text(encoding="utf-8-sig"), file.suffix.lower()
+        if kind in (".csv", ".tsv"):
+            return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ","))
+        if kind == ".json":
+            content = json.loads(text)
+            if not isinstance(content, list):
                 raise TypeError("it is no list of prompts or rows")
-            rows = [_row({"prompt": row} if isinstance(row, str) else row) for row in held]
-        elif kind in (".csv", ".tsv"):
-            delimiter = "\t" if kind == ".tsv" else ","
-            rows = [_row(row) for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)]
-        else:
-            rows = [(line.strip(), "") for line in lines]
-    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise DiffscaleError(f"The prompts in {file} cannot be read; it needs a column `prompt` ({error}).") from error
-    if not rows:
-        raise DiffscaleError(f"{file} holds no prompts.")
-    return rows
+            return [{"prompt": row} if isinstance(row, str) else dict(row) for row in content]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise DiffscaleError(f"The prompts in {file} cannot be read ({error}).") from error
+    if kind == ".jsonl":
+        return parse_jsonl(text, file)
+    return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
 
 
-def _row(row: dict[str, Any]) -> tuple[str, str]:
+def text_in(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """What a row has in the first of `columns`, named in any case, that is not empty; an empty text if all are."""
     by_name = {str(name).strip().lower(): value for name, value in row.items()}
-    prompt, category = (
-        next((str(by_name[name]).strip() for name in names if by_name.get(name)), "") for names in (COLUMNS, CATEGORIES)
-    )
-    if not prompt:
-        raise ValueError("a row has none")
-    return prompt, category
+    return next((str(by_name[name]) for name in columns if by_name.get(name)), "")
+
+
+def _with_categories(source: str) -> list[tuple[str, str]]:
+    """The prompts of a file or a data set, and their categories, empty where none is said."""
+    file = Path(source)
+    if not file.is_file():
+        if not _HUB.fullmatch(source) or Path(source.partition(":")[0]).suffix.lower() in _SUFFIXES:
+            if not file.suffix and "/" not in source:
+                raise unknown("suite", source, [*plugins("suites"), "imagenet"])
+            raise DiffscaleError(
+                f"There is no file {source}; give one with prompts, or a suite: {', '.join(plugins('suites'))}."
+            )
+        file = _download(source)
+    prompts = [(text_in(row, COLUMNS).strip(), text_in(row, CATEGORIES).strip()) for row in read_rows(file)]
+    if not prompts:
+        raise DiffscaleError(f"{file} holds no prompts.")
+    if not all(prompt for prompt, _ in prompts):
+        raise DiffscaleError(f"The prompts in {file} cannot be read; it needs a column `prompt` (a row has none).")
+    return prompts
 
 
 def _download(source: str) -> Path:

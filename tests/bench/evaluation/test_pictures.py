@@ -17,7 +17,6 @@ from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale._util.fingerprints import network_digest
 from diffscale.bench.evaluation import extractors, features
 from diffscale.shapes.world import WORLD
-from diffscale.suites import picture_prompts as prompts
 from diffscale.suites.pictures import Pictures
 from diffscale.verifiers.clip import ClipScore
 
@@ -119,7 +118,8 @@ def test_a_bench_is_read_as_it_was_written(folder: Any, tmp_path: Path) -> None:
     _lines(bench / "samples.jsonl", *({"image": i, "prompt": p} for i, p in names.items()), {"error": "failed"})
     assert Pictures.open(bench).prompts == ("a", "b", "c")
     assert Pictures.open(bench / "pictures" / "two").prompts == ("b", "c")
-    assert prompts.of_bench(tmp_path) is None
+    above = Pictures.open(tmp_path)  # is no bench: its plots are pictures, too
+    assert len(above) == 4 and set(above.prompts) == {None}
 
 
 def test_pictures_of_shapes_are_known_by_size_and_prompts(folder: Any, tmp_path: Path) -> None:

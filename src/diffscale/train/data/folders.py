@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.suites.picture_prompts import METADATA, rows
-from diffscale.suites.pictures import Pictures
+from diffscale.suites.pictures import METADATA, Pictures
+from diffscale.suites.prompts import read_rows
 from diffscale.train.data.dataset import Dataset
 
 _SIDES: Final = ("jpg_0", "jpg_1")
@@ -25,7 +25,7 @@ def captioned(folder: Path) -> Dataset:
 
 def has_pairs(folder: Path) -> bool:
     """Whether the lines of `metadata.jsonl` name two pictures each."""
-    return (folder / METADATA).is_file() and any(_names(row) is not None for row in rows(folder / METADATA)[:1])
+    return (folder / METADATA).is_file() and any(_names(row) is not None for row in read_rows(folder / METADATA)[:1])
 
 
 def pairs(folder: Path) -> Dataset:
@@ -38,7 +38,7 @@ def pairs(folder: Path) -> Dataset:
     """
     prompts: list[str] = []
     files: list[tuple[Path, Path]] = []
-    lines = rows(folder / METADATA)
+    lines = read_rows(folder / METADATA)
     for number, row in enumerate(lines, 1):
         names, label = _names(row), row.get("label_0")
         if names is None or label is None or not isinstance(row.get("caption"), str):
