@@ -15,8 +15,9 @@ from accelerate.utils import DistributedType
 from diffusers import UNet2DConditionModel
 from test_train_methods import given
 
+from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
-from diffscale.train import configs, loop, run_directory, training_data
+from diffscale.train import configs, loop, training_data
 from diffscale.train.base import load_base
 
 BIASED = ["--timestep_bias_strategy", "range", "--timestep_bias_multiplier", "2"]
@@ -28,7 +29,7 @@ def test_flags_override_the_file_and_that_the_methods_defaults(tmp_path: Path) -
     file.write_text(yaml.safe_dump({**LEAST, "reward": ["clip"], "beta": 7.0, "seed": 3}))
     found = configs.resolve("sharpen-rlhf", file, {"seed": 4, "beta": None, "reward": []})
     assert (found.seed, found.beta, found.learning_rate, found.proportion_empty_prompts) == (4, 7.0, 1e-6, 0.2)
-    configs.save(found, file)
+    config.save(found, file)
     assert configs.load(file) == configs.resolve("sharpen-rlhf", file, {}) == found
 
 
@@ -47,9 +48,9 @@ def test_both_spellings_of_every_flag_come_through(
 ) -> None:
     seen: list[configs.TrainConfig] = []
 
-    def train(config: configs.TrainConfig, *_: Any) -> loop.Ended:
-        seen.append(config)
-        return loop.Ended("stopped", 1, config.output_dir)
+    def train(settings: configs.TrainConfig, *_: Any) -> loop.Ended:
+        seen.append(settings)
+        return loop.Ended("stopped", 1, settings.output_dir)
 
     monkeypatch.setattr(loop, "train", train)
     flags = {
@@ -66,7 +67,7 @@ def test_both_spellings_of_every_flag_come_through(
     assert {name: found[name] for name in flags} == {**flags, **lists}
     assert seen[0].use_ema and seen[0].center_crop and not seen[0].full
     file = tmp_path / "run.yaml"
-    configs.save(seen[0], file)
+    config.save(seen[0], file)
     assert tiny.cli(monkeypatch, "sft", "--config", file, "--no_use_ema") == 0
     assert seen[2] == seen[0].model_copy(update={"use_ema": False})
 
@@ -76,7 +77,11 @@ def test_help_names_methods_and_flags(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert tiny.cli(monkeypatch, "--help") == 0
     said = capsys.readouterr().out
     assert all(name in said for name in configs.METHODS)
-    assert all(f"--{name}" in said for name in configs.TrainConfig.model_fields if name != "method")
+    assert all(
+        f"--{name}" in said
+        for name in {name for each in configs.CONFIGS.values() for name in each.model_fields}
+        if name != "method"
+    )
     assert "Optimisation" in said and said.count("[required]") == 1
 
 
@@ -153,16 +158,16 @@ def test_a_file_of_prompts_that_is_not_there_is_no_id_of_the_hub(tmp_path: Path)
 
 def test_a_disk_that_is_full_leaves_the_settings_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, own = tmp_path / "config.yaml", Path.write_text
-    configs.save(configs.resolve("sft", None, LEAST), file)
+    config.save(configs.resolve("sft", None, LEAST), file)
     before = file.read_text()
 
-    def full(path: Path, text: str) -> None:
+    def full(path: Path, text: str, encoding: str) -> None:
         own(path, text[:10])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space"):
-        configs.save(configs.resolve("sft", None, {**LEAST, "seed": 1}), file)
+        config.save(configs.resolve("sft", None, {**LEAST, "seed": 1}), file)
     assert file.read_text() == before
 
 
@@ -174,9 +179,9 @@ def test_accelerate_is_told_to_wait_and_may_not_shard(kind: Any, monkeypatch: py
         seen.update(given)
         return SimpleNamespace(distributed_type=kind)
 
-    monkeypatch.setattr(run_directory, "Accelerator", accelerator)
+    monkeypatch.setattr(loop, "Accelerator", accelerator)
     with pytest.raises(DiffscaleError, match="keep whole weights"):
-        run_directory.accelerator_of(configs.resolve("sft", None, LEAST))
+        loop.make_accelerator(configs.resolve("sft", None, LEAST))
     # The first process encodes for hours, and NCCL's ten minutes would end the others.
     assert seen["kwargs_handlers"][0].timeout >= timedelta(days=1)
 

@@ -6,21 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from policies import Red, ToyPolicy, policy_of
+from policies import Red, ToyPolicy
 
 from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale.engine import noise
-from diffscale.train.losses.advantages import PromptStatistics
-from diffscale.train.losses.d3po import d3po_loss, preferences
-from diffscale.train.losses.ddpo import ddpo_loss
-from diffscale.train.losses.dpo import diffusion_dpo_loss, dpo_loss
-from diffscale.train.losses.iterpo import iterpo_loss
-from diffscale.train.losses.on_policy import log_prob, rollout
-from diffscale.train.losses.sft import sft_loss
-from diffscale.train.losses.sharpen_rlhf import own_samples, sharpen_rlhf_loss
-from diffscale.train.losses.sharpen_sft import sharpen_sft_loss
-from diffscale.train.selection import choose
-from diffscale.train.visited import steps_of
+from diffscale.train.methods.d3po import d3po_loss, preferences
+from diffscale.train.methods.ddpo import PromptStatistics, ddpo_loss
+from diffscale.train.methods.dpo import diffusion_dpo_loss, dpo_loss
+from diffscale.train.methods.iterpo import iterpo_loss
+from diffscale.train.methods.on_policy import log_prob, rollout
+from diffscale.train.methods.sft import sft_loss
+from diffscale.train.methods.sharpen import sharpen_rlhf_loss, sharpen_sft_loss
+from diffscale.train.selection import select_trajectories
+from diffscale.train.trajectories import batch_of
 
 ROWS, KEYS = torch.tensor([1, 0, 1]), torch.tensor([11, 12, 13])
 PREDICTIONS = ["epsilon", "v_prediction", "flow_prediction"]
@@ -78,7 +76,7 @@ def mean(values):
 def test_sharpening_losses_by_hand(prediction, form):
     policy, x0, beta = ToyPolicy(prediction), data(), 3.0
     policy.change()
-    chosen = choose(policy, Red(), x0, ROWS, KEYS, 4, 3)
+    chosen = select_trajectories(policy, Red(), x0, ROWS, KEYS, 4, 3)
     assert all(len(one.time) == 3 for one in chosen.best)
     sft, rlhf = [], []
     for i in range(3):
@@ -110,7 +108,7 @@ def test_sharpening_losses_by_hand(prediction, form):
 def test_the_gradient_of_the_rlhf_loss_is_that_of_finite_differences(prediction, form):
     policy = ToyPolicy(prediction)
     policy.change()
-    chosen = choose(policy, Red(), data(), ROWS, KEYS, 4, 3)
+    chosen = select_trajectories(policy, Red(), data(), ROWS, KEYS, 4, 3)
 
     def value():
         return sharpen_rlhf_loss(policy, chosen, 2.0, form)[0]
@@ -122,7 +120,7 @@ def test_the_gradient_of_the_rlhf_loss_is_that_of_finite_differences(prediction,
 def test_the_reward_gap_has_a_gradient_inside_the_sigmoid_and_none_outside():
     policy = ToyPolicy()
     policy.change()
-    chosen = choose(policy, Red(), data(), ROWS, KEYS, 4, 3)
+    chosen = select_trajectories(policy, Red(), data(), ROWS, KEYS, 4, 3)
     more = replace(chosen, reward=chosen.reward + 0.5)
     for form, alike in (("consistent", False), ("published", True)):
         one, other = (gradient(policy, sharpen_rlhf_loss(policy, c, 2.0, form)[0]) for c in (chosen, more))
@@ -133,7 +131,7 @@ def test_the_reward_gap_has_a_gradient_inside_the_sigmoid_and_none_outside():
 @pytest.mark.parametrize("form", ["consistent", "published"])
 def test_one_trajectory_of_one_step_is_plain_fine_tuning(prediction, form):
     policy, x0 = ToyPolicy(prediction), data()
-    chosen = choose(policy, Red(), x0, ROWS, KEYS, 1, 1)
+    chosen = select_trajectories(policy, Red(), x0, ROWS, KEYS, 1, 1)
     loss = sharpen_sft_loss(policy, chosen, form)[0]
     time = torch.cat([one.time for one in chosen.best])
     eps = torch.stack([one.eps for one in chosen.best])
@@ -152,12 +150,12 @@ def test_one_trajectory_of_one_step_is_plain_fine_tuning(prediction, form):
 def test_without_the_gap_and_of_one_step_rlhf_is_diffusion_dpo_at_twice_beta(prediction):
     policy, x0, beta = ToyPolicy(prediction), data(), 2.5
     policy.change()
-    chosen = choose(policy, Red(), x0, ROWS, KEYS, 4, 1)
+    chosen = select_trajectories(policy, Red(), x0, ROWS, KEYS, 4, 1)
     flat = replace(chosen, reward=torch.zeros(3).double(), lowest=torch.zeros(3).double())
     loss = sharpen_rlhf_loss(policy, flat, beta)[0]
 
     def errors(which):
-        steps = steps_of(which, ROWS)
+        steps = batch_of(which, ROWS)
         return policy.errors(steps.x, steps.time, steps.rows, policy.times.target(x0, steps.eps, steps.time))
 
     with policy.reference():
@@ -169,20 +167,11 @@ def test_without_the_gap_and_of_one_step_rlhf_is_diffusion_dpo_at_twice_beta(pre
 
 def test_preferring_needs_two():
     policy = ToyPolicy()
-    chosen = choose(policy, Red(), data(), ROWS, KEYS, 1, 2)
+    chosen = select_trajectories(policy, Red(), data(), ROWS, KEYS, 1, 2)
     with pytest.raises(DiffscaleError, match="two"):
-        sharpen_rlhf_loss(policy, chosen)
+        sharpen_rlhf_loss(policy, chosen, 1.0)
     with pytest.raises(UnknownName, match="published"):
         sharpen_sft_loss(policy, chosen, "publshed")
-
-
-@pytest.mark.parametrize("name", ["sd15", "flux"])
-def test_own_samples_are_the_samplers(name):
-    _, policy = policy_of(name)
-    keys, rows = torch.tensor([5, 6]), torch.tensor([1, 0])
-    own = own_samples(policy.sampler, policy.prior(keys), keys, rows)
-    one = policy.sampler.run(policy.sampler.prior(keys[1:], rows[1:])).x
-    assert torch.allclose(own[1:], one)
 
 
 def test_the_dpo_loss_is_the_published_one():
@@ -202,7 +191,7 @@ def test_diffusion_dpo_shares_time_and_noise_and_prefers_the_chosen():
     (x, time, rows), _ = seen
     assert float(loss) == pytest.approx(math.log(2)) and torch.equal(time[:3], time[3:])
     assert torch.equal(rows, ROWS.repeat(2))
-    eps = [(part - policy.times.at(time[:3], x)[0] * x0) / policy.times.at(time[:3], x)[1]
+    eps = [(part - policy.times.marginals(time[:3], x)[0] * x0) / policy.times.marginals(time[:3], x)[1]
            for part, x0 in ((x[:3], chosen), (x[3:], other))]  # fmt: skip
     assert torch.allclose(eps[0], eps[1])
     gradients = gradient(policy, loss)
@@ -215,11 +204,15 @@ def test_diffusion_dpo_shares_time_and_noise_and_prefers_the_chosen():
     assert float(diffusion_dpo_loss(policy, chosen, other, ROWS, KEYS, 10.0)[0]) < math.log(2)
 
 
+def of_moves(values):
+    """`values` of three samples, for each of their five moves."""
+    return values.repeat_interleave(5)
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_ddpo_begins_at_ratio_one_with_the_gradient_of_reinforce(prediction):
     policy = ToyPolicy(prediction)
-    made = rollout(policy, ROWS, KEYS)
-    moves = made.moves
+    moves = rollout(policy, ROWS, KEYS)[1]
     assert (
         len(moves.x) == 3 * 5
         and torch.equal(moves.x[1], moves.after[0])
@@ -227,7 +220,7 @@ def test_ddpo_begins_at_ratio_one_with_the_gradient_of_reinforce(prediction):
     )
     now = log_prob(policy, moves)
     assert torch.allclose((now - moves.log_prob).exp(), torch.ones(15).double(), atol=1e-12)
-    advantages = made.of_moves(torch.tensor([1.5, -0.5, 9.0]).double())
+    advantages = of_moves(torch.tensor([1.5, -0.5, 9.0]).double())
     loss, logs = ddpo_loss(policy, moves, advantages)
     reinforce = -(advantages.clamp(-5, 5) * now).mean()
     assert torch.allclose(gradient(policy, loss), gradient(policy, reinforce), rtol=1e-9)
@@ -236,7 +229,7 @@ def test_ddpo_begins_at_ratio_one_with_the_gradient_of_reinforce(prediction):
 
 def test_ddpo_is_the_clipped_loss_of_ppo():
     policy = ToyPolicy()
-    moves = rollout(policy, ROWS, KEYS).moves
+    moves = rollout(policy, ROWS, KEYS)[1]
     policy.change(0.2)
     advantages = torch.linspace(-2, 2, 15).double()
     loss = ddpo_loss(policy, moves, advantages, clip=0.05)[0]
@@ -248,7 +241,7 @@ def test_ddpo_is_the_clipped_loss_of_ppo():
 
 def test_a_move_is_as_likely_as_its_normal_density():
     policy = ToyPolicy("flow_prediction", steps=3)
-    moves = rollout(policy, ROWS, KEYS).moves
+    moves = rollout(policy, ROWS, KEYS)[1]
     for i in range(len(moves.x)):
         t, s = float(moves.time[i]) / 1000, float(moves.to[i]) / 1000
         network, x, row = policy.network, moves.x[i], int(moves.rows[i])
@@ -263,19 +256,19 @@ def test_a_move_is_as_likely_as_its_normal_density():
 def test_rollouts_are_functions_of_their_keys_and_may_share_their_start():
     policy = ToyPolicy()
     one, same = rollout(policy, ROWS, KEYS), rollout(policy, ROWS[1:], KEYS[1:])
-    assert torch.allclose(one.x0[1:], same.x0)
+    assert torch.allclose(one[0][1:], same[0])
     shared = rollout(policy, ROWS, KEYS + 100, start=KEYS)
     first = torch.arange(3) * 5
-    assert torch.equal(shared.moves[first].x, one.moves[first].x)
-    assert not torch.allclose(shared.moves[first].after, one.moves[first].after)
+    assert torch.equal(shared[1].x[first], one[1].x[first])
+    assert not torch.allclose(shared[1].after[first], one[1].after[first])
 
 
 def test_advantages_are_measured_by_the_prompts_own_rewards_once_they_are_enough():
-    statistics = PromptStatistics(held=4, enough=3)
+    statistics = PromptStatistics(memory=4, enough=3)
     prompts, rewards = ["a", "a", "b"], torch.tensor([1.0, 3.0, 8.0]).double()
     first = statistics.advantages(prompts, rewards)
     assert torch.allclose(first, (rewards - 4) / rewards.std(correction=0), atol=1e-5)
-    again = PromptStatistics(held=4, enough=3)
+    again = PromptStatistics(memory=4, enough=3)
     again.load_state_dict(statistics.state_dict())
     for each in (statistics, again):
         second = each.advantages(["a", "b"], torch.tensor([5.0, 9.0]).double())
@@ -287,20 +280,20 @@ def test_advantages_are_measured_by_the_prompts_own_rewards_once_they_are_enough
 
 def test_d3po_by_hand_and_its_clip():
     policy = ToyPolicy()
-    first, second = rollout(policy, ROWS, KEYS), rollout(policy, ROWS, KEYS + 50, start=KEYS)
-    preferred = first.of_moves(preferences(torch.tensor([2.0, 1.0, 3.0]), torch.tensor([1.0, 1.0, 5.0])))
+    first, second = rollout(policy, ROWS, KEYS)[1], rollout(policy, ROWS, KEYS + 50, start=KEYS)[1]
+    preferred = of_moves(preferences(torch.tensor([2.0, 1.0, 3.0]), torch.tensor([1.0, 1.0, 5.0])))
     assert preferred.tolist() == [1.0] * 5 + [0.0] * 5 + [-1.0] * 5
-    loss = d3po_loss(policy, first.moves, second.moves, preferred)[0]
+    loss = d3po_loss(policy, first, second, preferred, 0.1)[0]
     assert float(loss) == pytest.approx(math.log(2))
-    now = [log_prob(policy, moves) for moves in (first.moves, second.moves)]
+    now = [log_prob(policy, moves) for moves in (first, second)]
     wanted = -0.05 * (preferred * (now[0] - now[1])).mean()  # beta / 2, as sigmoid(0) is a half
     assert torch.allclose(gradient(policy, loss), gradient(policy, wanted), rtol=1e-9)
     policy.change(0.2)
-    loss = d3po_loss(policy, first.moves, second.moves, preferred, beta=2.0, clip=0.1)[0]
+    loss = d3po_loss(policy, first, second, preferred, beta=2.0, clip=0.1)[0]
     each = []
     for i in range(15):
         logs = []
-        for moves in (first.moves, second.moves):
+        for moves in (first, second):
             ratio = math.exp(float(log_prob(policy, moves)[i].detach()) - float(moves.log_prob[i]))
             logs.append(math.log(min(max(ratio, 0.9), 1.1)))
         each.append(math.log1p(math.exp(-2.0 * float(preferred[i]) * (logs[0] - logs[1]))))

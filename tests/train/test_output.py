@@ -11,13 +11,14 @@ from accelerate import Accelerator
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.train import configs, logs, validation
+from diffscale.train.validation import Validation
 
 
 def test_pictures_of_a_run_that_was_killed_do_not_mix_with_the_next(tmp_path: Path) -> None:
     for count in (3, 2):
-        validation.save(tmp_path, "before", [torch.rand(3, 4, 4)] * count, {"clip": [0.5] * count})
-    found = validation.saved(tmp_path, "before")
-    assert found is not None and len(found[0]) == len(found[1]["clip"]) == 2
+        validation.save(tmp_path, "before", Validation([torch.rand(3, 4, 4)] * count, {"clip": [0.5] * count}))
+    found = validation.load(tmp_path, "before")
+    assert found is not None and len(found.images) == len(found.scores["clip"]) == 2
 
 
 def test_a_tracker_that_does_not_begin_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

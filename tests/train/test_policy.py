@@ -10,11 +10,11 @@ from pipelines import PROMPTS, tiny_pixart, with_text
 from policies import FAMILIES, policy_of, tiny
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.train.losses.sft import sft_loss
-from diffscale.train.losses.sharpen_sft import sharpen_sft_loss
+from diffscale.train.base import add_lora
+from diffscale.train.methods.sft import sft_loss
+from diffscale.train.methods.sharpen import sharpen_sft_loss
 from diffscale.train.policy import Policy
-from diffscale.train.reference import add_lora
-from diffscale.train.selection import choose
+from diffscale.train.selection import select_trajectories
 
 KEYS, ROWS = torch.arange(3), torch.tensor([2, 0, 1])
 EULER = "sdxl by Euler"
@@ -63,7 +63,7 @@ def test_a_perfect_network_has_no_loss(name):
     time = policy.times.draw(KEYS)
     x = policy.times.noised(x0, policy.prior(KEYS + 3), time)
     assert torch.allclose(policy.times.clean(x, policy.output(x, time, ROWS), time), x0, atol=1e-3)
-    chosen = choose(policy, Brightness(), x0, ROWS, KEYS)
+    chosen = select_trajectories(policy, Brightness(), x0, ROWS, KEYS)
     assert float(sharpen_sft_loss(policy, chosen)[0]) < 1e-9
     assert float(sft_loss(policy, x0 + 0.1, ROWS, KEYS)[0]) > 1e-4
 
@@ -229,11 +229,11 @@ def test_prompts_are_encoded_by_the_pipeline_and_may_be_others_for_every_batch()
     assert policy.prompts == ["a star", "a circle", ""]
     x, time = policy.prior(KEYS[:2]), policy.times.draw(KEYS[:2])
     star, circle = (policy.output(x, time, torch.tensor([row] * 2)) for row in (0, 1))
-    policy.tell(["a circle"])
+    policy.set_prompts(["a circle"])
     assert torch.allclose(policy.output(x, time, torch.tensor([0, 0])), circle, atol=1e-6)
     assert not torch.allclose(star, circle, atol=1e-6)
     with pytest.raises(DiffscaleError, match="prompt_embeds"):
-        policy.tell(["a"], {"prompt_embeds": torch.zeros(1, 7, 16)})
+        policy.set_prompts(["a"], {"prompt_embeds": torch.zeros(1, 7, 16)})
 
 
 def test_embeddings_may_be_others_for_every_batch():
@@ -241,5 +241,5 @@ def test_embeddings_may_be_others_for_every_batch():
     x, time = policy.prior(KEYS), policy.times.draw(KEYS)
     before = policy.output(x, time, ROWS)
     own = {name: t.args[name][[1]] for name in t.args if name.endswith("prompt_embeds")}
-    policy.tell([PROMPTS[1]], own)
+    policy.set_prompts([PROMPTS[1]], own)
     assert torch.allclose(policy.output(x[2:], time[2:], torch.tensor([0])), before[2:])

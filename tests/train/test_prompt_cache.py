@@ -13,8 +13,8 @@ import torch
 from diffscale.train import base, configs, training_data
 from diffscale.train.base import Base
 from diffscale.train.policy import Policy
-from diffscale.train.prompt_cache import Told
-from diffscale.train.selection import choose
+from diffscale.train.selection import select_trajectories
+from diffscale.train.training_data import PromptCache
 
 ROWS = torch.arange(3)
 
@@ -40,17 +40,17 @@ def output(loaded: Base) -> torch.Tensor:
 
 
 def test_kept_embeddings_say_what_the_encoders_say(loaded: Base, tmp_path: Path) -> None:
-    told = Told(loaded.policy.sampler.pipeline, ["", *tiny.PROMPTS], tmp_path, {})
+    told = PromptCache([loaded.policy.sampler.pipeline], ["", *tiny.PROMPTS], tmp_path, {})
     prompts = [tiny.PROMPTS[2], "", tiny.PROMPTS[0]]
-    loaded.policy.tell(prompts)
+    loaded.policy.set_prompts(prompts)
     wanted = output(loaded)
-    loaded.policy.tell([tiny.PROMPTS[1]] * 3)
+    loaded.policy.set_prompts([tiny.PROMPTS[1]] * 3)
     assert not torch.allclose(output(loaded), wanted, rtol=1e-4)
-    told.tell(prompts)
+    told.set_prompts(prompts)
     torch.testing.assert_close(output(loaded), wanted)
-    again = Told(loaded.policy.sampler.pipeline, tiny.PROMPTS, tmp_path, {})
+    again = PromptCache([loaded.policy.sampler.pipeline], tiny.PROMPTS, tmp_path, {})
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1, "what was there is not made again"
-    again.tell(prompts)
+    again.set_prompts(prompts)
     torch.testing.assert_close(output(loaded), wanted)
 
 
@@ -63,19 +63,19 @@ def test_prompts_of_other_lengths_are_encoded_anew_for_each_batch(loaded: Base, 
 
     loaded.pipe.encode_prompt = encode_prompt
     policy = Policy(loaded.pipe, [""], 3, loaded.call.args)
-    told = Told(policy.sampler.pipeline, tiny.PROMPTS, tmp_path, {})
+    told = PromptCache([policy.sampler.pipeline], tiny.PROMPTS, tmp_path, {})
     assert told.embeddings is None and not list(tmp_path.iterdir())
-    told.tell(["a red tree", "", "two blue cars"])
+    told.set_prompts(["a red tree", "", "two blue cars"])
     assert policy.output(policy.prior(ROWS), torch.tensor([900.0, 500.0, 100.0]), ROWS).isfinite().all()
 
 
 def test_the_network_is_told_the_sizes_of_each_picture(config: configs.TrainConfig, loaded: Base) -> None:
     made = training_data.prepare(config, loaded, training_data.load_data(config), 0, 1)
-    batch, seen = made.batches.at(0), []
+    batch, seen = made.batches.batch_of(0), []
     hook = loaded.pipe.unet.add_time_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].view(-1, 6)))
-    made.tell(batch)
+    made.set_prompts(batch)
     output(loaded)
-    made.tell_own(["a red tree"])
+    made.set_own_prompts(["a red tree"])
     loaded.sampler.run(loaded.sampler.prior(torch.tensor([0]), torch.tensor([0])))
     hook.remove()
     assert batch.sizes is not None
@@ -85,8 +85,8 @@ def test_the_network_is_told_the_sizes_of_each_picture(config: configs.TrainConf
 
 def test_rewards_are_told_the_caption_of_a_prompt_that_was_left_out(config: configs.TrainConfig, loaded: Base) -> None:
     made = training_data.prepare(config, loaded, training_data.load_data(config), 0, 1)
-    number = next(i for i in range(50) if "" in made.batches.at(i).prompts)
-    batch, seen = made.batches.at(number), set()
+    number = next(i for i in range(50) if "" in made.batches.batch_of(i).prompts)
+    batch, seen = made.batches.batch_of(number), set()
 
     class Verifier:
         name = "listening"
@@ -95,8 +95,8 @@ def test_rewards_are_told_the_caption_of_a_prompt_that_was_left_out(config: conf
             seen.update(prompts)
             return images.mean((1, 2, 3))
 
-    made.tell(batch)
+    made.set_prompts(batch)
     assert loaded.policy.prompts == batch.prompts
     latents = made.latents(batch)[:, 0]
-    choose(loaded.policy, Verifier(), latents, ROWS, ROWS, 2, 1, captions=batch.captions)
+    select_trajectories(loaded.policy, Verifier(), latents, ROWS, ROWS, 2, 1, captions=batch.captions)
     assert seen == set(batch.captions) and "" not in seen

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffscale.train.losses.refining import Gallery, ranking_loss, refine
+from diffscale.train.methods.iterpo import Gallery, ranking_loss, refine
 
 
 class Weighed:
@@ -37,7 +37,8 @@ def test_pairs_are_all_that_differ_in_rank_within_a_prompt():
     one = pictures([0.0, 0, 0], [0.0, 0, 0])
     gallery = Gallery(["a", "b"], one[None], torch.tensor([[1.0, 5.0]]).double())
     assert len(gallery.pairs()) == 0
-    gallery = gallery.joined(one, torch.tensor([2.0, 5.0])).joined(one, torch.tensor([0.0, 7.0]))
+    ranks = torch.tensor([[1.0, 5.0], [2.0, 5.0], [0.0, 7.0]]).double()
+    gallery = Gallery(["a", "b"], torch.stack([one] * 3), ranks)
     assert sorted(map(tuple, gallery.pairs().tolist())) == [(0, 0, 2), (0, 1, 0), (0, 1, 2), (1, 2, 0), (1, 2, 1)]
 
 

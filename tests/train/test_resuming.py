@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_train_methods import METHODS, REWARDED, SHARPENED, given
 
-from diffscale.train import checkpoint_state, checkpoints
+from diffscale.train import checkpoints, logs
 from diffscale.train.base import Base
+from diffscale.train.run_directory import list_checkpoints, step_of
 
 MIXED = [*SHARPENED, "--reward", "tiny:darkness", "--n", "2", "--m", "2", "--proportion_empty_prompts", "0.5"]
 CASES: dict[str, list[Any]] = {
@@ -61,7 +62,7 @@ class Killed(Exception):
 
 
 def trained(out: Path) -> dict[str, torch.Tensor]:
-    last = checkpoints.found(out)[-1]
+    last = list_checkpoints(out)[-1]
     files = [out / "pytorch_lora_weights.safetensors", *last.glob("*.safetensors")]
     return {f"{file.name} {name}": tensor for file in files for name, tensor in load_file(file).items()}
 
@@ -84,7 +85,7 @@ def test_killed_anywhere_and_resumed_the_weights_are_the_same_bit_by_bit(
     own = _Training._step
 
     def killed(self: Any, terminated: bool) -> None:
-        if self.progress.step == at:
+        if self.state.step == at:
             raise Killed
         own(self, terminated)
 
@@ -105,7 +106,7 @@ def test_a_killed_process_loses_nothing_but_the_steps_since_its_checkpoint(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ["--max_train_steps", 12, "--checkpointing_steps", 4, "--checkpoints_total_limit", 2]
     process = tiny.forked(*given(data, "sft", cut, *more))
-    while not checkpoints.found(cut):
+    while not list_checkpoints(cut):
         assert os.waitpid(process, os.WNOHANG) == (0, 0)
         time.sleep(0.002)
     os.kill(process, signal.SIGKILL)
@@ -115,7 +116,7 @@ def test_a_killed_process_loses_nothing_but_the_steps_since_its_checkpoint(
     assert tiny.cli(monkeypatch, *given(data, "sft", whole, *more)) == 0
     before, after = trained(whole), trained(cut)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert [path.name for path in checkpoints.found(cut)] == ["checkpoint-8", "checkpoint-12"]
+    assert [path.name for path in list_checkpoints(cut)] == ["checkpoint-8", "checkpoint-12"]
 
 
 def test_sigterm_saves_the_step_and_ends_well(
@@ -133,9 +134,9 @@ def test_sigterm_saves_the_step_and_ends_well(
     monkeypatch.setattr(tiny, "redness", terminating)
     more = [*METHODS["iterpo"], "--max_train_steps", 1000]
     assert tiny.cli(monkeypatch, *given(data, "iterpo", out, *more)) == 0
-    (last,) = checkpoints.found(out)
+    (last,) = list_checkpoints(out)
     assert "stopped at step" in capsys.readouterr().out
-    assert checkpoints.step_of(last) == len(said(out)) < 10
+    assert step_of(last) == len(said(out)) < 10
     assert not (out / "result.json").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -173,7 +174,7 @@ def test_a_nan_stops_with_the_last_good_checkpoint_named(
     error = " ".join(capsys.readouterr().err.split())
     assert "stopped at step 3" in error and f"the last good checkpoint is {out / 'checkpoint-2'}" in error
     assert "nan" in error and error.count("error:") == 1 and "Traceback" not in error
-    assert [path.name for path in checkpoints.found(out)] == ["checkpoint-1", "checkpoint-2"]
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-1", "checkpoint-2"]
     assert all(tensor.isfinite().all() for tensor in load_file(out / "checkpoint-2" / "trained.safetensors").values())
 
 
@@ -187,7 +188,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, own = tmp_path / "out", checkpoint_state.save_file
+    out, own = tmp_path / "out", checkpoints.save_file
     more = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1]
 
     def full(tensors: Any, path: Path) -> None:
@@ -197,13 +198,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         own(tensors, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_state, "save_file", full)
+        patched.setattr(checkpoints, "save_file", full)
         assert tiny.cli(monkeypatch, *given(data, "sft", out, *more)) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"the last good checkpoint is {out / 'checkpoint-2'}" in said and str(error.args[-1]) in said
     assert [path.name for path in out.glob("*checkpoint*")] == ["checkpoint-2"]
     assert tiny.cli(monkeypatch, *given(data, "sft", out, *more, "--resume", "latest")) == 0
-    assert [path.name for path in checkpoints.found(out)] == ["checkpoint-4"]
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-4"]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_weights_that_the_disk_does_not_take_at_the_end_are_told_of(
     out, own = tmp_path / "out", Base.save_lora
 
     def full(base: Base, folder: Path) -> None:
-        if folder.name == ".weights.new":
+        if folder.name.startswith(".weights-"):
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         own(base, folder)
 
@@ -247,7 +248,7 @@ def test_weights_that_the_disk_does_not_take_at_the_end_are_told_of(
 def test_a_log_that_cannot_be_written_is_told_of_and_kept(
     data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, own = tmp_path / "out", checkpoints.whole
+    out, own = tmp_path / "out", logs.write_text
     assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 0
     before = (out / "log.jsonl").read_text()
 
@@ -256,7 +257,7 @@ def test_a_log_that_cannot_be_written_is_told_of_and_kept(
             raise OSError(errno.ENOSPC, "No space left on device")
         own(path, text)
 
-    monkeypatch.setattr(checkpoints, "whole", full)
+    monkeypatch.setattr(logs, "write_text", full)
     assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--max_train_steps", 3)) == 2
     assert "log.jsonl cannot be written (No space left on device)" in " ".join(capsys.readouterr().err.split())
     assert (out / "log.jsonl").read_text() == before

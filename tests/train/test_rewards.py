@@ -34,7 +34,7 @@ def test_a_mixture_is_the_weighted_sum_in_units_of_what_came_before() -> None:
     own = standard(tiny.redness(first, prompts), tiny.redness(first, prompts))
     own += 0.5 * standard(tiny.darkness(first, prompts), tiny.darkness(first, prompts))
     torch.testing.assert_close(mixed(first, prompts), own)
-    mixed.settle(mixed.new)
+    mixed.end_step(mixed.new)
     wanted = standard(tiny.redness(then, prompts), tiny.redness(first, prompts))
     wanted += 0.5 * standard(tiny.darkness(then, prompts), tiny.darkness(first, prompts))
     torch.testing.assert_close(mixed(then, prompts[:3]), wanted)
@@ -46,7 +46,7 @@ def test_a_mixture_is_the_weighted_sum_in_units_of_what_came_before() -> None:
 def test_its_state_is_kept() -> None:
     mixed, other, prompts = mixture(1.0, 1.0), mixture(1.0, 1.0), [""] * 5
     mixed(pictures(5), prompts)
-    mixed.settle(mixed.new)
+    mixed.end_step(mixed.new)
     other.load_state_dict(mixed.state_dict())
     assert torch.equal(mixed(pictures(5, 2), prompts), other(pictures(5, 2), prompts))
 
@@ -69,7 +69,7 @@ def test_verifiers_of_more_than_single_pictures_are_refused(monkeypatch: pytest.
 
 
 def test_text_and_weight() -> None:
-    assert rewards.split("clip model=a weight=0.5") == ("clip model=a", 0.5)
-    assert rewards.split("clip") == ("clip", 1.0)
+    assert rewards.split_weight("clip model=a weight=0.5") == ("clip model=a", 0.5)
+    assert rewards.split_weight("clip") == ("clip", 1.0)
     found = rewards.load(["tiny:redness", "tiny:darkness weight=2"], "cpu", "")
     assert [(one.name, one.weight) for one in found] == [("tiny:redness", 1.0), ("tiny:darkness", 2.0)]

@@ -21,29 +21,32 @@ LEAST = {"pretrained_model_name_or_path": "base", "train_prompts": "a.txt", "rew
 def test_own_samples_are_those_of_whole_steps(samples: int | None, places: list[int]) -> None:
     more = {"gradient_accumulation_steps": 2, "num_inner_epochs": 2, "samples_per_round": samples}
     seen: list[int] = []
+    made: list[int] = []
 
-    def at(place: int) -> SimpleNamespace:
-        seen.append(place)
+    def use_batch(number: int) -> SimpleNamespace:
+        seen.append(number)
         return SimpleNamespace(captions=["a", "b"])
 
-    class NeedsIntermediateX0(SharpenRlhf):
-        def chosen(self, *_: Any) -> Any:
+    class Placed(SharpenRlhf):
+        def select(self, *_: Any) -> Any:
             return None
 
-        def _sampled(self, unit: torch.Tensor, *_: Any) -> torch.Tensor:
-            return unit
+        def make_samples(self, keys: torch.Tensor) -> list[torch.Tensor]:
+            made.append(seen[-1])
+            return [keys]
 
-    stage: Any = SimpleNamespace(
+    context: Any = SimpleNamespace(
         settings=configs.resolve("sharpen-rlhf", None, {**LEAST, **more}),
-        materials=SimpleNamespace(batches=SimpleNamespace(at=at), tell=lambda _: None, tell_own=lambda _: None),
-        policy=SimpleNamespace(prior=lambda keys: keys, like=torch.empty(0)),
+        data=SimpleNamespace(
+            set_own_prompts=lambda _: None, base=SimpleNamespace(policy=SimpleNamespace(like=torch.empty(0)))
+        ),
+        use_batch=use_batch,
         keys=lambda *_: torch.arange(2),
-        rows=torch.arange(2),
     )
-    method = NeedsIntermediateX0(stage)
+    method = Placed(context)
     for number in range(8):
         method.gather(number)
-    assert seen == places
+    assert seen == places and made == sorted(set(places))
 
 
 def test_iterpo_tells_rewards_the_captions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,14 +58,14 @@ def test_iterpo_tells_rewards_the_captions(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(iterpo, "iterpo_loss", loss)
     batch = SimpleNamespace(captions=["a tree", "a hill"], prompts=["", "a hill"])
-    stage: Any = SimpleNamespace(
+    context: Any = SimpleNamespace(
         settings=configs.resolve("iterpo", None, LEAST),
         rewards=[],
-        batch=lambda _: batch,
+        use_batch=lambda _: batch,
         keys=lambda _: torch.arange(2),
         rows=torch.arange(2),
-        policy=None,
+        data=SimpleNamespace(base=SimpleNamespace(policy=None)),
     )
-    method = iterpo.Iterpo(stage)
+    method = iterpo.Iterpo(context)
     method.loss(method.gather(0))
     assert told == [batch.captions]

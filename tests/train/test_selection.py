@@ -10,7 +10,7 @@ from diffscale._util.errors import BudgetTooSmall, DiffscaleError
 from diffscale.engine import noise
 from diffscale.samplers.formulas import Marginal, denoise
 from diffscale.searches import SEARCHES
-from diffscale.train.selection import choose, choose_samples, trajectories
+from diffscale.train.selection import make_trajectories, select_samples, select_trajectories
 from diffscale.train.trajectories import TrajectorySampler
 from diffscale.verifiers.ensemble import Ensemble
 
@@ -57,7 +57,7 @@ def by_hand(policy, x0, eps, time, row, steps):
 def test_best_and_worst_trajectories_and_their_rewards_by_hand(prediction):
     policy = ToyPolicy(prediction)
     x0, n, m = data(), 4, 3
-    chosen = choose(policy, Red(), x0, ROWS, KEYS, n, m)
+    chosen = select_trajectories(policy, Red(), x0, ROWS, KEYS, n, m)
     for i, key in enumerate(KEYS.tolist()):
         time = float(policy.times.draw(noise.fold_rows(KEYS[[i]], "time")))
         assert time >= 81  # else the trajectory would be shorter
@@ -78,7 +78,7 @@ def test_best_and_worst_trajectories_and_their_rewards_by_hand(prediction):
 def test_samples_are_chosen_by_their_rewards():
     sampler = policy_of("sdxl")[1].sampler
     keys = torch.tensor([5, 9])
-    best, worst, figures = choose_samples(sampler, Red(), keys, 4)
+    best, worst, figures = select_samples(sampler, Red(), keys, 4)
     for i, key in enumerate(keys.tolist()):
         own = torch.tensor([noise.fold(key, "candidate", c) for c in range(4)])
         x = sampler.run(sampler.prior(own, torch.full((4,), i))).x
@@ -88,7 +88,7 @@ def test_samples_are_chosen_by_their_rewards():
         wanted = [float(rewards.max()), float(rewards.min()), float(rewards.mean()), 4]
         assert figures[i].tolist() == pytest.approx(wanted, abs=1e-5)
     # Other searches end in samples, too.
-    better = choose_samples(sampler, Red(), keys, 4, SEARCHES["svdd"])[2]
+    better = select_samples(sampler, Red(), keys, 4, SEARCHES["svdd"])[2]
     assert bool((better[:, 0] > figures[:, 1]).all())
 
 
@@ -97,7 +97,7 @@ def test_trajectories_without_a_choice_are_noised_by_their_keys_alone():
     rows, x0 = torch.zeros(20).long(), torch.randn(2, 20, 2, 2, 2).double()
     for data, other in ((x0[0], x0[1]), (x0[1], x0[0])):
         one, pair, again = (
-            trajectories(policy, of, rows, by, 3) for of, by in ((data, keys), (other, keys), (data, keys + 100))
+            make_trajectories(policy, of, rows, by, 3) for of, by in ((data, keys), (other, keys), (data, keys + 100))
         )
         for i, (a, b, c) in enumerate(zip(one, pair, again, strict=True)):
             assert torch.equal(a.eps, b.eps) and a.time.tolist() == b.time.tolist() and not torch.equal(a.eps, c.eps)
@@ -109,14 +109,14 @@ def test_trajectories_without_a_choice_are_noised_by_their_keys_alone():
 def test_where_time_runs_out_a_trajectory_is_shorter():
     policy = ToyPolicy()
     keys = torch.arange(200)
-    chosen = choose(policy, Red(), data(rows=1).expand(200, -1, -1, -1), torch.zeros(200).long(), keys, 2, 3)
+    chosen = select_trajectories(
+        policy, Red(), data(rows=1).expand(200, -1, -1, -1), torch.zeros(200).long(), keys, 2, 3
+    )
     lengths = [len(one.time) for one in chosen.best]
     assert lengths == [min(3, 1 + int(one.time[0]) // 40) for one in chosen.best] and {1, 2, 3} == set(lengths)
     assert all(float(one.time.min()) >= 0 for one in [*chosen.best, *chosen.worst])
     with pytest.raises(DiffscaleError, match="fit"):
-        TrajectorySampler(
-            policy, lambda unit, keys, rows: (data()[rows], unit), torch.tensor([79.0, 500.0, 600.0]), ROWS, 3, 40
-        )
+        TrajectorySampler(policy, data(), torch.tensor([79.0, 500.0, 600.0]), ROWS, 3)
 
 
 SETTINGS = {
@@ -142,7 +142,7 @@ def test_any_search_makes_trajectories_whose_reward_is_the_mean_over_its_visits(
     policy = ToyPolicy(prediction)
     search = partial(SEARCHES[setting.split()[0]], **SETTINGS[setting])
     x0 = data()
-    chosen = choose(policy, Red(), x0, ROWS, KEYS, 20, 3, search)
+    chosen = select_trajectories(policy, Red(), x0, ROWS, KEYS, 20, 3, search)
     for i in range(3):
         for visits, reward in ((chosen.best[i], chosen.reward[i]), (chosen.worst[i], chosen.lowest[i])):
             with torch.no_grad():
@@ -152,7 +152,7 @@ def test_any_search_makes_trajectories_whose_reward_is_the_mean_over_its_visits(
             first = policy.times.noised(x0[[i]], visits.eps[None], visits.time[:1])
             assert torch.allclose(visits.x[:1], first, atol=1e-9)
             assert setting == "paths" or len(visits.time) == 3
-    one = choose(policy, Red(), x0, ROWS, KEYS, 1, 3)
+    one = select_trajectories(policy, Red(), x0, ROWS, KEYS, 1, 3)
     if setting in ("random", "zero_order greedy", "first_order"):
         # They have the one noise among theirs.
         assert bool((chosen.reward >= one.reward - 1e-9).all()) and bool((chosen.reward > one.reward).any())
@@ -162,14 +162,14 @@ def test_a_stochastic_search_is_on_the_marginals_of_its_times():
     """Steps with fresh noise keep the latents of a perfect network where noised data are."""
     policy = ToyPolicy()
     x0 = data(rows=1)
-    policy.output = lambda x, time, rows: policy.times.consistent(x, x0.expand_as(x), time)
-    chosen = choose(
+    policy.output = lambda x, time, rows: policy.times.consistent_target(x, x0.expand_as(x), time)
+    chosen = select_trajectories(
         policy, Red(), x0.expand(100, -1, -1, -1), torch.zeros(100).long(), torch.arange(100), 2, 3,
         partial(SEARCHES["svdd"], b=1, m=1),
     )  # fmt: skip
     noises = []
     for visits in chosen.best:
-        alpha, sigma = policy.times.at(visits.time, visits.x)
+        alpha, sigma = policy.times.marginals(visits.time, visits.x)
         noises.append(((visits.x - alpha * x0) / sigma)[-1])
     found = torch.stack(noises).flatten()
     assert abs(float(found.mean())) < 0.12 and abs(float(found.std()) - 1) < 0.08
@@ -179,13 +179,13 @@ def test_rows_are_chosen_alike_alone_and_in_any_batch():
     policy = ToyPolicy()
     x0 = data()
     for search in (None, partial(SEARCHES["zero_order"], n=2), partial(SEARCHES["svdd"], b=2)):
-        together = choose(policy, Red(), x0, ROWS, KEYS, 6, 3, search)
-        halves = choose(policy, Red(), x0, ROWS, KEYS, 6, 3, search, batch_size=2)
+        together = select_trajectories(policy, Red(), x0, ROWS, KEYS, 6, 3, search)
+        halves = select_trajectories(policy, Red(), x0, ROWS, KEYS, 6, 3, search, batch_size=2)
         for i in range(3):
-            alone = choose(policy, Red(), x0[[i]], ROWS[[i]], KEYS[[i]], 6, 3, search)
+            alone = select_trajectories(policy, Red(), x0[[i]], ROWS[[i]], KEYS[[i]], 6, 3, search)
             for other in (alone.best[0], halves.best[i]):
                 assert torch.allclose(other.x, together.best[i].x, atol=1e-12)
-    changed = choose(policy, Red(), x0, ROWS, KEYS + 1, 6, 3)
+    changed = select_trajectories(policy, Red(), x0, ROWS, KEYS + 1, 6, 3)
     assert not torch.allclose(changed.best[0].x[0], together.best[0].x[0])
 
 
@@ -199,8 +199,8 @@ class Green:
 def test_an_ensemble_ranks_the_trajectories_of_a_row():
     policy = ToyPolicy()
     both = Ensemble("ensemble", [Red(), Green()], [1.0, 1.0])
-    chosen = choose(policy, both, data(), ROWS, KEYS, 5, 2)
-    reds, greens = (choose(policy, verifier, data(), ROWS, KEYS, 5, 2) for verifier in (Red(), Green()))
+    chosen = select_trajectories(policy, both, data(), ROWS, KEYS, 5, 2)
+    reds, greens = (select_trajectories(policy, verifier, data(), ROWS, KEYS, 5, 2) for verifier in (Red(), Green()))
     assert bool((chosen.reward <= 1).all()) and bool((chosen.reward > chosen.lowest).all())
     for i in range(3):
         # Who is first by both is first of all.
@@ -215,11 +215,11 @@ def test_what_cannot_be_rewarded_or_paid_is_refused():
         record_level = 0.4
 
     with pytest.raises(DiffscaleError, match="red"):
-        choose(policy, Recorder(), data(), ROWS, KEYS)
+        select_trajectories(policy, Recorder(), data(), ROWS, KEYS)
     with pytest.raises(DiffscaleError, match="n=0"):
-        choose(policy, Red(), data(), ROWS, KEYS, 0)
+        select_trajectories(policy, Red(), data(), ROWS, KEYS, 0)
     with pytest.raises(BudgetTooSmall):
-        choose(policy, Red(), data(), ROWS, KEYS, 2, 3, partial(SEARCHES["paths"], n=2, m=5))
+        select_trajectories(policy, Red(), data(), ROWS, KEYS, 2, 3, partial(SEARCHES["paths"], n=2, m=5))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -229,7 +229,7 @@ def test_trajectories_of_pipelines(name, search):
     x0 = policy.prior(KEYS + 50)
 
     settings = {"paths": {"n": 2, "m": 1}}.get(search, {})
-    chosen = choose(policy, Red(), x0, ROWS, KEYS, 12, 3, partial(SEARCHES[search], **settings))
+    chosen = select_trajectories(policy, Red(), x0, ROWS, KEYS, 12, 3, partial(SEARCHES[search], **settings))
     for i in range(3):
         visits = chosen.best[i]
         with torch.no_grad():

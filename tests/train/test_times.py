@@ -25,26 +25,26 @@ def drawn(seed=0):
 def test_noising_is_the_schedulers():
     scheduler = DDIMScheduler(**SCHEDULE)
     x0, eps = drawn(), drawn(1)
-    ours = Times.of(scheduler).noised(x0, eps, TIME)
+    ours = Times.of_scheduler(scheduler).noised(x0, eps, TIME)
     assert torch.allclose(ours, scheduler.add_noise(x0, eps, TIME.long()), atol=1e-6)
     flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
     times = flow.timesteps[[0, 300, 700, 999]]
-    ours = Times.of(flow).noised(x0, eps, times.double())
+    ours = Times.of_scheduler(flow).noised(x0, eps, times.double())
     assert torch.allclose(ours, flow.scale_noise(x0, times, eps), atol=1e-6)
 
 
 def test_a_flow_is_known_by_its_prediction_not_by_its_solver():
-    times = Times.of(DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"))
+    times = Times.of_scheduler(DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"))
     assert times.table is None and times.prediction == "flow_prediction"
     with pytest.raises(DiffscaleError, match="odd"):
-        Times.of(DDIMScheduler(**SCHEDULE, prediction_type="odd"))
+        Times.of_scheduler(DDIMScheduler(**SCHEDULE, prediction_type="odd"))
 
 
 def test_the_target_of_v_is_the_schedulers_velocity():
     scheduler = DDIMScheduler(**SCHEDULE, prediction_type="v_prediction")
     x0, eps = drawn(), drawn(1)
     wanted = scheduler.get_velocity(x0, eps, TIME.long())
-    assert torch.allclose(Times.of(scheduler).target(x0, eps, TIME), wanted, atol=1e-6)
+    assert torch.allclose(Times.of_scheduler(scheduler).target(x0, eps, TIME), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
@@ -64,7 +64,7 @@ def test_min_snr_weights_are_those_of_diffusers_scripts(prediction):
     scheduler = DDIMScheduler(**SCHEDULE, prediction_type=prediction)
     snr = compute_snr(scheduler, TIME.long()).double()
     wanted = snr.clamp(max=5) / (snr if prediction == "epsilon" else snr + 1)
-    assert torch.allclose(Times.of(scheduler).weight(TIME, 5.0), wanted, rtol=1e-4)
+    assert torch.allclose(Times.of_scheduler(scheduler).weight(TIME, 5.0), wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
@@ -72,7 +72,7 @@ def test_weighted_errors_are_of_the_data_whatever_is_predicted(times):
     time, x, out, target = torch.tensor([40.0, 300.0, 640.0, 990.0]).double(), drawn(), drawn(1), drawn(2)
     error = (times.clean(x, out, time) - times.clean(x, target, time)).square().flatten(1).mean(1)
     weighted = (out - target).square().flatten(1).mean(1) * times.weight(time, 2.0)
-    alpha, sigma = (each.flatten() for each in times.at(time, x))
+    alpha, sigma = (each.flatten() for each in times.marginals(time, x))
     assert torch.allclose(weighted, error * (alpha / sigma).square().clamp(max=2.0))
 
 
@@ -83,8 +83,8 @@ def test_a_perfect_output_leads_to_the_data_from_anywhere(times, one, other, see
     x0, eps, elsewhere = drawn(seed), drawn(seed + 1), drawn(seed + 2)
     x = times.noised(x0, eps, time)
     assert torch.allclose(times.clean(x, times.target(x0, eps, time), time), x0, atol=1e-6)
-    assert torch.allclose(times.consistent(x, x0, time), times.target(x0, eps, time), atol=1e-6)
-    assert torch.allclose(times.clean(elsewhere, times.consistent(elsewhere, x0, time), time), x0, atol=1e-6)
+    assert torch.allclose(times.consistent_target(x, x0, time), times.target(x0, eps, time), atol=1e-6)
+    assert torch.allclose(times.clean(elsewhere, times.consistent_target(elsewhere, x0, time), time), x0, atol=1e-6)
 
 
 @pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
@@ -92,10 +92,10 @@ def test_a_perfect_output_leads_to_the_data_from_anywhere(times, one, other, see
 def test_steps_are_those_of_single_levels(times, eta):
     x, x0, z = drawn(), drawn(1), drawn(2)
     time, to = torch.tensor([[900.0, 640.5, 40.0, 9.0], [860.0, 17.25, 5.0, CLEAN]], dtype=torch.float64)
-    mean, deviation = times.posterior(x, x0, time, to, eta)
+    mean, deviation = times.step_mean_and_std(x, x0, time, to, eta)
     up = times.renoised(x, to, time, z)
     for i in range(4):
-        here, there = (Marginal(*(float(v[i]) for v in times.at(at, x))) for at in (time, to))
+        here, there = (Marginal(*(float(v[i]) for v in times.marginals(at, x))) for at in (time, to))
         wanted = denoise(x[i], x0[i], here, there, eta, z[i])
         assert torch.allclose((mean + deviation * z)[i], wanted, atol=1e-9)
         assert torch.allclose(up[i], renoise(x[i], there, here, z[i]), atol=1e-9)
@@ -105,11 +105,11 @@ def test_steps_are_those_of_single_levels(times, eta):
 def test_ddims_step_is_the_schedulers():
     scheduler = DDIMScheduler(**SCHEDULE)
     scheduler.set_timesteps(25)
-    times, x, out = Times.of(scheduler), drawn(), drawn(1)
+    times, x, out = Times.of_scheduler(scheduler), drawn(), drawn(1)
     time = torch.full((4,), 480.0, dtype=torch.float64)
     for eta in (0.0, 1.0):
         stepped = scheduler.step(out, 480, x, eta=eta, variance_noise=drawn(2)).prev_sample
-        mean, deviation = times.posterior(x, times.clean(x, out, time), time, time - 40, eta)
+        mean, deviation = times.step_mean_and_std(x, times.clean(x, out, time), time, time - 40, eta)
         assert torch.allclose(mean + deviation * drawn(2), stepped, atol=1e-6)
 
 

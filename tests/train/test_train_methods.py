@@ -65,7 +65,7 @@ def test_every_method_gives_a_lora_that_plain_diffusers_loads(
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert result["steps"] == len(log) == 2
     assert result["peak_memory_bytes"] > 1e6 and result["seconds_per_step"] > 0
-    rewarded = method in configs.REWARDED
+    rewarded = "reward" in configs.CONFIGS[method].model_fields
     assert (result["reward"]["pictures"] > 0) == rewarded == (out / "rewards.png").exists()
     assert set(result["gains"]) == {text.split()[0] for text in METHODS[method] if text.startswith("tiny:")}
     assert Image.open(out / "validation.png").size[0] > Image.open(out / "validation.png").size[1]
@@ -102,9 +102,9 @@ def test_what_was_trained_can_be_trained_further(
     assert json.loads((then / "diffscale.json").read_text())["base"] == str(first)
     assert base_model(str(then)) == str(data.base)
     # The second began where the first ended, and gives both.
-    after, before = (validation.saved(out, name) for out, name in ((first, "after"), (then, "before")))
+    after, before = (validation.load(out, name) for out, name in ((first, "after"), (then, "before")))
     assert after is not None and before is not None
-    assert all((a - b).abs().max() < 0.01 for a, b in zip(after[0], before[0], strict=True))
+    assert all((a - b).abs().max() < 0.01 for a, b in zip(after.images, before.images, strict=True))
     pipe = load_pipeline(str(then), LoadOptions(device="cpu"))
     assert set(pipe.get_list_adapters()["unet"]) == {"lora_0", "lora_1"}
 
@@ -163,6 +163,6 @@ def test_rewards_that_were_refined_do_not_measure_the_gains(
     assert kept["gallery.pictures"].shape == (2, 4, 3, 8, 8) and kept["gallery.ranks"].shape == (2, 4)
     assert not torch.equal(*kept["gallery.pictures"])
     for name in ("before", "after"):
-        images, said = validation.saved(tmp_path, name)
-        again = clip(torch.stack(images), [*data.prompts.read_text().split("\n")[: len(images)]])
-        assert said["clip"] == pytest.approx(again.tolist(), abs=0.02)
+        kept_now = validation.load(tmp_path, name)
+        again = clip(torch.stack(kept_now.images), data.prompts.read_text().split("\n")[: len(kept_now.images)])
+        assert kept_now.scores["clip"] == pytest.approx(again.tolist(), abs=0.02)

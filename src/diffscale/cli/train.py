@@ -7,7 +7,7 @@ from typing import Any
 
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_warning, progress_bars, quiet_console
-from diffscale.train.configs import TrainConfig, resolve
+from diffscale.train.configs import CONFIGS, TrainConfig, resolve
 
 
 def declared(flag: str) -> str:
@@ -19,7 +19,7 @@ def _resolve(file: Path | None, flags: dict[str, Any]) -> TrainConfig:
     return resolve(flags.pop("method"), file, flags)
 
 
-@settings_from_flags(TrainConfig, resolve=_resolve, separator="_")
+@settings_from_flags(*CONFIGS.values(), TrainConfig, resolve=_resolve, separator="_")
 def train(settings: TrainConfig) -> None:
     """Train METHOD on --train_data_dir, --dataset_name or --train_prompts.
 
@@ -31,7 +31,7 @@ def train(settings: TrainConfig) -> None:
 
     console = quiet_console()
     with progress_bars(console) as progress:
-        ended = loop.train(settings, lambda what, done, total, values: progress(what, done, total, **values))
+        ended = loop.train(settings, progress)
     if ended.how == "stopped":
         console.print(f"stopped at step {ended.step}, which is saved: go on with --resume_from_checkpoint latest")
         return

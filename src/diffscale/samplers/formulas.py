@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
@@ -28,13 +29,20 @@ class Marginal(NamedTuple):
         return self.sigma / (self.alpha + self.sigma)
 
 
+class RowMarginals(NamedTuple):
+    """A `Marginal` of its own for each row of a batch: float [B, 1, ...] each, to go with latents [B, ...]."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+
 def marginal(process: str, level: float) -> Marginal:
     """Alpha and sigma at `level` in [0, 1] of one of `PROCESSES`; `ve` has no level 1."""
     norm = {"flow": 1.0, "vp": (level**2 + (1 - level) ** 2) ** 0.5, "ve": 1 - level}[process]
     return Marginal((1 - level) / norm, level / norm)
 
 
-def x0_and_eps(prediction: str, x: Tensor, output: Tensor, at: Marginal) -> tuple[Tensor, Tensor]:
+def x0_and_eps(prediction: str, x: Tensor, output: Tensor, at: Marginal | RowMarginals) -> tuple[Tensor, Tensor]:
     """Return the clean prediction x0 and the noise eps in latents `x` [B, ...], by a network's `output` [B, ...].
 
     `prediction`: `flow_prediction` is v = eps - x0; `v_prediction` is alpha eps - sigma x0, with alpha and sigma of the
@@ -49,13 +57,37 @@ def x0_and_eps(prediction: str, x: Tensor, output: Tensor, at: Marginal) -> tupl
         case "sample":
             return output, (x - alpha * output) / sigma
         case "v_prediction":
-            norm = math.hypot(alpha, sigma)
+            norm = torch.hypot(*at) if isinstance(at, RowMarginals) else math.hypot(*at)
             return (alpha * x / norm - sigma * output) / norm, (sigma * x / norm + alpha * output) / norm
         case other:
             raise DiffscaleError(
                 f"Networks that predict {other!r} are not supported; use one that predicts "
                 "epsilon, v_prediction, sample or flow_prediction."
             )
+
+
+def perfect_output(prediction: str, x0: Tensor, eps: Tensor, at: Marginal | RowMarginals) -> Tensor:
+    """What a network that knows `x0` and `eps` [B, ...] says of the latents made of them: turns `x0_and_eps` around.
+
+    Of variance preserving latents and of a linear flow's.
+    """
+    match prediction:
+        case "flow_prediction":
+            return eps - x0
+        case "v_prediction":
+            return at.alpha * eps - at.sigma * x0
+        case _:
+            return {"epsilon": eps, "sample": x0}[prediction]
+
+
+def step_mean_and_std(
+    x: Tensor, x0: Tensor, at: Marginal | RowMarginals, to: Marginal | RowMarginals, eta: float
+) -> tuple[Tensor, float | Tensor]:
+    """Mean [B, ...] and standard deviation of a step from `at` to the cleaner `to`, see `denoise`."""
+    eps = (x - at.alpha * x0) / at.sigma
+    carried = _clamped(at.alpha * to.sigma / (to.alpha * at.sigma), 0.0, 1.0)
+    std = eta * to.sigma * (1 - carried**2) ** 0.5
+    return to.alpha * x0 + (to.sigma**2 - std**2) ** 0.5 * eps, std
 
 
 def denoise(x: Tensor, x0: Tensor, at: Marginal, to: Marginal, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
@@ -66,14 +98,12 @@ def denoise(x: Tensor, x0: Tensor, at: Marginal, to: Marginal, eta: float = 0.0,
     written for any schedule. eta = 0 is the Euler step of a linear flow's ODE and of a VE schedule's; eta = 1 draws
     from the posterior q(x_s | x_t, x0), and so samples an ODE-trained flow stochastically with the same marginals.
     """
-    eps = (x - at.alpha * x0) / at.sigma
     if not eta or not to.sigma:
-        return to.alpha * x0 + to.sigma * eps
+        return to.alpha * x0 + to.sigma * ((x - at.alpha * x0) / at.sigma)
     if noise is None:
         raise DiffscaleError("A stochastic step (eta > 0) needs noise.")
-    carried = at.alpha * to.sigma / (to.alpha * at.sigma)
-    fresh = eta * to.sigma * (1 - min(carried, 1.0) ** 2) ** 0.5
-    return to.alpha * x0 + (to.sigma**2 - fresh**2) ** 0.5 * eps + fresh * noise
+    mean, std = step_mean_and_std(x, x0, at, to, eta)
+    return mean + std * noise
 
 
 def finite_slopes(process: str, start: Marginal, end: Marginal) -> bool:
@@ -125,11 +155,19 @@ def multistep_x0(x0: Tensor, earlier: Tensor, before: Marginal, at: Marginal, to
     return x0 + (there - here) / (2 * (here - first)) * (x0 - earlier)
 
 
-def renoise(x: Tensor, at: Marginal, to: Marginal, noise: Tensor) -> Tensor:
+def renoise(x: Tensor, at: Marginal | RowMarginals, to: Marginal | RowMarginals, noise: Tensor) -> Tensor:
     """Forward noising from `at` to the noisier `to`, which keeps every marginal; [B, ...].
 
     x_s = (a_s / a_t) x_t + sqrt(s_s^2 - (a_s / a_t)^2 s_t^2) eps, as search over paths needs it (paper A, Ma et al.
     2025, arXiv 2501.09732, section 3.2).
     """
-    scale = to.alpha / at.alpha if at.alpha else 1.0
-    return scale * x + max(to.sigma**2 - (scale * at.sigma) ** 2, 0.0) ** 0.5 * noise
+    scale: float | Tensor
+    if isinstance(at, RowMarginals):
+        scale = torch.where(at.alpha > 0, to.alpha / at.alpha, 1.0)
+    else:
+        scale = to.alpha / at.alpha if at.alpha else 1.0
+    return scale * x + _clamped(to.sigma**2 - (scale * at.sigma) ** 2, 0.0, math.inf) ** 0.5 * noise
+
+
+def _clamped(value: float | Tensor, low: float, high: float) -> float | Tensor:
+    return value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)

@@ -105,8 +105,13 @@ def timestep_of(table: Tensor, at: Marginal) -> float:
 
 def level_of(table: Tensor, time: float) -> float:
     """The level of a timestep, which need not be whole, in a table of alpha^2 by timesteps."""
-    ratio = math.exp(np.interp(time, np.arange(len(table)), _log_ratios(table)))
+    ratio = math.exp(log_ratios_of(table, time))
     return ratio / (1 + ratio)
+
+
+def log_ratios_of(table: Tensor, times: Any) -> Any:
+    """log(sigma / alpha) at timesteps, which need not be whole, in a table of alpha^2 by timesteps."""
+    return np.interp(times, np.arange(len(table)), _log_ratios(table))
 
 
 def _log_ratios(table: Tensor) -> Any:

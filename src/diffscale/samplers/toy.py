@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffscale.samplers import solvers
-from diffscale.samplers.formulas import Marginal
+from diffscale.samplers.formulas import Marginal, perfect_output
 from diffscale.samplers.levels import Schedule, even, karras
 from diffscale.samplers.solved import SolvedSampler
 
@@ -54,4 +54,4 @@ class ToySampler(SolvedSampler):
         weight = (-offset.square().sum(-1) / (2 * variance)).softmax(-1)[..., None]
         x0 = (weight * (self.means + alpha * _SPREAD**2 / variance * offset)).sum(1)
         eps = (weight * offset).sum(1) * sigma / variance
-        return {"flow": eps - x0, "vp": alpha * eps - sigma * x0, "ve": eps}[self._schedule.process]
+        return perfect_output(self._schedule.prediction, x0, eps, at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,14 +17,13 @@ from diffscale.models.load import PlainCall, load_pipeline, plain_call
 from diffscale.models.locate import locate
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.train.configs import TrainConfig
+from diffscale.train.configs import Noised, Sampling, TrainConfig
 from diffscale.train.policy import Policy
-from diffscale.train.reference import add_lora
 from diffscale.train.times import Times
 
 DTYPES: Final = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
-REFERRED: Final = {"sharpen-rlhf", "dpo", "d3po"}
-"""Methods that compare with the frozen base."""
+ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")
+"""The layers that diffusers' training scripts put a LoRA on."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,10 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
         pipe.unload_lora_weights()
     sized = {} if settings.resolution is None else {"height": settings.resolution, "width": settings.resolution}
     call = PlainCall(call.steps, {**call.args, **sized})
-    steps = settings.sample_steps or call.steps
+    steps = (settings.sample_steps if isinstance(settings, Sampling) else None) or call.steps
+    gamma = settings.snr_gamma if isinstance(settings, Noised) else None
     try:
-        policy = Policy(pipe, [""], steps, call.args, settings.adapter, settings.snr_gamma)
+        policy = Policy(pipe, [""], steps, call.args, settings.adapter, gamma)
     except ValueError as error:
         if settings.resolution is None:
             raise
@@ -107,40 +108,70 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
             f"{given} makes no pictures of {settings.resolution} pixels a side ({first_line(error)}): give another "
             "--resolution."
         ) from error
-    policy.times = _biased(policy.times, settings)
-    networks = policy.networks
-    torch.manual_seed(settings.seed % 2**63)  # the LoRA starts alike in every process
-    if settings.adapter is not None:
-        add_lora(networks.values(), settings.rank, name=settings.adapter)
+    if isinstance(settings, Noised):
+        policy.times = _biased(policy.times, settings)
+    _make_trainable(pipe, policy, settings)
+    if precision != "no":
+        for module in (*policy.networks.values(), *policy.copies.values()):
+            _autocast(module, torch.device(device).type, getattr(torch, DTYPES[precision]))
+    sampler = DiffusersSampler(pipe, [""], call.steps, call.args)
+    own = sampler if steps == call.steps else DiffusersSampler(pipe, [""], steps, call.args)
+    name = str(Path(locate(given)).resolve()) if Path(given).expanduser().is_dir() else given
+    return Base(name, pipe, call, policy, sampler, own)
+
+
+def _make_trainable(pipe: Any, policy: Policy, settings: TrainConfig) -> None:
+    """Freeze all but what is trained: a new LoRA of the networks, or all of their weights, in float32."""
+    networks, adapter = list(policy.networks.values()), settings.adapter
+    if adapter is not None:
+        torch.manual_seed(settings.seed % 2**63)  # the LoRA starts alike in every process
+        add_lora(networks, settings.rank, name=adapter)
     for module in pipe.components.values():
-        if isinstance(module, nn.Module) and (settings.adapter is not None or module not in networks.values()):
-            _freeze(module, settings.adapter)
-    if settings.adapter is None:
-        for module in networks.values():
+        if isinstance(module, nn.Module):
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(adapter is not None and f".{adapter}." in f".{name}.")
+    if adapter is None:
+        for module in networks:
             module.requires_grad_(True).float()
-        if settings.method in REFERRED:
+        if settings.compares:
             policy.freeze()
-    cast_training_params(list(networks.values()), torch.float32)
+    cast_training_params(networks, torch.float32)
     if settings.gradient_checkpointing:
-        for module in networks.values():
+        for module in networks:
             try:
                 module.enable_gradient_checkpointing()  # type: ignore[operator]
             except ValueError as error:
                 raise DiffscaleError(
                     f"{type(module).__name__} cannot recompute its activations: leave --gradient_checkpointing out."
                 ) from error
-    if precision != "no":
-        for module in (*networks.values(), *policy.copies.values()):
-            _autocast(module, torch.device(device).type, getattr(torch, DTYPES[precision]))
-    sampler = DiffusersSampler(pipe, [""], call.steps, call.args)
-    own = sampler if steps == call.steps else DiffusersSampler(pipe, [""], steps, call.args)
-    where = locate(given)
-    name = given if where == given or not Path(given).expanduser().exists() else where
-    name = str(Path(where).resolve()) if Path(given).expanduser().is_dir() else name
-    return Base(name, pipe, call, policy, sampler, own)
 
 
-def _biased(times: Times, settings: TrainConfig) -> Times:
+def add_lora(
+    networks: Iterable[nn.Module], rank: int, targets: Sequence[str] = ATTENTION, name: str = "default"
+) -> None:
+    """Freeze diffusers `networks` and give each a LoRA called `name`, which alone is trained; it starts as no change.
+
+    Its scale is 1. Raises DiffscaleError if peft is not installed, and for networks that have none of the layers
+    `targets`.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise DiffscaleError('LoRA training needs the library peft: pip install "diffscale[lora]".') from error
+    for network in networks:
+        network.requires_grad_(False)
+        lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
+        try:
+            network.add_adapter(lora, adapter_name=name)  # type: ignore[operator]
+        except ValueError as error:
+            raise DiffscaleError(
+                f"{type(network).__name__} takes no LoRA on {', '.join(targets)} ({first_line(error)}): train all "
+                "weights with --full."
+            ) from error
+
+
+def _biased(times: Times, settings: Noised) -> Times:
+    """`times` as `--timestep_bias_strategy` and its kin have them drawn."""
     part = int(settings.timestep_bias_portion * times.count)
     match settings.timestep_bias_strategy:
         case "none":
@@ -149,7 +180,7 @@ def _biased(times: Times, settings: TrainConfig) -> Times:
             begin, end = 0, part
         case "later":
             begin, end = times.count - part, times.count
-        case _:
+        case "range":
             begin, end = settings.timestep_bias_begin, settings.timestep_bias_end
     if begin >= min(end, times.count):
         raise DiffscaleError(
@@ -159,16 +190,6 @@ def _biased(times: Times, settings: TrainConfig) -> Times:
     return times.biased(settings.timestep_bias_multiplier, begin, end)
 
 
-def _freeze(module: nn.Module, adapter: str | None) -> None:
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(adapter is not None and f".{adapter}." in f".{name}.")
-
-
 def _autocast(module: nn.Module, device: str, dtype: torch.dtype) -> None:
-    own = module.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device, dtype):
-            return own(*args, **kwargs)
-
-    module.forward = forward  # type: ignore[method-assign]
+    """Have `module` run under autocast."""
+    module.forward = torch.autocast(device, dtype)(module.forward)  # type: ignore[method-assign]

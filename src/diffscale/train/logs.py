@@ -1,4 +1,4 @@
-"""What a training says of its steps: lines in log.jsonl, and trackers through accelerate."""
+"""What a training logs of its steps: lines in log.jsonl, and trackers through accelerate."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 from diffscale._util.errors import DiffscaleError, first_line
-from diffscale.train import checkpoints
+from diffscale._util.files import write_text
 from diffscale.train.configs import TrainConfig
+from diffscale.train.run_directory import name_last_checkpoint
 
 FILE = "log.jsonl"
 
 
-def check(report_to: Sequence[str]) -> None:
+def check_trackers(report_to: Sequence[str]) -> None:
     """Raises DiffscaleError for a tracker whose library is not installed."""
     there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
     for name in report_to:
@@ -34,12 +35,8 @@ class Log:
     def __init__(self, accelerator: Accelerator, settings: TrainConfig, after: int) -> None:
         """Lines of steps above `after`, from which the run goes on, are taken back."""
         self._accelerator, self._path = accelerator, settings.output_dir / FILE
-        self.lines = [line for line in read(self._path) if line["step"] <= after] if after else []
-        if accelerator.is_main_process:
-            try:
-                checkpoints.whole(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
-            except OSError as error:
-                raise self._unwritten(error) from error
+        self.lines = [line for line in read_log(self._path) if line["step"] <= after] if after else []
+        self._write("w", "".join(json.dumps(line) + "\n" for line in self.lines))
         if settings.report_to:
             flat = {
                 name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
@@ -53,25 +50,28 @@ class Log:
                     "as by logging in, or leave --report_to out."
                 ) from error
 
-    def say(self, step: int, values: dict[str, float]) -> None:
-        """One line."""
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Log one step."""
         line: dict[str, Any] = {"step": step, **values}
         self.lines.append(line)
         self._accelerator.log(values, step=step)
-        if self._accelerator.is_main_process:
-            try:
-                with self._path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-            except OSError as error:
-                raise self._unwritten(error) from error
+        self._write("a", json.dumps(line) + "\n")
 
-    def _unwritten(self, error: OSError) -> DiffscaleError:
-        return DiffscaleError(
-            f"{self._path} cannot be written ({error.strerror}): make room; {checkpoints.last_good(self._path.parent)}."
-        )
+    def _write(self, mode: str, text: str) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        try:
+            if mode == "w":
+                write_text(self._path, text)
+            else:
+                with self._path.open(mode) as file:
+                    file.write(text)
+        except OSError as error:
+            last = name_last_checkpoint(self._path.parent)
+            raise DiffscaleError(f"{self._path} cannot be written ({error.strerror}): make room; {last}.") from error
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log, none if it is not there."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -83,7 +83,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def averaged(passes: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means of what the passes of one step said; each name over the passes that have it."""
+    """Means of what the passes of one step logged; each name over the passes that have it."""
     names = dict.fromkeys(name for one in passes for name in one)
-    said = {name: [one[name] for one in passes if name in one] for name in names}
-    return {name: sum(values) / len(values) for name, values in said.items()}
+    values = {name: [one[name] for one in passes if name in one] for name in names}
+    return {name: sum(each) / len(each) for name, each in values.items()}

@@ -99,7 +99,7 @@ class Optimisation:
             self._ema.load_state_dict({"shadow_params": shadow, "optimization_step": step})
 
 
-def check(settings: TrainConfig) -> None:
+def check_libraries(settings: TrainConfig) -> None:
     """Raises DiffscaleError if the optimiser needs a library that is not installed."""
     if settings.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
         raise DiffscaleError("8-bit AdamW needs the library bitsandbytes: pip install bitsandbytes.")

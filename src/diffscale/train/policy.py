@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +16,6 @@ from diffscale.engine import noise
 from diffscale.samplers.calls import networks_of
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.windowed.training import PerRowDenoiser, PictureEncoder
-from diffscale.train.reference import frozen, lora_off
 from diffscale.train.times import Times
 
 
@@ -53,7 +53,7 @@ class Policy:
         self.adapter, self._gamma = adapter, snr_gamma
         self._frozen: dict[str, nn.Module] = {}
         self._pipeline = self.sampler.pipeline
-        self.times = Times.of(self._pipeline.scheduler)
+        self.times = Times.of_scheduler(self._pipeline.scheduler)
         one = torch.zeros(1, dtype=torch.int64)
         self.like = self.sampler.prior(one, one).x[:0]
         self._network = PerRowDenoiser(self._pipeline, self.like)
@@ -69,7 +69,7 @@ class Policy:
         """What is trained, by the pipeline's names; two where one is for high and one for low noise."""
         return self._pipeline.denoisers
 
-    def tell(self, prompts: Sequence[str], pipe_args: Mapping[str, Any] | None = None) -> None:
+    def set_prompts(self, prompts: Sequence[str], pipe_args: Mapping[str, Any] | None = None) -> None:
         """From now on rows point into these `prompts`: those of the next batch, where all are too many to hold.
 
         `pipe_args`: their embeddings, if embeddings were given from the start; else they are encoded now.
@@ -78,8 +78,10 @@ class Policy:
             self._pipeline.set_prompts(self._with_empty(prompts), pipe_args or {})
         self.sampler.prompts = self.prompts
 
-    def tell_embedded(self, prompts: Sequence[str], embeddings: Mapping[str, Tensor], sizes: Tensor | None) -> None:
-        """As `tell`, by what `embed` made of these prompts before.
+    def set_embedded_prompts(
+        self, prompts: Sequence[str], embeddings: Mapping[str, Tensor], sizes: Tensor | None
+    ) -> None:
+        """As `set_prompts`, by what `embed` made of these prompts before.
 
         `sizes`: int64 [B, 6], see `PerRowDenoiser`, of the pictures that belong to them.
         """
@@ -132,7 +134,9 @@ class Policy:
     def freeze(self) -> None:
         """Of full weights: keep a copy as the reference. To be called once, before the first update."""
         if self.adapter is None:
-            self._frozen = frozen(self.networks)
+            self._frozen = {
+                name: copy.deepcopy(network).requires_grad_(False).eval() for name, network in self.networks.items()
+            }
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -141,7 +145,7 @@ class Policy:
         Raises DiffscaleError for full weights without `freeze`.
         """
         if self.adapter is not None:
-            with torch.no_grad(), lora_off(self.networks.values(), self.adapter):
+            with torch.no_grad(), _without_lora(self.networks.values(), self.adapter):
                 yield
         elif self._frozen:
             with torch.no_grad(), self._pipeline.with_networks(self._frozen):
@@ -167,3 +171,20 @@ def _unguided(pipe: Any) -> dict[str, float]:
         getattr(config, "guidance_embeds", False) or getattr(config, "time_cond_proj_dim", None) for config in configs
     )
     return {} if told or "guidance_scale" not in taken else {"guidance_scale": 1.0}
+
+
+@contextmanager
+def _without_lora(networks: Iterable[nn.Module], name: str) -> Iterator[None]:
+    """Within it the LoRA `name` adds nothing; others, that the base came with, stay. Raises DiffscaleError if none."""
+    modules: Iterable[Any] = (layer for network in networks for layer in network.modules())
+    layers = [layer for layer in modules if name in (getattr(layer, "scaling", None) or {})]
+    if not layers:
+        raise DiffscaleError(f"The network has no LoRA called {name!r}: add it before training.")
+    own = [layer.scaling[name] for layer in layers]
+    for layer in layers:
+        layer.scaling[name] = 0.0
+    try:
+        yield
+    finally:
+        for layer, scale in zip(layers, own, strict=True):
+            layer.scaling[name] = scale

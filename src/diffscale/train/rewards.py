@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,18 @@ class BadReward(DiffscaleError):
 
 @dataclass
 class Cost:
-    """What rewards took: seconds, and pictures that were scored."""
+    """What some work took: seconds, and pictures."""
 
     seconds: float = 0.0
     pictures: int = 0
+
+    @contextmanager
+    def measured(self, device: torch.device, pictures: int = 0) -> Iterator[None]:
+        """Within it is work on `device` that counts, unless it fails."""
+        began = _now(device)
+        yield
+        self.seconds += _now(device) - began
+        self.pictures += pictures
 
 
 @dataclass
@@ -44,68 +53,61 @@ class Reward:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores of pictures [B, 3, H, W], with a graph where the verifier keeps one."""
-        began = _now(images)
-        raw = shaped(self.verifier, self.verifier(images, prompts), prompts)
-        bad = (~raw.detach().isfinite()).flatten(1).any(1) if raw.ndim > 1 else ~raw.detach().isfinite()
-        if bool(bad.any()):
-            at = int(bad.nonzero()[0])
-            raise BadReward(f"the reward {self.name!r} gave {raw[at].tolist()} for {prompts[at]!r}")
-        self.cost.seconds += _now(images) - began
-        self.cost.pictures += len(images)
+        with self.cost.measured(images.device, len(images)):
+            raw = shaped(self.verifier, self.verifier(images, prompts), prompts)
+            bad = (~raw.detach().isfinite()).reshape(len(raw), -1).any(1)
+            if bool(bad.any()):
+                first = int(bad.nonzero()[0])
+                raise BadReward(f"the reward {self.name!r} gave {raw[first].tolist()} for {prompts[first]!r}")
         return raw
 
 
 class PooledReward(Reward):
     """A reward of several components, see `types.PoolVerifier`."""
 
+    verifier: PoolVerifier  # type: ignore[assignment]
+
     @property
     def components(self) -> Sequence[str]:
-        assert isinstance(self.verifier, PoolVerifier)
         return self.verifier.components
 
     def aggregate(self, pool: Tensor) -> Tensor:
-        """See `types.Combine`."""
-        assert isinstance(self.verifier, PoolVerifier)
+        """See `types.PoolVerifier`."""
         return self.verifier.aggregate(pool)
 
 
 class Mixture:
     """sum_k w_k (r_k - mean_k) / deviation_k over rewards, means and deviations of all that was scored before the step.
 
-    Before anything was, those of the pictures themselves. What is scored counts from the next `settle` on, so that a
-    step's rewards do not depend on the order in which its pictures are scored.
+    Before anything was, those of the pictures themselves. What is scored counts from the next `end_step` on, so that a
+    step's rewards do not depend on the order in which its pictures are scored. `new`: what was scored in this step, to
+    be added up over processes: count, sum and sum of squares of each reward, float64 [K, 3].
     """
 
     def __init__(self, members: Sequence[Reward]) -> None:
         self.members = list(members)
         self.name = "+".join(member.name for member in members)
-        # Count, sum and sum of squares of each; settled, and new.
-        self._past, self._new = (torch.zeros(len(members), 3, dtype=torch.float64) for _ in range(2))
+        self._weights = torch.tensor([member.weight for member in members], dtype=torch.float64)
+        self._past, self.new = (torch.zeros(len(members), 3, dtype=torch.float64) for _ in range(2))
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Values float64 [B] of pictures [B, 3, H, W] for their prompts."""
         raw = torch.stack([member(images, prompts).detach().double().cpu() for member in self.members])
-        self._new += torch.stack([torch.full((len(raw),), float(raw.shape[1])), raw.sum(1), raw.square().sum(1)], 1)
+        now = torch.stack([torch.full((len(raw),), float(raw.shape[1])), raw.sum(1), raw.square().sum(1)], 1)
+        self.new += now
         known = bool((self._past[:, 0] > 1).all())
-        count, total, squares = (
-            self._past if known else torch.stack([raw[:, 0] * 0 + raw.shape[1], raw.sum(1), raw.square().sum(1)], 1)
-        ).unbind(1)
+        count, total, squares = (self._past if known else now).unbind(1)
         mean = total / count
         deviation = (squares / count - mean**2).clamp(min=0).sqrt()
-        weights = torch.tensor([member.weight for member in self.members], dtype=torch.float64)
         # What never differed says nothing.
         flat = deviation <= 1e-9 * mean.abs().clamp(min=1e-9)
-        return ((raw - mean[:, None]) / deviation.masked_fill(flat, torch.inf)[:, None] * weights[:, None]).sum(0)
+        scaled = (raw - mean[:, None]) / deviation.masked_fill(flat, torch.inf)[:, None]
+        return (scaled * self._weights[:, None]).sum(0)
 
-    @property
-    def new(self) -> Tensor:
-        """What was scored in this step, float64 [K, 3]: to be added up over processes."""
-        return self._new
-
-    def settle(self, new: Tensor) -> None:
+    def end_step(self, new: Tensor) -> None:
         """The step is over; `new`: that of all processes."""
         self._past += new.to(self._past)
-        self._new = torch.zeros_like(self._new)
+        self.new = torch.zeros_like(self.new)
 
     def state_dict(self) -> list[list[float]]:
         """What a checkpoint keeps."""
@@ -116,21 +118,23 @@ class Mixture:
         self._past = torch.tensor(state, dtype=torch.float64)
 
 
-def load(texts: Sequence[str], device: Any, image_model: str) -> list[Reward]:
+def load(texts: Sequence[str], device: Any, image_model: str, cost: Cost | None = None) -> list[Reward]:
     """The rewards that "name key=value ... weight=number" say; `image_model`: the base's name, see `verifiers.load`.
 
-    Raises DiffscaleError for names and arguments that are none, and for verifiers that judge more than single pictures.
+    `cost`: of all of them together. Raises DiffscaleError for names and arguments that are none, and for verifiers that
+    judge more than single pictures.
     """
-    found = []
+    rewards = []
     for text in texts:
-        words, weight = split(text)
+        words, weight = split_weight(text)
         verifier = verifiers.load(words, device=device, image_model=image_model)
         if isinstance(verifier, NeedsIntermediateX0 | SetVerifier):
             raise DiffscaleError(f"Verifier {verifier.name!r} judges more than single pictures: reward by another.")
         if isinstance(verifier, PoolVerifier) and len(texts) > 1:
             raise DiffscaleError(f"Verifier {verifier.name!r} is a mixture itself: give it alone, or its members.")
-        found.append((PooledReward if isinstance(verifier, PoolVerifier) else Reward)(verifier, weight))
-    return found
+        kind = PooledReward if isinstance(verifier, PoolVerifier) else Reward
+        rewards.append(kind(verifier, weight, Cost() if cost is None else cost))
+    return rewards
 
 
 def image_model(base: str) -> str:
@@ -138,12 +142,7 @@ def image_model(base: str) -> str:
     return Path(base_model(base)).name
 
 
-def joined(rewards: Sequence[Reward]) -> Reward | Mixture:
-    """One verifier of them: a single one as it is, in its own units."""
-    return rewards[0] if len(rewards) == 1 else Mixture(rewards)
-
-
-def split(text: str) -> tuple[str, float]:
+def split_weight(text: str) -> tuple[str, float]:
     """A verifier's own text, and its weight in the mixture; raises DiffscaleError for a weight that is not over 0."""
     words = [word for word in text.split() if not word.startswith("weight=")]
     given = [word.removeprefix("weight=") for word in text.split() if word.startswith("weight=")]
@@ -156,7 +155,7 @@ def split(text: str) -> tuple[str, float]:
     return " ".join(words), weight
 
 
-def _now(images: Tensor) -> float:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,11 +1,11 @@
-"""Which trajectories to learn from: made and chosen by a search, the best one and the worst."""
+"""Which trajectories to learn from: made by a search and selected by their rewards, the best one and the worst."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from diffscale.engine.driver import Task, run_searches
 from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.searches.random import random
 from diffscale.train.policy import Policy
-from diffscale.train.trajectories import TrajectorySampler, Visits, drawn_times, hop_of
+from diffscale.train.trajectories import Trajectory, TrajectorySampler, step_length
 from diffscale.types import (
     Environment,
     NeedsIntermediateX0,
@@ -28,29 +28,27 @@ from diffscale.types import (
     Verifier,
 )
 
-Ended = TypeVar("Ended")
-"""What a search ends in: a trajectory, or a sample."""
+MakeSearch = Callable[[Environment], Search]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """The trajectories of B rows: the best and the worst of each, and their rewards float64 [B].
 
-    `rows` int64 [B]: their prompts; `mean`: of the rewards of all trajectories of a row, whose
-    number is in `count`.
+    `rows` int64 [B]: their prompts; `mean`: of the rewards of all trajectories of a row, whose number is in `count`.
     Of an ensemble a reward is the value within the row's trajectories.
     """
 
     rows: Tensor
-    best: list[Visits]
-    worst: list[Visits]
+    best: list[Trajectory]
+    worst: list[Trajectory]
     reward: Tensor
     lowest: Tensor
     mean: Tensor
     count: Tensor
 
 
-def choose(
+def select_trajectories(
     policy: Policy,
     verifier: Verifier,
     x0: Tensor,
@@ -58,11 +56,11 @@ def choose(
     keys: Tensor,
     n: int = 3,
     m: int = 3,
-    search: Callable[[Environment], Search] | None = None,
+    search: MakeSearch | None = None,
     batch_size: int | None = None,
     captions: Sequence[str] | None = None,
-) -> Chosen:
-    """Make trajectories of `m` steps from clean latents and choose by their rewards.
+) -> Selection:
+    """Make trajectories of `m` steps from clean latents and select by their rewards.
 
     Diffusion-Sharpening (Tian et al. 2025, arXiv 2502.12146; n = m = 3): one random time for each row, n noises, the
     trajectory of the highest mean reward. Where less than m steps are left below the time a trajectory is that much
@@ -75,43 +73,40 @@ def choose(
     Raises DiffscaleError for a verifier that scores more than single pictures, AllCandidatesFailed if a row has no
     finite reward, BudgetTooSmall if n m evaluations do not pay for the search.
     """
-    _check(verifier, n, m)
-    found: dict[int, _Found[Visits]] = {}
-    for at, time, steps in _drawn(policy, keys, m):
-        begin = partial(_begun, x0[at.to(x0.device)])
-        sampler = TrajectorySampler(policy, begin, time, rows[at], steps, hop_of(policy))
+    best, worst = dict[int, Trajectory](), dict[int, Trajectory]()
+    figures = torch.empty(len(rows), 4, dtype=torch.float64)
+    for part, sampler in _samplers_by_length(policy, x0, rows, keys, m):
         if captions is not None:
-            sampler.prompts = [captions[i] for i in at.tolist()]
-        tasks = [Task(_made(search, n), i, int(keys[row]), n * m) for i, row in enumerate(at.tolist())]
-        some = _searched(tasks, sampler, sampler.finished, verifier, batch_size)
-        found |= zip(at.tolist(), some, strict=True)
-    each = [found[i] for i in range(len(rows))]
-    return Chosen(rows, [one.best for one in each], [one.worst for one in each], *_figures(each).unbind(1))
+            sampler.prompts = [captions[i] for i in part.tolist()]
+        ends, figures[part] = _search_each(sampler, verifier, keys[part], n, m, search, batch_size)
+        for row, (best_end, worst_end) in zip(part.tolist(), ends, strict=True):
+            best[row], worst[row] = sampler.finished[best_end], sampler.finished[worst_end]
+    every = range(len(rows))
+    return Selection(rows, [best[i] for i in every], [worst[i] for i in every], *figures.unbind(1))
 
 
 @torch.no_grad()
-def choose_samples(
+def select_samples(
     sampler: Sampler,
     verifier: Verifier,
     keys: Tensor,
     n: int = 3,
-    search: Callable[[Environment], Search] | None = None,
+    search: MakeSearch | None = None,
     batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Whole samples by their rewards: best and worst clean latents [B, ...], and figures float64 [B, 4].
 
-    These are the rewards of both, the mean, and the number, as of `Chosen`. `sampler`: of B prompts, one for each of
-    `keys` int64 [B], of which all draws are functions. The rest is as of `choose`, with the budget of n whole samples.
+    These are the rewards of both, the mean, and the number, as of `Selection`. `sampler`: of B prompts, one for each of
+    `keys` int64 [B], of which all draws are functions. The rest is as of `select_trajectories`, with the budget of n
+    whole samples.
     """
-    _check(verifier, n, 1)
-    kept = Keeping(sampler)
-    tasks = [Task(_made(search, n), i, int(key), n * sampler.steps) for i, key in enumerate(keys)]
-    each = _searched(tasks, cast(Sampler, kept), kept.finished, verifier, batch_size)
-    best, worst = (torch.stack([getattr(one, which) for one in each]) for which in ("best", "worst"))
-    return best, worst, _figures(each)
+    keeping = KeepingSampler(sampler)
+    ends, figures = _search_each(cast(Sampler, keeping), verifier, keys, n, sampler.steps, search, batch_size)
+    best, worst = (torch.stack([keeping.finished[pair[side]] for pair in ends]) for side in (0, 1))
+    return best, worst, figures
 
 
-class Keeping:
+class KeepingSampler:
     """A Sampler as it is, whose finished latents [...] are kept in `finished`, by row and key."""
 
     def __init__(self, sampler: Sampler) -> None:
@@ -119,18 +114,11 @@ class Keeping:
         self.finished: dict[tuple[int, int], Tensor] = {}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._sampler, name)
+        own = getattr(self._sampler, name)
+        return partial(self._keep, own) if name in ("run", "step", "solve") else own
 
-    def run(self, *args: Any, **kwargs: Any) -> State:
-        return self._kept(self._sampler.run(*args, **kwargs))
-
-    def step(self, *args: Any, **kwargs: Any) -> State:
-        return self._kept(self._sampler.step(*args, **kwargs))
-
-    def solve(self, *args: Any, **kwargs: Any) -> State:
-        return self._kept(self._sampler.solve(*args, **kwargs))
-
-    def _kept(self, state: State) -> State:
+    def _keep(self, move: Callable[..., State], *args: Any, **kwargs: Any) -> State:
+        state = move(*args, **kwargs)
         if state.step == self._sampler.steps:
             ends = zip(state.prompt_index.tolist(), state.key.tolist(), strict=True)
             self.finished |= zip(ends, state.x.detach(), strict=True)
@@ -138,93 +126,65 @@ class Keeping:
 
 
 @torch.no_grad()
-def trajectories(policy: Policy, x0: Tensor, rows: Tensor, keys: Tensor, m: int = 3) -> list[Visits]:
-    """Trajectories of `m` steps from clean latents [B, ...] for prompts `rows` int64 [B], with no choice between them.
+def make_trajectories(policy: Policy, x0: Tensor, rows: Tensor, keys: Tensor, m: int = 3) -> list[Trajectory]:
+    """Trajectories of `m` steps from clean latents [B, ...] for prompts `rows` int64 [B], all of which are taken.
 
     Times and noises are functions of `keys` int64 [B] alone: rows of one key are noised alike, as the two pictures of a
     pair in Diffusion-DPO.
     """
-    found: dict[int, Visits] = {}
-    for at, time, steps in _drawn(policy, keys, m):
-        begin = partial(_begun_alike, policy, x0[at.to(x0.device)], keys[at])
-        sampler = TrajectorySampler(policy, begin, time, rows[at], steps, hop_of(policy))
-        each = torch.arange(len(at))
-        sampler.run(sampler.prior(each, each))
-        found |= {i: sampler.finished[j, j] for j, i in enumerate(at.tolist())}
-    return [found[i] for i in range(len(rows))]
+    made: dict[int, Trajectory] = {}
+    for part, sampler in _samplers_by_length(policy, x0, rows, keys, m):
+        each = torch.arange(len(part))
+        sampler.run(State(policy.prior(noise.fold_rows(keys[part], "eps")), 0, each, each))
+        made |= {row: sampler.finished[i, i] for i, row in enumerate(part.tolist())}
+    return [made[i] for i in range(len(rows))]
 
 
-def _drawn(policy: Policy, keys: Tensor, m: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Rows [K] whose trajectories have as many steps, their times [K], and that number."""
-    time = drawn_times(policy, keys)
-    lengths = ((time - policy.times.first) // hop_of(policy) + 1).clamp(max=m).long()
+def _samplers_by_length(
+    policy: Policy, x0: Tensor, rows: Tensor, keys: Tensor, m: int
+) -> Iterator[tuple[Tensor, TrajectorySampler]]:
+    """A random time for each row; rows [K] whose trajectories have as many steps below it, and a sampler of these."""
+    time = policy.times.draw(noise.fold_rows(keys, "time"))
+    lengths = ((time - policy.times.first) // step_length(policy) + 1).clamp(max=m).long()
     for steps in lengths.unique().tolist():
-        at = (lengths == steps).nonzero().flatten()
-        yield at, time[at], steps
+        part = (lengths == steps).nonzero().flatten()
+        yield part, TrajectorySampler(policy, x0[part.to(x0.device)], time[part], rows[part], steps)
 
 
-def _begun_alike(
-    policy: Policy, x0: Tensor, row_keys: Tensor, unit: Tensor, keys: Tensor, rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    return x0[rows.to(x0.device)], policy.prior(noise.fold_rows(row_keys[rows], "eps"))
+End = tuple[int, int]
+"""Row and key of a candidate."""
 
 
-def _begun(x0: Tensor, unit: Tensor, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return x0[rows.to(x0.device)], unit
+def _search_each(
+    sampler: Sampler,
+    verifier: Verifier,
+    keys: Tensor,
+    n: int,
+    steps: int,
+    search: MakeSearch | None,
+    batch_size: int | None,
+) -> tuple[list[tuple[End, End]], Tensor]:
+    """Search once for each row of `sampler`, with the budget of `n` candidates of `steps`.
 
-
-def _check(verifier: Verifier, n: int, m: int) -> None:
+    Returns which candidates have the best and the worst reward, and the figures float64 [B, 4] of `select_samples`.
+    """
     if isinstance(verifier, NeedsIntermediateX0 | SetVerifier):
         raise DiffscaleError(f"Verifier {verifier.name!r} cannot reward single predictions: train with another.")
-    if n < 1 or m < 1:
-        raise DiffscaleError(f"Trajectories are n >= 1 of m >= 1 steps, not n={n}, m={m}.")
-
-
-def _made(search: Callable[[Environment], Search] | None, n: int) -> Callable[[Environment], Search]:
-    return partial(random, n=n) if search is None else search
-
-
-@dataclass(frozen=True)
-class _Found(Generic[Ended]):
-    best: Ended
-    worst: Ended
-    reward: float
-    lowest: float
-    mean: float
-    count: int
-
-
-def _figures(found: Sequence[_Found[Any]]) -> Tensor:
-    return torch.tensor([[one.reward, one.lowest, one.mean, one.count] for one in found], dtype=torch.float64)
-
-
-def _searched(
-    tasks: Sequence[Task],
-    sampler: Sampler,
-    finished: Mapping[tuple[int, int], Ended],
-    verifier: Verifier,
-    batch_size: int | None,
-) -> list[_Found[Ended]]:
-    seen: list[list[int]] = [[] for _ in tasks]
+    if n < 1 or steps < 1:
+        raise DiffscaleError(f"Trajectories are n >= 1 of m >= 1 steps, not n={n}, m={steps}.")
+    tasks = [Task(search or partial(random, n=n), row, key, n * steps) for row, key in enumerate(keys.tolist())]
+    candidates: list[list[int]] = [[] for _ in tasks]
 
     def observe(search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
-        seen[search] += keys.tolist()  # in the order of the candidates' numbers
+        candidates[search] += keys.tolist()  # in the order of the candidates' numbers
 
     results = run_searches(tasks, sampler, verifier, batch_size, [observe])
-    found = []
-    for task, result, own in zip(tasks, results, seen, strict=True):
-        aggregate = verifier.aggregate if isinstance(verifier, PoolVerifier) else None
-        values = aggregate_pool(result.pool if aggregate else result.pool[:, 0], aggregate)
-        usable = values.isfinite()
-        worst = int(values.masked_fill(~usable, torch.inf).argmin())
-        found.append(
-            _Found(
-                finished[task.prompt_index, result.best.key],
-                finished[task.prompt_index, own[worst]],
-                result.best.score,
-                float(values[worst]),
-                float(values[usable].mean()),
-                int(usable.sum()),
-            )
-        )
-    return found
+    aggregate = verifier.aggregate if isinstance(verifier, PoolVerifier) else None
+    ends, figures = [], []
+    for row, result in enumerate(results):
+        rewards = aggregate_pool(result.pool if aggregate else result.pool[:, 0], aggregate)
+        finite = rewards.isfinite()
+        worst = int(rewards.masked_fill(~finite, torch.inf).argmin())
+        ends.append(((row, result.best.key), (row, candidates[row][worst])))
+        figures.append([result.best.score, float(rewards[worst]), float(rewards[finite].mean()), int(finite.sum())])
+    return ends, torch.tensor(figures, dtype=torch.float64)

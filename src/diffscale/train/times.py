@@ -15,7 +15,9 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.samplers.levels import prediction_type
+from diffscale.samplers import formulas
+from diffscale.samplers.formulas import RowMarginals
+from diffscale.samplers.levels import log_ratios_of, prediction_type
 
 CLEAN: Final = -1.0
 """A time at which latents have no noise."""
@@ -37,7 +39,7 @@ class Times:
     weights: Tensor | None = None
 
     @classmethod
-    def of(cls, scheduler: Any) -> Times:
+    def of_scheduler(cls, scheduler: Any) -> Times:
         """Those of a diffusers scheduler, whatever solver it is; raises DiffscaleError for a prediction not known."""
         prediction = prediction_type(scheduler)
         if prediction not in _PREDICTIONS:
@@ -65,7 +67,7 @@ class Times:
         weights[begin:end] *= multiplier
         return replace(self, weights=weights)
 
-    def at(self, time: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def marginals(self, time: Tensor, x: Tensor) -> RowMarginals:
         """Alpha and sigma at `time` [B], shaped [B, 1, ...] and typed to go with `x` [B, ...]."""
         time = time.double().cpu()
         if self.table is None:
@@ -73,41 +75,25 @@ class Times:
             alpha = 1 - sigma
         else:
             # Between two times by the logarithm of noise over signal, as samplers do.
-            held = time.clamp(0, self.count - 1)
-            low = held.floor().long()
-            ratios = _log_ratio(self.table)
-            share, ratio = held - low, ratios[low]
-            between = ratio + share * (ratios[(low + 1).clamp(max=self.count - 1)] - ratio)
-            ratio = torch.where(share > 0, between, ratio)
+            ratio = torch.from_numpy(log_ratios_of(self.table, time.numpy()))
             alpha, sigma = (-2 * ratio).sigmoid().sqrt(), (2 * ratio).sigmoid().sqrt()
         clean = time < self.first
-        alpha, sigma = alpha.masked_fill(clean, 1.0), sigma.masked_fill(clean, 0.0)
         shape = len(time), *[1] * (x.ndim - 1)
-        return alpha.to(x).view(shape), sigma.to(x).view(shape)
+        alpha, sigma = alpha.masked_fill(clean, 1.0), sigma.masked_fill(clean, 0.0)
+        return RowMarginals(alpha.to(x).view(shape), sigma.to(x).view(shape))
 
     def noised(self, x0: Tensor, eps: Tensor, time: Tensor) -> Tensor:
         """Latents [B, ...] at `time` [B] of clean ones and noise."""
-        alpha, sigma = self.at(time, x0)
+        alpha, sigma = self.marginals(time, x0)
         return alpha * x0 + sigma * eps
 
     def renoised(self, x: Tensor, time: Tensor, to: Tensor, eps: Tensor) -> Tensor:
-        """Forward to the noisier `to` [B], which keeps every marginal: `formulas.renoise` for mixed times."""
-        (alpha, sigma), (alpha_to, sigma_to) = self.at(time, x), self.at(to, x)
-        scale = torch.where(alpha > 0, alpha_to / alpha, 1.0)
-        return scale * x + (sigma_to**2 - (scale * sigma) ** 2).clamp(min=0).sqrt() * eps
+        """Forward to the noisier `to` [B], which keeps every marginal, see `formulas.renoise`."""
+        return formulas.renoise(x, self.marginals(time, x), self.marginals(to, x), eps)
 
     def target(self, x0: Tensor, eps: Tensor, time: Tensor) -> Tensor:
         """What a perfect network says of latents made of `x0` and `eps` [B, ...] at `time` [B]."""
-        alpha, sigma = self.at(time, x0)
-        match self.prediction:
-            case "epsilon":
-                return eps
-            case "sample":
-                return x0
-            case "v_prediction":
-                return alpha * eps - sigma * x0
-            case _:
-                return eps - x0
+        return formulas.perfect_output(self.prediction, x0, eps, self.marginals(time, x0))
 
     def weight(self, time: Tensor, gamma: float) -> Tensor:
         """Min-SNR weights float64 [B] of squared errors at `time` [B]: min(SNR, gamma) of the error of x0.
@@ -115,46 +101,29 @@ class Times:
         Hang et al. 2023 (arXiv 2303.09556, section 3.4); with SNR = alpha^2 / sigma^2 and `gamma` 5 the weight is
         5 / SNR where noise is low and epsilon is predicted, and 1 where it is high.
         """
-        alpha, sigma = (each.double().flatten() for each in self.at(time, time.double()))
+        alpha, sigma = (each.double().flatten() for each in self.marginals(time, time.double()))
         snr = (alpha / sigma) ** 2
         # The error of x0 is that of the output times this.
         share = {"epsilon": 1 / snr, "sample": torch.ones_like(snr)}.get(self.prediction, sigma**2)
         return snr.clamp(max=gamma) * share
 
-    def consistent(self, x: Tensor, x0: Tensor, time: Tensor) -> Tensor:
+    def consistent_target(self, x: Tensor, x0: Tensor, time: Tensor) -> Tensor:
         """The target that leads latents `x` [B, ...] at `time` [B], wherever they came from, to `x0`.
 
         That of the noise (x - alpha x0) / sigma, which is what now lies between them.
         """
-        alpha, sigma = self.at(time, x)
-        return self.target(x0, (x - alpha * x0) / sigma, time)
+        at = self.marginals(time, x)
+        return formulas.perfect_output(self.prediction, x0, (x - at.alpha * x0) / at.sigma, at)
 
-    def clean(self, x: Tensor, out: Tensor, time: Tensor) -> Tensor:
-        """The x0-prediction [B, ...] from latents and the network's output: `formulas.x0_and_eps` for mixed times."""
-        alpha, sigma = self.at(time, x)
-        match self.prediction:
-            case "epsilon":
-                return (x - sigma * out) / alpha
-            case "sample":
-                return out
-            case "v_prediction":
-                return alpha * x - sigma * out
-            case _:
-                return x - sigma * out
+    def clean(self, x: Tensor, output: Tensor, time: Tensor) -> Tensor:
+        """The x0-prediction [B, ...] from latents and the network's output, see `formulas.x0_and_eps`."""
+        return formulas.x0_and_eps(self.prediction, x, output, self.marginals(time, x))[0]
 
-    def posterior(self, x: Tensor, x0: Tensor, time: Tensor, to: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    def step_mean_and_std(self, x: Tensor, x0: Tensor, time: Tensor, to: Tensor, eta: float) -> tuple[Tensor, Tensor]:
         """Mean [B, ...] and standard deviation [B, 1, ...] of a step from `time` to the cleaner `to`, both [B].
 
-        `formulas.denoise` for mixed times: eta 0 is DDIM's step (Song et al. 2021, equation 12) and Euler's of a linear
-        flow, whose deviation is 0; eta 1 draws from q(x_s | x_t, x0).
+        See `formulas.denoise`: eta 0 is DDIM's step (Song et al. 2021, equation 12) and Euler's of a linear flow, whose
+        deviation is 0; eta 1 draws from q(x_s | x_t, x0).
         """
-        (alpha, sigma), (alpha_to, sigma_to) = self.at(time, x), self.at(to, x)
-        carried = (alpha * sigma_to / (alpha_to * sigma)).clamp(max=1.0)
-        deviation = eta * sigma_to * (1 - carried**2).sqrt()
-        eps = (x - alpha * x0) / sigma
-        return alpha_to * x0 + (sigma_to**2 - deviation**2).sqrt() * eps, deviation
-
-
-def _log_ratio(table: Tensor) -> Tensor:
-    """log(sigma / alpha) by timestep."""
-    return 0.5 * ((1 - table) / table).log()
+        mean, std = formulas.step_mean_and_std(x, x0, self.marginals(time, x), self.marginals(to, x), eta)
+        return mean, torch.as_tensor(std)

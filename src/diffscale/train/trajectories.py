@@ -6,28 +6,27 @@ sampler steps of T / 25 down; the reward of the trajectory is the mean reward of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
-from diffscale.engine import noise
+from diffscale._util.errors import DiffscaleError, unknown
 from diffscale.samplers.grid import GridSampler
 from diffscale.train.policy import Policy
-from diffscale.train.times import CLEAN
+from diffscale.train.times import CLEAN, Times
 from diffscale.types import State
 
 SHARE: Final = 25
 """A step is this part of all training times: the steps of a whole sample in the authors' code."""
+Form = Literal["consistent", "published"]
 
 
 @dataclass(frozen=True)
-class Visits:
+class Trajectory:
     """Where one trajectory evaluated the network: latents `x` [V, ...] at `time` float64 [V], in that order.
 
     `x0`: the data [...] that it began from; `eps`: the unit noise [...] that they were noised with at first.
@@ -39,47 +38,98 @@ class Visits:
     eps: Tensor
 
 
-Begin = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From the noise [B, ...] that a search varies, keys and rows int64 [B] to clean latents, and the noise mixed in."""
+@dataclass(frozen=True)
+class TrajectoryBatch:
+    """The S steps of B trajectories: latents `x` [S, ...] at `time` float64 [S] for the prompts `rows` int64 [S].
+
+    `x0`, `eps`: the data [S, ...] that the step's trajectory began from, and the noise at first; `began`: its first
+    time [S]. `number`: int64 [S], which trajectory; `starts`: int64 [B], where each begins.
+    """
+
+    x: Tensor
+    time: Tensor
+    rows: Tensor
+    x0: Tensor
+    eps: Tensor
+    began: Tensor
+    number: Tensor
+    starts: Tensor
+
+    def target(self, times: Times, form: Form) -> Tensor:
+        """What the network shall say at each step [S, ...].
+
+        `consistent`: what leads from there to the data. `published`: the target of the trajectory's first step at every
+        step, as the authors' code has it, which is off once the latents have moved. Raises UnknownName for others.
+        """
+        match form:
+            case "consistent":
+                return times.consistent_target(self.x, self.x0, self.time)
+            case "published":
+                return times.target(self.x0, self.eps, self.began)
+            case other:
+                raise unknown("form", other, ("consistent", "published"))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` [S] over the steps of each trajectory: [B]."""
+        number = self.number.to(values.device)
+        count = number.bincount(minlength=len(self.starts)).to(values)
+        return values.new_zeros(len(self.starts)).index_add(0, number, values) / count
+
+    def first(self) -> TrajectoryBatch:
+        """The first step of each trajectory alone."""
+        at, alone = self.starts, torch.arange(len(self.starts))
+        x, x0, eps = (each[at.to(each.device)] for each in (self.x, self.x0, self.eps))
+        return TrajectoryBatch(x, self.time[at], self.rows[at], x0, eps, self.began[at], alone, alone)
+
+
+def batch_of(trajectories: Sequence[Trajectory], rows: Tensor) -> TrajectoryBatch:
+    """The steps of `trajectories`, each for its prompt of `rows` int64 [B]."""
+    lengths = torch.tensor([len(one.time) for one in trajectories])
+    number = torch.arange(len(trajectories)).repeat_interleave(lengths)
+    x, time = (torch.cat([getattr(one, name) for one in trajectories]) for name in ("x", "time"))
+    x0, eps = (torch.stack([getattr(one, name) for one in trajectories])[number.to(x.device)] for name in ("x0", "eps"))
+    starts = lengths.cumsum(0) - lengths
+    return TrajectoryBatch(x, time, rows[number], x0, eps, time[starts][number], number, starts)
 
 
 class TrajectorySampler(GridSampler):
     """A Sampler whose step 0 is data noised to a time of its own in every row, and whose end is `steps` evaluations on.
 
-    `time` float64 [R]; `rows` int64 [R]: prompts of the policy. `State.row` points into these R. `hop`: the length of a
-    step in training timesteps. As with pipelines that start from a picture, a state's latents at step 0 are unit noise,
-    so that searches over noises work: `begin` makes data and their noise of it.
+    `x0` [R, ...]: the data; `time` float64 [R]; `rows` int64 [R]: prompts of the policy. `State.prompt_index` points
+    into these R. As with pipelines that start from a picture, a state's latents at step 0 are unit noise, so that
+    searches over noises work: the data are noised with it.
 
     `levels` are shares of the way that is left, from 1 to 0 in equal steps, since every row has other times. The
     latents of a finished state are all its x0-predictions [B, V, ...]: its picture is the strip of them, which a
-    verifier scores by the mean over them, as the frames of a video. `finished`: the visits of each, by row and key.
+    verifier scores by the mean over them, as the frames of a video. `finished`: the trajectories, by row and key.
     """
 
     flops_per_forward = 0.0
     mixes_noise = True
 
-    def __init__(self, policy: Policy, begin: Begin, time: Tensor, rows: Tensor, steps: int, hop: int) -> None:
+    def __init__(self, policy: Policy, x0: Tensor, time: Tensor, rows: Tensor, steps: int) -> None:
+        hop = step_length(policy)
         if steps < 1 or bool((time - (steps - 1) * hop < policy.times.first).any()):
             raise DiffscaleError(f"A trajectory of {steps} steps of {hop} does not fit below its time: take fewer.")
         self.steps, self.prompts = steps, [policy.prompts[row] for row in rows.tolist()]
         self.levels: Sequence[float] = [1 - i / steps for i in range(steps)] + [0.0]
         self.forwards = 0
-        self.finished: dict[tuple[int, int], Visits] = {}
-        self._policy, self._begin, self._time, self._rows, self._hop = policy, begin, time, rows, hop
+        self.finished: dict[tuple[int, int], Trajectory] = {}
+        self._policy, self._x0, self._time, self._rows, self._hop = policy, x0, time, rows, hop
         self._differentiating = False
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
         return State(self._policy.prior(keys), 0, keys, rows)
 
     def predict(self, state: State) -> State:
-        state = self._opened(state)
+        state = self._noised(state)
         with torch.set_grad_enabled(self._differentiating):
             out = self._policy.output(state.x, self._now(state), self._rows[state.prompt_index])
         self.forwards += len(state)
         return self.predicted(state, out)
 
     def predicted(self, state: State, model_output: Tensor) -> State:
-        state, now = self._opened(state), self._now(state)
+        state, now = self._noised(state), self._now(state)
         x0 = self._policy.times.clean(state.x, model_output, now)
         count = sum(name.endswith(".x") for name in state.solver)
         visit = {f"{count:04}.x": state.x, f"{count:04}.x0": x0, f"{count:04}.time": now.to(state.x)[:, None]}
@@ -92,7 +142,7 @@ class TrajectorySampler(GridSampler):
         return self._placed(state, x, to)
 
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
-        state = self._opened(state)
+        state = self._noised(state)
         self._check_renoising(state, level)
         times, to = self._policy.times, self._times(state, level)
         return self._placed(state, times.renoised(state.x, self._now(state), to, noise.to(state.x)), level)
@@ -104,7 +154,7 @@ class TrajectorySampler(GridSampler):
         return state
 
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
-        state = self._opened(state)
+        state = self._noised(state)
         for at, to in pairwise(self._levels_down(state, level, steps)):
             state = self.predict(self._placed(state, state.x, at))
             assert state.x0 is not None
@@ -120,24 +170,19 @@ class TrajectorySampler(GridSampler):
     def gradient(
         self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
     ) -> tuple[State, Tensor, Tensor, Tensor]:
-        with self._graph():
-            return super().gradient(state, score, record)
-
-    @contextmanager
-    def _graph(self) -> Iterator[None]:
         self._differentiating = True
         try:
-            yield
+            return super().gradient(state, score, record)
         finally:
             self._differentiating = False
 
-    def _opened(self, state: State) -> State:
+    def _noised(self, state: State) -> State:
         """Noised data in the place of their noise; marked as such by their level."""
         if state.step or state.level is not None:
             return state
-        x0, eps = (each.to(state.x) for each in self._begin(state.x, state.key, state.prompt_index))
-        x = self._policy.times.noised(x0, eps, self._time[state.prompt_index])
-        return replace(state, x=x, level=1.0, solver={**state.solver, "data": x0, "eps": eps})
+        x0 = self._x0[state.prompt_index.to(self._x0.device)].to(state.x)
+        x = self._policy.times.noised(x0, state.x, self._time[state.prompt_index])
+        return replace(state, x=x, level=1.0, solver={**state.solver, "data": x0, "eps": state.x})
 
     def _now(self, state: State) -> Tensor:
         return self._times(state, self._level(state))
@@ -154,7 +199,7 @@ class TrajectorySampler(GridSampler):
         if to == 0:
             return state.x  # a finished trajectory is what it visited
         there = self._times(state, to)
-        mean, deviation = self._policy.times.posterior(state.x, x0, self._now(state), there, eta)
+        mean, deviation = self._policy.times.step_mean_and_std(state.x, x0, self._now(state), there, eta)
         if not eta:
             return mean
         if noise is None:
@@ -163,23 +208,18 @@ class TrajectorySampler(GridSampler):
 
     def _placed(self, state: State, x: Tensor, level: float) -> State:
         state = replace(super()._placed(state, x, level), solver=state.solver)
-        return state if state.step < self.steps else self._ended(state)
+        return state if state.step < self.steps else self._finished(state)
 
-    def _ended(self, state: State) -> State:
+    def _finished(self, state: State) -> State:
         numbers = sorted(name.removesuffix(".x0") for name in state.solver if name.endswith(".x0"))
         x, x0 = (torch.stack([state.solver[f"{n}.{what}"] for n in numbers], 1) for what in ("x", "x0"))
         time = torch.cat([state.solver[f"{n}.time"] for n in numbers], 1).double().cpu()
         for i, ends in enumerate(zip(state.prompt_index.tolist(), state.key.tolist(), strict=True)):
-            began = (state.solver[name][i].detach() for name in ("data", "eps"))
-            self.finished[ends] = Visits(x[i].detach(), time[i], *began)
+            data_and_noise = (state.solver[name][i].detach() for name in ("data", "eps"))
+            self.finished[ends] = Trajectory(x[i].detach(), time[i], *data_and_noise)
         return replace(state, x=x0)
 
 
-def hop_of(policy: Policy) -> int:
+def step_length(policy: Policy) -> int:
     """The length of a step in training timesteps."""
     return max(1, policy.times.count // SHARE)
-
-
-def drawn_times(policy: Policy, keys: Tensor) -> Tensor:
-    """One random time for each of `keys` int64 [B], float64 [B]."""
-    return policy.times.draw(noise.fold_rows(keys, "time"))

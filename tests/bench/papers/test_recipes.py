@@ -85,7 +85,7 @@ def test_items_of_paper_b_share_their_trainings(setting: str, n: int, m: int, co
     assert len(together.trainings) == count and sum(map(len, ids.values())) == 38
     methods = {config.method for config in together.trainings.values()}
     assert methods == {"sft", "dpo", "ddpo", "d3po", "iterpo", "sharpen-sft", "sharpen-rlhf"}
-    assert all("shapes-judge" not in config.reward for config in together.trainings.values())
+    assert all("shapes-judge" not in config.rewards for config in together.trainings.values())
 
 
 def test_the_claims_of_the_issue_are_judged() -> None:

@@ -28,7 +28,7 @@ from diffscale.bench.series import PromptRepeat
 from diffscale.models.options import LoadOptions
 from diffscale.shapes import data
 from diffscale.train import logs, loop
-from diffscale.train.checkpoints import found as checkpoints_in
+from diffscale.train.run_directory import list_checkpoints
 
 STEPS = 3
 
@@ -156,7 +156,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     def step(self: Any, terminated: bool) -> None:
         if ran == [0, 1]:
             raise Killed
-        ran.append(self.progress.step)
+        ran.append(self.state.step)
         own(self, terminated)
 
     monkeypatch.setattr(loop._Training, "_step", step)
@@ -165,8 +165,8 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     ran.clear()
     folder = trainings.make(training, "cut", tmp_path / "cut")
     assert ran == [2] and folder.parent.name == whole.parent.name
-    one, other = ([{**row, "seconds": 0} for row in logs.read(at / logs.FILE)] for at in (whole, folder))
-    assert one == other and len(one) == STEPS and len(checkpoints_in(folder)) == 1
+    one, other = ([{**row, "seconds": 0} for row in logs.read_log(at / logs.FILE)] for at in (whole, folder))
+    assert one == other and len(one) == STEPS and len(list_checkpoints(folder)) == 1
 
 
 def test_a_stopped_training_says_how_to_go_on(

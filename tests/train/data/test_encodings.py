@@ -14,12 +14,11 @@ from safetensors import safe_open
 from tiny_data import PROMPTS, captioned, encoded, lines, picture
 from torch import Tensor
 
+from diffscale._util import files
 from diffscale._util.errors import DiffscaleError
-from diffscale.train.data import store as store_module
-from diffscale.train.data.batches import Batches
+from diffscale.train.data.batches import Batches, Order
 from diffscale.train.data.encodings import encode_dataset, encode_texts
 from diffscale.train.data.framing import Framing
-from diffscale.train.data.order import Order
 from diffscale.train.data.sources import load
 from diffscale.train.data.store import Store
 
@@ -48,9 +47,9 @@ def _texts(prompts: list[str]) -> dict[str, Tensor]:
 def test_what_is_read_is_what_was_encoded_and_nothing_is_encoded_twice(tmp_path: Path) -> None:
     dataset = load(str(captioned(tmp_path / "data")))
     encoder = Encoder()
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int]] = []
     _, latents = encode_dataset(dataset, encoder, "vae", MIDDLE, tmp_path / "c", 3, lambda *n: told.append(n))
-    assert encoder.seen == 4 and told[-1] == (4, 4)
+    assert encoder.seen == 4 and told[-1] == ("pictures encoded", 4, 4)
     found, sizes = latents.read([2, 0, 2], [False] * 3)
     expected = [Encoder()(MIDDLE.frame(dataset.picture(row), None, False)[0][None]) for row in (2, 0, 2)]
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=0)
@@ -132,14 +131,14 @@ def test_a_shard_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monke
             raise death
         fsync(handle)
 
-    monkeypatch.setattr(store_module.os, "fsync", dying)
+    monkeypatch.setattr(files.os, "fsync", dying)
     full = isinstance(death, OSError)
     told = r"disk is full: .*c keeps the 2 entries made so far, and the same command goes on" if full else None
     with pytest.raises(DiffscaleError if full else KeyboardInterrupt, match=told):
         store.fill(keys, make, 1, shard_rows=2)
     monkeypatch.undo()
     left = sorted(path.suffix for path in (tmp_path / "c").iterdir())
-    assert left == ([".safetensors"] if full else [".new", ".safetensors"])
+    assert left == [".safetensors"]
     again = Store(tmp_path / "c")
     assert [key in again for key in keys] == [True, True, False, False, False, False]
     assert again.read(["b", "a"])["x"].tolist() == [1, 0]
@@ -238,7 +237,7 @@ def _batches(tmp_path: Path, **more: Any) -> Callable[[int], Any]:
     framing = Framing(8, center_crop=True, random_flip=more.pop("random_flip", False))
     dataset, latents = encode_dataset(dataset, Encoder(), "vae", framing, tmp_path / "c")
     texts = encode_texts(dataset.prompts, _texts, "clip", tmp_path / "c")
-    return Batches(dataset, Order(len(dataset), 3, seed=1), texts, latents, **more).at
+    return Batches(dataset, Order(len(dataset), 3, seed=1), texts, latents, **more).batch_of
 
 
 def test_a_batch_holds_what_its_rows_are(tmp_path: Path) -> None:
@@ -301,7 +300,7 @@ def test_prompts_alone_make_batches_too(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(PROMPTS))
     dataset = load(str(file), "prompts")
-    batch = Batches(dataset, Order(4, 2), encode_texts(dataset.prompts, _texts, "clip", tmp_path)).at(0)
+    batch = Batches(dataset, Order(4, 2), encode_texts(dataset.prompts, _texts, "clip", tmp_path)).batch_of(0)
     assert batch.latents is None and batch.sizes is None and len(batch.prompts) == 2
     with pytest.raises(ValueError, match="must be of the rows"):
         Batches(dataset, Order(5, 2), encode_texts([], _texts, "clip", tmp_path))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.train.data.order import Order, chance, permutation
+from diffscale.train.data.batches import Order, chance, permutation
 
 sizes = st.integers(1, 40)
 
@@ -17,7 +17,7 @@ sizes = st.integers(1, 40)
 def test_every_row_comes_once_an_epoch_over_all_processes(rows: int, batch: int, processes: int, seed: int) -> None:
     orders = [Order(rows, batch, seed, process, processes) for process in range(processes)]
     steps = range(-(-3 * rows // (batch * processes)))
-    stream = [row for step in steps for order in orders for row in order.at(step)]
+    stream = [row for step in steps for order in orders for row in order.rows_of(step)]
     for epoch in range(3):
         assert sorted(stream[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
 
@@ -25,8 +25,8 @@ def test_every_row_comes_once_an_epoch_over_all_processes(rows: int, batch: int,
 @settings(deadline=None)
 @given(rows=sizes, batch=st.integers(1, 4), processes=st.integers(1, 4), step=st.integers(0, 10**9))
 def test_a_step_does_not_depend_on_how_it_is_shared(rows: int, batch: int, processes: int, step: int) -> None:
-    alone = Order(rows, batch * processes, 5).at(step)
-    shared = [row for process in range(processes) for row in Order(rows, batch, 5, process, processes).at(step)]
+    alone = Order(rows, batch * processes, 5).rows_of(step)
+    shared = [row for process in range(processes) for row in Order(rows, batch, 5, process, processes).rows_of(step)]
     assert alone == shared
 
 

@@ -20,7 +20,7 @@ from diffscale.shapes.captions import write_caption
 from diffscale.shapes.suite import suite
 from diffscale.train.data import journeydb
 from diffscale.train.data.dataset import Dataset
-from diffscale.train.data.evaluation_prompts import keep_clear, meaning
+from diffscale.train.data.evaluation_prompts import meaning, without_evaluation_prompts
 from diffscale.train.data.hub import HubOptions
 from diffscale.train.data.sources import load
 
@@ -249,7 +249,7 @@ def test_evaluation_prompts_are_dropped_whatever_their_words(tmp_path: Path) -> 
     mine.write_text("A bear, on a skateboard!\n")
     texts = [PROMPTS[0], words.capitalize() + ".", "a bear on a  skateboard", "a red circle", PROMPTS[1]]
     folder = captioned(tmp_path / "data", texts)
-    found = load(str(folder), held=[str(mine)])
+    found = load(str(folder), held_out=[str(mine)])
     assert list(found.prompts) == [PROMPTS[0], PROMPTS[1]]
     assert same(found, 0, 0) and same(found, 1, 4)
     assert found.leaked.count == 3
@@ -258,12 +258,12 @@ def test_evaluation_prompts_are_dropped_whatever_their_words(tmp_path: Path) -> 
     assert "3 of 5 rows" in found.notes[0] and repr(texts[1]) in found.notes[0] and "..." not in found.notes[0]
     assert len(load(str(folder))) == 3
     with pytest.raises(UnknownName):
-        load(str(folder), held=["drawbnch"])
+        load(str(folder), held_out=["drawbnch"])
 
 
 def test_nothing_is_left_of_a_suite() -> None:
     with pytest.raises(DiffscaleError, match=r"Nothing is left to train on: 300 of 300 rows .*300 of shapes.*, \.\.\."):
-        keep_clear(Dataset("mine", [prompt.text for prompt in suite("shapes")]))
+        without_evaluation_prompts(Dataset("mine", [prompt.text for prompt in suite("shapes")]))
 
 
 WORDS = ["a", "red", "circle", "to", "the", "left", "of", "and", ",", "with", "<rel>", "two", "stars"]

@@ -27,7 +27,7 @@ from diffscale.bench.papers.samples import candidate_key, finish
 from diffscale.bench.papers.scores import Scores
 from diffscale.bench.series import PromptRepeat
 from diffscale.registry import parse
-from diffscale.train import run_directory
+from diffscale.train import loop
 from diffscale.train.configs import TrainConfig
 from diffscale.types import NeedsIntermediateX0, SetVerifier
 from diffscale.verifiers import VERIFIERS, is_function
@@ -122,7 +122,7 @@ def check(setting: Setting) -> None:
     Functions as verifiers are not looked at.
     """
     for training in setting.trainings.values():
-        run_directory.check(trainings.config_of(training))
+        loop.check_names(trainings.config_of(training))
     for part in setting.parts.values():
         prompt_repeats(part)
         _check_sets(part)

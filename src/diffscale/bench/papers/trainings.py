@@ -19,18 +19,20 @@ from accelerate.state import AcceleratorState, GradientState
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, unknown
 from diffscale._util.fingerprints import json_digest
+from diffscale._util.progress import Progress as TrainProgress
+from diffscale._util.progress import silent
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.models.load import world_of
 from diffscale.registry import DataSet, plugins
 from diffscale.train import configs, logs, loop
-from diffscale.train.configs import TrainConfig
-from diffscale.train.methods.sharpen import placed
+from diffscale.train.configs import SharpenRlhfConfig, TrainConfig
 
 FOLDER: Final = "trainings"
 """In the cache of an output folder, and beside recipes, the settings that several share."""
 _RESOLVED: Final = re.compile(r"training (?P<id>\S+) of (?P<base>.+)")
 _PASSING: Final = {"output_dir", "logging_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit",
                    "resume_from_checkpoint", "validation_steps", "cache_dir", "train_data_dir"}  # fmt: skip
+_STATED: Final = {"method", "pretrained_model_name_or_path", "reward"}
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -66,13 +68,10 @@ def id_of(training: Mapping[str, Any]) -> str:
     """Names what is made by a training: changes with its settings, the base's weights and, on Shapes, the rewards'."""
     full = config_of(training)
     model = full.pretrained_model_name_or_path
-    judge_digests = shipped_verifiers() if full.reward and world_of(model) is not None else {}
+    judge_digests = shipped_verifiers() if full.rewards and world_of(model) is not None else {}
     # Settings that are left as they are do not count, so that new ones change no ID.
-    usual = config_of({name: training[name] for name in ("method", "model", "data", "reward") if name in training})
-    unset = usual.model_dump(mode="json")
-    settings = full.model_dump(mode="json", exclude=_PASSING).items()
-    changed = {name: value for name, value in settings if value != unset[name]}
-    made_of = [full.method, model, full.reward, training["data"], changed, weights_digest(model), judge_digests]
+    changed = full.model_dump(mode="json", exclude=_PASSING | _STATED, exclude_defaults=True)
+    made_of = [full.method, model, full.rewards, training["data"], changed, weights_digest(model), judge_digests]
     return f"{full.method}-{json_digest(made_of)}"
 
 
@@ -113,19 +112,8 @@ def seconds(full: TrainConfig, sample: int, nfe_per_second: float) -> float:
 
     `sample`: NFE of a sample. A step backward counts as two forward; rewards and decoding are left out.
     """
-    n, m, own = full.n, full.m, full.sample_steps or sample
-    begun, tried = (n, 2) if full.own_samples == "each" else (1, n)
-    rows = {
-        "sft": 3,
-        "dpo": 2 * 4,
-        "sharpen-sft": n * m + 3 * m,
-        "sharpen-rlhf": begun * own + tried * m + 2 * 4 * m,
-        "ddpo": 4 * own,
-        "d3po": 2 * 5 * own,
-        "iterpo": own + 3,
-    }[full.method]
     steps = full.max_train_steps * full.gradient_accumulation_steps * full.train_batch_size
-    return min(steps * rows / nfe_per_second, full.max_train_seconds or float("inf"))
+    return min(steps * full.evaluations(sample) / nfe_per_second, full.max_train_seconds or float("inf"))
 
 
 def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress | None = None) -> Path:
@@ -142,7 +130,7 @@ def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress
     # accelerate keeps the precision of one training for the next.
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    ended = loop.train(full, None if progress is None else _bar(progress, name, full.max_train_seconds))
+    ended = loop.train(full, silent if progress is None else _bar(progress, name, full.max_train_seconds))
     if ended.how == "stopped":
         raise DiffscaleError(f"{name} stopped at step {ended.step}, which is saved: give the same command again.")
     return folder
@@ -171,17 +159,17 @@ def draw(data: str, home: Path) -> Path:
     return folder
 
 
-def _bar(progress: Progress, name: str, most: float | None) -> loop.Told:
+def _bar(progress: Progress, name: str, most: float | None) -> TrainProgress:
     """Steps as a bar of seconds, where these end a training."""
     spent = 0.0
 
-    def move(what: str, done: int, of: int, values: dict[str, float]) -> None:
+    def move(what: str, done: int, total: int, **figures: float) -> None:
         nonlocal spent
         if what == "steps" and most is not None:
-            spent += values["seconds"]
+            spent += figures["seconds"]
             progress(f"{name}, seconds", min(int(spent), int(most)), int(most))
         else:
-            progress(f"{name}, {what}", done, of)
+            progress(f"{name}, {what}", done, total)
 
     return move
 
@@ -206,12 +194,12 @@ def read_logs(
 
     def again(settings: TrainConfig, step: int) -> bool:
         first = (step - 1) * settings.gradient_accumulation_steps
-        return settings.method == "sharpen-rlhf" and placed(settings, first)[1] > 0
+        return isinstance(settings, SharpenRlhfConfig) and settings.place_in_round(first)[1] > 0
 
     rows = {}
     for name, kept in raw.get("trainings", {}).items():
         settings = config_of(trainings[name])
-        lines = logs.read(item / "trainings" / kept["log"])
+        lines = logs.read_log(item / "trainings" / kept["log"])
         rows[name] = [{**line, "again": again(settings, line["step"])} for line in lines]
     return rows
 

@@ -23,7 +23,7 @@ from diffscale.shapes.train.generated import ShownPicture
 from diffscale.shapes.train.loop import fit
 from diffscale.shapes.train.preferences import Pair, draw_pairs
 from diffscale.shapes.train.sdxl import TIME_IDS
-from diffscale.train.losses.dpo import dpo_loss
+from diffscale.train.methods.dpo import dpo_loss
 
 STEPS: Final = 400
 BATCH: Final = 32  # pairs

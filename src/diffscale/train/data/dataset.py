@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -85,3 +85,24 @@ class Dataset:
 
     def _named(self, row: int) -> str:
         return f"The picture of row {self.places[row]} of {self.source} ({self.prompts[row][:60]!r})"
+
+
+def preference_pairs(
+    source: str, captions: Sequence[Any], labels_0: Sequence[Any], read: Callable[[int, int], bytes]
+) -> Dataset:
+    """Pairs of which one picture was chosen, in the layout of Pick-a-Pic (Kirstain et al. 2023).
+
+    A label is 1 if the first picture of a row was chosen, 0 if the second; ties and rows without a choice or a caption
+    are left out, with a note. `read(row, side)`: the encoded bytes of a picture. Raises DiffscaleError if none is left.
+    """
+    chosen = {
+        row: 0 if label else 1
+        for row, label in enumerate(labels_0)
+        if isinstance(label, int | float) and label in (0, 1) and isinstance(captions[row], str)
+    }
+    if not chosen:
+        raise DiffscaleError(f"{source} has no preference pairs with a choice: label_0 must be 0 or 1.")
+    ties = len(captions) - len(chosen)
+    notes = (f"{ties} of {len(captions)} pairs of {source} are ties and are left out.",) if ties else ()
+    prompts = [captions[row] for row in chosen]
+    return Dataset(source, prompts, 2, lambda row, side: read(row, chosen[row] ^ side), list(chosen), notes)

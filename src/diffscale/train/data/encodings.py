@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.fingerprints import array_digest
+from diffscale._util.progress import Progress, silent
 from diffscale.train.data.dataset import Dataset
 from diffscale.train.data.framing import Framing
 from diffscale.train.data.store import Made, Store
 
-Told = Callable[[int, int], None]
+_digest = partial(array_digest, digits=32)
+Value = TypeVar("Value")
 
 
 class Latents:
-    """The latents of all rows of a data set, in every view."""
+    """The latents of all rows of a data set, in every view; `keys`: of the entries, by row, view and picture."""
 
     def __init__(self, store: Store, keys: list[list[list[str]]], views: tuple[bool, ...]) -> None:
         self._store, self._keys, self.views = store, keys, views
@@ -57,24 +61,29 @@ def encode_dataset(
     framing: Framing,
     folder: Path,
     batch_size: int | None = None,
-    told: Told | None = None,
+    progress: Progress = silent,
 ) -> tuple[Dataset, Latents]:
     """Latents of all pictures of `dataset`, from `folder` where they are there; and the rows that have them.
 
     `encode_pictures` takes float32 [B, 3, H, W] in [0, 1] and gives the latents that are trained on [B, ...]; it runs
     where its network is, and `fingerprint` (see `fingerprints.network_digest`) tells this network, and how it is used,
     from all others. Pictures that cannot be read are left out with a note. `batch_size`: most pictures at once; found
-    by itself if None. `told(done, of)`: pictures. With several processes one should do this first and the others after
-    it; they find everything made. Raises DiffscaleError if no picture is left, for latents that are not finite, and if
-    the disk is full.
+    by itself if None. With several processes one should do this first and the others after it; they find everything
+    made. Raises DiffscaleError if no picture is left, for latents that are not finite, and if the disk is full.
     """
-    store = Store(folder / f"latents-{_digest(f'{fingerprint} {framing.resolution}')[:16]}")
+    store = Store(folder / f"latents-{_digest(fingerprint, str(framing.resolution))[:16]}")
     rows = range(len(dataset))
     with ThreadPoolExecutor() as pool:
         # In parts: a pool holds all that it is given.
         parts = (rows[i : i + 4096] for i in range(0, len(rows), 4096))
-        contents = [one for part in parts for one in pool.map(lambda row: _content(dataset, row), part)]
-        keys = [[] if content is None else _keys(framing, content) for content in contents]
+        contents = [one for part in parts for one in pool.map(partial(_unless_broken, dataset.content), part)]
+        # The place of the crop is part of the key, so the pictures of a pair share it and nothing else does.
+        keys = [
+            [[_digest(one, framing.name(content, mirrored)) for one in content] for mirrored in framing.views]
+            if content
+            else []
+            for content in contents
+        ]
         # One place for every picture in every view.
         places = [
             (key, row, side, view)
@@ -83,24 +92,22 @@ def encode_dataset(
             for side, key in enumerate(some)
         ]
 
-        def framed(number: int) -> tuple[Tensor, Tensor] | None:
+        def framed(number: int) -> tuple[Tensor, Tensor]:
             _, row, side, view = places[number]
             mirrored, content = framing.views[view], contents[row]
             assert content is not None
-            try:
-                return framing.frame(dataset.picture(row, side), framing.place(content, mirrored), mirrored)
-            except DiffscaleError:
-                return None
+            return framing.frame(dataset.picture(row, side), framing.place(content, mirrored), mirrored)
 
         def make(numbers: list[int]) -> Made:
-            found = {i: one for i, one in zip(numbers, pool.map(framed, numbers), strict=True) if one is not None}
+            each = zip(numbers, pool.map(partial(_unless_broken, framed), numbers), strict=True)
+            found = {i: one for i, one in each if one is not None}
             if not found:
                 return [], {}
             made = encode_pictures(torch.stack([picture for picture, _ in found.values()])).detach().cpu()
             _check(made, found, lambda i: f"the picture of row {places[i][1]} ({dataset.prompts[places[i][1]][:60]!r})")
             return list(found), {"latents": made, "sizes": torch.stack([sizes for _, sizes in found.values()])}
 
-        store.fill([key for key, *_ in places], make, batch_size, told)
+        store.fill([key for key, *_ in places], make, batch_size, partial(progress, "pictures encoded"))
     whole = [row for row in rows if keys[row] and all(key in store for some in keys[row] for key in some)]
     if not whole:
         raise DiffscaleError(f"None of the {len(dataset)} pictures of {dataset.source} can be read: give other data.")
@@ -117,7 +124,7 @@ def encode_texts(
     fingerprint: str,
     folder: Path,
     batch_size: int | None = None,
-    told: Told | None = None,
+    progress: Progress = silent,
 ) -> Embeddings:
     """Embeddings of all different `prompts` and of the empty one, from `folder` where they are there.
 
@@ -133,20 +140,14 @@ def encode_texts(
             _check(tensor, numbers, lambda i: f"the prompt {texts[i][:60]!r}")
         return numbers, made
 
-    store.fill([_digest(text) for text in texts], make, batch_size, told)
+    store.fill([_digest(text) for text in texts], make, batch_size, partial(progress, "prompts encoded"))
     return Embeddings(store)
 
 
-def _keys(framing: Framing, content: tuple[str, ...]) -> list[list[str]]:
-    """By view and picture: the place of the crop is part of the key, so pairs share it and nothing else does."""
-    return [
-        [_digest(f"{one} {framing.name(content, mirrored)}") for one in content] for mirrored in framing.views
-    ]  # fmt: skip
-
-
-def _content(dataset: Dataset, row: int) -> tuple[str, ...] | None:
+def _unless_broken(read: Callable[[int], Value], number: int) -> Value | None:
+    """What `read` gives of a row or place, None if a picture there cannot be read."""
     try:
-        return dataset.content(row)
+        return read(number)
     except DiffscaleError:
         return None
 
@@ -155,15 +156,9 @@ def _check(made: Tensor, numbers: Iterable[int], named: Callable[[int], str]) ->
     numbers = list(numbers)
     if made.ndim == 0 or len(made) != len(numbers):
         raise DiffscaleError(f"An encoder must give one row for each of {len(numbers)}, not a {list(made.shape)}.")
-    if made.is_floating_point():
-        finite = made.isfinite().flatten(1).all(1)
-        if not finite.all():
-            bad = numbers[int((~finite).nonzero()[0])]
-            raise DiffscaleError(
-                f"The encoder makes numbers that are not finite of {named(bad)}: run it in float32 (SDXL's own VAE "
-                "overflows in float16)."
-            )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    if made.is_floating_point() and not (finite := made.isfinite().flatten(1).all(1)).all():
+        bad = numbers[int((~finite).nonzero()[0])]
+        raise DiffscaleError(
+            f"The encoder makes numbers that are not finite of {named(bad)}: run it in float32 (SDXL's own VAE "
+            "overflows in float16)."
+        )

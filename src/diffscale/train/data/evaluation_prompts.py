@@ -29,7 +29,7 @@ def meaning(text: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
-def evaluation(files: Sequence[str] = ()) -> dict[str, str]:
+def evaluation_prompts(files: Sequence[str] = ()) -> dict[str, str]:
     """Meanings of all known suites and of the prompts in `files`, each with the first suite or file that has it."""
     found: dict[str, str] = {}
     for suite in (*plugins("suites"), *files):
@@ -38,23 +38,23 @@ def evaluation(files: Sequence[str] = ()) -> dict[str, str]:
     return found
 
 
-def keep_clear(dataset: Dataset, files: Sequence[str] = ()) -> Dataset:
+def without_evaluation_prompts(dataset: Dataset, files: Sequence[str] = ()) -> Dataset:
     """`dataset` without the rows whose prompt is one of a known suite, or of `files` that the user measures on.
 
     What was dropped is in `leaked`, and as a sentence in `notes`. Raises DiffscaleError if nothing is left, or a file
     cannot be read.
     """
-    held = evaluation(files)
-    suites = [held.get(meaning(prompt)) for prompt in dataset.prompts]
+    known = evaluation_prompts(files)
+    suites = [known.get(meaning(prompt)) for prompt in dataset.prompts]
     counts = Counter(suite for suite in suites if suite is not None)
     if not counts:
         return dataset
-    said = dict.fromkeys(prompt for prompt, suite in zip(dataset.prompts, suites, strict=True) if suite is not None)
-    leaked = Leaked(dict(counts), tuple(said)[:SHOWN])
+    dropped = dict.fromkeys(prompt for prompt, suite in zip(dataset.prompts, suites, strict=True) if suite is not None)
+    leaked = Leaked(dict(counts), tuple(dropped)[:SHOWN])
     note = (
         f"{leaked.count} of {len(dataset)} rows of {dataset.source} have evaluation prompts "
         f"({', '.join(f'{n} of {suite}' for suite, n in counts.items())}) and are not trained on: "
-        f"{', '.join(map(repr, leaked.first))}{', ...' if len(said) > SHOWN else ''}"
+        f"{', '.join(map(repr, leaked.first))}{', ...' if len(dropped) > SHOWN else ''}"
     )
     if leaked.count == len(dataset):
         raise DiffscaleError(f"Nothing is left to train on: {note}. Give other data.")

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from diffscale._util.errors import DiffscaleError, first_line
-from diffscale.train.data import folders
-from diffscale.train.data.dataset import Dataset, Want
+from diffscale.train.data.dataset import Dataset, Want, preference_pairs
 
 IMAGES: Final = ("image", "jpg", "jpeg", "png", "webp", "img")
 CAPTIONS: Final = ("text", "caption", "prompt", "en_text", "txt", "json.prompt", "json.caption", "json.text")
@@ -52,16 +51,16 @@ def load(source: str, want: Want, options: HubOptions) -> Dataset:
     caption = _column(options.caption_column, CAPTIONS, table, source, "caption")
     column, *below = caption.split(".")
     texts = [_text(value, below) for value in table.select_columns([column])[:][column]]
-    kept = [row for row, text in enumerate(texts) if text is not None]
-    if not kept:
+    captions = {row: text for row, text in enumerate(texts) if text is not None}
+    if not captions:
         raise DiffscaleError(f"The column {caption!r} of {source} holds no captions: name another caption column.")
-    prompts = [text for text in texts if text is not None]
-    missing = len(texts) - len(kept)
+    missing = len(texts) - len(captions)
     notes = (f"{missing} of {len(texts)} rows of {source} have no caption and are left out.",) if missing else ()
+    prompts = list(captions.values())
     if want == "prompts":
         return Dataset(source, prompts, notes=notes)
     image = _reader(table, _column(options.image_column, IMAGES, table, source, "image"))
-    return Dataset(source, prompts, 1, lambda where, _: image(where), kept, notes)
+    return Dataset(source, prompts, 1, lambda row, _: image(row), list(captions), notes)
 
 
 def _pairs(source: str, table: Any) -> Dataset:
@@ -72,18 +71,8 @@ def _pairs(source: str, table: Any) -> Dataset:
             f"{', '.join(table.column_names)}."
         )
     plain = table.select_columns(["label_0", "caption"])[:]
-    # The row and which picture of it was chosen.
-    places = [(row, folders.chosen(label)) for row, label in enumerate(plain["label_0"])]
-    kept = [(row, first) for row, first in places if first is not None and isinstance(plain["caption"][row], str)]
-    images = [_reader(table, name) for name in _PAIR[:2]]
-    found = Dataset(
-        source,
-        [plain["caption"][row] for row, _ in kept],
-        2,
-        lambda where, side: images[kept[where][1] ^ side](kept[where][0]),
-        range(len(kept)),
-    )
-    return folders.told_of_ties(found, len(places))
+    readers = [_reader(table, name) for name in _PAIR[:2]]
+    return preference_pairs(source, plain["caption"], plain["label_0"], lambda row, side: readers[side](row))
 
 
 def _table(source: str, options: HubOptions) -> Any:

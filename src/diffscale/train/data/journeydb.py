@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from huggingface_hub import hf_hub_download
@@ -48,9 +48,7 @@ def load(folder: Path, caption: str | None = None) -> Dataset:
         f"{part.name}/{name}" for part in sorted((folder / "imgs").glob("*")) if part.is_dir()
         for name in os.listdir(part)
     }  # fmt: skip
-    prompts: list[str] = []
-    names: list[str] = []
-    told = 0
+    prompts: dict[str, Any] = {}
     with (folder / ANNOTATIONS).open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -60,26 +58,21 @@ def load(folder: Path, caption: str | None = None) -> Dataset:
                 raise DiffscaleError(
                     f"Line {number} of {folder / ANNOTATIONS} cannot be read: fetch it anew."
                 ) from error
-            if name not in here:
-                continue
-            told += 1
-            text = _look(row, (caption or "prompt").split("."))
-            if isinstance(text, str):
-                prompts.append(text)
-                names.append(name)
-    if not prompts:
+            if name in here:
+                prompts[name] = _look_up(row, (caption or "prompt").split("."))
+    names = [name for name, prompt in prompts.items() if isinstance(prompt, str)]
+    if not names:
         raise DiffscaleError(
             f"{folder} has no pictures with a caption: its lines must have {caption or 'prompt'!r}, and imgs/000 and "
             "so on the pictures that img_path names."
         )
-    missing = told - len(prompts)
-    notes = (f"{missing} of {told} pictures of JourneyDB have no caption and are left out.",) if missing else ()
-    return Dataset(
-        ID, prompts, 1, lambda where, _: (folder / "imgs" / names[where]).read_bytes(), range(len(names)), notes
-    )
+    missing = len(prompts) - len(names)
+    notes = (f"{missing} of {len(prompts)} pictures of JourneyDB have no caption and are left out.",) if missing else ()
+    read = lambda row, _: (folder / "imgs" / names[row]).read_bytes()  # noqa: E731
+    return Dataset(ID, [prompts[name] for name in names], 1, read, range(len(names)), notes)
 
 
-def _look(row: Any, path: list[str]) -> Any:
+def _look_up(row: Any, path: list[str]) -> Any:
     for name in path:
         row = row.get(name) if isinstance(row, dict) else None
     return row
@@ -87,18 +80,14 @@ def _look(row: Any, path: list[str]) -> Any:
 
 def _unpack(archive: str, folder: Path, name: str) -> None:
     """Fetch an archive of the repository and put what it holds as `name` into `folder`, whole or not at all."""
-    fresh = folder / f".{name}.{os.getpid()}"
     try:
         packed = hf_hub_download(ID, archive, repo_type="dataset")
-        fresh.mkdir(parents=True)
-        with tarfile.open(packed) as tar:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", dir=folder) as fresh, tarfile.open(packed) as tar:
             tar.extractall(fresh, filter="data")
-        found = next(path for path in fresh.rglob("*") if path.name == name)
-        found.replace(folder / name)
+            next(path for path in Path(fresh).rglob("*") if path.name == name).replace(folder / name)
     except (OSError, ValueError, tarfile.TarError, StopIteration, HfHubHTTPError) as error:
         raise DiffscaleError(
             f"{archive} of {ID} could not be had: accept its terms on its page and log in (`hf auth login`), check the "
             f"network and the disk, or give a folder that holds {ANNOTATIONS} and imgs/ ({first_line(error)})."
         ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

@@ -11,10 +11,10 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.registry import plugins
 from diffscale.suites import prompts
 from diffscale.train.data import folders, hub, journeydb
+from diffscale.train.data.batches import permutation
 from diffscale.train.data.dataset import Dataset, Want
-from diffscale.train.data.evaluation_prompts import keep_clear
+from diffscale.train.data.evaluation_prompts import without_evaluation_prompts
 from diffscale.train.data.hub import HubOptions
-from diffscale.train.data.order import permutation
 
 _TABLES: Final = (".parquet", ".tar")
 
@@ -32,17 +32,17 @@ def load(
     want: Want = "pictures",
     options: HubOptions = HubOptions(),  # noqa: B008 - it is frozen
     *,
-    held: Sequence[str] = (),
+    held_out: Sequence[str] = (),
     limit: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """The rows of `source` to train on, without those whose prompt is one of a known suite or of the files `held`.
+    """The rows of `source` to train on, without those whose prompt is one of a known suite or of the files `held_out`.
 
-    `source` is, for "pictures", a folder with `metadata.jsonl` (see `folders.captioned`), a folder with parquet files
-    or WebDataset shards, an unpacked JourneyDB, or an id of the Hub; for "pairs", a folder with `metadata.jsonl` (see
-    `folders.pairs`) or parquet files, or an id; for "prompts", any source of pictures, whose different captions are the
-    prompts, or a text, JSONL or CSV file (see `bench.prompts.load`). `limit`: at most that many rows, drawn by `seed`.
-    Raises DiffscaleError for what cannot be had or leaves nothing to train on.
+    `source` is, for "pictures", a folder with `metadata.jsonl` (see `folders.captioned_pictures`), a folder with
+    parquet files or WebDataset shards, an unpacked JourneyDB, or an id of the Hub; for "pairs", a folder with
+    `metadata.jsonl` (see `folders.pairs`) or parquet files, or an id; for "prompts", any source of pictures, whose
+    different captions are the prompts, or a text, JSONL or CSV file (see `suites.prompts.load`). `limit`: at most that
+    many rows, drawn by `seed`. Raises DiffscaleError for what cannot be had or leaves nothing to train on.
     """
     if want not in ("pictures", "pairs", "prompts"):
         raise ValueError(f"want must be pictures, pairs or prompts, not {want!r}")
@@ -50,9 +50,8 @@ def load(
         raise DiffscaleError(f"At least one row is needed, not {limit}.")
     found = _load(source, want, options)
     if want == "prompts":
-        first = {prompt: row for row, prompt in reversed(list(enumerate(found.prompts)))}
-        found = Dataset(found.source, [found.prompts[row] for row in sorted(first.values())], notes=found.notes)
-    found = keep_clear(found, held)
+        found = Dataset(found.source, list(dict.fromkeys(found.prompts)), notes=found.notes)
+    found = without_evaluation_prompts(found, held_out)
     if limit is None or limit >= len(found):
         return found
     return found.select(sorted(permutation(len(found), seed, "limit")[:limit].tolist()))
@@ -91,4 +90,4 @@ def _folder(folder: Path, want: Want, options: HubOptions) -> Dataset:
         return folders.pairs(folder)
     if paired and want == "pictures":
         raise DiffscaleError(f"{folder} holds preference pairs, but captioned pictures are needed: give other data.")
-    return folders.pairs(folder) if paired else folders.captioned(folder)
+    return folders.pairs(folder) if paired else folders.captioned_pictures(folder)

@@ -1,4 +1,4 @@
-"""The methods by name: from a step's number to what it learns from, and from that to a loss."""
+"""The methods of training, a file each: the loss as its paper has it, and what a step of the training learns from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from diffscale.train.methods.d3po import D3po
 from diffscale.train.methods.ddpo import Ddpo
 from diffscale.train.methods.dpo import Dpo
 from diffscale.train.methods.iterpo import Iterpo
-from diffscale.train.methods.method import Method, Stage
+from diffscale.train.methods.method import Method, TrainContext
 from diffscale.train.methods.sft import Sft
 from diffscale.train.methods.sharpen import SharpenRlhf, SharpenSft
 
@@ -22,4 +22,4 @@ METHODS: Final[dict[str, type[Method]]] = {
     "iterpo": Iterpo,
 }
 
-__all__ = ["METHODS", "Method", "Stage"]
+__all__ = ["METHODS", "Method", "TrainContext"]

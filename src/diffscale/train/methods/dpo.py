@@ -1,25 +1,61 @@
-"""Diffusion-DPO, step by step."""
+"""Diffusion-DPO: learn from pairs of pictures of which people preferred one."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from diffscale.train.losses.dpo import BETA, diffusion_dpo_loss
+from diffscale.engine import noise
+from diffscale.train.configs import DpoConfig
 from diffscale.train.methods.method import Method
+from diffscale.train.policy import Policy
 
-Gathered = tuple[Tensor, Tensor, Tensor]
+
+def dpo_loss(errors: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor], beta: float) -> Tensor:
+    """-log sigmoid(-beta / 2 ((mw - rw) - (ml - rl))), mean over pairs.
+
+    Wallace et al. 2024 (arXiv 2311.12908, equation 14). `errors`, `before`: squared errors [B] of the trained and of
+    the frozen network, on the chosen picture and on the other one, each the mean over elements.
+    """
+    (won, lost), (won_before, lost_before) = errors, before
+    return -F.logsigmoid(-beta / 2 * ((won - won_before) - (lost - lost_before))).mean()
+
+
+def diffusion_dpo_loss(
+    policy: Policy, chosen: Tensor, other: Tensor, rows: Tensor, keys: Tensor, beta: float
+) -> tuple[Tensor, dict[str, float]]:
+    """`dpo_loss` of preferred and other pictures, clean latents [B, ...] each; scalar, and what to log.
+
+    As in the authors' script the two pictures of a pair share time and noise. `rows` int64 [B]: their prompts; all
+    draws are functions of `keys` int64 [B].
+    """
+    time = policy.times.draw(noise.fold_rows(keys, "time")).repeat(2)
+    eps = policy.prior(noise.fold_rows(keys, "noise")).to(chosen)
+    x0, eps, both = torch.cat([chosen, other]), torch.cat([eps, eps]), rows.repeat(2)
+    x, target = policy.times.noised(x0, eps, time), policy.times.target(x0, eps, time)
+    won, lost = policy.errors(x, time, both, target).chunk(2)
+    with policy.reference():
+        won_before, lost_before = policy.errors(x, time, both, target).chunk(2)
+    loss = dpo_loss((won, lost), (won_before, lost_before), beta)
+    better = (won - won_before) < (lost - lost_before)
+    return loss, {
+        "loss": float(loss.detach()),
+        "accuracy": float(better.double().mean()),
+        "error": float(won.detach().mean()),
+    }
 
 
 class Dpo(Method):
     """Each pass on a batch of preference pairs."""
 
-    def gather(self, number: int) -> Gathered:
-        """Latents [B, ...] of the chosen pictures and of the others, and keys [B]."""
-        chosen, other = self.stage.materials.latents(self.stage.batch(number)).unbind(1)
-        return chosen, other, self.stage.keys(number)
+    settings: DpoConfig
 
-    def loss(self, gathered: Gathered) -> tuple[Tensor, dict[str, float]]:
-        """See `diffusion_dpo_loss`."""
+    def gather(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [B, ...] of the chosen pictures and of the others, and keys [B]."""
+        chosen, other = self.context.data.latents(self.context.use_batch(number)).unbind(1)
+        return chosen, other, self.context.keys(number)
+
+    def loss(self, gathered: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
         chosen, other, keys = gathered
-        beta = self.stage.settings.beta or BETA
-        return diffusion_dpo_loss(self.stage.policy, chosen, other, self.stage.rows, keys, beta)
+        return diffusion_dpo_loss(self.policy, chosen, other, self.context.rows, keys, self.settings.beta)

@@ -1,25 +1,139 @@
-"""IterPO, turn by turn: the model follows the rewards, and the rewards learn from its pictures."""
+"""IterPO, turn by turn: the model follows differentiable rewards, and the rewards learn from its pictures.
+
+Reward feedback learning as IterComp has it (Zhang et al. 2024, arXiv 2410.07171, and its authors' code).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import Final
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn import functional as F
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.pixels import eight_bit
 from diffscale.engine import noise
+from diffscale.engine.scoring import scored
 from diffscale.train import rewards
-from diffscale.train.losses.iterpo import iterpo_loss
-from diffscale.train.losses.refining import Gallery, refine
-from diffscale.train.methods.method import Method, Stage
-from diffscale.types import PoolVerifier, Refinable
+from diffscale.train.configs import IterpoConfig
+from diffscale.train.methods.method import Method, TrainContext
+from diffscale.train.policy import Policy
+from diffscale.types import NeedsIntermediateX0, PoolVerifier, Refinable, SetVerifier, Verifier
 
-Gathered = tuple[Tensor, list[str]]
+MARGIN: Final = 2.0
+SCALE: Final = 1e-3
+LATE: Final = 0.25
+PAIRS: Final = 8
+"""Pairs of pictures in a step of a reward's training."""
+
+
+def iterpo_loss(
+    policy: Policy,
+    verifiers: Sequence[Verifier],
+    rows: Tensor,
+    keys: Tensor,
+    scale: float = SCALE,
+    captions: Sequence[str] | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """scale * mean of sum_k relu(2 - r_k) of x0-predictions at a late step; scalar, and what to log.
+
+    Sample without noise to a random step of the last quarter (30 to 39 of 40), and follow the rewards' gradient through
+    that one evaluation and the decoder. `verifiers`: differentiable ones of single pictures, in units in which 2 is
+    high, as ImageReward's. `rows` int64 [B]: prompts; all draws are functions of `keys` int64 [B]; the step is that of
+    the first key. `captions`: what the verifiers are told of each row, by default its prompt, which may have been left
+    out for the network alone.
+
+    Raises DiffscaleError for verifiers without gradient.
+    """
+    for verifier in verifiers:
+        if isinstance(verifier, PoolVerifier | NeedsIntermediateX0 | SetVerifier):
+            raise DiffscaleError(f"Verifier {verifier.name!r} gives no gradient: name its members one by one.")
+    grid = policy.grid()
+    late = max(1, round(LATE * len(grid)))
+    last = len(grid) - late + int(float(noise.uniform(noise.fold_rows(keys[:1], "stop"))) * late)
+    x = _denoised(policy, rows, keys, grid[: last + 1])
+    now = grid[last].repeat(len(rows))
+    x0 = policy.times.clean(x, policy.output(x, now, rows), now)
+    pictures = policy.decode(x0)
+    prompts = [policy.prompts[row] for row in rows.tolist()] if captions is None else list(captions)
+    each = [scored(verifier, pictures, prompts).to(x0) for verifier in verifiers]
+    for verifier, reward in zip(verifiers, each, strict=True):
+        if not reward.requires_grad:
+            raise DiffscaleError(f"Verifier {verifier.name!r} gives no gradient: train with another, or by DDPO.")
+    values = torch.stack(each)
+    loss = scale * F.relu(MARGIN - values).sum(0).mean()
+    logs = {f"reward_{v.name}": float(r.detach().mean()) for v, r in zip(verifiers, each, strict=True)}
+    together = values.detach().mean(0)
+    spread = {"reward": float(together.mean()), "reward_std": float(together.std(correction=0))}
+    return loss, {"loss": float(loss.detach()), **logs, **spread}
+
+
+@torch.no_grad()
+def _denoised(policy: Policy, rows: Tensor, keys: Tensor, grid: Tensor) -> Tensor:
+    """Latents [B, ...] at the last time of `grid`, from noise at its first."""
+    x = policy.prior(noise.fold_rows(keys, "start"))
+    for here, there in pairwise(grid):
+        time, to = here.repeat(len(x)), there.repeat(len(x))
+        x0 = policy.times.clean(x, policy.output(x, time, rows), time)
+        x = policy.times.step_mean_and_std(x, x0, time, to, 0.0)[0]
+    return x
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures uint8 [V, G, 3, H, W] of G `prompts` by V models, one after the other, and their `ranks` float64 [V, G].
+
+    The higher rank of a prompt is the better picture. In IterComp the gallery expands by the new model's pictures, and
+    the rewards are refined on it.
+    """
+
+    prompts: list[str]
+    pictures: Tensor
+    ranks: Tensor
+
+    def pairs(self) -> Tensor:
+        """All pairs of pictures of a prompt that differ in rank: prompt, better and worse model, int64 [P, 3]."""
+        better, worse, prompt = (self.ranks[:, None] > self.ranks[None]).nonzero().unbind(1)
+        return torch.stack([prompt, better, worse], 1)
+
+
+def ranking_loss(verifier: Verifier, better: Tensor, worse: Tensor, prompts: list[str]) -> Tensor:
+    """-log sigmoid(r(better) - r(worse)), mean over pairs of pictures [B, 3, H, W] in [0, 1] for the same prompts.
+
+    How IterComp (Zhang et al. 2024, arXiv 2410.07171) and ImageReward train their rewards.
+    """
+    return -F.logsigmoid(scored(verifier, better, prompts) - scored(verifier, worse, prompts)).mean()
+
+
+def refine(verifier: Refinable, gallery: Gallery, key: int, epochs: int, rate: float) -> None:
+    """Train `verifier` on all pairs of `gallery`, `epochs` times, by AdamW at the learning rate `rate`.
+
+    The order of pairs is a function of `key`.
+    """
+    pairs, weights = gallery.pairs(), list(verifier.weights())
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        optimizer = torch.optim.AdamW(weights, lr=rate)
+        for epoch in range(epochs):
+            for part in noise.permutation(noise.fold(key, "epoch", epoch), len(pairs)).split(PAIRS):
+                prompt, *models = pairs[part].unbind(1)
+                better, worse = (gallery.pictures[each, prompt].to(weights[0].device).float() / 255 for each in models)
+                loss = ranking_loss(verifier, better, worse, [gallery.prompts[i] for i in prompt.tolist()])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False).grad = None
 
 
 class Iterpo(Method):
@@ -29,121 +143,116 @@ class Iterpo(Method):
     verifier ranks the pictures, in the place of people, and the rewards are trained on all pairs of the gallery.
     """
 
-    def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
-        if any(reward.weight != 1 for reward in stage.rewards):
+    settings: IterpoConfig
+
+    def __init__(self, context: TrainContext) -> None:
+        super().__init__(context)
+        if any(reward.weight != 1 for reward in context.rewards):
             raise DiffscaleError("iterpo adds up its rewards as they are: leave their weights out.")
         self._gallery: Gallery | None = None
-        self._first: dict[str, Tensor] = {}
-        settings = stage.settings
-        if settings.refine_by is None:
+        self._original: dict[str, Tensor] = {}
+        if self.settings.refine_by is None:
             return
-        device, name = stage.policy.like.device, stage.materials.base.name
-        [self._ranker] = rewards.load([settings.refine_by], device, rewards.image_model(name))
+        device, name = self.policy.like.device, context.data.base.name
+        [self._ranker] = rewards.load([self.settings.refine_by], device, rewards.image_model(name))
         if isinstance(self._ranker.verifier, PoolVerifier):
             raise DiffscaleError(f"Verifier {self._ranker.name!r} has no rank of a picture alone: refine by another.")
-        self._first = self._copies()
+        self._original = self._weight_copies()
 
-    def gather(self, number: int) -> Gathered:
-        """Keys [B], and the captions that rewards are told; the policy is told the batch."""
-        settings = self.stage.settings
-        if settings.refine_by is not None:
+    def gather(self, number: int) -> tuple[Tensor, list[str]]:
+        """Keys [B], and the captions that rewards are told; where it is time the rewards are refined first."""
+        if self.settings.refine_by is not None:
             step, within = divmod(number, self.passes)
-            turn, since = divmod(step, settings.refine_every)
+            turn, since = divmod(step, self.settings.refine_every)
             done = -1 if self._gallery is None else len(self._gallery.pictures) - 1
             if not within and not since and turn > done:
-                self._turn(turn)
-        captions = self.stage.batch(number).captions
-        return self.stage.keys(number), captions
+                self._refine_rewards(turn)
+        captions = self.context.use_batch(number).captions
+        return self.context.keys(number), captions
 
-    def loss(self, gathered: Gathered) -> tuple[Tensor, dict[str, float]]:
-        """See `iterpo_loss`."""
+    def loss(self, gathered: tuple[Tensor, list[str]]) -> tuple[Tensor, dict[str, float]]:
         keys, captions = gathered
-        return iterpo_loss(self.stage.policy, self.stage.rewards, self.stage.rows, keys, captions=captions)
+        return iterpo_loss(self.policy, self.context.rewards, self.context.rows, keys, captions=captions)
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
+    def original_rewards(self) -> Iterator[None]:
         """Within it the rewards are what they were before the training."""
-        now = self._copies() if self._first else {}
-        self._fill(self._first)
+        refined = self._weight_copies() if self._original else {}
+        self._load_weights(self._original)
         try:
             yield
         finally:
-            self._fill(now)
+            self._load_weights(refined)
 
     def state_dict(self) -> dict[str, Tensor]:
         if self._gallery is None:
             return {}
-        return {"gallery.pictures": self._gallery.pictures, "gallery.ranks": self._gallery.ranks, **self._copies()}
+        gallery = {"gallery.pictures": self._gallery.pictures, "gallery.ranks": self._gallery.ranks}
+        return {**gallery, **self._weight_copies()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if state:
             self._gallery = Gallery(self._prompts, state.pop("gallery.pictures"), state.pop("gallery.ranks"))
-            self._fill(state)
+            self._load_weights(state)
 
     @cached_property
     def _prompts(self) -> list[str]:
         """Of the gallery: some of the data."""
-        every, root = list(dict.fromkeys(self.stage.materials.dataset.prompts)), noise.root(self.stage.settings.seed)
-        keys = {prompt: noise.fold(root, "gallery", prompt) for prompt in every}
-        return sorted(every, key=keys.__getitem__)[: self.stage.settings.refine_prompts]
+        every, root = dict.fromkeys(self.context.data.dataset.prompts), noise.root(self.settings.seed)
+        return sorted(every, key=lambda prompt: noise.fold(root, "gallery", prompt))[: self.settings.refine_prompts]
 
-    def _turn(self, turn: int) -> None:
+    def _refine_rewards(self, turn: int) -> None:
         """Pictures of the model as it is join the gallery; from the second time on the rewards learn from it."""
-        settings, prompts = self.stage.settings, self._prompts
-        order = self.stage.materials.batches.order
-        mine = range(order.process, len(prompts), order.processes)
-        size, made = settings.train_batch_size, list[tuple[int, Tensor, float]]()
-        for start in range(0, len(mine), size):
-            made += self._shown(turn, mine[start : start + size], prompts)
+        settings, order = self.settings, self.context.data.batches.order
+        places = range(order.process, len(self._prompts), order.processes)
+        shown = list[tuple[int, Tensor, float]]()
+        for start in range(0, len(places), settings.train_batch_size):
+            shown += self._ranked_pictures(turn, places[start : start + settings.train_batch_size])
         # A picture each, by place, from all processes.
-        every = sorted(self.stage.shared(made), key=lambda one: one[0])
-        pictures, ranks = torch.stack([one[1] for one in every]), torch.tensor([one[2] for one in every]).double()
-        if self._gallery is None:
-            self._gallery = Gallery(prompts, pictures[None], ranks[None])
-        else:
-            self._gallery = self._gallery.joined(pictures, ranks)
-        for number, verifier in enumerate(self._refined() if turn else ()):
+        _, new_pictures, new_ranks = zip(*sorted(gather_object(shown), key=lambda one: one[0]), strict=True)
+        pictures, ranks = torch.stack(new_pictures)[None], torch.tensor([new_ranks], dtype=torch.float64)
+        if self._gallery is not None:
+            pictures = torch.cat([self._gallery.pictures, pictures])
+            ranks = torch.cat([self._gallery.ranks, ranks])
+        self._gallery = Gallery(self._prompts, pictures, ranks)
+        for number, verifier in enumerate(self._refinable() if turn else ()):
             key = noise.fold(noise.root(settings.seed), "refining", turn, number)
             refine(verifier, self._gallery, key, settings.refine_epochs, settings.refine_learning_rate)
         if turn and order.processes > 1:
             # Sums may come in another order elsewhere: the first process decides.
-            self._fill(self.stage.shared([{} if order.process else self._copies()])[0])
+            self._load_weights(gather_object([{} if order.process else self._weight_copies()])[0])
 
     @torch.no_grad()
-    def _shown(self, turn: int, part: range, prompts: list[str]) -> list[tuple[int, Tensor, float]]:
+    def _ranked_pictures(self, turn: int, places: range) -> list[tuple[int, Tensor, float]]:
         """Places, pictures uint8 [3, H, W] and ranks of some prompts of the gallery."""
-        told = [prompts[i] for i in part]
-        materials, root = self.stage.materials, noise.root(self.stage.settings.seed)
-        materials.tell_own(told)
-        keys = torch.tensor([noise.fold(root, "gallery", turn, prompt) for prompt in told])
-        sampler = materials.base.own
-        images = sampler.decode(sampler.run(sampler.prior(keys, torch.arange(len(told)))).x)
+        prompts, root = [self._prompts[i] for i in places], noise.root(self.settings.seed)
+        self.context.data.set_own_prompts(prompts)
+        keys = torch.tensor([noise.fold(root, "gallery", turn, prompt) for prompt in prompts])
+        sampler = self.context.data.base.own
+        images = sampler.decode(sampler.run(sampler.prior(keys, torch.arange(len(prompts)))).x)
         pictures = eight_bit(images)
-        ranks = self._ranker(pictures.to(images.device).float() / 255, told).double().flatten().tolist()
-        return list(zip(part, pictures, ranks, strict=True))
+        ranks = self._ranker(pictures.to(images.device).float() / 255, prompts).double().flatten().tolist()
+        return list(zip(places, pictures, ranks, strict=True))
 
-    def _refined(self) -> list[Refinable]:
-        found = []
-        for reward in self.stage.rewards:
-            if not isinstance(reward.verifier, Refinable):
+    def _refinable(self) -> list[Refinable]:
+        verifiers = [reward.verifier for reward in self.context.rewards]
+        for verifier in verifiers:
+            if not isinstance(verifier, Refinable):
                 raise DiffscaleError(
-                    f"Verifier {reward.name!r} cannot be refined: reward by clip, pick_score, hps, aesthetic or "
+                    f"Verifier {verifier.name!r} cannot be refined: reward by clip, pick_score, hps, aesthetic or "
                     "image_reward, or leave refine_by out."
                 )
-            found.append(reward.verifier)
-        return found
+        return [verifier for verifier in verifiers if isinstance(verifier, Refinable)]
 
     def _weights(self) -> dict[str, Parameter]:
         """Of all rewards, by name."""
-        every = [list(verifier.weights()) for verifier in self._refined()]
-        return {f"reward.{number}.{i}": weight for number, own in enumerate(every) for i, weight in enumerate(own)}
+        every = enumerate(self._refinable())
+        return {f"reward.{number}.{i}": w for number, verifier in every for i, w in enumerate(verifier.weights())}
 
-    def _copies(self) -> dict[str, Tensor]:
+    def _weight_copies(self) -> dict[str, Tensor]:
         return {name: weight.detach().cpu().clone() for name, weight in self._weights().items()}
 
     @torch.no_grad()
-    def _fill(self, tensors: dict[str, Tensor]) -> None:
-        if tensors:
-            for name, weight in self._weights().items():
-                weight.copy_(tensors[name])
+    def _load_weights(self, tensors: dict[str, Tensor]) -> None:
+        for name, weight in self._weights().items() if tensors else ():
+            weight.copy_(tensors[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,53 +13,44 @@ from torch import Tensor
 from diffscale.engine import noise
 from diffscale.train.configs import TrainConfig
 from diffscale.train.data.batches import Batch
-from diffscale.train.policy import Policy
 from diffscale.train.rewards import Mixture, Reward
-from diffscale.train.training_data import Materials
+from diffscale.train.training_data import TrainingData
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What methods work with. `rewards` one by one, `reward` all together, None where none is given.
-
-    `shared`: objects [n] of this process to those of all, in their order.
-    """
+class TrainContext:
+    """What methods work with. `rewards` one by one, `reward` all together, None where none is given."""
 
     settings: TrainConfig
-    materials: Materials
+    data: TrainingData
     rewards: list[Reward]
     reward: Reward | Mixture | None
-    shared: Callable[[list[Any]], list[Any]]
-
-    @property
-    def policy(self) -> Policy:
-        return self.materials.base.policy
 
     def keys(self, number: int, what: str = "pass") -> Tensor:
         """A key for each row of batch `number` of this process, int64 [B].
 
         The same for as many rows in one process, in as many more passes of a step.
         """
-        order = self.materials.batches.order
+        order = self.data.batches.order
         root = noise.fold(noise.root(self.settings.seed), what, number * order.processes + order.process)
         return torch.tensor([noise.fold(root, row) for row in range(self.settings.train_batch_size)])
 
     @property
     def rows(self) -> Tensor:
-        """The rows of a batch that was told: int64 [B]."""
+        """The rows of a batch whose prompts the policy has: int64 [B]."""
         return torch.arange(self.settings.train_batch_size)
 
-    def batch(self, number: int) -> Batch:
-        """Batch `number` of this process; the policy is told it."""
-        batch = self.materials.batches.at(number)
-        self.materials.tell(batch)
+    def use_batch(self, number: int) -> Batch:
+        """Batch `number` of this process; from now on the policy has its prompts."""
+        batch = self.data.batches.batch_of(number)
+        self.data.set_prompts(batch)
         return batch
 
     def reward_scores(self, latents: Tensor, captions: list[str]) -> Tensor:
         """Rewards float64 [B] of clean latents."""
         assert self.reward is not None
         with torch.no_grad():
-            return self.reward(self.policy.decode(latents), captions).detach().double().cpu()
+            return self.reward(self.data.base.policy.decode(latents), captions).detach().double().cpu()
 
 
 class Method(ABC):
@@ -69,13 +59,15 @@ class Method(ABC):
     An optimiser step has `passes` of them. All randomness is a function of that number.
     """
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    settings: TrainConfig
+
+    def __init__(self, context: TrainContext) -> None:
+        self.context, self.settings, self.policy = context, context.settings, context.data.base.policy
 
     @property
     def passes(self) -> int:
         """Of an optimiser step."""
-        return self.stage.settings.gradient_accumulation_steps
+        return self.settings.gradient_accumulation_steps
 
     @abstractmethod
     def gather(self, number: int) -> Any:
@@ -99,6 +91,26 @@ class Method(ABC):
     def load_statistics(self, state: Any) -> None:  # noqa: B027 - most methods hold none
         """Go on from what `statistics` gave."""
 
-    def measuring(self) -> AbstractContextManager[None]:
+    def original_rewards(self) -> AbstractContextManager[None]:
         """Within it rewards are what users mean by their names, whatever the method made of them."""
         return nullcontext()
+
+
+class RoundMethod(Method):
+    """A method that samples in rounds, and learns from the samples of a round in several passes.
+
+    `samples`: those of the round at hand that later passes need; a checkpoint holds them.
+    """
+
+    def __init__(self, context: TrainContext) -> None:
+        super().__init__(context)
+        self.round = -1
+        self.samples: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**self.samples, "round": torch.tensor(self.round)} if self.samples else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state:
+            self.samples = {name: tensor for name, tensor in state.items() if name != "round"}
+            self.round = int(state["round"])

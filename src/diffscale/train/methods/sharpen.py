@@ -1,4 +1,8 @@
-"""Diffusion-Sharpening, step by step: on data, and on samples of the model's own."""
+"""Diffusion-Sharpening (Tian et al. 2025, arXiv 2502.12146): learn from short trajectories that a search selects.
+
+`sharpen-sft` learns from the best trajectory from each picture of a data set; `sharpen-rlhf` prefers the best one from
+samples of the model's own to the worst.
+"""
 
 from __future__ import annotations
 
@@ -6,130 +10,156 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.registry import parse
 from diffscale.searches import SEARCHES
-from diffscale.train.configs import TrainConfig
-from diffscale.train.losses.sharpen_rlhf import BETA, own_samples, sharpen_rlhf_loss
-from diffscale.train.losses.sharpen_sft import sharpen_sft_loss
-from diffscale.train.methods.method import Method, Stage
-from diffscale.train.selection import Chosen, choose, choose_samples, trajectories
+from diffscale.train.configs import Sharpening, SharpenRlhfConfig
+from diffscale.train.methods.method import Method, RoundMethod, TrainContext
+from diffscale.train.policy import Policy
+from diffscale.train.selection import MakeSearch, Selection, make_trajectories, select_samples, select_trajectories
+from diffscale.train.trajectories import Form, TrajectoryBatch, batch_of
+
+
+def sharpen_sft_loss(
+    policy: Policy, selection: Selection, form: Form = "consistent"
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean over the best trajectory's steps of |network(x_t, t, c) - target|^2; scalar, and what to log.
+
+    Diffusion-Sharpening, SFT. `selection`: of `select_trajectories` from the data's latents. `form`: of the target, see
+    `TrajectoryBatch.target`. The trajectory is a choice of data: no gradient goes through its making.
+    """
+    loss = _errors(policy, batch_of(selection.best, selection.rows), form).mean()
+    return loss, {"loss": float(loss.detach()), **_reward_logs(selection)}
+
+
+def sharpen_rlhf_loss(
+    policy: Policy, selection: Selection, beta: float, form: Form = "consistent"
+) -> tuple[Tensor, dict[str, float]]:
+    """-log sigmoid(beta ((ref_w - ref_l) - (mod_w - mod_l)) - (R_w - R_l)); scalar, mean over rows, and what to log.
+
+    Diffusion-Sharpening, RLHF. `selection`: of the model's own samples; w is the best trajectory and l the worst, mod
+    and ref are the squared errors of the trained and of the frozen network, means over the trajectory's steps, and R
+    the rewards. `published` is the literal form of the authors' code: the target of the first step at every step, the
+    reference at the first step only, and the reward gap outside the logarithm, -log sigmoid(...) + (R_w - R_l), where
+    it has no gradient. In neither goes a gradient through the trajectories.
+
+    Raises DiffscaleError if a row has but one trajectory.
+    """
+    if bool((selection.count < 2).any()):
+        raise DiffscaleError("Preferring needs two trajectories of a row: give n >= 2, and a search that ends in 2.")
+    both = [batch_of(which, selection.rows) for which in (selection.best, selection.worst)]
+    mod_w, mod_l = (_errors(policy, steps, form) for steps in both)
+    with policy.reference():
+        seen = both if form == "consistent" else [steps.first() for steps in both]
+        ref_w, ref_l = (_errors(policy, steps, form) for steps in seen)
+    gap = (selection.reward - selection.lowest).to(mod_w)
+    inside = beta * ((ref_w - ref_l) - (mod_w - mod_l))
+    each = -F.logsigmoid(inside - gap) if form == "consistent" else -F.logsigmoid(inside) + gap
+    loss = each.mean()
+    return loss, {
+        "loss": float(loss.detach()),
+        **_reward_logs(selection),
+        "reward_gap": float(gap.mean()),
+        "accuracy": float((inside > 0).double().mean()),
+    }
+
+
+def _errors(policy: Policy, steps: TrajectoryBatch, form: Form) -> Tensor:
+    """Squared errors [B], means over each trajectory's steps."""
+    return steps.mean(policy.errors(steps.x, steps.time, steps.rows, steps.target(policy.times, form)))
+
+
+def _reward_logs(selection: Selection) -> dict[str, float]:
+    return {
+        "reward": float(selection.reward.mean()),
+        "reward_mean": float(selection.mean.mean()),
+        "reward_std": float(selection.reward.std(correction=0)),
+    }
 
 
 class SharpenSft(Method):
     """Each pass on the best trajectories from a batch of the data."""
 
-    def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
-        self._search = None
-        if stage.settings.search is not None:
-            name, options = parse(stage.settings.search, "search", SEARCHES)
-            self._search = partial(SEARCHES[name], **options)
+    settings: Sharpening
 
-    def gather(self, number: int) -> Chosen:
-        """Trajectories from the data, chosen."""
-        batch = self.stage.batch(number)
-        return self.chosen(self.stage.materials.latents(batch)[:, 0], batch.captions, self.stage.keys(number))
+    def __init__(self, context: TrainContext) -> None:
+        super().__init__(context)
+        self.search: MakeSearch | None = None
+        if self.settings.search is not None:
+            name, options = parse(self.settings.search, "search", SEARCHES)
+            self.search = partial(SEARCHES[name], **options)
 
-    def chosen(self, latents: Tensor, captions: list[str], keys: Tensor) -> Chosen:
-        """Trajectories from clean `latents` as `choose` takes them, chosen by the reward for the `captions`."""
-        settings, reward = self.stage.settings, self.stage.reward
+    def gather(self, number: int) -> Selection:
+        """The trajectories from the data of the batch that are selected."""
+        batch = self.context.use_batch(number)
+        return self.select(self.context.data.latents(batch)[:, 0], batch.captions, self.context.keys(number))
+
+    def select(self, latents: Tensor, captions: list[str], keys: Tensor) -> Selection:
+        """Trajectories from clean `latents` [B, ...], selected by the reward for the `captions`."""
+        settings, reward = self.settings, self.context.reward
         assert reward is not None
-        return choose(
-            self.stage.policy, reward, latents, self.stage.rows, keys, settings.n, settings.m, self._search,
+        return select_trajectories(
+            self.policy, reward, latents, self.context.rows, keys, settings.n, settings.m, self.search,
             captions=captions,
         )  # fmt: skip
 
-    def loss(self, gathered: Chosen) -> tuple[Tensor, dict[str, float]]:
-        """See `sharpen_sft_loss`."""
-        loss, logs = sharpen_sft_loss(self.stage.policy, gathered, self.stage.settings.form)
-        return loss, {**logs, **_spread(gathered)}
+    def loss(self, gathered: Selection) -> tuple[Tensor, dict[str, float]]:
+        return sharpen_sft_loss(self.policy, gathered, self.settings.form)
 
 
-class SharpenRlhf(SharpenSft):
+class SharpenRlhf(RoundMethod, SharpenSft):
     """Each pass on the best and worst trajectories from samples that the model makes for a batch of prompts.
 
-    A round makes the samples of some batches and learns from each of them once in every inner epoch, noised anew. Where
-    every trajectory has a sample of its own the choice is by the rewards of the samples, and made with them: at high
-    noise a prediction says little of its sample. A checkpoint within a round holds what later epochs need.
+    A round makes the samples of some batches and learns from each of them once in every inner epoch, noised anew. With
+    two batches in a round and two inner epochs:
+
+        pass     0 1 2 3 | 4 5 6 7
+        epoch    0 0 1 1 | 0 0 1 1    epoch 0 makes samples, the others take those that were made
+        batch    0 1 0 1 | 2 3 2 3
+
+    By default all trajectories of a row begin from one sample. Where each has a sample of its own (`own_samples` each)
+    the selection is by the rewards of the samples, and made with them: at high noise a prediction says little of its
+    sample.
     """
 
-    def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
-        self._round, self._held = -1, dict[str, Tensor]()
+    settings: SharpenRlhfConfig
 
-    def gather(self, number: int) -> Chosen:
-        """Trajectories from samples of the model as it is called by users, made in the first epoch of the round."""
-        settings, materials = self.stage.settings, self.stage.materials
-        round_, _, within = placed(settings, number)
-        if round_ != self._round:
-            self._round, self._held = round_, {}
-        place = round_ * batches(settings) + within
-        batch = materials.batches.at(place)
-        materials.tell_own(batch.captions)
-        materials.tell(batch)
-        made = self._each if settings.own_samples == "each" else self._one
-        return made(str(within), batch.captions, self.stage.keys(number), self.stage.keys(place, "own"))
+    def gather(self, number: int) -> Selection:
+        """The selected trajectories from the samples of the pass's batch; the samples are made if there are none."""
+        round_, _, place = self.settings.place_in_round(number)
+        if round_ != self.round:
+            self.round, self.samples = round_, {}
+        batch_number = round_ * self.settings.batches_per_round + place
+        batch = self.context.use_batch(batch_number)
+        samples = [self.samples[name] for name in sorted(self.samples) if name.startswith(f"{place}.")]
+        if not samples:
+            self.context.data.set_own_prompts(batch.captions)
+            samples = self.make_samples(self.context.keys(batch_number, "own"))
+            if self.settings.num_inner_epochs > 1:
+                self.samples |= {f"{place}.{i}": tensor for i, tensor in enumerate(samples)}
+        keys, device = self.context.keys(number), self.policy.like.device
+        if self.settings.own_samples == "one":
+            return self.select(samples[0].to(device), batch.captions, keys)
+        best, worst, figures = samples
+        rows, x0 = self.context.rows, torch.cat([best, worst]).to(device)
+        trajectories = make_trajectories(self.policy, x0, rows.repeat(2), keys.repeat(2), self.settings.m)
+        return Selection(rows, trajectories[: len(rows)], trajectories[len(rows) :], *figures.unbind(1))
 
-    def _one(self, name: str, captions: list[str], keys: Tensor, own: Tensor) -> Chosen:
-        """From one sample of each row."""
-        held = self._held.get(name)
-        if held is None:
-            held = self._sampled(self.stage.policy.prior(own), own, self.stage.rows)
-            self._hold(**{name: held})
-        return self.chosen(held.to(self.stage.policy.like.device), captions, keys)
+    def make_samples(self, keys: Tensor) -> list[Tensor]:
+        """Clean latents [B, ...] that the model makes as users call it, of noise by `keys` int64 [B].
 
-    def _each(self, name: str, captions: list[str], keys: Tensor, own: Tensor) -> Chosen:
-        """From the best and the worst of several samples of each row, noised alike."""
-        settings, policy, rows = self.stage.settings, self.stage.policy, self.stage.rows
-        names = [f"{name}.{part}" for part in ("best", "worst", "figures")]
-        held = [self._held[each] for each in names if each in self._held]
-        if not held:
-            sampler, reward = self.stage.materials.base.own, self.stage.reward
+        One of each row; or the best and the worst of several, and their figures, see `select_samples`.
+        """
+        sampler, reward = self.context.data.base.own, self.context.reward
+        if self.settings.own_samples == "each":
             assert reward is not None
-            found = choose_samples(sampler, reward, own, settings.n, self._search)
-            held = [found[0].float().cpu(), found[1].float().cpu(), found[2]]
-            self._hold(**dict(zip(names, held, strict=True)))
-        best, worst, figures = held
-        x0 = torch.cat([best, worst]).to(policy.like.device)
-        visits = trajectories(policy, x0, rows.repeat(2), keys.repeat(2), settings.m)
-        return Chosen(rows, visits[: len(rows)], visits[len(rows) :], *figures.unbind(1))
+            best, worst, figures = select_samples(sampler, reward, keys, self.settings.n, self.search)
+            return [best.float().cpu(), worst.float().cpu(), figures]
+        with torch.no_grad():
+            latents = sampler.run(sampler.prior(keys, self.context.rows)).x
+        return [latents.to(torch.promote_types(latents.dtype, torch.float32))]
 
-    def _hold(self, **tensors: Tensor) -> None:
-        if self.stage.settings.num_inner_epochs > 1:
-            self._held |= tensors
-
-    def _sampled(self, unit: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
-        like = self.stage.policy.like
-        return own_samples(self.stage.materials.base.own, unit.to(like), keys, rows).to(unit)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {**self._held, "round": torch.tensor(self._round)} if self._held else {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if state:
-            self._held = {name: tensor for name, tensor in state.items() if name != "round"}
-            self._round = int(state["round"])
-
-    def loss(self, gathered: Chosen) -> tuple[Tensor, dict[str, float]]:
-        """See `sharpen_rlhf_loss`."""
-        settings = self.stage.settings
-        loss, logs = sharpen_rlhf_loss(self.stage.policy, gathered, settings.beta or BETA, settings.form)
-        return loss, {**logs, **_spread(gathered)}
-
-
-def batches(settings: TrainConfig) -> int:
-    """That a round of RLHF sharpening makes samples for."""
-    step = settings.train_batch_size * settings.gradient_accumulation_steps
-    return (settings.samples_per_round or step) // settings.train_batch_size
-
-
-def placed(settings: TrainConfig, number: int) -> tuple[int, int, int]:
-    """Round, inner epoch and batch of the round of pass `number` of RLHF sharpening, from 0; epoch 0 makes samples."""
-    size = batches(settings)
-    round_, within = divmod(number, size * settings.num_inner_epochs)
-    return round_, *divmod(within, size)
-
-
-def _spread(chosen: Chosen) -> dict[str, float]:
-    return {"reward_std": float(chosen.reward.std(correction=0))}
+    def loss(self, gathered: Selection) -> tuple[Tensor, dict[str, float]]:
+        return sharpen_rlhf_loss(self.policy, gathered, self.settings.beta, self.settings.form)
