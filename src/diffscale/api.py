@@ -20,7 +20,7 @@ from diffscale.engine.journal import Journal
 from diffscale.engine.leaderboard import candidate_value
 from diffscale.engine.results import Observer, Result
 from diffscale.models.class_conditional import class_model
-from diffscale.models.load import base_model, best_device, check_negative, load_pipeline, plain_call
+from diffscale.models.load import best_device, check_negative, load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.registry import parse
 from diffscale.samplers.arguments import explain_failure
@@ -130,7 +130,7 @@ def search(
     # After the model: what is wrong with its name, or its call, is told before another network loads.
     if isinstance(verifier, str):
         name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
-        verifier = load_verifier(verifier, device=device, image_model=Path(base_model(name)).name)
+        verifier = load_verifier(verifier, device=device, image_model=name)
     task = Task(
         partial(SEARCHES[algorithm], **options),
         prompt_index=0,

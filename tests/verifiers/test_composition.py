@@ -11,10 +11,10 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers import load
-from diffscale.verifiers.clip_model import Clip
+from diffscale.verifiers.clip import Clip
 from diffscale.verifiers.composition import Composition, category_of, measures_of
-from diffscale.verifiers.detect import Found
-from diffscale.verifiers.phrases import read
+from diffscale.verifiers.detector import Detector, Objects
+from diffscale.verifiers.phrases import read_prompt
 
 
 class Fixed:
@@ -27,16 +27,14 @@ class Fixed:
         self.asked += prompts
         return torch.full((len(prompts),), self.score) + 0 * images.sum((1, 2, 3))
 
-    cosine = __call__
-
 
 class Eyes:
     """Finds each object once, the first left of the second, with a score of 0.6."""
 
-    def detect(self, images: Tensor, names: list[list[str]]) -> list[dict[str, Found]]:
+    def detect(self, images: Tensor, names: list[list[str]]) -> list[dict[str, Objects]]:
         boxes = torch.tensor([[0.0, 20, 10, 30], [40, 20, 50, 30], [20, 50, 30, 60]])
         return [
-            {name: Found(boxes[i : i + 1], torch.tensor([0.6])) for i, name in enumerate(dict.fromkeys(asked))}
+            {name: Objects(boxes[i : i + 1], torch.tensor([0.6])) for i, name in enumerate(dict.fromkeys(asked))}
             for asked in names
         ]
 
@@ -54,14 +52,15 @@ class Eyes:
     ],
 )
 def test_what_a_prompt_is_measured_by(prompt: str, category: str, measures: tuple[str, ...]) -> None:
-    reading = read(prompt)
+    reading = read_prompt(prompt)
     assert category_of(reading) == category
     assert measures_of(category, reading) == measures  # type: ignore[arg-type]
 
 
 def test_three_in_one_is_the_mean_of_what_a_prompt_has() -> None:
-    vqa, clip = Fixed(0.9), Fixed(0.3)
-    found = Composition(vqa, Eyes(), clip)  # type: ignore[arg-type]
+    vqa, clip, owl = Fixed(0.9), Fixed(0.3), Eyes()
+    detectors = {kind: Detector(owl, kind) for kind in ("spatial", "numeracy")}  # type: ignore[arg-type]
+    found = Composition({"vqa": vqa, "cosine": clip} | detectors)
     prompts = [
         "The small dog sat on the left of the red car",
         "a green bench and a red car",
@@ -76,7 +75,7 @@ def test_three_in_one_is_the_mean_of_what_a_prompt_has() -> None:
 
 
 def test_a_category_that_is_told_holds_for_all_prompts() -> None:
-    found = Composition(Fixed(0.9), None, Fixed(0.3), "complex")  # type: ignore[arg-type]
+    found = Composition({"vqa": Fixed(0.9), "cosine": Fixed(0.3)}, "complex")
     images = torch.rand(2, 3, 8, 8, requires_grad=True)
     scores = found(images, ["a green bench and a red car", "three cats"])
     torch.testing.assert_close(scores, torch.full((2,), 0.6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,8 @@ from transformers import AutoTokenizer, Owlv2Config, Owlv2ForObjectDetection, Ow
 from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.train.text import clip_tokenizer
 from diffscale.verifiers import load
-from diffscale.verifiers.detect import Found, Owl, iou
-from diffscale.verifiers.detector import Detector, holds, numeracy, spatial
-from diffscale.verifiers.phrases import read
+from diffscale.verifiers.detector import Detector, Objects, Owl, holds, iou, numeracy, spatial
+from diffscale.verifiers.phrases import read_prompt
 
 NAMES = ["red circle", "blue star"]
 
@@ -53,7 +53,7 @@ def test_boxes_are_those_of_the_published_pipeline(folder: Path, monkeypatch: py
         out = net(**inputs, **images(Image.fromarray(pixels), return_tensors="pt"))
     [expected] = images.post_process_object_detection(out, threshold=0.69, target_sizes=[(40, 56)])
 
-    monkeypatch.setattr("diffscale.verifiers.detect._same", lambda one, other: False)
+    monkeypatch.setattr(sys.modules[Owl.__module__], "_same", lambda one, other: False)
     owl = Owl.load(str(folder), threshold=0.69)
     [found] = owl.detect(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, [NAMES])
     for label, name in enumerate(NAMES):
@@ -81,8 +81,8 @@ def box(x: float, y: float, half: float = 10) -> torch.Tensor:
     return torch.tensor([x - half, y - half, x + half, y + half])
 
 
-def seen(*boxes: torch.Tensor, score: float = 0.8) -> Found:
-    return Found(torch.stack(boxes) if boxes else torch.zeros(0, 4), torch.full((len(boxes),), score))
+def seen(*boxes: torch.Tensor, score: float = 0.8) -> Objects:
+    return Objects(torch.stack(boxes) if boxes else torch.zeros(0, 4), torch.full((len(boxes),), score))
 
 
 @pytest.mark.parametrize(
@@ -119,24 +119,24 @@ def test_relations_have_opposites_and_no_scale(kind: str, at: tuple[int, ...], s
 
 
 def test_a_spatial_score_is_a_quarter_for_each_object_and_half_for_the_relation() -> None:
-    reading = read("a dog on the left of a car")
+    reading = read_prompt("a dog on the left of a car")
     left, right = seen(box(100, 200)), seen(box(300, 200), score=0.6)
     assert spatial({"dog": left, "car": right}, reading, 512) == pytest.approx(0.25 * 1.4 + 0.5)
     assert spatial({"dog": right, "car": left}, reading, 512) == pytest.approx(0.25 * 1.4)
     assert spatial({"dog": left, "car": seen()}, reading, 512) == pytest.approx(0.2)
-    same = read("a dog on the left of a dog")
+    same = read_prompt("a dog on the left of a dog")
     assert spatial({"dog": seen(box(300, 200), box(100, 200))}, same, 512) == pytest.approx(0.9)
     assert spatial({"dog": seen(box(300, 200))}, same, 512) == pytest.approx(0.2)
 
 
 def test_numeracy_is_half_for_being_there_and_half_for_the_count() -> None:
-    reading = read("three cats and one dog")
+    reading = read_prompt("three cats and one dog")
     cats, dog = [box(50 * i, 50) for i in range(1, 5)], box(300, 300)
     assert numeracy({"cat": seen(*cats[:3]), "dog": seen(dog)}, reading) == 1
     assert numeracy({"cat": seen(*cats), "dog": seen(dog)}, reading) == 0.75
     assert numeracy({"cat": seen(), "dog": seen(dog)}, reading) == 0.5
-    assert numeracy({"dog": seen(dog)}, read("dogs")) == 1
-    assert numeracy({"red star": seen(*cats[:3])}, read("a red star and two red stars")) == 1
+    assert numeracy({"dog": seen(dog)}, read_prompt("dogs")) == 1
+    assert numeracy({"red star": seen(*cats[:3])}, read_prompt("a red star and two red stars")) == 1
 
 
 def test_boxes_of_one_object_count_once(folder: Path) -> None:

@@ -11,9 +11,10 @@ from blip_reference import bert, bert_layout, linear, pair, vit, vit_layout
 from tools import Counting, Layout, bert_tokenizer, pickled, random_state, shapes
 
 from diffscale._util.errors import DiffscaleError
+from diffscale.models.files import save_network
 from diffscale.verifiers import image_reward_net, load
 from diffscale.verifiers.image_reward import ImageReward, image_reward
-from diffscale.verifiers.image_reward_net import PUBLISHED, ImageRewardNet, save_image_reward, translate
+from diffscale.verifiers.image_reward_net import PUBLISHED, ImageRewardNet, translate
 from diffscale.verifiers.preprocess import CLIP_MEAN, CLIP_STD
 
 PROMPTS = ["a red circle", "two small blue squares above a star"]
@@ -120,7 +121,7 @@ def test_it_can_be_differentiated_in_the_pictures(tiny) -> None:
 
 def test_a_saved_folder_gives_the_same_scores(tiny, tmp_path: Path) -> None:
     found = verifier(tiny)
-    save_image_reward(found.net, tmp_path / "saved")
+    save_network(found.net, found.net.config, tmp_path / "saved")
     found.tokenizer.save_pretrained(tmp_path / "saved")
     again = load(f"image_reward model={tmp_path / 'saved'}")
     images = torch.rand(2, 3, 32, 32)

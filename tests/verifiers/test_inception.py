@@ -10,12 +10,13 @@ import torch
 from tools import pickled
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.models.files import download
+from diffscale.models.files import download, save_network
 from diffscale.suites.imagenet import inception_order
 from diffscale.types import ClassLabel
 from diffscale.verifiers import load
-from diffscale.verifiers.inception import OracleInception, load_inception
-from diffscale.verifiers.inception_net import PUBLISHED, InceptionV3, build, save_inception
+from diffscale.verifiers.classes import ClassVerifier
+from diffscale.verifiers.inception import load_inception
+from diffscale.verifiers.inception_net import PUBLISHED, InceptionV3, build
 
 SMALL = {"width": 0.05, "outputs": 7, "side": 75, "order": "plain"}
 
@@ -41,7 +42,7 @@ def weights(net: InceptionV3) -> dict[str, torch.Tensor]:
 def small(tmp_path: Path) -> Path:
     net = build(SMALL)
     net.load_state_dict(weights(net))
-    save_inception(net, SMALL, tmp_path / "small")
+    save_network(net, SMALL, tmp_path / "small")
     return tmp_path / "small"
 
 
@@ -72,7 +73,8 @@ def test_outputs_are_those_of_torch_fidelity(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.stack([features[0, ::256], features[1, 5::256]]), expected, atol=2e-5, rtol=0)
     some = torch.tensor([-0.401, 0.2567, -0.306, 0.5087, 0.5428, 0.5205, 0.2206, -0.395])
     torch.testing.assert_close(logits[0, ::126], some, atol=1e-4, rtol=0)
-    tench = OracleInception(found)(images, [ClassLabel("tench", 0), ClassLabel("kit fox", 278)])
+    labels = [ClassLabel("tench", 0), ClassLabel("kit fox", 278)]
+    tench = ClassVerifier(found, "probability", "inception")(images, labels)
     torch.testing.assert_close(tench, logits.softmax(-1)[[0, 1], [449, 1]])
 
 
@@ -88,18 +90,18 @@ def test_classes_lie_as_in_the_label_map() -> None:
 
 def test_small_networks_of_the_same_kind(small: Path) -> None:
     found = load(f"inception model={small}")
-    assert isinstance(found, OracleInception)
+    assert isinstance(found, ClassVerifier)
     images = torch.rand(3, 3, 40, 30, generator=torch.Generator().manual_seed(1)).requires_grad_()
     labels = [ClassLabel("a", 6), ClassLabel("b", 0), ClassLabel("c", 3)]
     scores = found(images, labels)
-    rows = found.inception.probabilities(images)
+    rows = found.classifier.probabilities(images)
     torch.testing.assert_close(rows.sum(1), torch.ones(3))
     torch.testing.assert_close(scores, rows[[0, 1, 2], [6, 0, 3]])
     alone = torch.cat([found(images[i : i + 1], labels[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(scores, alone, atol=1e-5, rtol=1e-4)
     (gradient,) = torch.autograd.grad(scores.sum(), images)
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
-    assert found.inception.name == load_inception(str(small)).name
+    assert found.classifier.name == load_inception(str(small)).name
 
 
 def test_what_is_wrong_is_told(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffscale.shapes.captions import write_caption
 from diffscale.shapes.scenes import draw_description
-from diffscale.verifiers.phrases import read, singular
+from diffscale.verifiers.phrases import read_prompt, singular
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ from diffscale.verifiers.phrases import read, singular
     ],
 )
 def test_noun_phrases(prompt: str, phrases: list[str]) -> None:
-    assert [phrase.text for phrase in read(prompt).phrases] == phrases
+    assert [phrase.text for phrase in read_prompt(prompt).phrases] == phrases
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_noun_phrases(prompt: str, phrases: list[str]) -> None:
     ],
 )
 def test_relations(prompt: str, relation: tuple[str, str, str] | None) -> None:
-    found = read(prompt).relation
+    found = read_prompt(prompt).relation
     assert (found and (found[0].object, found[1], found[2].object)) == relation
 
 
@@ -72,7 +72,7 @@ def test_relations(prompt: str, relation: tuple[str, str, str] | None) -> None:
     ],
 )
 def test_counts(prompt: str, counts: list[tuple[str, int | None]]) -> None:
-    assert [(phrase.object, phrase.count) for phrase in read(prompt).phrases] == counts
+    assert [(phrase.object, phrase.count) for phrase in read_prompt(prompt).phrases] == counts
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_singular(plural: str, one: str) -> None:
 def test_captions_of_shapes_are_read_as_they_were_meant(category: str, seed: int) -> None:
     rng = Random(seed)
     meant = draw_description(rng, category)
-    found = read(write_caption(meant, rng))
+    found = read_prompt(write_caption(meant, rng))
     assert [(phrase.noun, phrase.count) for phrase in found.phrases] == [(s.shape, s.count) for s in meant.specs]
     for phrase, spec in zip(found.phrases, meant.specs, strict=True):
         assert spec.colour is None or spec.colour in phrase.name
@@ -119,5 +119,5 @@ WORDS = ["a", "the", "two", "red", "dogs", "is", "on", ",", "and", "running", "s
 @given(st.text(max_size=60) | st.lists(st.sampled_from(WORDS)).map(" ".join))
 def test_any_text_is_read_and_nothing_is_made_up(prompt: str) -> None:
     words = set(re.findall(r"[\w'-]+|,", prompt.lower().replace("’", "'")))
-    for phrase in read(prompt).phrases:
+    for phrase in read_prompt(prompt).phrases:
         assert set(re.findall(r"[\w'-]+|,", phrase.text)) <= words

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import BitImageProcessor, BlipImageProcessor, CLIPImageProcessor
 
-from diffscale.verifiers.preprocess import letterbox, prepare, resize, resize_like_tensorflow, stretch
+from diffscale.verifiers.preprocess import Preprocessing, resize, resize_like_tensorflow
 
 MEAN, STD = [0.0] * 3, [1.0] * 3
 SIZES = [(64, 64), (100, 80), (40, 30), (30, 77), (301, 200)]
@@ -50,11 +50,11 @@ def test_cutting_the_middle_is_that_of_published_processors(size: tuple[int, int
     plain = {"image_mean": MEAN, "image_std": STD, "return_tensors": "pt"}
     crop = {"height": 48, "width": 48}
     clip = CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=crop)(picture, **plain).pixel_values
-    assert off(prepare(image, 48, MEAN, STD), clip) < 1.01
+    assert off(Preprocessing(48, MEAN, STD).crop(image), clip) < 1.01
     dino = BitImageProcessor(size={"shortest_edge": 56}, crop_size=crop)(picture, **plain).pixel_values
-    assert off(prepare(image, 48, MEAN, STD, edge=56), dino) < 1.01
+    assert off(Preprocessing(48, MEAN, STD, edge=56).crop(image), dino) < 1.01
     blip = BlipImageProcessor(size=crop)(picture, **plain).pixel_values
-    assert off(stretch(image, 48, MEAN, STD), blip) < 1.01
+    assert off(Preprocessing(48, MEAN, STD).stretch(image), blip) < 1.01
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -65,12 +65,12 @@ def test_letterboxing_is_that_of_hps(size: tuple[int, int]) -> None:
     expected = Image.new("RGB", (48, 48))
     corner = ((48 - width) // 2, (48 - height) // 2)
     expected.paste(picture.resize((width, height), Image.Resampling.BICUBIC), corner)
-    assert off(letterbox(image, 48, MEAN, STD), tensor(expected)) < 1.01
+    assert off(Preprocessing(48, MEAN, STD).letterbox(image), tensor(expected)) < 1.01
 
 
 def test_means_and_deviations_are_per_channel() -> None:
     image = torch.full((1, 3, 8, 8), 0.5)
-    out = stretch(image, 8, [0.5, 0.25, 0.0], [1.0, 0.5, 0.25])
+    out = Preprocessing(8, [0.5, 0.25, 0.0], [1.0, 0.5, 0.25]).stretch(image)
     torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([0.0, 0.5, 2.0]))
 
 

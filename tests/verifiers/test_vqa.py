@@ -151,7 +151,7 @@ def test_a_batch_is_one_at_a_time_with_gradients_and_questions_are_read_once(
     images = torch.rand(4, 3, 40, 30, generator=torch.Generator().manual_seed(1)).requires_grad_()
     prompts = [*PROMPTS, *PROMPTS]
     together = found(images, prompts)
-    monkeypatch.setattr(sys.modules[load_vqa.__module__], "read", None)
+    monkeypatch.setattr(sys.modules[load_vqa.__module__], "read_prompt", None)
     found.tokenizer = counting = Counting(found.tokenizer)
     alone = torch.cat([found(images[i : i + 1], prompts[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)

@@ -64,8 +64,7 @@ def run(
     device = best_device(settings.device)
     for search in settings.search:
         parse(search, "search", SEARCHES)
-    image_model = Path(base_model(settings.model)).name
-    verifiers = {name: load_verifier(name, device=device, image_model=image_model) for name in settings.verifier}
+    verifiers = {name: load_verifier(name, device=device, image_model=settings.model) for name in settings.verifier}
     _mend(folder / "samples.jsonl")
     done = {sample["name"]: sample for sample in read_samples(folder / "samples.jsonl")}
     chosen = cells(settings) if only is None else only

@@ -199,8 +199,12 @@ def save_sit(
     classes: str | Sequence[str],
     call: Mapping[str, Any],
     vae: str | None = None,
+    counterparts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the folder that `load_sit` reads, see above. `vae`: path from there to an autoencoder that is shared."""
+    """Write the folder that `load_sit` reads, see above. `vae`: path from there to an autoencoder that is shared.
+
+    `counterparts`: the networks that verifiers take by default, see `verifiers.defaults`.
+    """
     network = model.denoiser.network
     assert isinstance(network, SiT)
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,8 +213,9 @@ def save_sit(
     )
     _write(folder / "config.json", {"model_type": "sit", **asdict(network.config)})
     listed = classes if isinstance(classes, str) else list(classes)
-    shared = {} if vae is None else {"vae": vae}
-    _write(folder / "diffscale.json", {"description": description, "classes": listed, **shared, "call": dict(call)})
+    manifest = {"description": description, "classes": listed, "vae": vae, "counterparts": counterparts}
+    stated = {name: value for name, value in manifest.items() if value is not None}
+    _write(folder / "diffscale.json", {**stated, "call": dict(call)})
     if vae is None:
         model.vae.save_pretrained(folder / "vae")
 
@@ -229,7 +234,7 @@ def _sit(
         network = SiT(config)
     load_into(network.to_empty(device="cpu"), state, path)
     names = _names(classes, config.num_classes)
-    autoencoder = pretrained(lambda: AutoencoderKL.from_pretrained(vae), vae, "autoencoder").eval()
+    autoencoder = pretrained(AutoencoderKL, vae, "autoencoder").eval()
     # As paper A samples SiT (Ma et al. 2025, arXiv 2501.09732): 50 NFE of Heun, no guidance.
     defaults = {"solver": "heun", "guidance_scale": 1.0}
     denoiser = SiTDenoiser(network.to(device, dtype))

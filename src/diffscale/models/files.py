@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from pydantic import BaseModel, Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffscale._util.errors import DiffscaleError, first_line
-from diffscale._util.files import checked, read_config
+from diffscale._util.files import checked, read_config, write_json
 from diffscale.models.locate import locate
 
 
@@ -106,15 +107,48 @@ def load_into(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         raise DiffscaleError(f"The weights in {path} are not those of a {type(net).__name__}: {reason}") from error
 
 
-def pretrained(load: Callable[[], Any], model: str, what: str) -> Any:
-    """What `load` gets from transformers; its errors as one sentence. `what`: the kind of network, as users call it."""
+def pretrained(family: Any, model: str, what: str, **options: Any) -> Any:
+    """What `family.from_pretrained` loads of `model`, a Hub id, folder or shipped name; its errors as one sentence.
+
+    `what`: the kind of network, as users call it.
+    """
+    where = locate(model)
     try:
-        return load()
+        return family.from_pretrained(where, **options)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise DiffscaleError(
             f"The {what} {model!r} could not be loaded: give a Hub id, or a folder with config.json and safetensors "
             f"weights ({first_line(error)})."
         ) from error
+
+
+def pretrained_network(family: Any, model: str, what: str, device: Any) -> Any:
+    """The network that `pretrained` loads, in float32 and frozen, on `device`."""
+    net = pretrained(family, model, what, dtype=torch.float32, use_safetensors=True)
+    return net.to(device).eval().requires_grad_(False)
+
+
+def saved_config(model: str) -> dict[str, Any] | None:
+    """The config.json of the folder that `model` means; None for a file, a Hub id and a folder without one."""
+    where = local(model)
+    return read_config(where / "config.json") if where is not None and (where / "config.json").is_file() else None
+
+
+def save_network(net: nn.Module, config: Mapping[str, Any], folder: str | Path) -> None:
+    """Write config.json and model.safetensors into `folder`."""
+    write_json(Path(folder) / "config.json", dict(config))
+    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    save_file(state, Path(folder) / "model.safetensors")
+
+
+def renamed(state: Mapping[str, Tensor], patterns: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """`state` in float32, its names changed by all regular expressions and replacements of `patterns` in turn."""
+    out = {}
+    for name, value in state.items():
+        for pattern, replacement in patterns:
+            name = re.sub(pattern, replacement, name)
+        out[name] = value.to(torch.float32)
+    return out
 
 
 class _Call(BaseModel, extra="allow"):
@@ -125,6 +159,7 @@ class _Stated(BaseModel, extra="allow"):
     description: str = ""
     base: str = ""
     world: str = ""
+    counterparts: dict[str, str] = {}
     vae: str = "vae"
     classes: str | list[str] = "imagenet"
     call: _Call = _Call()

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from diffscale._util.errors import DiffscaleError, unknown
-from diffscale._util.files import read_config
-from diffscale.models.files import fetch, load_into, load_state, local, pretrained
+from diffscale.models.files import fetch, load_into, load_state, pretrained, saved_config
 from diffscale.types import Verifier
 from diffscale.verifiers.image_reward import ImageReward
 from diffscale.verifiers.image_reward_net import ImageRewardNet
@@ -41,17 +40,16 @@ def shapes_grader(
     `model`: a folder as `diffscale shapes train grader` writes it. Raises DiffscaleError for weights that cannot be
     loaded, UnknownName for another aspect.
     """
-    where = local(model)
-    if where is None or not (where / "config.json").is_file():
+    config = saved_config(model)
+    if config is None:
         raise DiffscaleError(f"{model!r} is no folder with config.json of a grader: use shapes-grader or llm_grader.")
-    config = read_config(where / "config.json")
     aspects = config.get("aspects", [])
     if aspect not in aspects:
         raise unknown("aspect", aspect, aspects)
     path = fetch(model, "model.safetensors")
     net = ImageRewardNet(config)
     load_into(net, load_state(path), path)
-    pieces = pretrained(lambda: AutoTokenizer.from_pretrained(where), model, "tokenizer")
+    pieces = pretrained(AutoTokenizer, model, "tokenizer")
     net.to(device).eval().requires_grad_(False)
     name = "shapes-grader" if aspect == "overall" else f"shapes-grader {aspect}"
     return LocalGrader(net, pieces, name, column=aspects.index(aspect))

@@ -114,8 +114,7 @@ class _Training:
     ) -> None:
         self.config, self.accelerator, self.base, self.data = config, accelerator, base, data
         self.progress, self.state = progress, TrainState()
-        image_model = rewards.image_model(base.name)
-        self.rewards = rewards.load(config.rewards, accelerator.device, image_model, self.state.rewards)
+        self.rewards = rewards.load(config.rewards, accelerator.device, base.name, self.state.rewards)
         self.reward: Reward | Mixture | None = None
         if self.rewards:  # a single one as it is, in its own units
             self.reward = self.rewards[0] if len(self.rewards) == 1 else Mixture(self.rewards)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 from diffscale import verifiers
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.scoring import shaped
-from diffscale.models.load import base_model
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
 
@@ -135,11 +133,6 @@ def load(texts: Sequence[str], device: Any, image_model: str, cost: Cost | None 
         kind = PooledReward if isinstance(verifier, PoolVerifier) else Reward
         rewards.append(kind(verifier, weight, Cost() if cost is None else cost))
     return rewards
-
-
-def image_model(base: str) -> str:
-    """What `verifiers.load` is told of the model that is trained."""
-    return Path(base_model(base)).name
 
 
 def split_weight(text: str) -> tuple[str, float]:

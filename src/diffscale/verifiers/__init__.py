@@ -14,7 +14,7 @@ from diffscale.verifiers.clip import clip
 from diffscale.verifiers.clip_zeroshot import clip_zeroshot
 from diffscale.verifiers.composition import composition
 from diffscale.verifiers.detector import detector
-from diffscale.verifiers.dino_linear import dino_linear
+from diffscale.verifiers.dino import dino_linear
 from diffscale.verifiers.ensemble import ensemble, weighted
 from diffscale.verifiers.function import load_function
 from diffscale.verifiers.grader.verifier import llm_grader

@@ -10,10 +10,11 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import read_config
-from diffscale.models.files import fetch, load_into, load_state, local
+from diffscale.models.files import fetch, load_into, load_state, saved_config
 from diffscale.types import Verifier
-from diffscale.verifiers.clip_model import Clip
+from diffscale.verifiers.clip import MODEL as CLIP
+from diffscale.verifiers.clip import Clip
+from diffscale.verifiers.defaults import default_model
 from diffscale.verifiers.head import Head, head_sizes
 
 MODEL: Final = "camenduru/improved-aesthetic-predictor"
@@ -21,7 +22,6 @@ MODEL: Final = "camenduru/improved-aesthetic-predictor"
 
 FILE: Final = "sac+logos+ava1-l14-linearMSE.pth"
 SHA256: Final = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
-CLIP: Final = "openai/clip-vit-large-patch14"
 
 
 @dataclass
@@ -60,25 +60,21 @@ def aesthetic(
     published ViT-L/14. `sha256`: the digest of a pickle other than the published one. Raises DiffscaleError for weights
     that cannot be loaded or do not fit the CLIP.
     """
-    if model is None:
-        model = "shapes-aesthetic" if image_model.startswith("shapes-") else MODEL
-    where = local(model)
-    if where is not None and (where / "config.json").is_file():
-        path = fetch(model, "model.safetensors")
-        clip = clip or read_config(where / "config.json").get("clip")
-    else:
-        path = fetch(model, FILE)
+    model = model or default_model(image_model, "aesthetic", MODEL)
+    config = saved_config(model)
+    path = fetch(model, FILE if config is None else "model.safetensors")
+    clip = clip or (config or {}).get("clip", CLIP)
     state = load_state(path, sha256 or SHA256)
     sizes = head_sizes(state)
     if not sizes:
         raise DiffscaleError(f"The weights in {path} have no layers.0.weight, so that they are no aesthetic predictor.")
     head = Head(sizes)
     load_into(head, state, path)
-    tower = Clip.load(clip or CLIP, device)
+    tower = Clip.load(clip, device)
     width = tower.net.config.projection_dim
     if width != sizes[0]:
         raise DiffscaleError(
-            f"The aesthetic head in {path} takes embeddings of width {sizes[0]}, but {clip or CLIP!r} gives {width}: "
+            f"The aesthetic head in {path} takes embeddings of width {sizes[0]}, but {clip!r} gives {width}: "
             "name its own CLIP with clip=..."
         )
     return Aesthetic(tower, head.to(device).eval().requires_grad_(False))

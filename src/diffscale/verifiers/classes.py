@@ -1,9 +1,10 @@
-"""What classifiers as verifiers share: which class a condition means, and the score of that class."""
+"""Classifiers as verifiers: the class that a condition means, and what a classifier says of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,27 +15,68 @@ Output = Literal["log_probability", "probability", "logit"]
 """Of the conditioning class: log of the softmax, at most 0; the softmax, in [0, 1]; or the logit before it."""
 
 
+@dataclass
+class Classifier:
+    """A network that tells classes, with its preprocessing: features, logits and probabilities of pictures.
+
+    `order`: the output that class i has, int64 [classes]. `name` says the network and its weights. Differentiable in
+    the pictures.
+    """
+
+    net: Any
+    order: Tensor
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features [B, D] of `images` [B, 3, H, W] in [0, 1]."""
+        raise NotImplementedError
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [B, outputs] of `images`, in the network's own order."""
+        raise NotImplementedError
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probabilities [B, outputs] of `images`, in the network's own order; rows add up to 1."""
+        return self.logits(images).softmax(-1)
+
+
+@dataclass
+class ClassVerifier:
+    """Verifier over a `Classifier`: what it says of the conditioning class. Differentiable in the pictures.
+
+    Probabilities lie in [0, 1]. Log probabilities are at most 0, and mostly within [-12, 0] with 1000 classes.
+    """
+
+    classifier: Classifier
+    output: Output
+    name: str
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Score [B] of `images` [B, 3, H, W] in [0, 1] for their classes; higher is better."""
+        order = self.classifier.order
+        ids = order[class_ids(prompts, len(order), self.name)]
+        return class_scores(self.classifier.logits(images), ids, self.output)
+
+
 def class_ids(conditions: Sequence[str], count: int, verifier: str) -> Tensor:
     """The `class_id` of each condition, int64 [B], in [0, count).
 
     A condition is a string with an attribute `class_id`, as class-conditional models have it. Raises DiffscaleError for
     a plain text and for a class that a classifier of `count` classes does not have.
     """
-    found = []
-    for condition in conditions:
-        number = getattr(condition, "class_id", None)
+    ids = [getattr(condition, "class_id", None) for condition in conditions]
+    for condition, number in zip(conditions, ids, strict=True):
         if number is None:
             raise DiffscaleError(
                 f"Verifier {verifier!r} needs a class, but {str(condition)!r} is a plain text: use it with a "
                 "class-conditional model, or choose a verifier of texts, such as clip."
             )
-        if not 0 <= int(number) < count:
+        if not 0 <= number < count:
             raise DiffscaleError(
                 f"Verifier {verifier!r} has the classes 0 to {count - 1}, but {str(condition)!r} is class {number}: "
                 "give a classifier of the classes that the model was trained on."
             )
-        found.append(int(number))
-    return torch.tensor(found, dtype=torch.long)
+    return torch.tensor(ids, dtype=torch.long)
 
 
 def class_scores(logits: Tensor, ids: Tensor, output: Output) -> Tensor:

@@ -1,21 +1,89 @@
-"""CLIPScore (Hessel et al. 2021, equation 1): 2.5 max(cos, 0) of CLIP's picture and text embeddings."""
+"""CLIP as verifiers see it, and CLIPScore (Hessel et al. 2021, equation 1): 2.5 max(cos, 0) of picture and text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final, Self, cast
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPModel
 
+from diffscale.engine.flops import uncounted
+from diffscale.models.files import pretrained, pretrained_network
 from diffscale.types import Verifier
-from diffscale.verifiers.clip_model import Clip
+from diffscale.verifiers.defaults import default_model
+from diffscale.verifiers.preprocess import Preprocessing
+
+MODEL: Final = "openai/clip-vit-large-patch14"
+
+
+@dataclass
+class Clip:
+    """A `CLIPModel` with its tokenizer and preprocessing. Text features are computed once per prompt."""
+
+    net: Any
+    tokenizer: Any
+    preprocessing: Preprocessing
+    _texts: dict[str, Tensor] = field(default_factory=dict, kw_only=True, repr=False)
+
+    @classmethod
+    def load(cls, model: str, device: Any = "cpu", processor: str | None = None, **more: Any) -> Self:
+        """From a Hub id, a local folder or the name of a shipped model (`shapes-clip`).
+
+        `processor`: where tokenizer and preprocessing lie, if not with the weights. `more`: further fields of the
+        class. Raises DiffscaleError if it cannot be loaded.
+        """
+        net = pretrained_network(CLIPModel, model, "CLIP model", device)
+        processor = processor or model
+        tokenizer = pretrained(AutoTokenizer, processor, "CLIP model")
+        side = net.config.vision_config.image_size
+        return cls(net, tokenizer, Preprocessing.load(processor, "CLIP model", side), **more)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Projected picture embeddings [B, D], not normalised, of `images` [B, 3, H, W] in [0, 1]."""
+        pixels = self.pixels(images.to(self.net.device, torch.float32))
+        return self.net.visual_projection(self.net.vision_model(pixel_values=pixels).pooler_output)
+
+    def weights(self) -> list[Parameter]:
+        """See `types.Refinable`: of the vision side, since text features are kept."""
+        return [*self.net.vision_model.parameters(), *self.net.visual_projection.parameters()]
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the vision tower takes, [B, 3, side, side], of `images` [B, 3, H, W] in [0, 1]."""
+        return self.preprocessing.crop(images)
+
+    def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Cosine similarity [B] of each picture and its prompt, in [-1, 1]."""
+        for prompt in prompts:
+            if prompt not in self._texts:
+                with uncounted():
+                    self._texts[prompt] = self.encode([prompt])[0]
+        return F.cosine_similarity(self.features(images), torch.stack([self._texts[prompt] for prompt in prompts]))
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor on cosines that the network was trained with: exp(logit_scale), a scalar."""
+        return self.net.logit_scale.exp()
+
+    @torch.no_grad()
+    def encode(self, texts: list[str]) -> Tensor:
+        """Projected text embeddings [B, D], not normalised and not kept."""
+        length = self.net.config.text_config.max_position_embeddings
+        # A text's embedding is read at its last token, which no padding after it changes.
+        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        batch = batch.to(self.net.device)
+        pooled = self.net.text_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).pooler_output
+        return cast(Tensor, self.net.text_projection(pooled))
 
 
 @dataclass
 class ClipScore(Clip):
     """Verifier over a `CLIPModel`; scores lie in [0, 2.5], published CLIPs stay mostly within [0.3, 1].
 
-    Differentiable in the pictures. Text features are computed once per prompt.
+    Differentiable in the pictures.
     """
 
     name: str = "clip"
@@ -27,6 +95,4 @@ class ClipScore(Clip):
 
 def clip(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """CLIPScore, 2.5 max(cos, 0), of picture and prompt; `model` is a CLIP by Hub id, folder or name."""
-    if model is None:
-        model = "shapes-clip" if image_model.startswith("shapes-") else "openai/clip-vit-large-patch14"
-    return ClipScore.load(model, device=device)
+    return ClipScore.load(model or default_model(image_model, "clip", MODEL), device)

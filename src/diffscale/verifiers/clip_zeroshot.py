@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from diffscale.models.files import local
 from diffscale.suites.imagenet import TEMPLATES, names
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Output, class_ids, class_scores
-from diffscale.verifiers.clip_model import Clip
+from diffscale.verifiers.clip import MODEL, Clip
+from diffscale.verifiers.defaults import default_model
 
-MODEL: Final = "openai/clip-vit-large-patch14"
 BATCH: Final = 256
 """Texts encoded at once."""
 
@@ -52,15 +52,12 @@ class ClipZeroShot(Clip):
         at_once = max(1, BATCH // len(self.templates))
         for start in range(0, len(missing), at_once):
             chunk = missing[start : start + at_once]
-            texts = [self._written(number, template) for number in chunk for template in self.templates]
+            texts = [text.replace("{}", self.classes[number]) for number in chunk for text in self.templates]
             with uncounted():
                 features = torch.cat([self.encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
             means = F.normalize(features, dim=-1).view(len(chunk), len(self.templates), -1).mean(1)
             self._classes.update(zip(chunk, F.normalize(means, dim=-1), strict=True))
         return torch.stack([self._classes[number] for number in ids])
-
-    def _written(self, number: int, template: str) -> str:
-        return template.replace("{}", self.classes[number])
 
 
 def clip_zeroshot(
@@ -79,30 +76,16 @@ def clip_zeroshot(
     ImageNet. The first score embeds all names in all templates. Raises DiffscaleError for weights or files that cannot
     be read.
     """
-    if model is None:
-        model = "shapes-clip" if image_model.startswith("shapes-") else MODEL
+    model = model or default_model(image_model, "clip", MODEL)
     folder = local(model)
 
-    def lines(given: str | None, file: str, usual: list[str]) -> list[str]:
-        beside = None if folder is None else folder / file
-        path = given or (str(beside) if beside is not None and beside.is_file() else None)
-        return usual if path is None else read_lines(path, file.removesuffix(".txt"))
+    def lines(given: str | None, what: str, usual: list[str]) -> list[str]:
+        if given is None and folder is not None and (folder / f"{what}.txt").is_file():
+            given = str(folder / f"{what}.txt")
+        return usual if given is None else read_lines(given, what)
 
-    texts = lines(templates, "templates.txt", list(TEMPLATES))
+    texts = lines(templates, "templates", list(TEMPLATES))
     for text in texts:
         if "{}" not in text:
             raise DiffscaleError(f"The template {text!r} must have {{}} where the name of the class goes.")
-    clip = Clip.load(model, device)
-    return cast(
-        Verifier,
-        ClipZeroShot(
-            clip.net,
-            clip.tokenizer,
-            clip.side,
-            clip.mean,
-            clip.std,
-            classes=lines(classes, "classes.txt", names()),
-            templates=texts,
-            output=output,
-        ),
-    )
+    return ClipZeroShot.load(model, device, classes=lines(classes, "classes", names()), templates=texts, output=output)

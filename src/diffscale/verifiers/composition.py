@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -10,14 +11,15 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.types import Verifier
-from diffscale.verifiers.clip_model import Clip
-from diffscale.verifiers.detect import Owl
-from diffscale.verifiers.detector import Detector
-from diffscale.verifiers.phrases import Reading, read
-from diffscale.verifiers.vqa import Vqa, load_vqa
+from diffscale.verifiers.clip import Clip
+from diffscale.verifiers.detector import Detector, Owl
+from diffscale.verifiers.phrases import Reading, read_prompt
+from diffscale.verifiers.vqa import MODEL as VQA
+from diffscale.verifiers.vqa import load_vqa
 
 Category = Literal["attribute", "spatial", "numeracy", "non_spatial", "complex"]
 
+NAME: Final = "composition"
 CLIP: Final = "openai/clip-vit-base-patch32"
 """The CLIP that T2I-CompBench measures non-spatial relations with."""
 
@@ -30,38 +32,28 @@ class Composition:
     mean of the attribute score, of the spatial score where the prompt has a relation, and of the cosine where it has an
     action or no relation. The benchmark reads from its files which prompt has which and takes adjectives out of the
     text for the cosine; this reads the prompt and leaves it whole. `category` None: that of each prompt's words, see
-    `category_of`, so that scores compare within a prompt only. Differentiable in the pictures where the detector takes
-    no part.
+    `category_of`, so that scores compare within a prompt only. `measures`: by their names in `measures_of`.
+    Differentiable in the pictures where the detector takes no part.
     """
 
-    vqa: Vqa | None
-    owl: Owl | None
-    clip: Clip | None
+    measures: Mapping[str, Callable[[Tensor, list[str]], Tensor]]
     category: Category | None = None
-    name: str = "composition"
+    name: str = NAME
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
-        readings = [read(prompt) for prompt in prompts]
-        measures = [measures_of(self.category or category_of(reading), reading) for reading in readings]
+        readings = [read_prompt(prompt) for prompt in prompts]
+        wanted = [measures_of(self.category or category_of(reading), reading) for reading in readings]
+        if missing := sorted(set().union(*wanted) - self.measures.keys()):
+            raise DiffscaleError(f"Verifier {self.name!r} was loaded without what measures {', '.join(missing)}.")
         total = torch.zeros(len(images), device=images.device)
-        for measure in ("vqa", "spatial", "numeracy", "cosine"):
-            rows = [i for i, asked in enumerate(measures) if measure in asked]
+        for name, measure in self.measures.items():
+            rows = [i for i, names in enumerate(wanted) if name in names]
             if rows:
-                at = torch.tensor(rows, device=images.device)
-                scores = self._measure(measure, images[at], [prompts[i] for i in rows]).to(images.device)
-                shares = torch.tensor([1 / len(measures[i]) for i in rows], device=images.device)
-                total = total.index_add(0, at, scores * shares)
+                scores = measure(images[rows], [prompts[i] for i in rows]).to(images.device)
+                shares = torch.tensor([1 / len(wanted[i]) for i in rows], device=images.device)
+                total = total.index_add(0, torch.tensor(rows, device=images.device), scores * shares)
         return total
-
-    def _measure(self, measure: str, images: Tensor, prompts: list[str]) -> Tensor:
-        if measure == "vqa" and self.vqa is not None:
-            return self.vqa(images, prompts)
-        if measure == "cosine" and self.clip is not None:
-            return self.clip.cosine(images, prompts)
-        if measure in ("spatial", "numeracy") and self.owl is not None:
-            return Detector(self.owl, "spatial" if measure == "spatial" else "numeracy", self.name)(images, prompts)
-        raise DiffscaleError(f"Verifier {self.name!r} was loaded without what measures {measure}.")
 
 
 def composition(
@@ -79,18 +71,15 @@ def composition(
     `vqa`, `detector`, `clip`: a BLIP, an OWLv2 and a CLIP by Hub id, folder or name; only what the category needs is
     loaded. `threshold`: of the detector. Raises DiffscaleError for weights that cannot be loaded.
     """
-    needs = {
-        "attribute": {"vqa"},
-        "spatial": {"detector"},
-        "numeracy": {"detector"},
-        "non_spatial": {"clip"},
-    }.get(category or "", {"vqa", "detector", "clip"})
-    return Composition(
-        load_vqa(vqa, device) if "vqa" in needs else None,
-        Owl.load(detector, device, threshold) if "detector" in needs else None,
-        Clip.load(clip, device) if "clip" in needs else None,
-        category,
-    )
+    measures: dict[str, Callable[[Tensor, list[str]], Tensor]] = {}
+    if category in (None, "complex", "attribute"):
+        measures["vqa"] = load_vqa(vqa or VQA, device)
+    if category in (None, "complex", "spatial", "numeracy"):
+        owl = Owl.load(detector, device, threshold)
+        measures |= {"spatial": Detector(owl, "spatial", NAME), "numeracy": Detector(owl, "numeracy", NAME)}
+    if category in (None, "complex", "non_spatial"):
+        measures["cosine"] = Clip.load(clip, device).cosine
+    return Composition(measures, category)
 
 
 def category_of(reading: Reading) -> Category:
@@ -112,9 +101,8 @@ def category_of(reading: Reading) -> Category:
 
 def measures_of(category: Category, reading: Reading) -> tuple[str, ...]:
     """Which measures a category takes the mean of: `vqa`, `spatial`, `numeracy`, `cosine`."""
-    if category == "complex":
-        related = reading.relation is not None
-        acting = bool(reading.actions) or not related
-        return ("vqa", *(["spatial"] if related else []), *(["cosine"] if acting else []))
-    single = {"attribute": "vqa", "spatial": "spatial", "numeracy": "numeracy", "non_spatial": "cosine"}
-    return (single[category],)
+    if category != "complex":
+        return ({"attribute": "vqa", "non_spatial": "cosine"}.get(category, category),)
+    related = reading.relation is not None
+    acting = bool(reading.actions) or not related
+    return ("vqa", *["spatial"] * related, *["cosine"] * acting)

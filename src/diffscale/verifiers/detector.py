@@ -1,6 +1,7 @@
 """Spatial relations and numeracy of T2I-CompBench (Huang et al. 2023, arXiv 2307.06350) with an open detector.
 
-The benchmark detects with UniDet, which knows a fixed list of classes. This uses OWLv2, which finds what words name.
+The benchmark detects with UniDet, which knows a fixed list of classes. This uses OWLv2 (Minderer et al. 2023, arXiv
+2306.09683), which finds what words name.
 What differs: objects are asked for with their adjectives, so that of two chairs the black one is taken; scores of OWLv2
 are lower than UniDet's; boxes that mostly overlap count once at 0.5, not 0.9; "on top of" is read as "on the top of",
 which the benchmark's script forgets; near is within 150 of 512 pixels at any picture size; and a spatial score under
@@ -14,19 +15,104 @@ from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer, Owlv2ForObjectDetection
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.pixels import eight_bit
+from diffscale.models.files import pretrained, pretrained_network
 from diffscale.types import Verifier
-from diffscale.verifiers.detect import Found, Owl, iou
-from diffscale.verifiers.phrases import Reading, read
+from diffscale.verifiers.phrases import Reading, read_prompt
 
 Kind = Literal["auto", "spatial", "numeracy"]
+
+MODEL: Final = "google/owlv2-base-patch16-ensemble"
+TEMPLATE: Final = "a photo of a {}"
+"""How the publisher words queries."""
+
+OVERLAP: Final = 0.5
+INSIDE: Final = 0.9
+"""Two boxes of a name are one object from this intersection over union, or with this share of one in the other."""
 
 NEAR: Final = 150 / 512
 """Centres closer than this share of the longer edge, along one axis, are near: 150 pixels of the benchmark's 512."""
 
 APART: Final = 0.1
 """Boxes that overlap more than this are only partly left of, above ... each other."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects of one name in one picture, the surest first: `boxes` [N, 4], x0, y0, x1, y1 in pixels, `scores` [N]."""
+
+    boxes: Tensor
+    scores: Tensor
+
+
+@dataclass
+class Owl:
+    """An `Owlv2ForObjectDetection` with its tokenizer and preprocessing. Names are embedded once.
+
+    `threshold`: the score, in [0, 1], from which a box counts.
+    """
+
+    net: Any
+    tokenizer: Any
+    processor: Any
+    threshold: float
+    _names: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, model: str | None = None, device: Any = "cpu", threshold: float = 0.2) -> Owl:
+        """By Hub id, folder or name; raises DiffscaleError if it cannot be loaded."""
+        model, what = model or MODEL, "OWLv2 model"
+        net = pretrained_network(Owlv2ForObjectDetection, model, what, device)
+        tokenizer = pretrained(AutoTokenizer, model, what)
+        return cls(net, tokenizer, pretrained(AutoImageProcessor, model, what, backend="pil"), threshold)
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, names: list[list[str]]) -> list[dict[str, Objects]]:
+        """For each of `images` [B, 3, H, W] in [0, 1] the objects of its own `names`, by name; on the CPU.
+
+        A box belongs to the name that fits it best. Not differentiable: pictures are rounded to bytes, as files are.
+        """
+        pictures = list(eight_bit(images).permute(0, 2, 3, 1).numpy())
+        batch = self.processor(images=pictures, input_data_format="channels_last", return_tensors="pt")
+        grid, _ = self.net.image_embedder(pixel_values=batch.pixel_values.to(self.net.device))
+        features = grid.flatten(1, 2)
+        middle, size = self.net.box_predictor(features, grid).chunk(2, -1)
+        # Pictures are made square at the bottom and right before they are resized.
+        boxes = torch.cat([middle - size / 2, middle + size / 2], -1) * max(images.shape[-2:])
+        detected = []
+        for row, asked in enumerate(names):
+            unique = list(dict.fromkeys(asked))
+            queries = torch.stack([self._embed(name) for name in unique])[None]
+            logits, _ = self.net.class_predictor(features[row : row + 1], queries)
+            scores, best = logits[0].sigmoid().max(-1)
+            detected.append(
+                {name: self._objects(boxes[row], scores, best == number) for number, name in enumerate(unique)}
+            )
+        return detected
+
+    def _objects(self, boxes: Tensor, scores: Tensor, mine: Tensor) -> Objects:
+        sure = mine & (scores > self.threshold)
+        order = scores[sure].argsort(descending=True)
+        boxes, scores = boxes[sure][order].cpu(), scores[sure][order].cpu()
+        chosen: list[int] = []
+        for number, box in enumerate(boxes):
+            if not any(_same(box, boxes[other]) for other in chosen):
+                chosen.append(number)
+        return Objects(boxes[chosen], scores[chosen])
+
+    def _embed(self, name: str) -> Tensor:
+        if name not in self._names:
+            length = self.net.config.text_config.max_position_embeddings
+            batch = self.tokenizer(
+                [TEMPLATE.format(name)], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            ).to(self.net.device)
+            owl = self.net.owlv2
+            pooled = owl.text_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).pooler_output
+            self._names[name] = owl.text_projection(pooled)[0]
+        return self._names[name]
 
 
 @dataclass
@@ -48,11 +134,11 @@ class Detector:
         if images.requires_grad and torch.is_grad_enabled():
             raise DiffscaleError(f"Verifier {self.name!r} has no gradient: choose a search that needs none.")
         readings = [self._read(prompt) for prompt in prompts]
-        found = self.owl.detect(images, [[phrase.object for phrase in reading.phrases] for reading in readings])
+        detected = self.owl.detect(images, [[phrase.object for phrase in reading.phrases] for reading in readings])
         longer = max(images.shape[-2:])
         scores = [
-            spatial(seen, reading, longer) if self._is_spatial(reading) else numeracy(seen, reading)
-            for seen, reading in zip(found, readings, strict=True)
+            spatial(objects, reading, longer) if self._is_spatial(reading) else numeracy(objects, reading)
+            for objects, reading in zip(detected, readings, strict=True)
         ]
         return torch.tensor(scores, device=images.device)
 
@@ -61,7 +147,7 @@ class Detector:
 
     def _read(self, prompt: str) -> Reading:
         if prompt not in self._readings:
-            reading = read(prompt)
+            reading = read_prompt(prompt)
             if not reading.phrases:
                 raise DiffscaleError(f"Verifier {self.name!r} finds no object in the prompt {prompt!r}: name one.")
             if self.category == "spatial" and reading.relation is None:
@@ -89,12 +175,12 @@ def detector(
     return Detector(Owl.load(model, device, threshold), category)
 
 
-def spatial(found: dict[str, Found], reading: Reading, longer: float) -> float:
-    """The spatial score, in [0, 1], of what was found in a picture whose longer edge has `longer` pixels."""
+def spatial(detected: dict[str, Objects], reading: Reading, longer: float) -> float:
+    """The spatial score, in [0, 1], of the objects detected in a picture whose longer edge has `longer` pixels."""
     if reading.relation is None:
         raise DiffscaleError("A spatial score needs a prompt with a relation.")
     first, kind, second = reading.relation
-    one, other = found[first.object], found[second.object]
+    one, other = detected[first.object], detected[second.object]
     if first.object == second.object:
         # The two surest boxes, whichever way round fits.
         if len(one.boxes) < 2:
@@ -107,16 +193,16 @@ def spatial(found: dict[str, Found], reading: Reading, longer: float) -> float:
     return score
 
 
-def numeracy(found: dict[str, Found], reading: Reading) -> float:
-    """The numeracy score, in [0, 1], of what was found in a picture."""
-    wanted: dict[str, int | None] = {}
+def numeracy(detected: dict[str, Objects], reading: Reading) -> float:
+    """The numeracy score, in [0, 1], of the objects that were detected in a picture."""
+    wanted: dict[str, list[int | None]] = {}
     for phrase in reading.phrases:
-        before = wanted.get(phrase.object, 0)
-        wanted[phrase.object] = None if before is None or phrase.count is None else before + phrase.count
+        wanted.setdefault(phrase.object, []).append(phrase.count)
     points = 0.0
-    for name, count in wanted.items():
-        seen = len(found[name].boxes)
-        points += (seen > 0) * (1.0 if count is None else 0.5 + 0.5 * (seen == count))
+    for name, counts in wanted.items():
+        number = len(detected[name].boxes)
+        exact = None in counts or number == sum(count or 0 for count in counts)
+        points += (number > 0) * (0.5 + 0.5 * exact)
     return points / len(wanted)
 
 
@@ -129,9 +215,25 @@ def holds(kind: str, one: Tensor, other: Tensor, longer: float) -> float:
     if kind == "near":
         apart = max(abs(across), abs(down))
         return 1.0 if min(abs(across), abs(down)) < NEAR * longer else NEAR * longer / apart
-    along, uncounted = (across, down) if kind in ("left", "right") else (down, across)
+    along, beside = (across, down) if kind in ("left", "right") else (down, across)
     if kind in ("right", "below"):
         along = -along
-    if along <= abs(uncounted):
+    if along <= abs(beside):
         return 0.0
     return min(1.0, APART / max(iou(one, other), 1e-9))
+
+
+def iou(one: Tensor, other: Tensor) -> float:
+    """Intersection over union, in [0, 1], of two boxes [4] as x0, y0, x1, y1."""
+    shared, first, second = _areas(one, other)
+    return shared / max(first + second - shared, 1e-9)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    shared, first, second = _areas(one, other)
+    return iou(one, other) > OVERLAP or shared > INSIDE * max(min(first, second), 1e-9)
+
+
+def _areas(one: Tensor, other: Tensor) -> tuple[float, float, float]:
+    size = (torch.minimum(one[2:], other[2:]) - torch.maximum(one[:2], other[:2])).clamp(min=0)
+    return float(size.prod()), float((one[2:] - one[:2]).prod()), float((other[2:] - other[:2]).prod())

@@ -23,11 +23,10 @@ class Head(nn.Module):
     def __init__(self, sizes: Sequence[int] = SIZES) -> None:
         super().__init__()
         steps: list[nn.Module] = []
-        widths = list(pairwise(sizes))
-        for at, (before, after) in enumerate(widths):
-            steps.append(nn.Linear(before, after))
-            if at < len(widths) - 2:
-                steps.append(nn.Dropout(0.2 if at < 2 else 0.1))
+        for i, widths in enumerate(pairwise(sizes)):
+            steps.append(nn.Linear(*widths))
+            if i < len(sizes) - 3:
+                steps.append(nn.Dropout(0.2 if i < 2 else 0.1))
         self.layers = nn.Sequential(*steps)
 
     def forward(self, features: Tensor) -> Tensor:

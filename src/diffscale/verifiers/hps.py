@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.models.files import fetch, load_into, load_state, pretrained
-from diffscale.models.locate import locate
+from diffscale.models.files import fetch, load_into, load_state, pretrained, renamed
 from diffscale.types import Verifier
-from diffscale.verifiers.clip_model import Clip
-from diffscale.verifiers.preprocess import CLIP_MEAN, CLIP_STD, letterbox
+from diffscale.verifiers.clip import Clip
+from diffscale.verifiers.preprocess import Preprocessing
 
 MODEL: Final = "xswu/HPSv2"
 FILES: Final = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -24,6 +21,8 @@ TOKENIZER: Final = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 VISION_HEAD: Final = 80
 TEXT_HEAD: Final = 64
 """Widths of the attention heads of open_clip's ViT-H-14, the one size that weights do not show."""
+
+PROJECTIONS: Final = ("visual_projection.weight", "text_projection.weight")
 
 KEYS: Final = (
     (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
@@ -59,7 +58,7 @@ class Hps(Clip):
 
     def pixels(self, images: Tensor) -> Tensor:
         """What the vision tower takes, [B, 3, side, side], of `images` [B, 3, H, W] in [0, 1]."""
-        return letterbox(images, self.side, self.mean, self.std)
+        return self.preprocessing.letterbox(images)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
@@ -90,9 +89,8 @@ def hps(
     config = config_of(state)
     net = CLIPModel(config)
     load_into(net, translate(state), path)
-    net.to(device).eval().requires_grad_(False)
-    pieces = pretrained(lambda: AutoTokenizer.from_pretrained(locate(tokenizer)), tokenizer, "tokenizer")
-    return Hps(net, pieces, config.vision_config.image_size, CLIP_MEAN, CLIP_STD)
+    pieces = pretrained(AutoTokenizer, tokenizer, "tokenizer")
+    return Hps(net.to(device).eval().requires_grad_(False), pieces, Preprocessing(config.vision_config.image_size))
 
 
 def config_of(state: Mapping[str, Tensor]) -> CLIPConfig:
@@ -131,20 +129,14 @@ def config_of(state: Mapping[str, Tensor]) -> CLIPConfig:
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A published open_clip state dict in the names and layout of transformers' CLIPModel, see `KEYS`."""
     out: dict[str, Tensor] = {}
-    for name, value in state.items():
-        renamed = name
-        for pattern, there in KEYS:
-            renamed = re.sub(pattern, there, renamed)
-        if name in ("visual.proj", "text_projection"):
-            out[renamed] = value.T.contiguous()
-        elif ".in_proj_" in renamed:
-            stem, kind = renamed.split("in_proj_")
-            for part, rows in zip("qkv", value.chunk(3), strict=True):
-                out[f"{stem}{part}_proj.{kind}"] = rows.clone()
+    for name, value in renamed(state, KEYS).items():
+        stem, fused, kind = name.partition("in_proj_")
+        if fused:
+            out |= {f"{stem}{part}_proj.{kind}": rows.clone() for part, rows in zip("qkv", value.chunk(3), strict=True)}
         else:
-            out[renamed] = value
-    return {name: value.to(torch.float32) for name, value in out.items()}
+            out[name] = value.T.contiguous() if name in PROJECTIONS else value
+    return out
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
-    return len([name for name in state if name.startswith(prefix) and name.endswith("attn.in_proj_weight")])
+    return sum(name.startswith(prefix) and name.endswith("attn.in_proj_weight") for name in state)

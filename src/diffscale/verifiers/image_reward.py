@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import AutoTokenizer
 
-from diffscale._util.files import read_config
-from diffscale.models.files import fetch, load_into, load_state, local, pretrained
-from diffscale.models.locate import locate
+from diffscale.models.files import fetch, load_into, load_state, pretrained, saved_config
 from diffscale.types import Verifier
+from diffscale.verifiers.defaults import default_model
 from diffscale.verifiers.image_reward_net import PUBLISHED, ImageRewardNet, translate
-from diffscale.verifiers.preprocess import prepare
+from diffscale.verifiers.preprocess import Preprocessing
 
 MODEL: Final = "THUDM/ImageReward"
 FILE: Final = "ImageReward.pt"
@@ -47,14 +46,13 @@ class ImageReward:
 
     def prepared(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """What the network takes: pixels [B, 3, side, side], token ids and attention mask [B, max_length]."""
-        config = self.net.config
-        device = self.net.vision.device
-        side = config["vision_config"]["image_size"]
-        pixels = prepare(images.to(device).float(), side, config["image_mean"], config["image_std"])
-        tokens, mask = zip(*(self._read(prompt) for prompt in prompts), strict=True)
+        config, device = self.net.config, self.net.vision.device
+        preprocessing = Preprocessing(config["vision_config"]["image_size"], config["image_mean"], config["image_std"])
+        pixels = preprocessing.crop(images.to(device, torch.float32))
+        tokens, mask = zip(*(self._tokenized(prompt) for prompt in prompts), strict=True)
         return pixels, torch.stack(tokens).to(device), torch.stack(mask).to(device)
 
-    def _read(self, prompt: str) -> tuple[Tensor, Tensor]:
+    def _tokenized(self, prompt: str) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask of a prompt, int64 [max_length] each."""
         if prompt not in self._tokens:
             length = self.net.config["max_length"]
@@ -76,23 +74,13 @@ def image_reward(
     """ImageReward, what people prefer, about -2.3 to 2; `model` is a file, folder, Hub id or name.
 
     The publisher has a pickle only: `sha256` is the digest of the file, as its page on the Hub shows it. A folder with
-    config.json, as `save_image_reward` makes it, is read from safetensors. `tokenizer`: a folder or Hub id, by default
-    the folder's own or the published one. Raises DiffscaleError for weights that cannot be loaded.
+    config.json, as `save_network` makes it, is read from safetensors. `tokenizer`: a folder or Hub id, by default the
+    folder's own or the published one. Raises DiffscaleError for weights that cannot be loaded.
     """
-    if model is None:
-        model = "shapes-reward" if image_model.startswith("shapes-") else MODEL
-    where = local(model)
-    if where is not None and (where / "config.json").is_file():
-        path = fetch(model, "model.safetensors")
-        net = ImageRewardNet(read_config(where / "config.json"))
-        load_into(net, load_state(path), path)
-        tokenizer = tokenizer or str(where)
-    else:
-        path = fetch(model, FILE)
-        state = translate(load_state(path, sha256))
-        net = ImageRewardNet(PUBLISHED)
-        load_into(net, state, path)
-    named = tokenizer or TOKENIZER
-    pieces = pretrained(lambda: AutoTokenizer.from_pretrained(locate(named)), named, "tokenizer")
-    net.to(device).eval().requires_grad_(False)
-    return ImageReward(net, pieces)
+    model = model or default_model(image_model, "image_reward", MODEL)
+    config = saved_config(model)
+    path = fetch(model, FILE if config is None else "model.safetensors")
+    net = ImageRewardNet(PUBLISHED if config is None else config)
+    load_into(net, translate(load_state(path, sha256)), path)
+    pieces = pretrained(AutoTokenizer, tokenizer or (TOKENIZER if config is None else model), "tokenizer")
+    return ImageReward(net.to(device).eval().requires_grad_(False), pieces)

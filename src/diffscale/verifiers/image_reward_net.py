@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, first_line
+from diffscale.models.files import renamed
 from diffscale.verifiers.head import SIZES, Head
 from diffscale.verifiers.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -30,7 +28,6 @@ PUBLISHED: Final[dict[str, Any]] = {
     "text_config": {
         "vocab_size": 30524,
         "hidden_size": 768,
-        "encoder_hidden_size": 1024,
         "intermediate_size": 3072,
         "num_hidden_layers": 12,
         "num_attention_heads": 12,
@@ -55,10 +52,10 @@ KEYS: Final = (
     (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
     (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
     (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision.encoder.layers.\1.layer_norm\2."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision.encoder.layers.\1.self_attn.qkv."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
+    (r"^blip\.visual_encoder\.blocks\.", "vision.encoder.layers."),
+    (r"^(vision\..*)\.norm([12])\.", r"\1.layer_norm\2."),
+    (r"^(vision\..*)\.attn\.qkv\.", r"\1.self_attn.qkv."),
+    (r"^(vision\..*)\.attn\.proj\.", r"\1.self_attn.projection."),
     (r"^blip\.text_encoder\.", "text."),
     (r"^mlp\.", "head."),
 )
@@ -87,9 +84,7 @@ class ImageRewardNet(nn.Module):
             self.vision = BlipVisionModel(vision)
             self.text = BlipTextModel(text, add_pooling_layer=False)
         except (TypeError, ValueError) as error:
-            raise DiffscaleError(
-                f"The config of an ImageReward network is wrong: {str(error).splitlines()[0]}"
-            ) from error
+            raise DiffscaleError(f"The config of an ImageReward network is wrong: {first_line(error)}") from error
         self.head = Head(config["head"])
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -109,25 +104,4 @@ class ImageRewardNet(nn.Module):
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A published state dict in the names of `ImageRewardNet`, see `KEYS`, without what takes no part in the score."""
-    out = {}
-    for name, value in state.items():
-        if UNUSED.search(name):
-            continue
-        renamed = name
-        for pattern, there in KEYS:
-            renamed = re.sub(pattern, there, renamed)
-        out[renamed] = value.to(torch.float32)
-    return out
-
-
-def save_image_reward(net: ImageRewardNet, folder: str | Path) -> None:
-    """Write config.json and model.safetensors, from which `image_reward` loads the network again.
-
-    The tokenizer belongs into the same folder: `tokenizer.save_pretrained(folder)`.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(net.config, indent=2) + "\n", encoding="utf-8")
-    save_file(
-        {name: value.contiguous().cpu() for name, value in net.state_dict().items()}, folder / "model.safetensors"
-    )
+    return renamed({name: value for name, value in state.items() if not UNUSED.search(name)}, KEYS)

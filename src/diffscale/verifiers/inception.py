@@ -3,116 +3,86 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForImageClassification
 
-from diffscale._util.files import read_config
 from diffscale._util.fingerprints import network_digest
-from diffscale.models.files import download, fetch, load_into, load_state, local
+from diffscale.models.files import download, fetch, load_into, load_state, pretrained_network, saved_config
 from diffscale.suites.imagenet import inception_order
 from diffscale.types import Verifier
-from diffscale.verifiers.classes import Output, class_ids, class_scores
-from diffscale.verifiers.classifier import load_classifier
-from diffscale.verifiers.inception_net import PUBLISHED, InceptionV3, build
-from diffscale.verifiers.preprocess import resize_like_tensorflow
+from diffscale.verifiers.classes import Classifier, ClassVerifier, Output
+from diffscale.verifiers.defaults import default_model
+from diffscale.verifiers.inception_net import PUBLISHED, build
+from diffscale.verifiers.preprocess import Preprocessing, resize_like_tensorflow
 
-URL: Final = (
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-)
-SHA256: Final = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 FILE: Final = "pt_inception-2015-12-05-6726825d.pth"
-
-
-class Features(Protocol):
-    """A classifier in FID's part: `order` has the output of class i, `name` says the network and its weights."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def order(self) -> Tensor: ...
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """PoolVerifier features [B, D] of `images` [B, 3, H, W] in [0, 1]."""
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits [B, outputs]."""
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Their softmax."""
+URL: Final = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
+SHA256: Final = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 @dataclass
-class Inception:
-    """An `InceptionV3` with its preprocessing, for FID, IS and the oracle.
+class Inception(Classifier):
+    """An `InceptionV3`, for FID, IS and the oracle.
 
-    `order`: the output that class i has, int64 [classes]. `name` says the network and its weights. Pictures of any
-    shape are stretched to `side` as in TensorFlow 1. Differentiable in the pictures.
+    Pictures of any shape are stretched to `side` as in TensorFlow 1. Its pooled features have 2048 numbers in the
+    published network.
     """
 
-    net: InceptionV3
     side: int
-    order: Tensor
-    name: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """PoolVerifier features [B, D] (2048 of the published network) of `images` [B, 3, H, W] in [0, 1]."""
-        images = images.to(self.net.fc.weight.device).float()
+        images = images.to(self.net.fc.weight.device, torch.float32)
         # The network was trained on bytes, minus 128, divided by 128.
         return self.net((resize_like_tensorflow(images, self.side, self.side) * 255 - 128) / 128)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits [B, outputs] of `images`, in the network's own order."""
         return self.net.fc(self(images))
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Probabilities [B, outputs] of `images`, in the network's own order; rows add up to 1."""
-        return self.logits(images).softmax(-1)
 
 
 @dataclass
-class OracleInception:
-    """Verifier over an `Inception`: probability of the conditioning class, in [0, 1].
+class PretrainedClassifier(Classifier):
+    """Any image classifier of transformers in the place of InceptionV3, as shapes-inception is.
 
-    The Inception Score of a set rises with it, so that it is an oracle where that is the judge. Differentiable in the
-    pictures.
+    Pictures of any shape are stretched. Its features are pooled, as the last layer reads them.
     """
 
-    inception: Features
-    output: Output = "probability"
-    name: str = "inception"
+    preprocessing: Preprocessing
 
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Score [B] of `images` [B, 3, H, W] in [0, 1] for their classes; higher is better."""
-        order = self.inception.order
-        ids = order[class_ids(prompts, len(order), self.name)]
-        return class_scores(self.inception.logits(images), ids, self.output)
+    def __call__(self, images: Tensor) -> Tensor:
+        out = getattr(self.net, self.net.base_model_prefix)(pixel_values=self._pixels(images))
+        pooled = getattr(out, "pooler_output", None)
+        return (out.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.net(pixel_values=self._pixels(images)).logits
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return self.preprocessing.stretch(images.to(self.net.device, torch.float32))
 
 
-def load_inception(model: str | None = None, device: Any = "cpu", sha256: str | None = None) -> Features:
+def load_inception(model: str | None = None, device: Any = "cpu", sha256: str | None = None) -> Classifier:
     """An InceptionV3 by file, folder, Hub id or name; by default the published network of FID.
 
-    A folder with config.json is read from safetensors: as `save_inception` makes it, of any width, or any image
-    classifier of transformers. Other files are pickles in the layout of pt_inception-2015-12-05, held to `sha256` or
-    the published digest. Raises DiffscaleError for weights that cannot be loaded.
+    A folder with config.json is read from safetensors: an InceptionV3 of any width, see `inception_net.PUBLISHED`, or
+    any image classifier of transformers. Other files are pickles in the layout of pt_inception-2015-12-05, held to
+    `sha256` or the published digest. Raises DiffscaleError for weights that cannot be loaded.
     """
-    where = None if model is None else local(model)
-    config = dict(PUBLISHED)
-    if where is not None and (where / "config.json").is_file():
-        config = read_config(where / "config.json")
-        if "model_type" in config:
-            return load_classifier(str(where), device)
-        path = where / "model.safetensors"
-    else:
-        path = download(URL, SHA256) if model is None else fetch(model, FILE)
+    config = None if model is None else saved_config(model)
+    if model is not None and config is not None and "model_type" in config:
+        net = pretrained_network(AutoModelForImageClassification, model, "image classifier", device)
+        preprocessing = Preprocessing.load(model, "image classifier")
+        classes = torch.arange(net.config.num_labels)
+        return PretrainedClassifier(net, classes, f"inception {network_digest(net)}", preprocessing)
+    path = download(URL, SHA256) if model is None else fetch(model, FILE if config is None else "model.safetensors")
+    config = PUBLISHED if config is None else config
     net = build(config)
     load_into(net, load_state(path, sha256 or SHA256), path)
     net.to(device).eval().requires_grad_(False)
-    plain = config["order"] == "plain"
-    order = torch.arange(config["outputs"]) if plain else torch.tensor(inception_order())
-    return Inception(net, config["side"], order, f"inception {network_digest(net)}")
+    order = torch.arange(config["outputs"]) if config["order"] == "plain" else torch.tensor(inception_order())
+    return Inception(net, order, f"inception {network_digest(net)}", config["side"])
 
 
 def inception(
@@ -125,8 +95,8 @@ def inception(
 ) -> Verifier:
     """Oracle Inception Score: probability of the class, in [0, 1]; `model` is a file, folder, Hub id or name.
 
-    Raises DiffscaleError for weights that cannot be loaded.
+    The Inception Score of a set rises with it, so that it is an oracle where that is the judge. Raises DiffscaleError
+    for weights that cannot be loaded.
     """
-    if model is None and image_model.startswith("shapes-"):
-        model = "shapes-inception"
-    return OracleInception(load_inception(model, device, sha256), output)
+    model = model or default_model(image_model, "inception", None)
+    return ClassVerifier(load_inception(model, device, sha256), output, "inception")

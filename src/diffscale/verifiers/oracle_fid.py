@@ -18,7 +18,9 @@ from diffscale.metrics.frechet import root
 from diffscale.metrics.statistics import load_reference
 from diffscale.models.files import local
 from diffscale.types import Verifier
-from diffscale.verifiers.inception import Features, load_inception
+from diffscale.verifiers.classes import Classifier
+from diffscale.verifiers.defaults import default_model
+from diffscale.verifiers.inception import load_inception
 
 
 @dataclass
@@ -29,7 +31,7 @@ class OracleFid:
     float64. Not differentiable. Conditions are not looked at.
     """
 
-    inception: Features
+    inception: Classifier
     mean: Tensor
     root: Tensor
     name: str = "oracle_fid"
@@ -76,14 +78,14 @@ def oracle_fid(
 ) -> Verifier:
     """Minus the FID of all slots filled so far with the picture, at most 0; slots are filled one after another.
 
-    `reference`: statistics as `diffscale evaluate --save-reference` writes them, made with the same Inception; Shapes
-    has its own. `model`, `sha256`: as for `inception`. Raises DiffscaleError for weights or statistics that cannot be
-    loaded.
+    `reference`: statistics as `diffscale evaluate --save-reference` writes them, made with the same Inception; by
+    default reference.safetensors in the folder of `model`. `model`, `sha256`: as for `inception`. Raises DiffscaleError
+    for weights or statistics that cannot be loaded.
     """
-    if image_model.startswith("shapes-"):
-        model = model or "shapes-inception"
-        folder = local("shapes-inception")
-        reference = reference or (None if folder is None else str(folder / "reference.safetensors"))
+    model = model or default_model(image_model, "inception", None)
+    beside = None if model is None else local(model)
+    if reference is None and beside is not None and (beside / "reference.safetensors").is_file():
+        reference = str(beside / "reference.safetensors")
     if reference is None:
         raise DiffscaleError("oracle_fid needs the statistics of real pictures: give reference=FILE.")
     inception = load_inception(model, device, sha256)

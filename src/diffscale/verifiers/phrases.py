@@ -61,7 +61,7 @@ class Reading:
     actions: tuple[str, ...]
 
 
-def read(prompt: str) -> Reading:
+def read_prompt(prompt: str) -> Reading:
     """The reading of a prompt in English; anything is read, at worst with no phrases."""
     tokens = _tokens(prompt)
     phrases: list[Phrase] = []

@@ -8,7 +8,8 @@ from typing import Any, Final
 from torch import Tensor
 
 from diffscale.types import Verifier
-from diffscale.verifiers.clip_model import Clip
+from diffscale.verifiers.clip import Clip
+from diffscale.verifiers.defaults import default_model
 
 MODEL: Final = "yuvalkirstain/PickScore_v1"
 PROCESSOR: Final = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -20,8 +21,7 @@ class PickScore(Clip):
     """Verifier over a `CLIPModel`: exp(logit_scale) cos, with a trained scale of about 100.
 
     Scores lie in [-100, 100] and mostly within [16, 26]; the softmax of two pictures' scores is the probability that
-    people choose one over the other for the prompt. Differentiable in the pictures. Text features are computed once
-    per prompt.
+    people choose one over the other for the prompt. Differentiable in the pictures.
     """
 
     name: str = "pick_score"
@@ -39,8 +39,5 @@ def pick_score(
     `processor`: where tokenizer and preprocessing lie, if not with the weights. Raises DiffscaleError for weights that
     cannot be loaded.
     """
-    if model is None:
-        model = "shapes-pick" if image_model.startswith("shapes-") else MODEL
-    if model == MODEL and processor is None:
-        processor = PROCESSOR
-    return PickScore.load(model, device, processor)
+    model = model or default_model(image_model, "pick_score", MODEL)
+    return PickScore.load(model, device, processor or (PROCESSOR if model == MODEL else None))

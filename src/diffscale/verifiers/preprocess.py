@@ -8,45 +8,74 @@ where much is clipped.)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoImageProcessor
 
-CLIP_MEAN: Final = [0.48145466, 0.4578275, 0.40821073]
-CLIP_STD: Final = [0.26862954, 0.26130258, 0.27577711]
+from diffscale._util.errors import DiffscaleError
+from diffscale.models.files import pretrained
+
+CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 """Per-channel mean and standard deviation that CLIP and BLIP were trained with."""
 
 
-def prepare(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float], edge: int | None = None) -> Tensor:
-    """What a vision tower takes, from `images` [B, 3, H, W] in [0, 1]: [B, 3, side, side], normalised.
+@dataclass(frozen=True)
+class Preprocessing:
+    """What makes pictures [B, 3, H, W] in [0, 1] what a vision network takes: [B, 3, side, side], normalised.
 
-    The shorter edge becomes `edge` (`side` if None), then the middle is cut out, as published CLIP, ImageReward and
-    DINOv2 processors do.
+    `mean` and `std`: subtracted from each channel, and what it is divided by then. `edge`: what the shorter edge
+    becomes before `crop` cuts the middle out, `side` if None.
     """
-    height, width = images.shape[-2:]
-    edge = edge or side
-    # The longer edge is cut off to whole pixels, as PIL-based processors do.
-    size = (edge, int(edge * width / height)) if height <= width else (int(edge * height / width), edge)
-    images = resize(images, *size)
-    top, left = (size[0] - side) // 2, (size[1] - side) // 2
-    return normalise(images[..., top : top + side, left : left + side], mean, std)
 
+    side: int
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
+    edge: int | None = None
 
-def stretch(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Both edges become `side`, whatever the shape was, as BLIP's question answering does: [B, 3, side, side]."""
-    return normalise(resize(images, side, side), mean, std)
+    @classmethod
+    def load(cls, model: str, what: str, side: int | None = None) -> Preprocessing:
+        """The preprocessing of a Hub id, folder or shipped name, at `side` pixels where they are given.
 
+        `what`: the kind of network, as users call it. Raises DiffscaleError if it cannot be loaded.
+        """
+        processor = pretrained(AutoImageProcessor, model, what, backend="pil")
+        if side is not None:
+            return cls(side, processor.image_mean, processor.image_std)
+        size = getattr(processor, "crop_size", None) or processor.size
+        if "height" not in size:
+            raise DiffscaleError(f"The preprocessing in {model} states no height in crop_size or size; add it.")
+        edge = processor.size.get("shortest_edge")
+        return cls(size["height"], processor.image_mean, processor.image_std, edge)
 
-def letterbox(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """The longer edge becomes `side`, black bars on both sides fill the rest, as HPS v2 does: [B, 3, side, side]."""
-    height, width = images.shape[-2:]
-    scale = side / max(height, width)
-    images = resize(images, round(height * scale), round(width * scale))
-    down, right = side - images.shape[-2], side - images.shape[-1]
-    bars = (right // 2, right - right // 2, down // 2, down - down // 2)
-    return normalise(F.pad(images, bars), mean, std)
+    def crop(self, images: Tensor) -> Tensor:
+        """The middle of each picture, as published CLIP, ImageReward and DINOv2 processors cut it out."""
+        height, width = images.shape[-2:]
+        edge = self.edge or self.side
+        # The longer edge is cut off to whole pixels, as PIL-based processors do.
+        size = (edge, int(edge * width / height)) if height <= width else (int(edge * height / width), edge)
+        top, left = (size[0] - self.side) // 2, (size[1] - self.side) // 2
+        return self._normalise(resize(images, *size)[..., top : top + self.side, left : left + self.side])
+
+    def stretch(self, images: Tensor) -> Tensor:
+        """Whole pictures, whatever their shape was, as BLIP's question answering sees them."""
+        return self._normalise(resize(images, self.side, self.side))
+
+    def letterbox(self, images: Tensor) -> Tensor:
+        """Whole pictures with black bars on both sides, so that they keep their shape, as HPS v2 sees them."""
+        height, width = images.shape[-2:]
+        scale = self.side / max(height, width)
+        images = resize(images, round(height * scale), round(width * scale))
+        down, right = self.side - images.shape[-2], self.side - images.shape[-1]
+        return self._normalise(F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2)))
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        mean, std = images.new_tensor([self.mean, self.std])[..., None, None]
+        return (images - mean) / std
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
@@ -65,21 +94,12 @@ def resize_like_tensorflow(images: Tensor, height: int, width: int) -> Tensor:
     antialiasing.
     """
 
-    def axis(images: Tensor, dim: int, size: int) -> Tensor:
-        old = images.shape[dim]
-        at = torch.arange(size, device=images.device, dtype=torch.float64) * (old / size)
-        low = at.floor().long().clamp(max=old - 1)
+    def along(images: Tensor, size: int) -> Tensor:
+        """The last axis at another size."""
+        old = images.shape[-1]
+        places = torch.arange(size, device=images.device, dtype=torch.float64) * (old / size)
+        low = places.floor().long().clamp(max=old - 1)
         high = (low + 1).clamp(max=old - 1)
-        shape = [1] * images.ndim
-        shape[dim] = size
-        part = (at - low).to(images.dtype).view(shape)
-        return torch.lerp(images.index_select(dim, low), images.index_select(dim, high), part)
+        return torch.lerp(images[..., low], images[..., high], (places - low).to(images.dtype))
 
-    return axis(axis(images, -1, width), -2, height)
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(images - mean) / std for each channel."""
-    shift = torch.tensor(mean, device=images.device, dtype=images.dtype).view(3, 1, 1)
-    scale = torch.tensor(std, device=images.device, dtype=images.dtype).view(3, 1, 1)
-    return (images - shift) / scale
+    return along(along(images, width).mT, height).mT

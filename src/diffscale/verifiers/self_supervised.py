@@ -13,16 +13,17 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, SiglipVisionModel
+from transformers import SiglipVisionModel
 
-from diffscale.models.files import pretrained
-from diffscale.models.locate import locate
+from diffscale.models.files import pretrained_network
 from diffscale.types import Verifier
-from diffscale.verifiers.clip_model import Clip
+from diffscale.verifiers.clip import MODEL as CLIP
+from diffscale.verifiers.clip import Clip
+from diffscale.verifiers.defaults import default_model
+from diffscale.verifiers.dino import MODEL as DINO
 from diffscale.verifiers.dino import load_dino
-from diffscale.verifiers.preprocess import stretch
+from diffscale.verifiers.preprocess import Preprocessing
 
-CLIP: Final = "openai/clip-vit-large-patch14"
 SIGLIP: Final = "google/siglip-so400m-patch14-384"
 
 
@@ -46,30 +47,23 @@ class SelfSupervised:
 
 def clip_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """Cosine of CLIP's features of the picture and of its x0-prediction at `level`; `model` is a CLIP."""
-    clip = Clip.load(model or ("shapes-clip" if image_model.startswith("shapes-") else CLIP), device)
-    return SelfSupervised("clip_ssl", clip.features, level)
+    net = Clip.load(model or default_model(image_model, "clip", CLIP), device)
+    return SelfSupervised("clip_ssl", net.features, level)
 
 
 def dino_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """Cosine of DINOv2's class tokens of the picture and of its x0-prediction at `level`; `model` is a DINOv2."""
-    return SelfSupervised(
-        "dino_ssl", load_dino(model or ("shapes-dino" if image_model.startswith("shapes-") else None), device), level
-    )
+    return SelfSupervised("dino_ssl", load_dino(model or default_model(image_model, "dino", DINO), device), level)
 
 
 def siglip_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """Cosine of SigLIP's pooled features of the picture and of its x0-prediction at `level`; `model` is a SigLIP."""
-    model = model or ("shapes-siglip" if image_model.startswith("shapes-") else SIGLIP)
-    where = locate(model)
-    net = pretrained(
-        lambda: SiglipVisionModel.from_pretrained(where, dtype=torch.float32, use_safetensors=True), model, "SigLIP"
-    )
-    images = pretrained(lambda: AutoImageProcessor.from_pretrained(where, backend="pil"), model, "SigLIP")
-    net.to(device).eval().requires_grad_(False)
+    model = model or default_model(image_model, "siglip", SIGLIP)
+    net = pretrained_network(SiglipVisionModel, model, "SigLIP", device)
+    preprocessing = Preprocessing.load(model, "SigLIP")
 
-    def features(pictures: Tensor) -> Tensor:
+    def features(images: Tensor) -> Tensor:
         # SigLIP's processor stretches, it does not cut.
-        pixels = stretch(pictures.to(device).float(), images.size["height"], images.image_mean, images.image_std)
-        return net(pixel_values=pixels).pooler_output  # type: ignore[no-any-return]
+        return net(pixel_values=preprocessing.stretch(images.to(device, torch.float32))).pooler_output  # type: ignore[no-any-return]
 
     return SelfSupervised("siglip_ssl", features, level)

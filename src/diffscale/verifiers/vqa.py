@@ -7,14 +7,13 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, BlipForQuestionAnswering
+from transformers import AutoTokenizer, BlipForQuestionAnswering
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.models.files import pretrained
-from diffscale.models.locate import locate
+from diffscale.models.files import pretrained, pretrained_network
 from diffscale.types import Verifier
-from diffscale.verifiers.phrases import read
-from diffscale.verifiers.preprocess import stretch
+from diffscale.verifiers.phrases import read_prompt
+from diffscale.verifiers.preprocess import Preprocessing
 
 MODEL: Final = "Salesforce/blip-vqa-capfilt-large"
 """The weights of T2I-CompBench in transformers' layout; they take 384 pixels, and the benchmark's script 480."""
@@ -31,15 +30,13 @@ class Vqa:
     """Verifier over a `BlipForQuestionAnswering`: the product of P(yes) over the prompt's noun phrases, in [0, 1].
 
     P(yes) = p(yes) / (p(yes) + p(no)) for the answer's first token, to the question "a red car?". A prompt without noun
-    phrases is asked after as a whole. Phrases are those of `phrases.read`, not spaCy's. Differentiable in the pictures.
-    Questions are read once per prompt; features depend on the picture.
+    phrases is asked after as a whole. Phrases are those of `phrases.read_prompt`, not spaCy's. Differentiable in the
+    pictures. Questions are read once per prompt; features depend on the picture.
     """
 
     net: Any
     tokenizer: Any
-    side: int
-    mean: list[float]
-    std: list[float]
+    preprocessing: Preprocessing
     answers: tuple[int, int]
     name: str = "vqa"
     _questions: dict[str, list[str]] = field(default_factory=dict, repr=False)
@@ -54,23 +51,22 @@ class Vqa:
     def questions(self, prompt: str) -> list[str]:
         """What is asked of a picture of `prompt`."""
         if prompt not in self._questions:
-            texts = [phrase.text for phrase in read(prompt).phrases[:QUESTIONS]]
+            texts = [phrase.text for phrase in read_prompt(prompt).phrases[:QUESTIONS]]
             self._questions[prompt] = [f"{text}?" for text in texts or [prompt.lower().rstrip(" .!?")]]
         return self._questions[prompt]
 
-    def yes(self, images: Tensor, questions: list[str], picture: Tensor | None = None) -> Tensor:
-        """P(yes) [Q] to `questions`, each about row `picture[q]` (int64 [Q]) of `images`, or about its own."""
-        pixels = stretch(images.to(self.net.device).float(), self.side, self.mean, self.std)
+    def yes(self, images: Tensor, questions: list[str], picture: Tensor) -> Tensor:
+        """P(yes) [Q] to `questions`, each about row `picture[q]` (int64 [Q]) of `images`."""
+        pixels = self.preprocessing.stretch(images.to(self.net.device, torch.float32))
         seen = self.net.vision_model(pixel_values=pixels).last_hidden_state
-        seen = seen if picture is None else seen[picture]
+        seen = seen[picture]
         tokens = self.tokenizer(questions, truncation=True, max_length=WORDS).input_ids
         chances = torch.zeros(len(questions), device=seen.device)
         # One length at a time: BlipTextLMHeadModel of transformers 5 looks at padding, whatever the mask.
         for length in sorted({len(ids) for ids in tokens}):
             rows = [row for row, ids in enumerate(tokens) if len(ids) == length]
-            at = torch.tensor(rows, device=seen.device)
             ids = torch.tensor([tokens[row] for row in rows], device=seen.device)
-            chances = chances.index_put((at,), self._yes(seen[at], ids))
+            chances = chances.index_put((torch.tensor(rows, device=seen.device),), self._yes(seen[rows], ids))
         return chances
 
     def _yes(self, seen: Tensor, ids: Tensor) -> Tensor:
@@ -86,22 +82,16 @@ class Vqa:
         return (logits[:, yes] - logits[:, no]).sigmoid()
 
 
-def load_vqa(model: str | None = None, device: Any = "cpu") -> Vqa:
+def load_vqa(model: str = MODEL, device: Any = "cpu") -> Vqa:
     """A `BlipForQuestionAnswering` by Hub id, folder or name; raises DiffscaleError if it cannot be loaded."""
-    model = model or MODEL
-    where = locate(model)
     what = "BLIP question answering model"
-    net = pretrained(
-        lambda: BlipForQuestionAnswering.from_pretrained(where, dtype=torch.float32, use_safetensors=True), model, what
-    )
-    tokenizer = pretrained(lambda: AutoTokenizer.from_pretrained(where), model, what)
-    images = pretrained(lambda: AutoImageProcessor.from_pretrained(where, backend="pil"), model, what)
+    net = pretrained_network(BlipForQuestionAnswering, model, what, device)
+    tokenizer = pretrained(AutoTokenizer, model, what)
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
     if tokenizer.unk_token_id in (yes, no):
         raise DiffscaleError(f"The tokenizer of {model!r} does not know the answers yes and no.")
-    net.to(device).eval().requires_grad_(False)
     side = net.config.vision_config.image_size
-    return Vqa(net, tokenizer, side, list(images.image_mean), list(images.image_std), (yes, no))
+    return Vqa(net, tokenizer, Preprocessing.load(model, what, side), (yes, no))
 
 
 def vqa(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Verifier:
@@ -109,4 +99,4 @@ def vqa(model: str | None = None, *, device: Any = "cpu", image_model: str = "")
 
     For the categories colour, shape and texture. Raises DiffscaleError for weights that cannot be loaded.
     """
-    return load_vqa(model, device)
+    return load_vqa(model or MODEL, device)

@@ -64,27 +64,28 @@ class ClipFeatures:
 
 def clip(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Extractor:
     """Picture embeddings of a CLIP by Hub id, folder or name; by default that of CMMD, ViT-L/14 at 336 pixels."""
-    from diffscale.verifiers.clip import ClipScore
+    from diffscale.verifiers.clip import Clip
+    from diffscale.verifiers.defaults import default_model
 
-    if model is None:
-        model = "shapes-clip" if image_model.startswith("shapes-") else "openai/clip-vit-large-patch14-336"
-    score = ClipScore.load(model, device=device)
-    towers = nn.ModuleList([score.net.vision_model, score.net.visual_projection])
-    return ClipFeatures(score, f"clip {network_digest(towers)}")
+    network = Clip.load(model or default_model(image_model, "clip", "openai/clip-vit-large-patch14-336"), device)
+    towers = nn.ModuleList([network.net.vision_model, network.net.visual_projection])
+    return ClipFeatures(network, f"clip {network_digest(towers)}")
 
 
 def dino(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Extractor:
     """Class tokens of a DINOv2 by Hub id, folder or name; by default that of FD-DINOv2, ViT-L/14."""
-    from diffscale.verifiers.dino import load_dino
+    from diffscale.verifiers.defaults import default_model
+    from diffscale.verifiers.dino import MODEL, load_dino
 
-    return load_dino(model or ("shapes-dino" if image_model.startswith("shapes-") else None), device)
+    return load_dino(model or default_model(image_model, "dino", MODEL), device)
 
 
 def inception(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Extractor:
     """PoolVerifier features and classes of the InceptionV3 of FID, or of an image classifier by folder or name."""
+    from diffscale.verifiers.defaults import default_model
     from diffscale.verifiers.inception import load_inception
 
-    return load_inception(model or ("shapes-inception" if image_model.startswith("shapes-") else None), device)
+    return load_inception(model or default_model(image_model, "inception", None), device)
 
 
 EXTRACTORS: Final[dict[str, Callable[..., Extractor]]] = {"clip": clip, "dino": dino, "inception": inception}

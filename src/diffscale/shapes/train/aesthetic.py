@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from diffscale.shapes.taste import beauty
 from diffscale.shapes.train.generated import ShownPicture
 from diffscale.shapes.train.loop import fit
-from diffscale.verifiers.clip_model import Clip
+from diffscale.verifiers.clip import Clip
 from diffscale.verifiers.head import Head
 
 STEPS: Final = 2_000

@@ -21,7 +21,7 @@ from diffscale.shapes.scenes import CANVAS
 from diffscale.shapes.train.autoencoder import render_batch
 from diffscale.shapes.train.loop import fit
 from diffscale.shapes.train.seeing import degrade
-from diffscale.verifiers.classifier import load_classifier
+from diffscale.verifiers.inception import load_inception
 
 STEPS: Final = 600
 BATCH: Final = 64
@@ -82,7 +82,7 @@ def evaluate(net: nn.Module, step: int) -> dict[str, float]:
 
 def reference(folder: Path) -> None:
     """Write reference.safetensors beside the network in `folder`: statistics of the classes' true pictures."""
-    extractor = load_classifier(str(folder))
+    extractor = load_inception(str(folder))
     rng = Random("shapes classes reference")
     features = []
     with torch.no_grad():

@@ -11,13 +11,25 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPModel
 
+from diffscale.models.files import save_network
 from diffscale.shapes.classes import CLASSES
 from diffscale.shapes.taste import ASPECTS
 from diffscale.shapes.train import aesthetic, blip, clip, dino, grader, inception, preferences, siglip
 from diffscale.shapes.train.generated import ShownPicture, generate_pictures
 from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer
 from diffscale.shapes.world import MODELS
-from diffscale.verifiers.image_reward_net import ImageRewardNet, save_image_reward
+from diffscale.verifiers.image_reward_net import ImageRewardNet
+
+COUNTERPARTS: Final = {
+    "aesthetic": "shapes-aesthetic",
+    "clip": "shapes-clip",
+    "dino": "shapes-dino",
+    "image_reward": "shapes-reward",
+    "inception": "shapes-inception",
+    "pick_score": "shapes-pick",
+    "siglip": "shapes-siglip",
+}
+"""The networks that pictures of Shapes are scored with by default, as diffscale.json of their models names them."""
 
 TEMPLATES: Final = ("a {}", "an {}", "one {}", "a picture of a {}", "an image of a {}", "a small {}", "a large {}")
 
@@ -109,7 +121,7 @@ def write_classes(folder: Path) -> None:
 
 def write_blip(net: ImageRewardNet, folder: Path, about: str) -> None:
     """The folder of a BLIP with a head, in fp16, with its tokenizer."""
-    save_image_reward(net.half(), folder)
+    save_network(net.half(), net.config, folder)
     clip_tokenizer().save_pretrained(folder)
     describe(folder, about)
 

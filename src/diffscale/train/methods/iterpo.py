@@ -154,7 +154,7 @@ class Iterpo(Method):
         if self.settings.refine_by is None:
             return
         device, name = self.policy.like.device, context.data.base.name
-        [self._ranker] = rewards.load([self.settings.refine_by], device, rewards.image_model(name))
+        [self._ranker] = rewards.load([self.settings.refine_by], device, name)
         if isinstance(self._ranker.verifier, PoolVerifier):
             raise DiffscaleError(f"Verifier {self._ranker.name!r} has no rank of a picture alone: refine by another.")
         self._original = self._weight_copies()

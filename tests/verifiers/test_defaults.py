@@ -1,0 +1,50 @@
+"""Which network a verifier takes if none is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffscale._util.errors import DiffscaleError
+from diffscale.models.locate import WEIGHTS
+from diffscale.verifiers.defaults import default_model
+
+
+def model(folder: Path, **manifest: object) -> str:
+    folder.mkdir()
+    (folder / "diffscale.json").write_text(json.dumps(manifest))
+    return str(folder)
+
+
+@pytest.mark.parametrize("image_model", ["", "black-forest-labs/FLUX.1-dev"])
+def test_a_model_without_a_folder_has_the_published_network(image_model: str) -> None:
+    assert default_model(image_model, "clip", "openai/clip") == "openai/clip"
+    assert default_model(image_model, "inception", None) is None
+
+
+def test_a_folder_names_its_networks_and_one_with_a_base_has_those_of_its_base(tmp_path: Path) -> None:
+    base = model(tmp_path / "base", counterparts={"clip": "own-clip", "dino": "own-dino"})
+    lora = model(tmp_path / "lora", base=base, counterparts={"dino": "lora-dino"})
+    chain = model(tmp_path / "chain", base=lora)
+    for image_model, dino in ((base, "own-dino"), (lora, "lora-dino"), (chain, "lora-dino")):
+        found = [default_model(image_model, kind, "published") for kind in ("clip", "dino", "siglip")]
+        assert found == ["own-clip", dino, "published"]
+
+
+@pytest.mark.parametrize(
+    "folder", [path.parent for path in sorted(WEIGHTS.glob("*/diffscale.json"))], ids=lambda f: f.name
+)
+def test_every_shipped_pipeline_names_shipped_networks_for_all_kinds(folder: Path) -> None:
+    kinds = ("aesthetic", "clip", "dino", "image_reward", "inception", "pick_score", "siglip")
+    manifest = json.loads((folder / "diffscale.json").read_text())
+    is_pipeline = "base" in manifest or "num_inference_steps" in manifest["call"]
+    for kind in kinds:
+        network = default_model(folder.name, kind, "published")
+        assert (WEIGHTS / network).is_dir() if is_pipeline else network == "published"
+
+
+def test_a_wrong_manifest_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DiffscaleError, match="Mend counterparts"):
+        default_model(model(tmp_path / "x", counterparts=["clip"]), "clip", "published")
