@@ -38,7 +38,7 @@ class Scores:
 
     def verifier(self, text: str, model: str) -> Verifier:
         """Verifier `text` for pictures of `model`; raises DiffscaleError if it cannot be loaded."""
-        key = text, Path(trainings.base_of(model)).name
+        key = text, trainings.base_of(model)
         if key not in self._loaded:
             self._loaded[key] = load(text, device=self.device, image_model=key[1])
         return self._loaded[key]
