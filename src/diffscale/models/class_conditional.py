@@ -166,7 +166,7 @@ def load_sit(folder: str, device: str, dtype: torch.dtype) -> ClassModel:
             raise unknown(f"field of {where / 'config.json'}", name, allowed)
     said = read_manifest(folder)
     weights = fetch(folder, "model.safetensors")
-    vae = str(where / str(said.get("vae", "vae")))
+    vae = where / str(said.get("vae", "vae"))
     classes = said.get("classes", "imagenet")
     sizes = checked(SiTConfig, given, where / "config.json")
     return _sit(sizes, load_state(weights), weights, vae, classes, device, dtype, folder)
@@ -224,7 +224,7 @@ def _sit(
     config: SiTConfig,
     state: dict[str, Tensor],
     path: Path,
-    vae: str,
+    vae: str | Path,
     classes: str | Sequence[str],
     device: str,
     dtype: torch.dtype,

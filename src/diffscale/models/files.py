@@ -107,17 +107,17 @@ def load_into(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         raise DiffscaleError(f"The weights in {path} are not those of a {type(net).__name__}: {reason}") from error
 
 
-def pretrained(family: Any, model: str, what: str, **options: Any) -> Any:
+def pretrained(family: Any, model: str | Path, what: str, **options: Any) -> Any:
     """What `family.from_pretrained` loads of `model`, a Hub id, folder or shipped name; its errors as one sentence.
 
-    `what`: the kind of network, as users call it.
+    `model`: a Path is a folder. `what`: the kind of network, as users call it.
     """
-    where = locate(model)
+    where = model if isinstance(model, Path) else locate(model)
     try:
         return family.from_pretrained(where, **options)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise DiffscaleError(
-            f"The {what} {model!r} could not be loaded: give a Hub id, or a folder with config.json and safetensors "
+            f"The {what} {str(model)!r} could not be loaded: give a Hub id, or a folder with config.json and safetensors "
             f"weights ({first_line(error)})."
         ) from error
 
