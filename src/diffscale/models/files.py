@@ -117,8 +117,8 @@ def pretrained(family: Any, model: str | Path, what: str, **options: Any) -> Any
         return family.from_pretrained(where, **options)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise DiffscaleError(
-            f"The {what} {str(model)!r} could not be loaded: give a Hub id, or a folder with config.json and safetensors "
-            f"weights ({first_line(error)})."
+            f"The {what} {str(model)!r} could not be loaded: give a Hub id, or a folder with config.json and "
+            f"safetensors weights ({first_line(error)})."
         ) from error
 
 
