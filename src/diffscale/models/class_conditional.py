@@ -199,11 +199,11 @@ def save_sit(
     classes: str | Sequence[str],
     call: Mapping[str, Any],
     vae: str | None = None,
-    counterparts: Mapping[str, str] | None = None,
+    manifest: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the folder that `load_sit` reads, see above. `vae`: path from there to an autoencoder that is shared.
 
-    `counterparts`: the networks that verifiers take by default, see `verifiers.defaults`.
+    `manifest`: further fields of diffscale.json.
     """
     network = model.denoiser.network
     assert isinstance(network, SiT)
@@ -213,9 +213,9 @@ def save_sit(
     )
     _write(folder / "config.json", {"model_type": "sit", **asdict(network.config)})
     listed = classes if isinstance(classes, str) else list(classes)
-    manifest = {"description": description, "classes": listed, "vae": vae, "counterparts": counterparts}
-    stated = {name: value for name, value in manifest.items() if value is not None}
-    _write(folder / "diffscale.json", {**stated, "call": dict(call)})
+    shared = {} if vae is None else {"vae": vae}
+    stated = {"description": description, **(manifest or {}), "classes": listed, **shared, "call": dict(call)}
+    _write(folder / "diffscale.json", stated)
     if vae is None:
         model.vae.save_pretrained(folder / "vae")
 

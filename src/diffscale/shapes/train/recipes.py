@@ -22,7 +22,7 @@ from diffscale.shapes.train.sibling_recipes import (
 from diffscale.shapes.train.sit import SIZES
 from diffscale.shapes.train.text import MAX_TOKENS
 from diffscale.shapes.train.verifier_recipes import (
-    COUNTERPARTS,
+    MANIFEST,
     last,
     train_aesthetic,
     train_clip,
@@ -74,7 +74,7 @@ def write_flux(vae: AutoencoderKL, net: flux.TextToVelocity, folder: Path) -> No
     net.transformer.half()
     pipe.save_pretrained(folder)
     about = "FluxPipeline trained on Shapes, 64x64, 20 steps"
-    write_json(folder / "diffscale.json", {"description": about, "counterparts": COUNTERPARTS, "call": FLUX_CALL})
+    write_json(folder / "diffscale.json", {"description": about, **MANIFEST, "call": FLUX_CALL})
 
 
 RECIPES: Final[dict[str, Callable[[Path, Path, int | None], None]]] = {

@@ -20,7 +20,7 @@ from diffscale.shapes.train import flux, pixart, sdxl, sit
 from diffscale.shapes.train.generated import generate_pictures
 from diffscale.shapes.train.measure import measure_classes, measure_texts
 from diffscale.shapes.train.text import MAX_TOKENS
-from diffscale.shapes.train.verifier_recipes import COUNTERPARTS, last, write_json
+from diffscale.shapes.train.verifier_recipes import MANIFEST, last, write_json
 
 PIXART_CALL: Final[dict[str, Any]] = {
     "num_inference_steps": 20,
@@ -97,7 +97,7 @@ def train_sit(size: str, checkpoints: Path, folder: Path, steps: int | None = No
     net = sit.train(size, latents, checkpoints / f"sit-{size}", steps or sit.STEPS)
     model = ClassModel(SiTDenoiser(net.half()), vae, CLASSES, SIT_CALL["num_inference_steps"], {})
     about = f"SiT ({size}) trained on the 48 classes of Shapes, 64x64, 10 intervals of Heun"
-    save_sit(model, folder, about, "shapes", SIT_CALL, vae="../shapes-flux/vae", counterparts=COUNTERPARTS)
+    save_sit(model, folder, about, CLASSES, SIT_CALL, vae="../shapes-flux/vae", manifest=MANIFEST)
     _figures(folder, f"sit-{size}", checkpoints)
 
 
@@ -117,7 +117,7 @@ def _write(
     pipe: DiffusionPipeline, folder: Path, about: str, call: dict[str, Any], name: str, checkpoints: Path
 ) -> None:
     pipe.save_pretrained(folder)
-    write_json(folder / "diffscale.json", {"description": about, "counterparts": COUNTERPARTS, "call": call})
+    write_json(folder / "diffscale.json", {"description": about, **MANIFEST, "call": call})
     _figures(folder, name, checkpoints)
 
 

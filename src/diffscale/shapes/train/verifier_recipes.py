@@ -20,16 +20,19 @@ from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer
 from diffscale.shapes.world import MODELS
 from diffscale.verifiers.image_reward_net import ImageRewardNet
 
-COUNTERPARTS: Final = {
-    "aesthetic": "shapes-aesthetic",
-    "clip": "shapes-clip",
-    "dino": "shapes-dino",
-    "image_reward": "shapes-reward",
-    "inception": "shapes-inception",
-    "pick_score": "shapes-pick",
-    "siglip": "shapes-siglip",
+MANIFEST: Final[dict[str, Any]] = {
+    "world": "shapes",
+    "counterparts": {
+        "aesthetic": "shapes-aesthetic",
+        "clip": "shapes-clip",
+        "dino": "shapes-dino",
+        "image_reward": "shapes-reward",
+        "inception": "shapes-inception",
+        "pick_score": "shapes-pick",
+        "siglip": "shapes-siglip",
+    },
 }
-"""The networks that pictures of Shapes are scored with by default, as diffscale.json of their models names them."""
+"""What diffscale.json of every model of Shapes says: whose pictures it makes, and what scores them by default."""
 
 TEMPLATES: Final = ("a {}", "an {}", "one {}", "a picture of a {}", "an image of a {}", "a small {}", "a large {}")
 
