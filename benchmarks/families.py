@@ -26,7 +26,8 @@ from torch import nn
 
 from diffscale.api import make_sampler
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.metrics.bootstrap import interval
 from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions

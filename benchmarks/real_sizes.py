@@ -34,8 +34,9 @@ from diffusers import (
 from torch import Tensor
 
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
 from diffscale.engine.flops import count_flops
+from diffscale.engine.task import Task
 from diffscale.metrics.bootstrap import interval
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches.random import random

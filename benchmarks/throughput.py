@@ -19,7 +19,8 @@ import torch
 
 from diffscale.api import make_sampler
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.metrics.bootstrap import interval
 from diffscale.models.options import LoadOptions
 from diffscale.searches.zero_order import zero_order

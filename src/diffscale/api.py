@@ -15,10 +15,11 @@ from diffscale._util.errors import DiffscaleError
 from diffscale._util.fingerprints import described, name_of
 from diffscale.engine import noise
 from diffscale.engine.batching import out_of_memory
-from diffscale.engine.driver import Task, plain, run_searches
+from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
 from diffscale.engine.leaderboard import candidate_value
 from diffscale.engine.results import Observer, Result
+from diffscale.engine.task import Task, baseline_task
 from diffscale.models.class_conditional import class_model
 from diffscale.models.load import best_device, check_negative, load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
@@ -157,7 +158,7 @@ def search(
         if algorithm == "random":
             return result
         # Other searches may never sample their first noise as it is. A verifier may fail on it alone.
-        (first,) = run_searches([plain(task)], sampler, verifier, batch_size, journal=kept, return_errors=True)
+        (first,) = run_searches([baseline_task(task)], sampler, verifier, batch_size, journal=kept, return_errors=True)
     if not isinstance(first, Result):
         return result
     score = candidate_value(result.pool, first.best.components, verifier)

@@ -12,11 +12,12 @@ from pipelines import PROMPTS, tiny_flux_true_cfg, tiny_sd
 
 from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError, Unsuited
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
 from diffscale.engine.ledger import BudgetSpent
 from diffscale.engine.results import Result
 from diffscale.engine.scoring import DroppedCandidate
+from diffscale.engine.task import Task
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches.first_order import first_order

@@ -35,7 +35,7 @@ def test_what_is_written_is_read(tmp_path):
     journal = Journal(path, SETTINGS)
     assert journal.chunk("0", 64) == 8  # what the search began with
     first, second = journal.replies("0", 1)
-    assert (first.low, first.high, second.low, second.high) == (0, 2, 2, 5)
+    assert (first.start, first.stop, second.start, second.stop) == (0, 2, 2, 5)
     assert torch.equal(second.tensors["scores"], torch.tensor([2.0, 3, 4]).double())
     assert second.costs == {"network_forwards": 4, "seconds.denoise": 0.5}
     assert journal.replies("0", 0) == []

@@ -12,7 +12,8 @@ from pipelines import PROMPTS, Brightness
 from torch.overrides import TorchFunctionMode
 
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches import SEARCHES
 

@@ -17,7 +17,8 @@ import diffscale
 from diffscale._util.errors import DiffscaleError
 from diffscale.api import make_sampler
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.models import memory
 from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions

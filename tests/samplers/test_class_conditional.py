@@ -9,7 +9,8 @@ from tiny_classes import tiny_dit, tiny_sit, tiny_vae
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.models.class_conditional import class_model
 from diffscale.models.sit import SiTDenoiser
 from diffscale.registry import parse

@@ -13,7 +13,8 @@ from pipelines import PROMPTS, Brightness, with_text
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.whole import sampler_of
 from diffscale.searches import SEARCHES

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.engine.scoring import safe_score, strip
+from diffscale.engine.scoring import frame_strip, safe_score
 from diffscale.samplers.calls import pictures
 
 
@@ -47,7 +47,7 @@ def test_a_video_scores_the_mean_of_its_frames_and_is_dropped_with_one_of_them()
 
 def test_a_video_is_shown_as_its_frames_side_by_side():
     video = torch.rand(2, 4, 3, 2, 5)
-    shown = strip(video)
+    shown = frame_strip(video)
     assert shown.shape == (2, 3, 2, 20)
     assert torch.equal(shown[1, :, :, 5:10], video[1, 1])
 

@@ -17,7 +17,8 @@ from pipelines import PROMPTS, tiny_flux, tiny_flux_true_cfg, tiny_pixart, tiny_
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.registry import parse
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.formulas import PROCESSES, marginal

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import PROMPTS
-from toys import PRICED, Near, make, task
+from toys import PRICED, Near, Workers, make, task
 
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
@@ -169,3 +169,19 @@ def test_is_described_with_its_price(name):
     assert description and price
     assert make  # settings exist for every algorithm
     assert any(setting.split()[0] == name for setting in PRICED)
+
+
+@pytest.mark.parametrize("setting", PRICED)
+def test_replies_are_placed_by_rows_whoever_computes_them_and_in_whatever_order(setting, tmp_path):
+    tasks = [task(setting, 90 if setting in SLOW else 300, row) for row in range(2)]
+    wanted = run_searches(tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3)
+    executor = Workers(3, 2, PROMPTS)
+    journal = Journal(tmp_path / "journal.sqlite", {})
+    found = run_searches(tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3, journal=journal, executor=executor)
+    assert all(same(a, b) for a, b in zip(found, wanted, strict=True))
+    assert sum(each.ledger.network_forwards for each in found) == sum(each.forwards for each in executor.samplers)
+    # What the journal holds was placed by rows too: replayed, it gives the same without computing anything.
+    replayed = ToySampler(PROMPTS, steps=6)
+    again = run_searches(tasks, replayed, Near(), 6, gallery=3, journal=journal)
+    journal.close()
+    assert replayed.forwards == 0 and all(same(a, b) for a, b in zip(again, wanted, strict=True))

@@ -11,8 +11,9 @@ from toys import Near, task
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
 from diffscale.engine.scoring import DroppedCandidate
+from diffscale.engine.task import Task
 from diffscale.registry import parse
 from diffscale.samplers.formulas import marginal
 from diffscale.samplers.toy import ToySampler

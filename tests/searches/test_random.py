@@ -4,7 +4,8 @@ import pytest
 
 from diffscale import searches
 from diffscale._util.errors import DiffscaleError, UnknownName
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches.random import random
 

@@ -5,7 +5,10 @@ from functools import partial
 import torch
 
 from diffscale.engine import noise
-from diffscale.engine.driver import Task
+from diffscale.engine.executors import InlineExecutor, JobPart
+from diffscale.engine.task import Task
+from diffscale.engine.worker import Worker
+from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
 
 EXTENT = 6.0
@@ -56,3 +59,24 @@ def make(setting):
 def task(setting, budget=10_000, row=0, seed=0):
     search = make(setting) if isinstance(setting, str) else setting
     return Task(search, row, noise.fold(noise.root(seed), row), budget, f"{row}")
+
+
+class Workers:
+    """An Executor of several workers, each with its own sampler, whose parts come in an order of chance."""
+
+    def __init__(self, count, batch_size, prompts):
+        self.samplers = [ToySampler(prompts, steps=6) for _ in range(count)]
+        self.inner = [InlineExecutor(Worker(sampler, Near()), batch_size) for sampler in self.samplers]
+        self.random = torch.Generator().manual_seed(0)
+
+    def compute(self, jobs):
+        parts = []
+        for number, job in enumerate(jobs):
+            size = -(-len(job.state) // len(self.inner))
+            for worker, start in zip(self.inner, range(0, len(job.state), size), strict=False):
+                share = type(job)(job.request, job.state[start : start + size])
+                for part in worker.compute([share]):
+                    rows = slice(part.rows.start + start, part.rows.stop + start)
+                    parts.append(JobPart(number, rows, part.output))
+        for i in torch.randperm(len(parts), generator=self.random).tolist():
+            yield parts[i]

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.metrics.frechet import fid
 from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.samplers.diffusers import DiffusersSampler

@@ -19,11 +19,12 @@ from diffscale._util.files import parse_jsonl
 from diffscale.api import make_sampler
 from diffscale.bench.config import BenchConfig
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, plain, run_searches
+from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
 from diffscale.engine.leaderboard import candidate_value
 from diffscale.engine.results import Candidate, Result
 from diffscale.engine.scoring import safe_score
+from diffscale.engine.task import Task, baseline_task
 from diffscale.models.load import base_model, best_device
 from diffscale.registry import parse
 from diffscale.report.pictures import to_pil
@@ -202,7 +203,7 @@ def _sample_plainly(
         for slot, key in zip(left, keys, strict=True)
     ]
     fresh = [
-        (key, replace(plain(task), budget=sampler.steps, name=f"{name} | plain"))
+        (key, replace(baseline_task(task), budget=sampler.steps, name=f"{name} | plain"))
         for key, task, name in zip(keys, tasks, names, strict=True)
         if key not in first
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from diffscale.engine import noise
-from diffscale.engine.driver import Task
+from diffscale.engine.task import Task
 from diffscale.registry import parse
 from diffscale.searches import SEARCHES
 from diffscale.types import ClassLabel

@@ -11,6 +11,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,18 +27,21 @@ _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS run (version INTEGER, settings TEXT);
 CREATE TABLE IF NOT EXISTS searches (search TEXT PRIMARY KEY, chunk INTEGER);
 CREATE TABLE IF NOT EXISTS replies (
-    search TEXT, request INTEGER, kind TEXT, low INTEGER, high INTEGER, costs TEXT, tensors BLOB, crc INTEGER,
-    PRIMARY KEY (search, request, low));
+    search TEXT, request INTEGER, kind TEXT, start INTEGER, stop INTEGER, costs TEXT, tensors BLOB, crc INTEGER,
+    PRIMARY KEY (search, request, start));
 CREATE TABLE IF NOT EXISTS pictures (
     search TEXT, number INTEGER, tensors BLOB, crc INTEGER, PRIMARY KEY (search, number));
 """
 
 
+@dataclass(frozen=True)
 class Reply:
-    """Part of an answer: rows [low, high) of the request, the tensors it gave, and what it cost."""
+    """Part of an answer: rows [start, stop) of the request, the tensors it gave, and what it cost."""
 
-    def __init__(self, low: int, high: int, tensors: dict[str, Tensor], costs: dict[str, float]) -> None:
-        self.low, self.high, self.tensors, self.costs = low, high, tensors, costs
+    start: int
+    stop: int
+    tensors: dict[str, Tensor]
+    costs: dict[str, float]
 
 
 class Journal:
@@ -79,13 +83,13 @@ class Journal:
         rows are paid for again.
         """
         rows = self._store.read(
-            "SELECT low, high, costs, tensors, crc FROM replies WHERE search = ? AND request = ? ORDER BY low",
+            "SELECT start, stop, costs, tensors, crc FROM replies WHERE search = ? AND request = ? ORDER BY start",
             (search, request),
         )
         try:
             if any(zlib.crc32(blob) != crc for *_, blob, crc in rows):
                 raise ValueError
-            return [Reply(low, high, load(blob), json.loads(costs)) for low, high, costs, blob, _ in rows]
+            return [Reply(start, stop, load(blob), json.loads(costs)) for start, stop, costs, blob, _ in rows]
         except (ValueError, SafetensorError):
             warnings.warn(
                 f"The journal {self.path} is damaged at request {request} of search {search}; what follows there is "
@@ -98,7 +102,7 @@ class Journal:
     def write(self, search: str, request: int, kind: str, reply: Reply) -> None:
         """Append part of an answer; on disk when this returns."""
         blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in reply.tensors.items()})
-        row = search, request, kind, reply.low, reply.high, json.dumps(reply.costs), blob, zlib.crc32(blob)
+        row = search, request, kind, reply.start, reply.stop, json.dumps(reply.costs), blob, zlib.crc32(blob)
         self._store.write("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [row])
 
     def keep(self, search: str, number: int, tensors: dict[str, Tensor]) -> None:

@@ -28,7 +28,7 @@ def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded
     Raises DiffscaleError for a verifier that does not keep to its shape; out of memory passes through.
     """
     try:
-        return usable(verifier, scored(verifier, images, prompts, *recorded), prompts)
+        return usable_scores(verifier, score_images(verifier, images, prompts, *recorded), prompts)
     except DiffscaleError:
         raise
     except Exception as error:
@@ -45,27 +45,29 @@ def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded
     )
 
 
-def scored(verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Tensor:
+def score_images(verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Tensor:
     """What the verifier gives: [b] or [b, K]; of a video, the mean over its frames, each judged as a picture.
 
     Raises DiffscaleError if it has another shape, or chooses among pictures and is given videos.
     """
     if images.ndim == 4:
-        return shaped(verifier, verifier(images, prompts, *recorded), prompts)
+        return shaped_scores(verifier, verifier(images, prompts, *recorded), prompts)
     if isinstance(verifier, SetVerifier):
         raise DiffscaleError(f"Verifier {verifier.name!r} chooses among pictures and cannot score videos; use another.")
     frames = images.shape[1]
     each = [prompt for prompt in prompts for _ in range(frames)]
-    raw = shaped(verifier, verifier(images.flatten(0, 1), each, *(seen.flatten(0, 1) for seen in recorded)), each)
+    raw = shaped_scores(
+        verifier, verifier(images.flatten(0, 1), each, *(seen.flatten(0, 1) for seen in recorded)), each
+    )
     return raw.view(len(prompts), frames, *raw.shape[1:]).mean(1)
 
 
-def strip(images: Tensor) -> Tensor:
+def frame_strip(images: Tensor) -> Tensor:
     """Pictures [b, 3, H, W] as they are; of videos [b, F, 3, H, W] their frames side by side, [b, 3, H, F W]."""
     return images if images.ndim == 4 else images.permute(0, 2, 3, 1, 4).flatten(3)
 
 
-def shaped(verifier: Verifier, given: Any, prompts: list[str]) -> Tensor:
+def shaped_scores(verifier: Verifier, given: Any, prompts: list[str]) -> Tensor:
     """The verifier's answer, a tensor, an array or a list of numbers, as [b] or [b, K].
 
     Raises DiffscaleError if it is nothing of this, or has another shape.
@@ -98,7 +100,7 @@ def _tensor(verifier: Verifier, given: Any, wanted: tuple[int, ...]) -> Tensor:
         ) from error
 
 
-def usable(verifier: Verifier, raw: Tensor, prompts: list[str]) -> Tensor:
+def usable_scores(verifier: Verifier, raw: Tensor, prompts: list[str]) -> Tensor:
     """Scores float64 on the CPU, -inf with a warning where they, or one of their components, are not finite."""
     # To the CPU first: not every device has float64.
     scores = raw.detach().cpu().double().clone()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -13,36 +11,57 @@ from torch.nn import functional as F
 
 from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError
 from diffscale._util.pixels import eight_bit
+from diffscale.engine.answers import answer_of, answers_itself, finishes
+from diffscale.engine.environment import SearchEnvironment
 from diffscale.engine.journal import Journal, Reply
 from diffscale.engine.leaderboard import Leaderboard
 from diffscale.engine.ledger import BudgetSpent, Ledger, price
 from diffscale.engine.results import Candidate, Observer, Result, Thumbnail
-from diffscale.types import Aggregate, Evaluate, Gradient, Predict, Request, Run, Sampler, Score, Search, State, nearest
+from diffscale.engine.task import Task
+from diffscale.types import Aggregate, NeedsIntermediateX0, PoolVerifier, Request, Sampler, Verifier
 
 THUMBNAIL: Final = 256  # pixels a side
 _REFUSALS: Final = 100  # how often a search may ask for too much in a row before it is ended
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """What all searches of one call have in common. `gallery`: how many thumbnails of each come back."""
+
+    sampler: Sampler
+    verifier: Verifier
+    observers: tuple[Observer, ...]
+    gallery: int
+    journal: Journal | None
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the verifier's components, none for a verifier of one score."""
+        return tuple(self.verifier.components) if isinstance(self.verifier, PoolVerifier) else ()
+
+    @property
+    def aggregate(self) -> Aggregate | None:
+        return self.verifier.aggregate if isinstance(self.verifier, PoolVerifier) else None
+
+    @property
+    def record(self) -> float | None:
+        """The noise level whose x0-prediction the verifier asks for."""
+        return self.verifier.record_level if isinstance(self.verifier, NeedsIntermediateX0) else None
 
 
 @dataclass
 class SearchRun:
     """A search that is run by feeding it replies, rows at a time, until it asks for nothing more.
 
-    `request` is what it waits for, None when it is over; `missing` are the rows [low, high) of it that are still to be
-    computed. Whatever the journal knows is replayed before anything is missing.
+    `chunk`: rows that it is told to ask for at once, unless the journal knows what it began with. `request` is what it
+    waits for, None when it is over; `missing` are the rows [start, stop) of it that are still to be computed. Whatever
+    the journal knows is replayed before anything is missing.
     """
 
     index: int
-    prompt_index: int
-    name: str
-    sampler: Sampler
-    generator: Search
-    ledger: Ledger
-    observers: tuple[Observer, ...]
-    gallery: int
-    journal: Journal | None
-    components: Sequence[str] = ()
-    aggregate: Aggregate | None = None
-    record: float | None = None
+    task: Task
+    context: SearchContext
+    chunk: int
     request: Request | None = None
     missing: list[tuple[int, int]] = field(default_factory=list)
     dropped: int = 0
@@ -54,25 +73,33 @@ class SearchRun:
     _parts: list[Reply] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.leaderboard = Leaderboard(self.aggregate, self.gallery)
+        self.sampler, self.journal = self.context.sampler, self.context.journal
+        self.name = self.task.name or str(self.index)
+        self.ledger = Ledger(self.task.budget)
+        self.leaderboard = Leaderboard(self.context.aggregate, self.context.gallery)
+        chunk = self.chunk if self.journal is None else self.journal.chunk(self.name, self.chunk)
+        environment = SearchEnvironment(
+            self.sampler, self.task.prompt_index, self.task.key, self.ledger, chunk, self.context.aggregate
+        )
+        self.generator = self.task.search(environment)
 
     @property
     def spent(self) -> int:
         """NFE of what has been computed; `ledger.nfe` has all that was asked for."""
         if self.request is None:
             return self.ledger.nfe
-        missing = sum(high - low for low, high in self.missing)
+        missing = sum(stop - start for start, stop in self.missing)
         return self.ledger.nfe - price(self.request, self.sampler) * missing // len(self.request.state)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Take the first request."""
         self._advance(None)
 
     def absorb(self, reply: Reply, images: Tensor | None, latents: Tensor | None) -> None:
-        """Take rows of the answer, `images` and `latents` [high - low, ...] of candidates that they finish."""
+        """Take rows of the answer, `images` and `latents` [rows, ...] of candidates that they finish."""
         assert self.request is not None
-        if _finishes(self.request, self.sampler):
-            self._compete(reply, images, latents)
+        if finishes(self.request, self.sampler):
+            self._rank(reply, images, latents)
         if self.journal is not None:
             self.journal.write(self.name, self.requests, type(self.request).__name__, reply)
         self._take(reply)
@@ -89,7 +116,7 @@ class SearchRun:
         if self.error is not None:
             raise self.error
         found = self.leaderboard.best()
-        if found is None or self._first is None:
+        if found is None:
             if self.dropped:
                 raise AllCandidatesFailed(
                     f"None of the {self.dropped} candidates of search {self.name} got a finite score; see the warnings "
@@ -99,38 +126,38 @@ class SearchRun:
                 f"Search {self.name} spent {self.ledger.nfe} of {self.ledger.budget} NFE and finished no sample; one "
                 f"sample costs {self.sampler.steps} NFE, so give it a larger budget."
             )
+        if self._first is None:
+            raise DiffscaleError(self._lost("first"))
         values, pool = self.leaderboard.values(), self.leaderboard.components
         points = self.leaderboard.trace()
         if points[-1][1] < self.ledger.nfe:
             points.append((found[0], self.ledger.nfe, found[1]))
-        order = sorted(self.leaderboard.thumbnails, key=lambda number: (-float(values[number]), number))
-        shown = {number: self._thumbnail(number) for number in order[: self.gallery]}
-        gallery = [Thumbnail(image, float(values[n]), n) for n, image in shown.items() if image is not None]
         return Result(
             self._candidate(found[0], self.best_picture(), values),
             self._candidate(*self._first, values),
-            gallery,
+            self._gallery(values),
             [(nfe, value) for _, nfe, value in points],
             {
                 name: [(nfe, float(pool[number, k])) for number, nfe, _ in points]
-                for k, name in enumerate(self.components)
+                for k, name in enumerate(self.context.components)
             },
             pool.clone(),
             self.ledger,
             self.finished,
             self.dropped,
-            self.sampler.prompts[self.prompt_index],
+            self.sampler.prompts[self.task.prompt_index],
         )
 
     def best_picture(self) -> dict[str, Tensor]:
-        """What is kept of the best candidate, see `_kept`; raises DiffscaleError if the journal has lost it."""
+        """What is kept of the best candidate, see `_picture`; raises DiffscaleError if the journal has lost it."""
         found = self.leaderboard.best()
         kept = None if found is None else self._kept_picture(found[0])
         if kept is None:
-            raise DiffscaleError(
-                f"The journal has lost the best picture of search {self.name}: remove it to start anew."
-            )
+            raise DiffscaleError(self._lost("best"))
         return kept
+
+    def _lost(self, which: str) -> str:
+        return f"The journal has lost the {which} picture of search {self.name}: remove it to start anew."
 
     def _kept_picture(self, number: int) -> dict[str, Tensor] | None:
         """What is kept of a candidate that can be the best."""
@@ -138,11 +165,17 @@ class SearchRun:
             return self.journal.kept(self.name, number)
         return self.leaderboard.pareto_front.get(number)
 
-    def _thumbnail(self, number: int) -> Tensor | None:
-        """The thumbnail of a candidate that can be shown."""
-        if self.journal is not None:
-            return (self.journal.kept(self.name, number) or {}).get("thumbnail")
-        return self.leaderboard.thumbnails[number]
+    def _gallery(self, values: Tensor) -> list[Thumbnail]:
+        """The best candidates that can be shown, best first; `values`: of all candidates."""
+        order = sorted(self.leaderboard.thumbnails, key=lambda number: (-float(values[number]), number))
+        found = []
+        for number in order[: self.context.gallery]:
+            image = self.leaderboard.thumbnails[number]
+            if self.journal is not None:
+                image = (self.journal.kept(self.name, number) or {}).get("thumbnail")
+            if image is not None:
+                found.append(Thumbnail(image, float(values[number]), number))
+        return found
 
     def _candidate(self, number: int, kept: dict[str, Tensor], values: Tensor) -> Candidate:
         leaderboard = self.leaderboard
@@ -162,14 +195,14 @@ class SearchRun:
             if (request := self._ask(answer)) is None:
                 self.request = None
                 return
-            if _free(request, self.sampler):
+            if answers_itself(request, self.sampler):
                 answer = request.state
                 continue
             self.requests += 1
             self.request, self._parts, self.missing = request, [], [(0, len(request.state))]
             for reply in self.journal.replies(self.name, self.requests) if self.journal else []:
-                if _finishes(request, self.sampler):
-                    self._compete(reply, None, None)
+                if finishes(request, self.sampler):
+                    self._rank(reply, None, None)
                 self._take(reply)
             if self.missing:
                 return
@@ -198,137 +231,63 @@ class SearchRun:
     def _take(self, reply: Reply) -> None:
         self.ledger.add(reply.costs)
         if "scores" in reply.tensors:
-            self.dropped += int(reply.tensors["scores"].view(reply.high - reply.low, -1)[:, 0].isinf().sum())
+            self.dropped += int(reply.tensors["scores"].view(reply.stop - reply.start, -1)[:, 0].isinf().sum())
         self._parts.append(reply)
         left = []
-        for low, high in self.missing:
-            left += [(a, b) for a, b in ((low, min(high, reply.low)), (max(low, reply.high), high)) if a < b]
+        for start, stop in self.missing:
+            left += [(a, b) for a, b in ((start, min(stop, reply.start)), (max(start, reply.stop), stop)) if a < b]
         self.missing = left
-
-    def _recorded_step(self) -> int:
-        assert self.record is not None
-        return nearest(self.sampler.levels[:-1], self.record)
 
     def _answer(self) -> Any:
         """The whole answer to the request, put together from its parts."""
         request = self.request
         assert request is not None
-        if _finishes(request, self.sampler):
+        if finishes(request, self.sampler):
             self.finished += len(request.state)
             self.finished_nfe = self.ledger.nfe
-        parts = sorted(self._parts, key=lambda part: part.low)
+        parts = sorted(self._parts, key=lambda part: part.start)
         joined = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
-        state = request.state
-        if isinstance(request, Score | Evaluate):
-            return joined["scores"]
-        if isinstance(request, Gradient):
-            return joined["scores"], joined["grad"].to(state.x)
-        if isinstance(request, Predict):
-            state = self.sampler.predicted(state, joined["out"].to(state.x.device))
-            recorded = self.record is not None and state.level is None and state.step == self._recorded_step()
-            return replace(state, recorded=state.x0) if recorded else state
-        return state_of(joined, state)
+        return answer_of(request, joined, self.sampler, self.context.record)
 
-    def _compete(self, reply: Reply, images: Tensor | None, latents: Tensor | None) -> None:
-        """Let the finished candidates compete; only those that can be the best, or shown, are copied."""
+    def _rank(self, reply: Reply, images: Tensor | None, latents: Tensor | None) -> None:
+        """Enter the finished candidates; only pictures of those that can be the best, the baseline or shown are copied.
+
+        `images` and `latents` are None where the journal is replayed, which has the pictures that were kept.
+        """
         assert self.request is not None
-        state, scores = self.request.state, reply.tensors["scores"]
-        since = self.ledger.nfe - self.finished_nfe
+        keys, scores = self.request.state.key[reply.start : reply.stop], reply.tensors["scores"]
+        since, rows = self.ledger.nfe - self.finished_nfe, len(self.request.state)
         # The NFE since the last finished candidates, dealt out evenly, so that traces do not depend on the batch.
-        nfe = [self.finished_nfe + since * (i + 1) // len(state) for i in range(reply.low, reply.high)]
-        for at, score in enumerate(scores.view(len(scores), -1)):
-            number = self.finished + reply.low + at
-            leads, shown = self.leaderboard.add(number, score, nfe[at], int(state.key[reply.low + at]))
-            if not leads and not shown:
+        nfe = [self.finished_nfe + since * (i + 1) // rows for i in range(reply.start, reply.stop)]
+        for i, score in enumerate(scores.view(len(scores), -1)):
+            number = self.finished + reply.start + i
+            leads, shown = self.leaderboard.add(number, score, nfe[i], int(keys[i]))
+            # In whatever order they come, the baseline is the first of them that got a score.
+            first = bool(score.isfinite().all()) and (self._first is None or number < self._first[0])
+            if not (leads or shown or first):
                 continue
-            kept: dict[str, Tensor] | None
             if images is not None and latents is not None:
-                kept = _kept(images[at], latents[at] if leads else None, shown)
+                picture = _picture(images[i], latents[i] if leads or first else None, shown)
                 if self.journal is not None:
-                    self.journal.keep(self.name, number, kept)
+                    self.journal.keep(self.name, number, picture)
             else:
-                kept = self.journal.kept(self.name, number) if self.journal is not None else None
-            if kept is None:
-                continue  # missed only if it is still the best at the end
-            journaled = self.journal is not None
+                known = None if self.journal is None else self.journal.kept(self.name, number)
+                if known is None:
+                    continue  # missed only if it is still the best at the end
+                picture = known
+            if first and "image" in picture:
+                self._first = number, picture
+            # What the journal has need not stay in memory.
             if shown:
-                self.leaderboard.thumbnails[number] = None if journaled else kept["thumbnail"]
+                self.leaderboard.thumbnails[number] = None if self.journal is not None else picture["thumbnail"]
             if leads:
-                self.leaderboard.pareto_front[number] = None if journaled else kept
-                if self._first is None or number < self._first[0]:
-                    self._first = number, kept
+                self.leaderboard.pareto_front[number] = None if self.journal is not None else picture
         if images is not None:
-            for observe in self.observers:
-                observe(self.index, state.key[reply.low : reply.high], scores, images, nfe)
+            for observe in self.context.observers:
+                observe(self.index, keys, scores, images, nfe)
 
 
-def tensors_of(request: Request, done: State) -> dict[str, Tensor]:
-    """What an answering state adds to the state that was asked about."""
-    if isinstance(request, Predict):
-        assert done.model_output is not None
-        return {"out": done.model_output}
-    solver = {f"solver.{name}": value for name, value in done.solver.items()}
-    level = torch.full((len(done),), math.nan if done.level is None else done.level, dtype=torch.float64)
-    recorded = {} if done.recorded is None else {"recorded": done.recorded}
-    return {"x": done.x, "step": torch.full((len(done),), done.step), "level": level, **recorded, **solver}
-
-
-def state_of(tensors: dict[str, Tensor], asked: State) -> State:
-    """The inverse of `tensors_of` for Run and Solve."""
-    level = float(tensors["level"][0])
-    solver = {
-        name.removeprefix("solver."): value.to(asked.x.device) if value.ndim > 1 else value
-        for name, value in tensors.items()
-        if name.startswith("solver.")
-    }
-    return replace(
-        asked,
-        x=tensors["x"].to(asked.x.device),
-        step=int(tensors["step"][0]),
-        level=None if math.isnan(level) else level,
-        x0=None,
-        model_output=None,
-        solver=solver,
-        recorded=tensors["recorded"].to(asked.x.device) if "recorded" in tensors else None,
-    )
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows [low, high) of a search's request."""
-
-    search: SearchRun
-    low: int
-    high: int
-
-
-def shares(pieces: list[Piece], part: slice) -> Iterator[tuple[Piece, slice]]:
-    """What of the pieces, laid end to end, lies in `part`, and where it stands in that part."""
-    start = 0
-    for piece in pieces:
-        stop = start + piece.high - piece.low
-        first, last = max(start, part.start), min(stop, part.stop)
-        if first < last:
-            inside = Piece(piece.search, piece.low + first - start, piece.low + last - start)
-            yield inside, slice(first - part.start, last - part.start)
-        start = stop
-
-
-def _finishes(request: Request, sampler: Sampler) -> bool:
-    """Whether the rows of the request end as finished, scored candidates."""
-    if isinstance(request, Score):
-        return request.state.step == sampler.steps
-    return isinstance(request, Evaluate | Gradient)
-
-
-def _free(request: Request, sampler: Sampler) -> bool:
-    """Whether the answer is the state itself."""
-    if isinstance(request, Run):
-        return request.state.step == (sampler.steps if request.to is None else request.to)
-    return isinstance(request, Predict) and request.state.x0 is not None
-
-
-def _kept(image: Tensor, latents: Tensor | None, shown: bool) -> dict[str, Tensor]:
+def _picture(image: Tensor, latents: Tensor | None, shown: bool) -> dict[str, Tensor]:
     image = image.detach().float()
     kept = {}
     if latents is not None:

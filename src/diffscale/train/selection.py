@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
 from diffscale.engine.leaderboard import aggregate_pool
+from diffscale.engine.task import Task
 from diffscale.searches.random import random
 from diffscale.train.policy import Policy
 from diffscale.train.trajectories import Trajectory, TrajectorySampler, step_length

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.engine.scoring import shaped
+from diffscale.engine.scoring import shaped_scores
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
 _ARGUMENT: Final = re.compile(r":(?=[A-Za-z_]\w*=)")
@@ -51,7 +51,7 @@ class Combined:
 
         Raises DiffscaleError for a member that does not give B scores.
         """
-        each = [shaped(member, member(images, prompts), prompts) for member in self.members]
+        each = [shaped_scores(member, member(images, prompts), prompts) for member in self.members]
         return torch.stack([scores.detach().cpu().double() for scores in each], 1)
 
 

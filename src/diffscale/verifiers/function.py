@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.engine.scoring import shaped
+from diffscale.engine.scoring import shaped_scores
 from diffscale.registry import parse
 
 
@@ -29,7 +29,7 @@ class FunctionVerifier:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """The function's answer; raises DiffscaleError if it is not B scores."""
-        return shaped(self, self.function(images, prompts), prompts)
+        return shaped_scores(self, self.function(images, prompts), prompts)
 
 
 def load_function(text: str) -> FunctionVerifier:

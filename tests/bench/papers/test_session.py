@@ -24,7 +24,8 @@ from diffscale.bench.papers.session import made_of
 from diffscale.bench.series import PromptRepeat
 from diffscale.cli.main import run as command
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.models.options import LoadOptions
 from diffscale.searches.random import random
 from diffscale.verifiers import load

@@ -170,7 +170,7 @@ def open_store(path: Path, tables: str) -> SqliteStore:
 
 
 def candidate_key(seed: int, wanted: PromptRepeat, number: int) -> int:
-    """The key of a candidate, as `driver.Task` and its environment fold it."""
+    """The key of a candidate, as `task.Task` and its environment fold it."""
     return noise.fold(wanted.key(seed), "candidate", number)
 
 

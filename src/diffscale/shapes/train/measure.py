@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from diffscale.engine import noise
-from diffscale.engine.driver import Task, run_searches
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
 from diffscale.models.class_conditional import ClassModel
 from diffscale.models.load import plain_call
 from diffscale.samplers.diffusers import DiffusersSampler

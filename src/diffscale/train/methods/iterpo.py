@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.pixels import eight_bit
 from diffscale.engine import noise
-from diffscale.engine.scoring import scored
+from diffscale.engine.scoring import score_images
 from diffscale.train import rewards
 from diffscale.train.configs import IterpoConfig
 from diffscale.train.methods.method import Method, TrainContext
@@ -64,7 +64,7 @@ def iterpo_loss(
     x0 = policy.times.clean(x, policy.output(x, now, rows), now)
     pictures = policy.decode(x0)
     prompts = [policy.prompts[row] for row in rows.tolist()] if captions is None else list(captions)
-    each = [scored(verifier, pictures, prompts).to(x0) for verifier in verifiers]
+    each = [score_images(verifier, pictures, prompts).to(x0) for verifier in verifiers]
     for verifier, reward in zip(verifiers, each, strict=True):
         if not reward.requires_grad:
             raise DiffscaleError(f"Verifier {verifier.name!r} gives no gradient: train with another, or by DDPO.")
@@ -110,7 +110,7 @@ def ranking_loss(verifier: Verifier, better: Tensor, worse: Tensor, prompts: lis
 
     How IterComp (Zhang et al. 2024, arXiv 2410.07171) and ImageReward train their rewards.
     """
-    return -F.logsigmoid(scored(verifier, better, prompts) - scored(verifier, worse, prompts)).mean()
+    return -F.logsigmoid(score_images(verifier, better, prompts) - score_images(verifier, worse, prompts)).mean()
 
 
 def refine(verifier: Refinable, gallery: Gallery, key: int, epochs: int, rate: float) -> None:

@@ -1,0 +1,196 @@
+"""What computes micro-batches: a sampler and a verifier on one device. It knows requests and states, and no search."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from diffscale._util.errors import DiffscaleError, Unsuited
+from diffscale.engine.answers import answer_tensors
+from diffscale.engine.flops import count_flops
+from diffscale.engine.ledger import price
+from diffscale.engine.scoring import frame_strip, safe_score, score_images, usable_scores
+from diffscale.types import (
+    Evaluate,
+    Gradient,
+    NeedsIntermediateX0,
+    PoolVerifier,
+    Request,
+    Run,
+    Sampler,
+    Score,
+    Solve,
+    State,
+    Verifier,
+)
+
+
+@dataclass
+class Output:
+    """What one micro-batch of B rows gave and took.
+
+    `tensors`: the answer by name, [B, ...] each. `images` [B, 3, H, W] and `latents` [B, ...]: of candidates that were
+    finished. `forwards`: rows sent through the network, with `flops_per_forward` each. `decodes`: those of one row.
+    """
+
+    tensors: dict[str, Tensor]
+    images: Tensor | None = None
+    latents: Tensor | None = None
+    decodes: int = 0
+    verifier_flops: float = 0.0
+    forwards: int = 0
+    flops_per_forward: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def costs(self, rows: slice, size: int) -> dict[str, float]:
+        """What `rows` took of all that the micro-batch of `size` rows did, named as in the ledger."""
+        count = rows.stop - rows.start
+        # Differences of rounded totals, so that the shares add up to what was counted.
+        forwards = self.forwards * rows.stop // size - self.forwards * rows.start // size
+        return {
+            "network_forwards": forwards,
+            "flops": forwards * self.flops_per_forward,
+            "decodes": count * self.decodes,
+            "verifier_calls": count if "scores" in self.tensors else 0,
+            "verifier_flops": self.verifier_flops * count / size,
+            **{f"seconds.{kind}": seconds * count / size for kind, seconds in self.seconds.items()},
+        }
+
+
+class Worker:
+    """Computes requests of any kind with one sampler and one verifier."""
+
+    def __init__(self, sampler: Sampler, verifier: Verifier) -> None:
+        self.sampler, self.verifier = sampler, verifier
+        self.record = verifier.record_level if isinstance(verifier, NeedsIntermediateX0) else None
+        self._counted_forwards = sampler.forwards
+
+    def price_per_row(self, request: Request) -> int:
+        """NFE that each row of `request` costs."""
+        return price(request, self.sampler) // len(request.state)
+
+    def compute(self, request: Request, state: State) -> Output | Unsuited:
+        """The answer to `request`, asked about `state` instead of its own; an error that says what does not suit it.
+
+        Memory that runs out, and what a sampler raises, passes through.
+        """
+        clock = _Clock()
+        try:
+            if isinstance(request, Gradient):
+                output = self._differentiate(state, clock)
+            elif isinstance(request, Score):
+                output = self._score(state, clock)
+            else:
+                after = self._denoise(request, state)
+                clock.lap("denoise", after.x)
+                score = isinstance(request, Evaluate)
+                output = self._score(after, clock) if score else Output(answer_tensors(request, after))
+        except Unsuited as error:
+            self._counted_forwards = self.sampler.forwards  # no other search is to pay for these
+            return error
+        # Counted from the last micro-batch that went well: rows lost to a lack of memory did run.
+        output.forwards = self.sampler.forwards - self._counted_forwards
+        self._counted_forwards = self.sampler.forwards
+        # Backward is worth two forwards, and a gradient's rows are counted twice already: there and recomputed.
+        output.flops_per_forward = self.sampler.flops_per_forward * (2 if isinstance(request, Gradient) else 1)
+        output.seconds = clock.seconds
+        return output
+
+    def _denoise(self, request: Request, state: State) -> State:
+        match request:
+            case Run(_, to):
+                return self.sampler.run(state, to, self.record)
+            case Evaluate():
+                return self.sampler.run(state, None, self.record)
+            case Solve(_, level, steps):
+                return self.sampler.solve(state, level, steps, self.record)
+            case _:
+                return self.sampler.predict(state)
+
+    def _score(self, state: State, clock: _Clock) -> Output:
+        final = state.step == self.sampler.steps
+        latents = state.x if final else state.x0
+        if latents is None:
+            raise DiffscaleError(
+                f"A state at step {state.step} of {self.sampler.steps} has no picture to score; the search must yield "
+                "Predict first."
+            )
+        recorded = self._recorded(state, final)
+        images = self.sampler.decode(latents)
+        early = [self.sampler.decode(x0) for x0 in recorded]
+        clock.lap("decode", images)
+        with count_flops() as counter:
+            scores = safe_score(self.verifier, images, self._prompts(state), *early)
+        clock.lap("verify", images)
+        output = Output({"scores": scores}, decodes=1 + len(early), verifier_flops=counter.total)
+        return replace(output, images=frame_strip(images), latents=latents) if final else output
+
+    def _recorded(self, state: State, final: bool) -> list[Tensor]:
+        """The x0-predictions that the verifier asks for, none if it asks for none."""
+        if self.record is None:
+            return []
+        if not final:
+            raise Unsuited(
+                f"Verifier {self.verifier.name!r} compares finished pictures with earlier predictions of them, so it "
+                "cannot score unfinished ones: use a search over noises, such as random or zero_order."
+            )
+        if state.recorded is None:
+            raise Unsuited(f"No prediction at noise level {self.record} was recorded for {self.verifier.name!r}.")
+        return [state.recorded]
+
+    def _differentiate(self, state: State, clock: _Clock) -> Output:
+        prompts = self._prompts(state)
+        if isinstance(self.verifier, PoolVerifier):
+            raise Unsuited(
+                f"Verifier {self.verifier.name!r} compares candidates with each other and has no gradient: search with "
+                "one of its members, or by another algorithm."
+            )
+        without = Unsuited(
+            f"Verifier {self.verifier.name!r} has no gradient: search with another verifier, or by another algorithm."
+        )
+        flops = 0
+
+        def score(images: Tensor, recorded: Tensor | None) -> Tensor:
+            nonlocal flops
+            with count_flops() as counter:
+                try:
+                    raw = score_images(self.verifier, images, prompts, *([] if recorded is None else [recorded]))
+                except RuntimeError as error:
+                    if "requires grad" not in str(error):
+                        raise
+                    raise without from error  # it handed the pictures to NumPy
+            flops = 3 * counter.total  # backward is worth two forwards
+            if not raw.requires_grad:
+                raise without
+            return raw
+
+        after, images, raw, grad = self.sampler.gradient(state, score, self.record)
+        clock.lap("denoise", grad)
+        return Output(
+            {"scores": usable_scores(self.verifier, raw, prompts), "grad": grad},
+            images=frame_strip(images),
+            latents=after.x,
+            decodes=1 if self.record is None else 2,
+            verifier_flops=flops,
+        )
+
+    def _prompts(self, state: State) -> list[str]:
+        return [self.sampler.prompts[row] for row in state.prompt_index.tolist()]
+
+
+class _Clock:
+    """Laps by kind; waits for CUDA, which runs behind Python's back."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, kind: str, result: Tensor) -> None:
+        if result.is_cuda:
+            torch.cuda.synchronize(result.device)
+        now = time.perf_counter()
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + now - self._last
+        self._last = now
