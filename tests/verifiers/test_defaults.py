@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.models.locate import shipped_folders
+from diffscale.models.files import shipped_folders
 from diffscale.verifiers.defaults import default_model
 
 

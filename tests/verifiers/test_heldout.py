@@ -5,7 +5,7 @@ from random import Random
 import pytest
 import torch
 
-from diffscale.models.locate import locate
+from diffscale.models.files import locate
 from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.train.autoencoder import render_batch
 from diffscale.verifiers.heldout import heldout_scores

@@ -28,7 +28,7 @@ def list_names(
 
 
 def _models() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.models.locate import shipped
+    from diffscale.models.files import shipped
 
     return ["model", "what it is (any Hub id or folder works too)"], shipped().items()
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -24,12 +23,11 @@ from typing import Any, Final
 import torch
 from diffusers import AutoencoderKL, DiTPipeline
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, UnknownName, unknown
-from diffscale._util.files import checked, read_config
-from diffscale.models.files import fetch, load_into, load_state, pretrained, read_manifest
+from diffscale._util.files import checked, read_config, write_json
+from diffscale.models.files import fetch, load_into, load_state, pretrained, read_manifest, save_network
 from diffscale.models.sit import SiT, SiTConfig, SiTDenoiser, config_of, dtype_of
 from diffscale.samplers.class_conditional import ClassSampler, Denoiser
 from diffscale.samplers.formulas import Marginal
@@ -164,12 +162,11 @@ def load_sit(folder: str, device: str, dtype: torch.dtype) -> ClassModel:
     for name in given:
         if name not in (allowed := [f.name for f in fields(SiTConfig)]):
             raise unknown(f"field of {where / 'config.json'}", name, allowed)
-    said = read_manifest(folder)
+    manifest = read_manifest(folder)
     weights = fetch(folder, "model.safetensors")
-    vae = where / str(said.get("vae", "vae"))
-    classes = said.get("classes", "imagenet")
-    sizes = checked(SiTConfig, given, where / "config.json")
-    return _sit(sizes, load_state(weights), weights, vae, classes, device, dtype, folder)
+    network = _network(checked(SiTConfig, given, where / "config.json"), load_state(weights), weights)
+    vae, classes = where / manifest.get("vae", "vae"), manifest.get("classes", "imagenet")
+    return _class_model(network, vae, classes, device, dtype, folder)
 
 
 def published_sit(
@@ -189,7 +186,7 @@ def published_sit(
     """
     path = fetch(model, file)
     state = load_state(path, sha256)
-    return _sit(config_of(state), state, path, vae, "imagenet", device, dtype, "")
+    return _class_model(_network(config_of(state), state, path), vae, "imagenet", device, dtype)
 
 
 def save_sit(
@@ -207,33 +204,26 @@ def save_sit(
     """
     network = model.denoiser.network
     assert isinstance(network, SiT)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}, folder / "model.safetensors"
-    )
-    _write(folder / "config.json", {"model_type": "sit", **asdict(network.config)})
+    save_network(network, {"model_type": "sit", **asdict(network.config)}, folder)
     listed = classes if isinstance(classes, str) else list(classes)
     shared = {} if vae is None else {"vae": vae}
     stated = {"description": description, **(manifest or {}), "classes": listed, **shared, "call": dict(call)}
-    _write(folder / "diffscale.json", stated)
+    write_json(folder / "diffscale.json", stated)
     if vae is None:
         model.vae.save_pretrained(folder / "vae")
 
 
-def _sit(
-    config: SiTConfig,
-    state: dict[str, Tensor],
-    path: Path,
-    vae: str | Path,
-    classes: str | Sequence[str],
-    device: str,
-    dtype: torch.dtype,
-    folder: str,
-) -> ClassModel:
+def _network(config: SiTConfig, state: dict[str, Tensor], path: Path) -> SiT:
     with torch.device("meta"):
         network = SiT(config)
     load_into(network.to_empty(device="cpu"), state, path)
-    names = _names(classes, config.num_classes)
+    return network
+
+
+def _class_model(
+    network: SiT, vae: str | Path, classes: str | Sequence[str], device: str, dtype: torch.dtype, folder: str = ""
+) -> ClassModel:
+    names = _names(classes, network.config.num_classes)
     autoencoder = pretrained(AutoencoderKL, vae, "autoencoder").eval()
     # As paper A samples SiT (Ma et al. 2025, arXiv 2501.09732): 50 NFE of Heun, no guidance.
     defaults = {"solver": "heun", "guidance_scale": 1.0}
@@ -251,7 +241,3 @@ def _names(classes: str | Sequence[str], count: int) -> Sequence[str]:
             "in diffscale.json as `classes`."
         )
     return names
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Files of published networks: one file of a Hub repository, a folder or a local path, and the weights in it.
+"""Where networks lie (shipped by name, in local folders, on the Hub), files of published ones, and the weights there.
 
 Weights are read from safetensors. Where a publisher has only a pickle, it is opened with `weights_only=True`, and only
 if its SHA-256 digest is the one that was stated. Nothing is fetched when `HF_HUB_OFFLINE` is set.
@@ -7,6 +7,7 @@ if its SHA-256 digest is the one that was stated. Nothing is fetched when `HF_HU
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -21,9 +22,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, first_line, unknown
 from diffscale._util.files import checked, read_config, write_json
-from diffscale.models.locate import locate
+from diffscale.registry import plugins
+
+
+def shipped_folders() -> dict[str, Path]:
+    """The folder of every pipeline and verifier network that an installed package brings along, by name."""
+    folders = (folder for home in plugins("models").values() for folder in sorted(Path(home).iterdir()))
+    return {folder.name: folder for folder in folders if (folder / "diffscale.json").exists()}
+
+
+def shipped() -> dict[str, str]:
+    """The one-line description of every network of `shipped_folders`, by name."""
+    return {
+        name: json.loads((folder / "diffscale.json").read_text(encoding="utf-8"))["description"]
+        for name, folder in shipped_folders().items()
+    }
+
+
+def locate(model: str) -> str:
+    """The folder of a shipped model or of a local path, or the Hub id unchanged.
+
+    Raises UnknownName for a plain word that is neither (a Hub id has an owner: `owner/name`).
+    """
+    if model in (folders := shipped_folders()):
+        return str(folders[model])
+    if Path(model).expanduser().is_dir():
+        return str(Path(model).expanduser())
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise unknown("model (neither shipped, nor a folder, nor a Hub id owner/name):", model, shipped())
+    return model
 
 
 def local(model: str) -> Path | None:

@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from diffscale._util.errors import DiffscaleError, UnknownName, first_line, unknown
 from diffscale.models import loras, memory, quantization, schedulers
 from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
-from diffscale.models.files import read_manifest
-from diffscale.models.locate import locate
+from diffscale.models.files import locate, read_manifest
 from diffscale.models.options import LoadOptions
 from diffscale.registry import plugins
 from diffscale.types import World

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from diffscale._util.errors import DiffscaleError, UnknownName, first_line
-from diffscale.models.locate import locate
+from diffscale.models.files import locate
 from diffscale.models.quantization import installed
 
 

@@ -33,7 +33,6 @@ def check_attention(backend: str) -> None:
 
 def use_attention(pipe: Any, backend: str) -> None:
     """Have the denoiser's attention computed by `backend`; raises DiffscaleError if it or its library cannot."""
-    check_attention(backend)
     taken = False
     # set_attention_backend also changes the default of all networks in the process; that is put back.
     with attention_backend("native"):

@@ -8,8 +8,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from diffscale._util import config
+from diffscale.models.files import shipped
 from diffscale.models.load import base_model
-from diffscale.models.locate import shipped
 from diffscale.registry import plugins
 from diffscale.train.configs import METHODS, TrainConfig
 from diffscale.train.data.dataset import Dataset

@@ -6,7 +6,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
-from diffscale.models.locate import shipped
+from diffscale.models.files import shipped
 from diffscale.registry import parse, plugins
 from diffscale.types import Verifier
 from diffscale.verifiers.aesthetic import aesthetic

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from diffscale.models.files import read_manifest
-from diffscale.models.locate import locate
+from diffscale.models.files import locate, read_manifest
 
 Published = TypeVar("Published", str, None)
 

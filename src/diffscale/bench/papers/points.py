@@ -14,9 +14,8 @@ from diffscale.bench.papers import trainings
 from diffscale.bench.papers.digests import weights_digest
 from diffscale.bench.papers.recipe import Part, Series
 from diffscale.bench.series import PromptRepeat
-from diffscale.models.files import read_manifest
+from diffscale.models.files import locate, read_manifest
 from diffscale.models.load import base_model, load_pipeline
-from diffscale.models.locate import locate
 from diffscale.models.options import LoadOptions
 from diffscale.registry import parse
 from diffscale.searches import SEARCHES
