@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -116,7 +116,9 @@ class ReproduceConfig(Hardware):
         default_factory=dict, description="id=folder, file or Hub id: train on that instead of what recipes name, as "
         "JourneyDB/JourneyDB=journeydb; repeatable.",
     )  # fmt: skip
-    offload: str | None = Field(None, description="Keep networks on the CPU: model or sequential.")
+    offload: Literal["model", "sequential"] | None = Field(
+        None, description="Keep networks on the CPU: model or sequential."
+    )
 
     @field_validator("setting")
     @classmethod

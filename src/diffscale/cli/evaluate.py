@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +9,7 @@ import typer
 from rich.console import Console
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.files import write_json
 from diffscale.bench.config import EvaluateConfig
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_table, print_warning, progress_bars, quiet_console
@@ -28,25 +27,18 @@ def evaluate(
     console = quiet_console()
     with progress_bars(console, "pictures", transient=True) as progress:
         results = job.run(settings, progress)
-    _write(output, results)
+    try:
+        write_json(output, results)
+    except OSError as error:
+        raise DiffscaleError(
+            f"The results could not be written to {output}: choose another place ({error})."
+        ) from error
     _print_results(console, results)
     for note in results["warnings"]:
         print_warning(console, note)
     if settings.save_reference is not None:
         console.print(f"statistics for --reference are in {settings.save_reference}", markup=False)
     console.print(f"results are in {output}", markup=False)
-
-
-def _write(output: Path, results: dict[str, Any]) -> None:
-    fresh = output.with_name(output.name + ".new")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(fresh, output)
-    except OSError as error:
-        raise DiffscaleError(
-            f"The results could not be written to {output}: choose another place ({error})."
-        ) from error
 
 
 def _print_results(console: Console, results: dict[str, Any]) -> None:

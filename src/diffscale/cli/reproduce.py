@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from diffscale._util.config import validated
 from diffscale._util.errors import unknown
 from diffscale.bench.config import ReproduceConfig
 from diffscale.cli.flags import settings_from_flags
@@ -65,11 +64,10 @@ def reproduce(
     left = {name: each for name, each in settings.items() if not (resume and _done(console, name, each, output))}
     for name in left if not estimate else ():
         page.check(output, name, options)
-    loading = validated(LoadOptions, config.model_dump(include={"device", "offload"}))
     best_device(config.device)  # told of before anything is deleted
     if not resume and not estimate:
         discard(output, settings)
-    session = Session(output, loading, config.batch_size)
+    session = Session(output, LoadOptions(device=config.device, offload=config.offload), config.batch_size)
     if left:
         _print_estimate(console, left, session)
     if estimate:

@@ -81,7 +81,7 @@ def dino(model: str | None = None, *, device: Any = "cpu", image_model: str = ""
 
 
 def inception(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Extractor:
-    """PoolVerifier features and classes of the InceptionV3 of FID, or of an image classifier by folder or name."""
+    """Pooled features and classes of the InceptionV3 of FID, or of an image classifier by folder or name."""
     from diffscale.verifiers.defaults import default_model
     from diffscale.verifiers.inception import load_inception
 
