@@ -41,11 +41,11 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
         f"{verifier}: first sample {first:.4f}, best of {summary['candidates']} {best:.4f} ({best - first:+.4f}) "
         f"for {summary['nfe']:,} NFE in {summary['seconds']:.1f} s"
     )
-    for name, heldout_scores in summary["judges"].items():
-        held_out = "the oracle searched with" if heldout_scores["searched_with"] else "not searched with"
-        before, after = heldout_scores["baseline"]["score"], heldout_scores["best"]["score"]
+    for name, scores in summary["judges"].items():
+        held_out = "the oracle searched with" if scores["searched_with"] else "not searched with"
+        before, after = scores["baseline"]["score"], scores["best"]["score"]
         console.print(f"{name} ({held_out}): first sample {before:.2f}, best {after:.2f} ({after - before:+.2f})")
-        if after < before and best > first and not heldout_scores["searched_with"]:
+        if after < before and best > first and not scores["searched_with"]:
             print_warning(
                 console,
                 f"{verifier} rose and {name}, which was held out, fell: the search may have hacked its verifier; "

@@ -104,7 +104,7 @@ class InceptionV3(nn.Module):
         self.fc = nn.Linear(channels, outputs)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """PoolVerifier features [B, D], 2048 at full width, of `pixels` [B, 3, side, side] in [-1, 1]."""
+        """Pooled features [B, D], 2048 at full width, of `pixels` [B, 3, side, side] in [-1, 1]."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(pixels)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = F.max_pool2d(x, 3, 2)
