@@ -34,8 +34,8 @@ from verifier_agreement import ENSEMBLE, JUDGE, TEXT
 from diffscale.metrics.bootstrap import interval
 from diffscale.metrics.precision_recall import recall
 from diffscale.shapes.captions import parse_caption
+from diffscale.shapes.render import render_batch
 from diffscale.shapes.scenes import draw_scene
-from diffscale.shapes.train.autoencoder import render_batch
 from diffscale.suites import prompts as prompt_files
 from diffscale.verifiers.inception import load_inception
 

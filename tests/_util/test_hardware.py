@@ -14,9 +14,23 @@ def test_a_processor_computes_in_bfloat16_where_it_has_it(
     assert hardware.auto_dtype("cpu") == hardware.auto_dtype(torch.device("cpu")) == dtype
 
 
-def test_without_the_kernels_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "able", "fast"),
+    [
+        ("x86_64", (), False),
+        ("x86_64", ("avx512_bf16",), True),
+        ("x86_64", ("amx_bf16",), True),
+        ("aarch64", (), False),
+    ],
+)
+def test_a_processor_that_emulates_bfloat16_is_slow(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, able: tuple[str, ...], fast: bool
+) -> None:
+    names = ("avx512_bf16", "amx_bf16")
+    capabilities = {"architecture": architecture, **{name: name in able for name in names}}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert hardware.fast_bfloat16() is False
+    assert hardware.fast_bfloat16() is fast
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])

@@ -20,8 +20,8 @@ from diffscale.shapes.render import render
 from diffscale.shapes.scenes import Obj
 from diffscale.shapes.suite import held_out, training_example
 from diffscale.shapes.taste import PICK_RATER
-from diffscale.shapes.train import pairs
 from diffscale.shapes.train.generated import ShownPicture
+from diffscale.shapes.train.preferences import write_pairs
 from diffscale.shapes.train.text import CLIP_TOKENS, MAX_TOKENS, clip_tokenizer, t5_tokenizer
 from diffscale.train.data.sources import load
 
@@ -102,7 +102,7 @@ def _shown(rng: Random, number: int) -> list[ShownPicture]:
 def test_pairs_are_those_of_the_rater_in_pick_a_pics_layout(tmp_path: Path) -> None:
     rng = Random(0)
     groups = [_shown(rng, number) for number in range(40)]
-    count = pairs.write(groups, tmp_path / "pairs")
+    count = write_pairs(groups, tmp_path / "pairs")
     found = load(str(tmp_path / "pairs"), "pairs")
     free = [g for g in groups if not g[0].is_held_out and g[0].description.key() not in data.evaluation_keys()]
     assert count == len(found) == 3 * len(free) and 60 < count <= 120
@@ -119,7 +119,7 @@ def test_pairs_are_those_of_the_rater_in_pick_a_pics_layout(tmp_path: Path) -> N
 
 def test_the_library_datasets_sees_the_columns_of_pick_a_pic(tmp_path: Path) -> None:
     groups = [_shown(Random(1), number) for number in range(4)]
-    pairs.write(groups, tmp_path / "pairs")
+    write_pairs(groups, tmp_path / "pairs")
     table = datasets.load_dataset(
         "imagefolder", data_dir=str(tmp_path / "pairs"), split="train", cache_dir=str(tmp_path / "cache")
     )

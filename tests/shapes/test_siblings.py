@@ -8,19 +8,20 @@ from random import Random
 
 import pytest
 import torch
-from diffusers import PixArtSigmaPipeline
+from diffusers import PixArtSigmaPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
-from diffscale.models.load import load_pipeline
-from diffscale.models.options import LoadOptions
 from diffscale.shapes.captions import write_caption
 from diffscale.shapes.classes import class_description
 from diffscale.shapes.judge import judge_images
+from diffscale.shapes.render import render_batch
 from diffscale.shapes.scenes import Obj
 from diffscale.shapes.suite import training_example
-from diffscale.shapes.train import dpo, flux, pixart, sdxl, sit
+from diffscale.shapes.train import dpo, sdxl, sit
+from diffscale.shapes.train.corpus import encode_unshifted, training_scene
 from diffscale.shapes.train.generated import ShownPicture
-from diffscale.shapes.train.sibling_recipes import scenes
+from diffscale.shapes.train.shipped import flux_vae, load_shipped
+from diffscale.shapes.world import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +39,12 @@ def groups() -> list[list[ShownPicture]]:
 
 def test_dpo_trains_a_lora_that_the_pipeline_loads(groups: list[list[ShownPicture]], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    vae = load_pipeline("shapes-flux", LoadOptions(device="cpu")).vae
-    pipe = sdxl.pipeline(vae, sdxl.TextToNoise())
+    net = sdxl.TextToNoise()
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        MODELS / "shapes-sdxl", unet=net.unet, text_encoder=net.text_encoder, text_encoder_2=net.text_encoder_2
+    )
     before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
-    lora = dpo.train(pipe, groups, tmp_path, steps=2)
+    lora = dpo.fit_lora(pipe, groups, tmp_path, steps=2)
     after = {name.replace(".base_layer", ""): weight for name, weight in pipe.unet.state_dict().items()}
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     pipe.unet.delete_adapters("default")
@@ -59,22 +62,22 @@ def test_dpo_trains_a_lora_that_the_pipeline_loads(groups: list[list[ShownPictur
     assert not torch.equal(outputs(), plain)
 
 
-def test_siblings_decode_their_latents_to_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flux, "SCENES", 4)
-    base = load_pipeline("shapes-flux", LoadOptions(device="cpu"))
-    _, latents = scenes(base, tmp_path)
-    pipe = pixart.pipeline(base.vae, pixart.TextToNoise(base.text_encoder_2))
+def test_siblings_decode_their_latents_to_the_pictures(tmp_path: Path) -> None:
+    vae = flux_vae()
+    latents = encode_unshifted(vae, tmp_path, 4).latents
+    pipe = load_shipped("shapes-pixart")
     assert isinstance(pipe, PixArtSigmaPipeline)
+    pipe.register_modules(vae=vae)
     # What the pipeline does after its last step.
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-    pictures = torch.stack([flux.scene(i)[1] for i in range(4)])
+    pictures = render_batch([training_scene(i)[1] for i in range(4)])
     assert (decoded - pictures).square().mean() < 2e-3
     assert pipe.vae.config.shift_factor is None
 
 
 def test_rows_of_the_encoded_classes_go_round(tmp_path: Path) -> None:
-    vae = load_pipeline("shapes-flux", LoadOptions(device="cpu")).vae
+    vae = flux_vae()
     latents = sit.encode_classes(vae, tmp_path, 50)
     config = vae.config
     with torch.no_grad():
@@ -86,5 +89,5 @@ def test_rows_of_the_encoded_classes_go_round(tmp_path: Path) -> None:
 
 
 def test_a_larger_sit_has_about_four_times_the_parameters() -> None:
-    counts = [sum(p.numel() for p in sit.SiT(config).parameters()) for config in sit.SIZES.values()]
+    counts = [sum(p.numel() for p in sit.build(size).parameters()) for size in sit.SIZES]
     assert all(2.5 < b / a < 4.5 for a, b in pairwise(counts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -10,15 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffscale._util import hardware
 from diffscale.shapes.captions import WORDS
-from diffscale.shapes.scenes import COLOURS, RADIUS, SHAPES, SIZES, TEXTURES
-from diffscale.shapes.train import blip, grader, preferences, recipes, verifier_recipes
-from diffscale.shapes.train.autoencoder import build, draw_crowded_scene, polish
-from diffscale.shapes.train.distil import distil, guided
-from diffscale.shapes.train.flux import TextToVelocity, encode_scenes, scene
-from diffscale.shapes.train.loop import fit
+from diffscale.shapes.scenes import COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, draw_crowded_scene
+from diffscale.shapes.train import blip, inception, preferences, ratings, recipes, seeing
+from diffscale.shapes.train.autoencoder import build, polish
+from diffscale.shapes.train.corpus import Corpus, encode_scenes, training_scene
+from diffscale.shapes.train.flux import TextToVelocity, distil, guided, pack
+from diffscale.shapes.train.loop import Step, autocast, fit
 from diffscale.shapes.train.seeing import patch_labels
 from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer
+from diffscale.shapes.world import MODELS
+from diffscale.verifiers.inception import load_inception
 
 
 def _train(
@@ -27,13 +31,13 @@ def _train(
     torch.manual_seed(0)
     net = nn.Linear(3, 1)
 
-    def loss(step: int) -> Tensor:
-        if step == stop:
+    def loss(step: Step) -> Tensor:
+        if step.number == stop:
             raise KeyboardInterrupt
-        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
-        return (net(x) - x.sum(1, keepdim=True)).square().mean() * (torch.nan if step == poison else 1)
+        x = torch.randn(8, 3, generator=step.generator) + step.rng.random()
+        return (net(x) - x.sum(1, keepdim=True)).square().mean() * (torch.nan if step.number == poison else 1)
 
-    return fit(net, loss, folder=folder, steps=steps, lr=0.05, muon=muon, warmup=5, every=10)
+    return fit(net, loss, "test", folder, steps, lr=0.05, muon=muon, warmup=5, every=10)
 
 
 @pytest.mark.parametrize("muon", [False, True])
@@ -62,9 +66,10 @@ def test_scenes_are_encoded_once_and_alike(tmp_path: Path) -> None:
     first, latents = encode_scenes(vae, tmp_path, 6)
     again, kept = encode_scenes(vae, tmp_path, 6)
     assert first == again
-    assert first[3] == scene(3)[0]
+    assert first[3] == training_scene(3)[0]
     torch.testing.assert_close(latents, kept, atol=0, rtol=0)
-    assert latents.shape == (6, 16, 32)
+    assert latents.shape == (6, 8, 8, 8)
+    assert pack(Corpus(first, latents)).latents.shape == (6, 16, 32)
 
 
 @pytest.fixture
@@ -123,9 +128,9 @@ def test_distilling_trains_the_transformer_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     teacher = TextToVelocity()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    descriptions = [scene(i)[0] for i in range(2)]
+    corpus = Corpus([training_scene(i)[0] for i in range(2)], torch.randn(2, 16, 32))
     with torch.compiler.set_stance("force_eager"):
-        student = distil(teacher, descriptions, torch.randn(2, 16, 32), tmp_path, steps=2)
+        student = distil(teacher, corpus, tmp_path, steps=2)
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     changed = {k for k, v in student.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all(name.startswith(("transformer.", "fast_transformer.")) for name in changed)
@@ -142,17 +147,53 @@ def test_steps_are_those_of_the_network_itself(
     class Enough(Exception):
         pass
 
-    def fitted(net: nn.Module, loss: object, *, folder: Path, steps: int, **more: object) -> nn.Module:
+    def fitted(net: nn.Module, loss: object, seed: str, folder: Path, steps: int, **more: object) -> nn.Module:
         asked[folder.name] = steps
         if folder.name == network:
             raise Enough
         return net
 
-    for module in (blip, preferences, grader):
+    for module in (seeing, preferences, ratings):
         monkeypatch.setattr(module, "fit", fitted)
-    monkeypatch.setattr(blip, "train_vision", lambda net, *rest: net)
-    monkeypatch.setattr(verifier_recipes, "generate_pictures", lambda folder: [])
+    for module in (preferences, ratings):
+        monkeypatch.setattr(module, "generate_pictures", lambda folder: [])
     with pytest.raises(Enough):
-        recipes.RECIPES[network](tmp_path, tmp_path / "out", given)
-    usual = {"reward": preferences.STEPS, "grader": grader.STEPS}[network]
-    assert asked == {"blip": blip.STEPS, network: given or usual}
+        recipes.train(network, tmp_path, tmp_path / "out", given)
+    usual = {"reward": preferences.STEPS, "grader": ratings.GRADER_STEPS}[network]
+    assert asked == {"vision": blip.VISION_STEPS, "blip": blip.STEPS, network: given or usual}
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_networks_are_trained_in_bfloat16_where_it_is_quick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(hardware, "fast_bfloat16", lambda: fast)
+    net = nn.Linear(3, 1)
+    seen = []
+
+    def loss(step: Step) -> Tensor:
+        with autocast():
+            y = net(torch.randn(8, 3, generator=step.generator))
+        seen.append(y.dtype)
+        return y.float().square().mean()
+
+    fit(net, loss, "test", tmp_path, 2, lr=0.01)
+    assert seen == [dtype, dtype]
+
+
+def test_a_recipe_writes_a_whole_folder_of_the_shipped_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inception, "REFERENCE", 250)
+    folder, shipped = tmp_path / "out", MODELS / "shapes-inception"
+    recipes.train("inception", tmp_path, folder, 1)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in shipped.iterdir()}
+    for name in ("config.json", "preprocessor_config.json", "diffscale.json"):
+        assert json.loads((folder / name).read_text()) == json.loads((shipped / name).read_text())
+    figures = json.loads((folder / "figures.json").read_text())
+    assert figures["inception"]["step"] == 1 and "accuracy" in figures["inception"]
+    assert load_inception(str(folder))(torch.rand(2, 3, 64, 64)).shape[0] == 2
+
+
+def test_every_shipped_network_has_a_recipe() -> None:
+    assert {f"shapes-{name}" for name in recipes.RECIPES} == {path.name for path in MODELS.iterdir()}

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel
 
 from diffscale._util.errors import DiffscaleError, UnknownName
-from diffscale.shapes.train.clip import build, image_processor
+from diffscale.shapes.train.clip import build
 from diffscale.shapes.train.text import CLIP_TOKENS, clip_tokenizer
+from diffscale.shapes.world import MODELS
 from diffscale.verifiers import load
 from diffscale.verifiers.clip import ClipScore
 from diffscale.verifiers.preprocess import Preprocessing
 
+PROCESSOR = CLIPImageProcessorPil.from_pretrained(MODELS / "shapes-clip")
 PROMPTS = ["a red circle", "two small blue squares above a star"]
 
 
@@ -26,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clip")
     build().save_pretrained(path)
     clip_tokenizer().save_pretrained(path)
-    image_processor().save_pretrained(path)
+    PROCESSOR.save_pretrained(path)
     return path
 
 
@@ -52,7 +54,7 @@ def test_it_can_be_differentiated_in_the_pictures(folder: Path) -> None:
 def test_preprocessing_is_that_of_published_clips(size: tuple[int, int]) -> None:
     # Mid-tones only, which neither pass clips: Pillow 13 may take them in another order.
     pixels = np.random.default_rng(0).integers(80, 176, (*size, 3), dtype=np.uint8)
-    expected = image_processor()(Image.fromarray(pixels), return_tensors="pt").pixel_values
+    expected = PROCESSOR(Image.fromarray(pixels), return_tensors="pt").pixel_values
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     ours = Preprocessing(64, [0.5] * 3, [0.5] * 3).crop(image)
     assert (ours - expected).abs().max() < 3 / 127.5  # bytes, rounded twice

@@ -7,7 +7,7 @@ import torch
 
 from diffscale.models.files import locate
 from diffscale.shapes.classes import CLASSES, draw_class_scene
-from diffscale.shapes.train.autoencoder import render_batch
+from diffscale.shapes.render import render_batch
 from diffscale.verifiers.heldout import heldout_scores
 
 

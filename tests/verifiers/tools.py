@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertTokenizer
+from transformers import BertTokenizer, CLIPImageProcessorPil
 
-from diffscale.shapes.train.clip import build, image_processor
+from diffscale.shapes.train.clip import build
 from diffscale.shapes.train.text import clip_tokenizer
+from diffscale.shapes.world import MODELS
 
 Layout = Mapping[str, tuple[int, ...]]
 
@@ -82,5 +83,5 @@ def clip_folder(folder: Path) -> Path:
     torch.manual_seed(0)
     build().save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
-    image_processor().save_pretrained(folder)
+    CLIPImageProcessorPil.from_pretrained(MODELS / "shapes-clip").save_pretrained(folder)
     return folder

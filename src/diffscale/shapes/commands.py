@@ -46,7 +46,7 @@ def train(
     if network not in recipes.RECIPES:
         raise unknown("network", network, recipes.RECIPES)
     folder = (output or MODELS) / f"shapes-{network}"
-    recipes.RECIPES[network](checkpoints, folder, steps)
+    recipes.train(network, checkpoints, folder, steps)
     typer.echo(f"{folder} is written, its figures in figures.json")
 
 

@@ -130,9 +130,10 @@ def write_stars(folder: Path, size: int | None, cache: Path) -> int:
 def write_pairs(folder: Path, size: int | None, cache: Path) -> int:
     """A `registry.DataSet`: preference pairs of pictures that shapes-flux makes of 2,000 prompts, as Pick-a-Pic."""
     # Imported late, as nothing else here needs networks.
-    from diffscale.shapes.train import generated, pairs
+    from diffscale.shapes.train import generated, preferences
 
-    return pairs.write(generated.generate_pictures(cache / "generated", size or generated.PROMPTS), folder)
+    groups = generated.generate_pictures(cache / "generated", size or generated.PROMPTS)
+    return preferences.write_pairs(groups, folder)
 
 
 def write_folder(folder: Path, rows: Callable[[Path], Iterator[dict[str, Any]]]) -> int:

@@ -11,7 +11,9 @@ from functools import cache
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from diffscale.shapes.scenes import CANVAS, RADIUS, Obj
 
@@ -48,6 +50,11 @@ def render(scene: Sequence[Obj]) -> Floats:
     for obj in scene:
         paste(picture, obj)
     return picture
+
+
+def render_batch(scenes: Sequence[Sequence[Obj]]) -> Tensor:
+    """The scenes as networks take them: float32 [B, 3, 64, 64] in [-1, 1]."""
+    return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2) * 2 - 1
 
 
 def paste(picture: Floats, obj: Obj) -> None:

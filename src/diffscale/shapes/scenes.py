@@ -206,12 +206,14 @@ def _place(objects: list[Obj], relation: str | None, rng: Random) -> Scene | Non
     return tuple(placed)
 
 
-def pack(objects: list[Obj], rng: Random) -> Scene:
-    """As many of the objects as find room, in their order, at random places."""
+def draw_crowded_scene(rng: Random) -> Scene:
+    """As many of nine random objects as find room, in their order, at random places."""
+    wanted = [
+        Obj(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(TEXTURES), rng.choice(SIZES), 0, 0) for _ in range(9)
+    ]
     placed: list[Obj] = []
-    for obj in objects:
-        put = _drop(obj, placed, rng)
-        if put is not None:
+    for obj in wanted:
+        if (put := _drop(obj, placed, rng)) is not None:
             placed.append(put)
     return tuple(placed)
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffscale.shapes.render import render
-from diffscale.shapes.scenes import (
-    CATEGORIES,
-    COLOURS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Obj,
-    Scene,
-    draw_description,
-    draw_scene,
-    pack,
-)
-from diffscale.shapes.train.loop import fit
+from diffscale._util.files import replacing
+from diffscale.shapes.render import render_batch
+from diffscale.shapes.scenes import CATEGORIES, Scene, draw_crowded_scene, draw_description, draw_scene
+from diffscale.shapes.train.loop import Step, autocast, fit
+from diffscale.shapes.train.shipped import untrained
 
 STEPS = 1900
 POLISH_STEPS = 2500
@@ -36,33 +29,7 @@ KL_WEIGHT = 1e-4  # per latent value
 
 def build() -> AutoencoderKL:
     """The network, untrained."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96),
-        layers_per_block=1,
-        latent_channels=8,
-        norm_num_groups=8,
-        sample_size=64,
-        scaling_factor=1.0,
-        shift_factor=0.0,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=False,
-    )
-
-
-def render_batch(scenes: list[Scene]) -> Tensor:
-    """Scenes drawn as the autoencoder takes them: [B, 3, 64, 64] in [-1, 1]."""
-    return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2) * 2 - 1
-
-
-def draw_crowded_scene(rng: Random) -> Scene:
-    """As many unlike objects as fit: one picture teaches the decoder more than a scene of two would."""
-    wanted = [
-        Obj(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(TEXTURES), rng.choice(SIZES), 0, 0) for _ in range(9)
-    ]
-    return pack(wanted, rng)
+    return untrained(AutoencoderKL, "shapes-flux/vae")
 
 
 def train(folder: Path, steps: int = STEPS) -> AutoencoderKL:
@@ -73,64 +40,62 @@ def train(folder: Path, steps: int = STEPS) -> AutoencoderKL:
         net.encoder.conv_out.weight[8:] = 0  # the log-variances are constant, see NOISE
         net.encoder.conv_out.bias[8:] = 2 * math.log(NOISE)
 
-    def loss(step: int) -> Tensor:
-        x = batch(Random(f"autoencoder {step}"))
-        with torch.autocast("cpu", torch.bfloat16):
-            noise = torch.randn(BATCH, 8, 8, 8, generator=torch.Generator().manual_seed(step))
+    def loss(step: Step) -> Tensor:
+        x = draw_batch(step.rng)
+        with autocast():
+            noise = torch.randn(BATCH, 8, 8, 8, generator=step.generator)
             # Not compiled: torch 2.13's inductor gives wrong gradients for these bf16 convolutions on the CPU.
             mean, _ = net.encoder(x).chunk(2, dim=1)
-            y = net.decoder(mean + noise * NOISE * min(1.0, step / NOISE_RAMP))
+            y = net.decoder(mean + noise * NOISE * min(1.0, step.number / NOISE_RAMP))
         error = y.float() - x
         return error.square().mean() + 0.1 * error.abs().mean() + KL_WEIGHT * 0.5 * mean.float().square().mean()
 
-    def evaluate(mean: nn.Module, step: int) -> dict[str, float]:
-        return _figures(mean.encoder, mean.decoder)  # type: ignore[arg-type]
+    def evaluate(mean: AutoencoderKL) -> dict[str, float]:
+        return _figures(mean.encoder, mean.decoder)
 
-    mean = fit(net, loss, folder=folder, steps=steps, lr=1e-3, warmup=100, evaluate=evaluate)
-    normalise(mean)  # type: ignore[arg-type]
-    return mean  # type: ignore[return-value]
+    mean = fit(net, loss, "autoencoder", folder, steps, lr=1e-3, warmup=100, evaluate=evaluate)
+    normalise(mean)
+    return mean
 
 
-def polish(net: AutoencoderKL, folder: Path, steps: int = POLISH_STEPS) -> AutoencoderKL:
+def polish(net: AutoencoderKL, folder: Path, steps: int = POLISH_STEPS) -> None:
     """Train the decoder on, in place, or go on from the checkpoint in `folder`; latents keep their meaning.
 
     Absolute error weighs as much as squared error here: it is what makes plain areas plain.
     """
-    net.encoder.requires_grad_(False)
+    net.train().encoder.requires_grad_(False)
     net.decoder.requires_grad_(True)
 
-    def loss(step: int) -> Tensor:
-        x = batch(Random(f"autoencoder polish {step}"))
-        noise = torch.randn(BATCH, 8, 8, 8, generator=torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", torch.bfloat16):
+    def loss(step: Step) -> Tensor:
+        x = draw_batch(step.rng)
+        noise = torch.randn(BATCH, 8, 8, 8, generator=step.generator)
+        with autocast():
             with torch.no_grad():
                 mean, _ = net.encoder(x).chunk(2, dim=1)
             error = net.decoder(mean + noise * NOISE).float() - x
         return error.square().mean() + error.abs().mean()
 
-    def evaluate(decoder: nn.Module, step: int) -> dict[str, float]:
-        return _figures(net.encoder, decoder)
-
-    net.decoder = fit(net.decoder, loss, folder=folder, steps=steps, lr=1e-3, warmup=100, evaluate=evaluate)
-    return net
+    evaluate = partial(_figures, net.encoder)
+    net.decoder = fit(net.decoder, loss, "autoencoder polish", folder, steps, lr=1e-3, warmup=100, evaluate=evaluate)
 
 
-def batch(rng: Random) -> Tensor:
-    """Pictures [16, 3, 64, 64] in [-1, 1], most of them crowded."""
+def draw_batch(rng: Random) -> Tensor:
+    """Pictures [16, 3, 64, 64] in [-1, 1], most of them crowded: one teaches the decoder more than a scene of two."""
     return render_batch(
         [
-            draw_crowded_scene(rng)
-            if rng.random() < 0.7
-            else draw_scene(draw_description(rng, rng.choice(CATEGORIES)), rng)
+            draw_crowded_scene(rng) if rng.random() < 0.7 else _draw_scene(rng.choice(CATEGORIES), rng)
             for _ in range(BATCH)
         ]
     )
 
 
-@torch.no_grad()
+def _draw_scene(category: str, rng: Random) -> Scene:
+    return draw_scene(draw_description(rng, category), rng)
+
+
 def _figures(encoder: nn.Module, decoder: nn.Module) -> dict[str, float]:
     rng = Random("autoencoder evaluation")
-    x = render_batch([draw_scene(draw_description(rng, c), rng) for c in CATEGORIES for _ in range(16)])
+    x = render_batch([_draw_scene(category, rng) for category in CATEGORIES for _ in range(16)])
     z, _ = encoder(x).chunk(2, dim=1)
     y = decoder(z)
     mse = ((y.clamp(-1, 1) - x) / 2).square().mean()
@@ -141,6 +106,20 @@ def _figures(encoder: nn.Module, decoder: nn.Module) -> dict[str, float]:
 def normalise(net: AutoencoderKL) -> None:
     """Set the scaling and shift factors that give the latents of Shapes pictures mean 0 and variance 1."""
     rng = Random("autoencoder latents")
-    scenes = [draw_scene(draw_description(rng, c), rng) for c in CATEGORIES for _ in range(64)]
+    scenes = [_draw_scene(category, rng) for category in CATEGORIES for _ in range(64)]
     z = torch.cat([net.encode(chunk).latent_dist.mode() for chunk in render_batch(scenes).split(64)])
     net.register_to_config(scaling_factor=float(1 / z.std()), shift_factor=float(z.mean()))
+
+
+@torch.no_grad()
+def encode_once(vae: AutoencoderKL, file: Path, scenes: Sequence[Scene]) -> Tensor:
+    """Latents [scenes, 8, 8, 8], of mean 0 and variance 1, made once and kept in `file`."""
+    if not file.exists():
+        chunks = []
+        for start in range(0, len(scenes), 64):
+            with autocast():
+                chunks.append(vae.encode(render_batch(scenes[start : start + 64])).latent_dist.mode().float())
+        latents = (torch.cat(chunks) - vae.config.shift_factor) * vae.config.scaling_factor
+        with replacing(file) as fresh:
+            save_file({"latents": latents.contiguous()}, fresh)
+    return load_file(file)["latents"]

@@ -16,20 +16,20 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
+from transformers import Dinov2ForImageClassification, Dinov2Model
 
 from diffscale.shapes.classes import CLASSES, draw_class_scene
-from diffscale.shapes.scenes import CANVAS, Scene
+from diffscale.shapes.render import render_batch
+from diffscale.shapes.scenes import CANVAS, Scene, draw_crowded_scene
 from diffscale.shapes.suite import training_example
-from diffscale.shapes.train.autoencoder import draw_crowded_scene, render_batch
-from diffscale.shapes.train.inception import batch as labelled
-from diffscale.shapes.train.loop import fit
-from diffscale.shapes.train.seeing import PATCH, degrade
+from diffscale.shapes.train.inception import class_accuracy, draw_classes
+from diffscale.shapes.train.loop import Step, autocast, fit
+from diffscale.shapes.train.seeing import WIDTH, degrade
+from diffscale.shapes.train.shipped import untrained
 
 STEPS: Final = 1_200
 BATCH: Final = 64
 SMALL_VIEWS: Final = 4
-WIDTH: Final = 128
 PROTOTYPES: Final = 1024
 HEAD_PICTURES: Final = 3_000
 _TEACHER_MOMENTUM: Final = 0.99
@@ -39,27 +39,12 @@ _TEACHER_TEMPERATURE: Final = 0.05
 _KOLEO: Final = 0.1
 
 
-def config() -> Dinov2Config:
-    """Sizes of the backbone: 64x64 pictures in patches of 8, width 128, 4 layers."""
-    return Dinov2Config(
-        hidden_size=WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        mlp_ratio=4,
-        image_size=CANVAS,
-        patch_size=PATCH,
-        num_labels=len(CLASSES),
-        id2label=dict(enumerate(CLASSES)),
-        label2id={name: label for label, name in enumerate(CLASSES)},
-    )
-
-
 class _Network(nn.Module):
     """Backbone and projection to prototypes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = Dinov2Model(config())
+        self.backbone = untrained(Dinov2Model, "shapes-dino")
         self.project = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
         self.prototypes = nn.Parameter(F.normalize(torch.randn(PROTOTYPES, 64), dim=-1))
 
@@ -75,49 +60,72 @@ class _Distillation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.student = _Network()
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        # It never has a gradient, and yet is not frozen: `fit` averages what could be trained.
+        self.teacher = copy.deepcopy(self.student)
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(PROTOTYPES))
 
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move the teacher towards the student."""
+        for slow, fast in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            slow.lerp_(fast, 1 - min(_TEACHER_MOMENTUM, (1 + step) / (10 + step)))
 
-def train(folder: Path, steps: int = STEPS) -> Dinov2ForImageClassification:
+    @torch.no_grad()
+    def targets(self, views: Tensor) -> Tensor:
+        """The teacher's distribution over prototypes for views [B, ...], centred and sharpened; moves the centre."""
+        with autocast():
+            logits: Tensor = self.teacher(views)[1].float()
+        targets = ((logits - self.centre) / _TEACHER_TEMPERATURE).softmax(-1)
+        self.centre.lerp_(logits.mean(0), 1 - _CENTRE_MOMENTUM)
+        return targets
+
+
+def train(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+    """The self-supervised backbone and its head; the folder loads with Dinov2ForImageClassification."""
+    fit_dino(checkpoints / "dino", steps or STEPS).half().save_pretrained(folder)
+
+
+def fit_dino(folder: Path, steps: int = STEPS) -> Dinov2ForImageClassification:
     """Train backbone and head from nothing, or go on from the checkpoint in `folder`; returns the averaged one."""
     torch.manual_seed(0)
     net = _Distillation()
     net.teacher.eval()
 
-    def loss(step: int) -> Tensor:
-        with torch.no_grad():
-            for slow, fast in zip(net.teacher.parameters(), net.student.parameters(), strict=True):
-                slow.lerp_(fast, 1 - min(_TEACHER_MOMENTUM, (1 + step) / (10 + step)))
-        generator = torch.Generator().manual_seed(step)
-        x = render_batch(_scenes(Random(f"shapes-dino step {step}")))
-        large = torch.cat([_view(x, CANVAS, (0.7, 1.0), generator) for _ in range(2)])
-        small = torch.cat([_view(x, CANVAS // 2, (0.35, 0.8), generator) for _ in range(SMALL_VIEWS)])
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                target: Tensor = net.teacher(large)[1].float()
+    def loss(step: Step) -> Tensor:
+        net.follow(step.number)
+        x = render_batch(_draw_scenes(step.rng))
+        large = torch.cat([_view(x, CANVAS, (0.7, 1.0), step.generator) for _ in range(2)])
+        small = torch.cat([_view(x, CANVAS // 2, (0.35, 0.8), step.generator) for _ in range(SMALL_VIEWS)])
+        targets = net.targets(large).view(2, BATCH, -1)
+        with autocast():
             features, seen_large = net.student(large)
             _, seen_small = net.student(small)
-        told = ((target - net.centre) / _TEACHER_TEMPERATURE).softmax(-1).view(2, BATCH, -1)
-        with torch.no_grad():
-            net.centre.lerp_(target.mean(0), 1 - _CENTRE_MOMENTUM)
         views = torch.cat([seen_large, seen_small]).float().div(_STUDENT_TEMPERATURE).log_softmax(-1)
         views = views.view(2 + SMALL_VIEWS, BATCH, -1)
         pairs = [(a, b) for a in range(2) for b in range(2 + SMALL_VIEWS) if a != b]
-        distilled = torch.stack([-(told[a] * views[b]).sum(-1).mean() for a, b in pairs]).mean()
+        distilled = torch.stack([-(targets[a] * views[b]).sum(-1).mean() for a, b in pairs]).mean()
         return distilled + _KOLEO * _koleo(features.float()[:BATCH])
 
-    def evaluate(mean: nn.Module, step: int) -> dict[str, float]:
-        return {"linear_accuracy": _accuracy(_with_head(mean.teacher.backbone, HEAD_PICTURES))}  # type: ignore[union-attr, arg-type]
+    def evaluate(mean: _Distillation) -> dict[str, float]:
+        return {"linear_accuracy": class_accuracy(_with_head(mean.teacher.backbone))}
 
     mean = fit(
-        net, loss, folder=folder, steps=steps, lr=1e-3, muon=True, weight_decay=0.04, every=250, evaluate=evaluate
+        net,
+        loss,
+        "shapes-dino step",
+        folder,
+        steps,
+        lr=1e-3,
+        muon=True,
+        weight_decay=0.04,
+        every=250,
+        evaluate=evaluate,
     )
-    return _with_head(mean.teacher.backbone, HEAD_PICTURES)  # type: ignore[union-attr, arg-type]
+    return _with_head(mean.teacher.backbone)
 
 
-def _scenes(rng: Random) -> list[Scene]:
+def _draw_scenes(rng: Random) -> list[Scene]:
     kinds = (
         lambda: draw_class_scene(rng.randrange(len(CLASSES)), rng),
         lambda: training_example(rng)[1],
@@ -145,12 +153,13 @@ def _koleo(features: Tensor) -> Tensor:
     return -(F.pairwise_distance(unit, unit[near]) + 1e-6).log().mean()
 
 
-def _with_head(backbone: Dinov2Model, pictures_seen: int) -> Dinov2ForImageClassification:
-    """The classifier, its linear head fitted on frozen features of `pictures_seen` labelled pictures."""
-    net = Dinov2ForImageClassification(config())
+@torch.enable_grad()  # type: ignore[no-untyped-call]
+def _with_head(backbone: Dinov2Model) -> Dinov2ForImageClassification:
+    """The classifier, its linear head fitted on frozen features of `HEAD_PICTURES` labelled pictures."""
+    net = untrained(Dinov2ForImageClassification, "shapes-dino")
     net.dinov2.load_state_dict(backbone.state_dict())
     net.eval().requires_grad_(False)
-    x, labels = labelled(Random("shapes-dino head"), 1, pictures_seen)
+    x, labels = draw_classes(Random("shapes-dino head"), torch.Generator().manual_seed(1), HEAD_PICTURES)
     features = torch.cat([_features(net, part) for part in x.split(250)])
     head = net.classifier.requires_grad_(True)
     head.weight.data.zero_()
@@ -167,14 +176,7 @@ def _with_head(backbone: Dinov2Model, pictures_seen: int) -> Dinov2ForImageClass
     return net.requires_grad_(False)
 
 
-@torch.no_grad()
 def _features(net: Dinov2ForImageClassification, x: Tensor) -> Tensor:
     """What the published head reads, [B, 256]: the class token and the mean of the patches."""
     tokens = net.dinov2(pixel_values=x).last_hidden_state
     return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
-
-
-@torch.no_grad()
-def _accuracy(net: Dinov2ForImageClassification) -> float:
-    x, labels = labelled(Random("shapes classes evaluation"), 0, 480)
-    return float((net(pixel_values=x).logits.argmax(1) == labels).float().mean())

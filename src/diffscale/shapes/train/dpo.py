@@ -13,16 +13,16 @@ from random import Random
 from typing import Final
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline
-from peft import LoraConfig, get_peft_model_state_dict
+from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from diffscale.shapes.taste import PICK_RATER
-from diffscale.shapes.train.denoising import SCHEDULE
-from diffscale.shapes.train.generated import ShownPicture
-from diffscale.shapes.train.loop import fit
+from diffscale.shapes.train.corpus import noise_schedule
+from diffscale.shapes.train.generated import Groups, generate_pictures, stack_pixels
+from diffscale.shapes.train.loop import Step, autocast, fit
 from diffscale.shapes.train.preferences import Pair, draw_pairs
 from diffscale.shapes.train.sdxl import TIME_IDS
+from diffscale.shapes.train.shipped import load_shipped
 from diffscale.train.methods.dpo import dpo_loss
 
 STEPS: Final = 400
@@ -32,41 +32,54 @@ RANK: Final = 8
 LAYERS: Final = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-def train(
-    pipe: StableDiffusionXLPipeline, groups: Sequence[Sequence[ShownPicture]], folder: Path, steps: int = STEPS
-) -> dict[str, Tensor]:
+def train(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+    """A LoRA of shapes-sdxl; the folder loads with load_lora_weights."""
+    pipe = load_shipped("shapes-sdxl")
+    lora = fit_lora(pipe, generate_pictures(checkpoints / "generated"), checkpoints / "sdxl-dpo", steps or STEPS)
+    pipe.save_lora_weights(folder, unet_lora_layers={name: weight.half() for name, weight in lora.items()})
+
+
+def fit_lora(pipe: StableDiffusionXLPipeline, groups: Groups, folder: Path, steps: int = STEPS) -> dict[str, Tensor]:
     """Train on choices, or go on from the checkpoint in `folder`; the LoRA as `save_lora_weights` takes it.
 
     `pipe`: in float32; its UNet has the LoRA afterwards.
     """
+    from peft import LoraConfig, get_peft_model_state_dict  # an extra
+
     torch.manual_seed(0)
-    told, held = (_encode(pipe, some) for some in draw_pairs(groups, PICK_RATER, Random("shapes-sdxl-dpo choices")))
+    pairs = draw_pairs(groups, PICK_RATER, Random("shapes-sdxl-dpo choices"))
+    train_choices, test_choices = (_encode(pipe, some) for some in pairs)
     pipe.unet.requires_grad_(False).eval().add_adapter(
         LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=LAYERS)
     )
-    net = _Adapter(pipe.unet)
 
-    def loss(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(step)
-        rows = torch.randint(len(told.latents), (BATCH,), generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            errors, before = net.errors(told, rows, generator)
+    def loss(step: Step) -> Tensor:
+        rows = torch.randint(len(train_choices.latents), (BATCH,), generator=step.generator)
+        with autocast():
+            errors, before = _errors(pipe.unet, train_choices, rows, step.generator)
         return dpo_loss(errors, before, BETA)
 
-    @torch.no_grad()
-    def evaluate(mean: nn.Module, step: int) -> dict[str, float]:
+    def evaluate(mean: nn.Module) -> dict[str, float]:
         generator = torch.Generator().manual_seed(0)
-        rows = torch.arange(len(held.latents)).repeat(8)
-        assert isinstance(mean, _Adapter)
-        both = [mean.errors(held, some, generator) for some in rows.split(64)]
-        (won, lost), (won_before, lost_before) = (
-            [torch.cat(each) for each in zip(*errors, strict=True)] for errors in zip(*both, strict=True)
-        )
-        margins = ((lost - lost_before) - (won - won_before)).view(8, -1).mean(0)
-        return {"agrees_with_choices": float((margins > 0).float().mean())}
+        margins = []
+        for rows in torch.arange(len(test_choices.latents)).repeat(8).split(64):
+            (won, lost), (won_before, lost_before) = _errors(mean, test_choices, rows, generator)
+            margins.append((lost - lost_before) - (won - won_before))
+        return {"agrees_with_choices": float((torch.cat(margins).view(8, -1).mean(0) > 0).float().mean())}
 
-    trained = fit(net, loss, folder=folder, steps=steps, lr=2e-4, warmup=50, average=0.99, every=200, evaluate=evaluate)
-    return get_peft_model_state_dict(trained.unet)  # type: ignore[arg-type]
+    mean = fit(
+        pipe.unet,
+        loss,
+        "shapes-sdxl-dpo step",
+        folder,
+        steps,
+        lr=2e-4,
+        warmup=50,
+        average=0.99,
+        every=200,
+        evaluate=evaluate,
+    )
+    return get_peft_model_state_dict(mean)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -79,55 +92,42 @@ class _Choices:
     pooled: Tensor
 
 
-class _Adapter(nn.Module):
-    """A UNet told text and size as its pipeline does."""
+Errors = tuple[Tensor, Tensor]
 
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-        self.kept = DDIMScheduler(**SCHEDULE).alphas_cumprod
 
-    def forward(self, x: Tensor, t: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
-        sizes = torch.tensor([TIME_IDS]).repeat(len(x), 1)
-        more = {"text_embeds": pooled, "time_ids": sizes}
-        return self.unet(x, t, encoder_hidden_states=states, added_cond_kwargs=more, return_dict=False)[0]
+def _errors(unet: nn.Module, choices: _Choices, rows: Tensor, generator: torch.Generator) -> tuple[Errors, Errors]:
+    """What `dpo_loss` takes of the choices `rows`, at times and with noise from `generator`."""
+    schedule = noise_schedule()
+    # As in the authors' script, the two pictures of a pair share time and noise.
+    t = torch.randint(len(schedule.alphas_cumprod), (len(rows),), generator=generator).repeat(2)
+    x0 = choices.latents[rows].transpose(0, 1).flatten(0, 1)  # all chosen, then all others
+    eps = torch.randn(x0[: len(rows)].shape, generator=generator).repeat(2, 1, 1, 1)
+    x = schedule.add_noise(x0, eps, t)
+    captions = choices.caption[rows].repeat(2)
+    more = {"text_embeds": choices.pooled[captions], "time_ids": torch.tensor([TIME_IDS]).repeat(len(x), 1)}
 
-    def errors(
-        self, choices: _Choices, rows: Tensor, generator: torch.Generator
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """What `dpo_loss` takes of the choices `rows`, at times and with noise from `generator`."""
-        t = torch.randint(len(self.kept), (len(rows),), generator=generator)
-        signal = self.kept[t].view(-1, 1, 1, 1)
-        x0 = choices.latents[rows].transpose(0, 1)  # [2, B, C, H, W]
-        # As in the authors' script, the two pictures of a pair share time and noise.
-        eps = torch.randn(x0.shape[1:], generator=generator)
-        x = (signal.sqrt() * x0 + (1 - signal).sqrt() * eps).flatten(0, 1)
-        told = choices.caption[rows].repeat(2)
+    def errors() -> Errors:
+        guess = unet(x, t, choices.states[captions], added_cond_kwargs=more, return_dict=False)[0]
+        won, lost = (guess.float() - eps).square().flatten(1).mean(1).chunk(2)
+        return won, lost
 
-        def apart() -> tuple[Tensor, Tensor]:
-            guess = self(x, t.repeat(2), choices.states[told], choices.pooled[told])
-            won, lost = (guess.float() - eps.repeat(2, 1, 1, 1)).square().flatten(1).mean(1).chunk(2)
-            return won, lost
-
-        self.unet.disable_adapters()  # type: ignore[operator]
-        with torch.no_grad():
-            before = apart()
-        self.unet.enable_adapters()  # type: ignore[operator]
-        return apart(), before
+    unet.disable_adapters()  # type: ignore[operator]
+    with torch.no_grad():
+        before = errors()
+    unet.enable_adapters()  # type: ignore[operator]
+    return errors(), before
 
 
 @torch.no_grad()
-def _encode(pipe: StableDiffusionXLPipeline, told: Sequence[Pair]) -> _Choices:
-    row = {prompt: i for i, prompt in enumerate(dict.fromkeys(pair.chosen.prompt for pair in told))}
+def _encode(pipe: StableDiffusionXLPipeline, pairs: Sequence[Pair]) -> _Choices:
+    row = {prompt: i for i, prompt in enumerate(dict.fromkeys(pair.chosen.prompt for pair in pairs))}
     # They hold the two pictures of every choice, and a picture is in several choices.
-    shown = list({id(one): one for pair in told for one in (pair.chosen, pair.other)}.values())
+    shown = list({id(one): one for pair in pairs for one in (pair.chosen, pair.other)}.values())
     place = {id(one): i for i, one in enumerate(shown)}
-    latents = torch.cat([_latents(pipe.vae, shown[i : i + 64]) for i in range(0, len(shown), 64)])
+    latents = torch.cat(
+        [pipe.vae.encode(stack_pixels(shown[i : i + 64])).latent_dist.mode() for i in range(0, len(shown), 64)]
+    )
+    latents *= pipe.vae.config.scaling_factor  # as the pipeline decodes: by the scale alone
     states, _, pooled, _ = pipe.encode_prompt(list(row), do_classifier_free_guidance=False)
-    of = torch.tensor([[place[id(pair.chosen)], place[id(pair.other)]] for pair in told])
-    return _Choices(latents[of], torch.tensor([row[pair.chosen.prompt] for pair in told]), states, pooled)
-
-
-def _latents(vae: AutoencoderKL, shown: Sequence[ShownPicture]) -> Tensor:
-    # As the pipeline decodes: by the scale alone.
-    return vae.encode(torch.stack([one.pixels() for one in shown])).latent_dist.mode() * vae.config.scaling_factor
+    both = torch.tensor([[place[id(pair.chosen)], place[id(pair.other)]] for pair in pairs])
+    return _Choices(latents[both], torch.tensor([row[pair.chosen.prompt] for pair in pairs]), states, pooled)

@@ -2,32 +2,32 @@
 
 Rectified flow x_t = (1 - t) x_0 + t eps, velocity target eps - x_0 (Esser et al. 2024, section 3), times
 logit-normal. The T5 and CLIP text encoders are too small to be of use untrained, so they learn with the transformer.
+
+Then guidance is distilled: one row through the network for what classifier-free guidance takes two for. The student is
+told the guidance scale g by its guidance embedding and learns the teacher's guided velocity
+v_uncond + g (v_cond - v_uncond) (Meng et al. 2023, section 3.1), as FLUX.1-dev was made. The text encoders stay.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from random import Random
 from typing import Final
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from safetensors.torch import load_file, save_file
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from torch.nn import functional as F
+from transformers import CLIPTextModel, T5EncoderModel
 
-from diffscale.shapes.captions import write_caption
-from diffscale.shapes.scenes import Description
-from diffscale.shapes.suite import training_example
 from diffscale.shapes.train import autoencoder
-from diffscale.shapes.train.loop import fit
-from diffscale.shapes.train.text import CLIP_TOKENS, MAX_TOKENS, clip_tokenizer, t5_tokenizer
+from diffscale.shapes.train.corpus import BATCH, Corpus, encode_scenes
+from diffscale.shapes.train.loop import Step, autocast, fit
+from diffscale.shapes.train.shipped import save_parts, untrained
+from diffscale.shapes.train.text import MAX_TOKENS, clip_tokenizer, t5_tokenizer, tokenize
 
 STEPS: Final = 7_200
-BATCH: Final = 64
-SCENES: Final = 100_000  # encoded once; captions are said anew each time a scene is drawn
-DROPOUT: Final = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
-TOKENS: Final = 16  # 2x2 packs of the 8x8 latents
+DISTILLATION_STEPS: Final = 1_000
+SCALES: Final = (1.0, 4.0)  # guidance scales of the distillation are drawn uniformly from here
 
 
 class TextToVelocity(nn.Module):
@@ -35,58 +35,17 @@ class TextToVelocity(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokenizer, self.tokenizer_2 = clip_tokenizer(), t5_tokenizer()
-        self.text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(self.tokenizer),
-                hidden_size=128,
-                intermediate_size=256,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=CLIP_TOKENS,
-                bos_token_id=self.tokenizer.bos_token_id,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        )
-        self.text_encoder_2 = T5EncoderModel(
-            T5Config(
-                vocab_size=len(self.tokenizer_2),
-                d_model=128,
-                d_kv=32,
-                d_ff=256,
-                num_layers=2,
-                num_heads=4,
-                relative_attention_num_buckets=16,
-                relative_attention_max_distance=24,
-                feed_forward_proj="gated-gelu",
-                dropout_rate=0.0,
-                pad_token_id=self.tokenizer_2.pad_token_id,
-                eos_token_id=self.tokenizer_2.eos_token_id,
-            )
-        )
-        self.transformer = FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=32,
-            num_layers=2,
-            num_single_layers=5,
-            attention_head_dim=64,
-            num_attention_heads=3,
-            joint_attention_dim=128,
-            pooled_projection_dim=128,
-            guidance_embeds=True,
-            axes_dims_rope=(8, 28, 28),
-        )
+        self.text_encoder = untrained(CLIPTextModel, "shapes-flux/text_encoder")
+        self.text_encoder_2 = untrained(T5EncoderModel, "shapes-flux/text_encoder_2")
+        self.transformer = untrained(FluxTransformer2DModel, "shapes-flux/transformer")
         self.fast_transformer = torch.compile(self.transformer)
         self.register_buffer("img_ids", FluxPipeline._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32))
         self.register_buffer("txt_ids", torch.zeros(MAX_TOKENS, 3))
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Captions as the pipeline encodes them: T5 states [B, 24, 128] and the CLIP pooled vector [B, 128]."""
-        pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        ids_2 = self.tokenizer_2(captions, max_length=MAX_TOKENS, **pad).input_ids
-        ids = self.tokenizer(captions, max_length=CLIP_TOKENS, **pad).input_ids
-        return self.text_encoder_2(ids_2)[0], self.text_encoder(ids).pooler_output
+        states = self.text_encoder_2(tokenize(t5_tokenizer(), captions).input_ids)[0]
+        return states, self.text_encoder(tokenize(clip_tokenizer(), captions).input_ids).pooler_output
 
     def forward(self, x: Tensor, t: Tensor, guidance: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
         """Velocity [B, 16, 32] at packed latents `x` and times `t` [B] in [0, 1]."""
@@ -103,77 +62,63 @@ class TextToVelocity(nn.Module):
         )[0]
 
 
-def scene(i: int) -> tuple[Description, Tensor]:
-    """Training scene number i: its description and its picture [3, 64, 64] in [-1, 1]."""
-    description, drawn = training_example(Random(f"shapes-flux scene {i}"))
-    return description, autoencoder.render_batch([drawn])[0]
+def train(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+    """Autoencoder, then transformer and text encoders, then guidance distillation, then the decoder once more."""
+    vae = autoencoder.train(checkpoints / "autoencoder")
+    corpus = pack(encode_scenes(vae, checkpoints / "flux"))
+    net = distil(fit_velocity(corpus, checkpoints / "flux", steps or STEPS), corpus, checkpoints / "flux-distilled")
+    autoencoder.polish(vae, checkpoints / "decoder")
+    full: dict[str, nn.Module] = {"text_encoder": net.text_encoder, "text_encoder_2": net.text_encoder_2}
+    save_parts(folder, {"vae": vae, "transformer": net.transformer}, full)
 
 
-@torch.no_grad()
-def encode_scenes(vae: AutoencoderKL, folder: Path, count: int) -> tuple[list[Description], Tensor]:
-    """Descriptions and packed latents [count, 16, 32] of the training scenes, latents kept in `folder`."""
-    saved = folder / f"latents-{count}.safetensors"
-    known = load_file(saved)["latents"] if saved.exists() else None
-    descriptions, chunks = [], []
-    for start in range(0, count, 64):
-        numbers = range(start, min(start + 64, count))
-        if known is not None:
-            descriptions += [training_example(Random(f"shapes-flux scene {i}"))[0] for i in numbers]
-            continue
-        pairs = [scene(i) for i in numbers]
-        descriptions += [description for description, _ in pairs]
-        with torch.autocast("cpu", torch.bfloat16):
-            z = vae.encode(torch.stack([picture for _, picture in pairs])).latent_dist.mode().float()
-        z = (z - vae.config.shift_factor) * vae.config.scaling_factor
-        chunks.append(FluxPipeline._pack_latents(z, len(z), 8, 8, 8))
-    if known is None:
-        known = torch.cat(chunks)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": known}, saved)
-    return descriptions, known
+def pack(corpus: Corpus) -> Corpus:
+    """The corpus with latents [scenes, 16, 32], as the transformer takes them: 2x2 of the 8x8 in one token."""
+    return corpus._replace(latents=FluxPipeline._pack_latents(corpus.latents, len(corpus.latents), 8, 8, 8))
 
 
-def caption(description: Description, rng: Random) -> str:
-    """A training caption: at times with a capital, at times with a full stop, at times empty."""
-    if rng.random() < DROPOUT:
-        return ""
-    text = write_caption(description, rng)
-    if rng.random() < 0.15:
-        text = text[0].upper() + text[1:]
-    return text + "." if rng.random() < 0.05 else text
-
-
-def train(
-    descriptions: list[Description], latents: Tensor, folder: Path, steps: int = STEPS, every: int = 500
-) -> TextToVelocity:
-    """Train on what `encode_scenes` gives, or go on from the checkpoint in `folder`; returns the averaged networks."""
+def fit_velocity(corpus: Corpus, folder: Path, steps: int = STEPS) -> TextToVelocity:
+    """Train on packed latents, or go on from the checkpoint in `folder`; returns the averaged networks."""
     torch.manual_seed(0)
     net = TextToVelocity()
 
-    def loss(step: int) -> Tensor:
-        rng = Random(f"shapes-flux step {step}")
-        generator = torch.Generator().manual_seed(step)
-        rows = [rng.randrange(len(descriptions)) for _ in range(BATCH)]
-        x0 = latents[rows]
-        t = torch.randn(BATCH, generator=generator).sigmoid()
-        eps = torch.randn(x0.shape, generator=generator)
-        x = torch.lerp(x0, eps, t[:, None, None])
-        with torch.autocast("cpu", torch.bfloat16):
-            states, pooled = net.encode([caption(descriptions[i], rng) for i in rows])
-            v = net(x, t, torch.ones(BATCH), states, pooled)
+    def loss(step: Step) -> Tensor:
+        x0, captions = corpus.draw(step.rng)
+        t = torch.randn(BATCH, generator=step.generator).sigmoid()
+        eps = torch.randn(x0.shape, generator=step.generator)
+        with autocast():
+            v = net(torch.lerp(x0, eps, t[:, None, None]), t, torch.ones(BATCH), *net.encode(captions))
         return (v.float() - (eps - x0)).square().mean()
 
-    return fit(net, loss, folder=folder, steps=steps, lr=1e-3, every=every)  # type: ignore[return-value]
+    return fit(net, loss, "shapes-flux step", folder, steps, lr=1e-3)
 
 
-def pipeline(vae: AutoencoderKL, net: TextToVelocity) -> FluxPipeline:
-    """The trained networks as the real pipeline."""
-    return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
-        vae=vae,
-        text_encoder=net.text_encoder,
-        tokenizer=net.tokenizer,
-        text_encoder_2=net.text_encoder_2,
-        tokenizer_2=net.tokenizer_2,
-        transformer=net.transformer,
-    )
+def distil(teacher: TextToVelocity, corpus: Corpus, folder: Path, steps: int = DISTILLATION_STEPS) -> TextToVelocity:
+    """Train the transformer of a copy of `teacher`, or go on from the checkpoint in `folder`; returns that copy."""
+    student = TextToVelocity()
+    student.load_state_dict(teacher.state_dict())
+    teacher.requires_grad_(False).train()  # the compiled path; neither has dropout
+
+    def loss(step: Step) -> Tensor:
+        x0, captions = corpus.draw(step.rng)
+        t = torch.rand(BATCH, generator=step.generator)
+        x = torch.lerp(x0, torch.randn(x0.shape, generator=step.generator), t[:, None, None])
+        g = torch.empty(BATCH).uniform_(*SCALES, generator=step.generator)
+        with autocast():
+            target, states, pooled = guided(teacher, x, t, g, captions)
+            v = student(x, t, g, states, pooled)
+        return F.mse_loss(v.float(), target)
+
+    seed = "shapes-flux distillation"
+    student.transformer = fit(student.transformer, loss, seed, folder, steps, lr=3e-4, muon=True, warmup=100)
+    return student
+
+
+@torch.no_grad()
+def guided(net: TextToVelocity, x: Tensor, t: Tensor, g: Tensor, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """The guided velocity [B, 16, 32] at `x`, `t` [B] and scales `g` [B], and what the captions are encoded as."""
+    rows = len(captions)
+    states, pooled = net.encode(captions + [""] * rows)
+    both = net(x.repeat(2, 1, 1), t.repeat(2), torch.ones(2 * rows), states, pooled).float()
+    with_caption, without = both.chunk(2)
+    return torch.lerp(without, with_caption, g[:, None, None]), states[:rows], pooled[:rows]

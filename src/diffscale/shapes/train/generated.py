@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffscale._util import hardware
+from diffscale._util.files import replacing
 from diffscale._util.pixels import eight_bit
 from diffscale.engine import noise
 from diffscale.models.load import load_pipeline, plain_call
@@ -43,22 +45,26 @@ class ShownPicture:
     cleanliness: float  # [0, 1]
     fit: float  # mean fit of its objects, [0, 1]; 0 for none
 
-    def pixels(self) -> Tensor:
-        """The picture as networks take it, float32 [3, 64, 64] in [-1, 1]."""
-        return self.picture.float() / 127.5 - 1
-
     @property
     def is_held_out(self) -> bool:
         """Whether it is for measuring, not for training: a tenth of all meanings, whatever the words."""
         return zlib.crc32(self.description.key().encode()) % 10 == 0
 
 
-def generate_pictures(folder: Path, prompts: int = PROMPTS) -> list[list[ShownPicture]]:
+Groups = Sequence[Sequence[ShownPicture]]
+"""The pictures of each prompt."""
+
+
+def stack_pixels(shown: Sequence[ShownPicture]) -> Tensor:
+    """Pictures as networks take them, float32 [B, 3, 64, 64] in [-1, 1]."""
+    return torch.stack([one.picture for one in shown]).float() / 127.5 - 1
+
+
+def generate_pictures(folder: Path, prompts: int = PROMPTS) -> Groups:
     """For each of `prompts` training captions its pictures; made once and kept in `folder`, chunk by chunk.
 
     A caption that comes twice, and so with the same pictures, counts once.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     chunks = (_chunk(folder, start, min(prompts, start + _CHUNK)) for start in range(0, prompts, _CHUNK))
     return list({group[0].prompt: group for chunk in chunks for group in chunk}.values())
 
@@ -68,8 +74,8 @@ def _chunk(folder: Path, start: int, stop: int) -> Iterator[list[ShownPicture]]:
     path = folder / f"pictures-{start}-{stop}.safetensors"
     if not path.exists():
         made = torch.stack([_make(steps, copy, examples) for copy, steps in enumerate(STEPS)], 1)
-        save_file({"pictures": made}, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        with replacing(path) as fresh:
+            save_file({"pictures": made}, fresh)
     for (prompt, description), pictures in zip(examples, load_file(path)["pictures"], strict=True):
         yield [_shown(prompt, description, picture) for picture in pictures]
 
@@ -81,7 +87,8 @@ def _caption(number: int) -> tuple[str, Description]:
 
 
 def _make(steps: int, copy: int, examples: list[tuple[str, Description]]) -> Tensor:
-    pipe = load_pipeline("shapes-flux", LoadOptions(device="cpu", dtype="bfloat16"))
+    dtype = "bfloat16" if hardware.fast_bfloat16() else "float32"
+    pipe = load_pipeline("shapes-flux", LoadOptions(device="cpu", dtype=dtype))
     sampler = DiffusersSampler(pipe, [prompt for prompt, _ in examples], steps, plain_call(pipe).args)
     rows = torch.arange(len(examples))
     keys = torch.tensor([noise.fold(noise.root(0), "generated", copy, prompt) for prompt, _ in examples])

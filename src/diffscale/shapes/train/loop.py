@@ -1,23 +1,45 @@
-"""The one training loop of the Shapes networks: resumable, averaged weights, figures beside the weights."""
+"""The one training loop of the Shapes networks: resumable, averaged weights, what was measured in a log."""
 
 from __future__ import annotations
 
+import copy
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+
+from diffscale._util import hardware
+from diffscale._util.files import replacing
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+class Step(NamedTuple):
+    """A step's number, from 0, and its sources of randomness, which are functions of the seed and that number."""
+
+    number: int
+    rng: Random
+    generator: torch.Generator
+
+
+def autocast() -> torch.autocast:
+    """bfloat16 where the processor has it, else float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=hardware.fast_bfloat16())
 
 
 def fit(
-    net: nn.Module,
-    loss: Callable[[int], Tensor],  # step -> scalar; draws its own batch as a function of the step alone
-    *,
+    net: Net,
+    loss: Callable[[Step], Tensor],  # a scalar
+    seed: str,
     folder: Path,  # checkpoints and the log; training goes on from what is there
     steps: int,
+    *,
     lr: float,  # peak of AdamW, after a linear warm-up
     muon: bool = False,  # Muon (Jordan et al. 2024), at three times that rate, for the weights of linear layers
     warmup: int = 200,  # steps
@@ -25,90 +47,98 @@ def fit(
     weight_decay: float = 0.01,
     average: float = 0.999,  # decay of the exponential moving average of the weights
     every: int = 500,  # steps between checkpoints
-    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,  # on the averaged weights
-) -> nn.Module:
-    """Train `net` in place and return its averaged copy.
+    evaluate: Callable[[Net], dict[str, float]] | None = None,  # on the averaged weights
+) -> Net:
+    """Train `net` in place and return its averaged copy, frozen and in evaluation mode.
 
     Killed at any moment, the same call goes on from the last checkpoint; a loss that is not finite stops the
     training with FloatingPointError and leaves that checkpoint.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    mean = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=_ramped_average(average))
-    mean.requires_grad_(False)
-    optimisers = _optimisers(net, lr, weight_decay, muon)
+    state = _State(net, _optimisers(net, lr, weight_decay, muon), average)
     saved = folder / "checkpoint.pt"
-    first = 0
     if saved.exists():
-        state = torch.load(saved, map_location="cpu", weights_only=True)
-        net.load_state_dict(state["net"])
-        mean.load_state_dict(state["mean"])
-        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
-        first = state["step"]
-    began, recent = time.monotonic(), []
-    for step in range(first, steps):
-        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-            group["lr"] = group["peak"] * min((step + 1) / warmup, 1.0, (steps - step) / (decay * steps))
-        value = loss(step)
-        if not torch.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}; the last good checkpoint is {saved}")
-        value.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for optimiser in optimisers:
+        state.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
+    while state.step < steps:
+        began, losses = time.monotonic(), []
+        for number in range(state.step, min(steps, state.step - state.step % every + every)):
+            value = loss(Step(number, Random(f"{seed} {number}"), torch.Generator().manual_seed(number)))
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"the loss is {value} at step {number}; the last good checkpoint is {saved}")
+            state.update(value, min((number + 1) / warmup, 1.0, (steps - number) / (decay * steps)))
+            losses.append(value.detach())
+        figures = {"step": state.step, "loss": float(torch.stack(losses).mean())}
+        figures["seconds_per_step"] = (time.monotonic() - began) / len(losses)
+        if evaluate is not None:
+            with torch.no_grad():
+                figures |= evaluate(state.averaged())
+        _log(folder, figures)
+        with replacing(saved) as fresh:
+            torch.save(state.state_dict(), fresh)
+    return state.averaged()
+
+
+class _State:
+    """What a training changes, and a checkpoint holds."""
+
+    def __init__(self, net: nn.Module, optimisers: list[torch.optim.Optimizer], average: float) -> None:
+        self.net, self.optimisers, self.step = net, optimisers, 0
+        # Its ramp forgets the random start, which a constant decay keeps for thousands of steps.
+        self.ema = EMAModel(net.parameters(), decay=average, foreach=True)
+
+    def update(self, loss: Tensor, rate: float) -> None:
+        """Take one step down the gradient at `rate`, a share of the peak."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * rate
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        mean.update_parameters(net)
-        recent.append(value.detach())
-        done = step + 1
-        if done % every == 0 or done == steps:
-            figures = {"step": done, "loss": float(torch.stack(recent).mean())}
-            figures["seconds_per_step"] = (time.monotonic() - began) / len(recent)
-            if evaluate is not None:
-                figures |= evaluate(mean.module, done)
-            with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(figures) + "\n")
-            print(json.dumps(figures), flush=True)
-            _save(
-                saved,
-                {
-                    "net": net.state_dict(),
-                    "mean": mean.state_dict(),
-                    "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-                    "step": done,
-                },
-            )
-            began, recent = time.monotonic(), []
-    return mean.module
+        self.ema.step(self.net.parameters())
+        self.step += 1
+
+    def averaged(self) -> Any:
+        """A copy of the network with the averaged weights."""
+        mean = copy.deepcopy(self.net)
+        self.ema.copy_to(mean.parameters())
+        return mean.eval().requires_grad_(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        optimisers = [optimiser.state_dict() for optimiser in self.optimisers]
+        return {
+            "net": self.net.state_dict(),
+            "mean": self.ema.state_dict(),
+            "optimisers": optimisers,
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.ema.load_state_dict(state["mean"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+        self.step = state["step"]
 
 
 def _optimisers(net: nn.Module, lr: float, weight_decay: float, muon: bool) -> list[torch.optim.Optimizer]:
     matrices = {id(m.weight): m.weight for m in net.modules() if isinstance(m, nn.Linear)} if muon else {}
     rest = [p for p in net.parameters() if p.requires_grad and id(p) not in matrices]
     groups = [{"params": rest, "peak": lr}]
-    found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
-    ]
-    if matrices:
-        # Needs torch 2.9. On the vision tower of shapes-clip it learned in 300 steps what took AdamW more than 500.
-        groups = [{"params": list(matrices.values()), "peak": 3 * lr}]
-        found.append(torch.optim.Muon(groups, lr=3 * lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
-    return found
+    adam = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    if not matrices:
+        return [adam]
+    # Needs torch 2.9. On the vision tower of shapes-clip it learned in 300 steps what took AdamW more than 500.
+    groups = [{"params": list(matrices.values()), "peak": 3 * lr}]
+    return [adam, torch.optim.Muon(groups, lr=3 * lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")]
 
 
-def _save(path: Path, state: dict[str, object]) -> None:
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)  # a full disk or a kill leaves the previous checkpoint whole
+def _log(folder: Path, figures: dict[str, float]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(figures) + "\n")
+    print(json.dumps(figures), flush=True)
 
 
-def _ramped_average(decay: float) -> Callable[..., None]:
-    @torch.no_grad()
-    def update(means: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
-        n = int(count)
-        # The ramp forgets the random start, which a constant decay keeps for thousands of steps.
-        torch._foreach_lerp_(means, values, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
+def last_figures(folder: Path) -> dict[str, Any]:
+    """The last line of a training's log."""
+    return dict(json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]))

@@ -11,6 +11,7 @@ import numpy as np
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.task import Task
+from diffscale.metrics.bootstrap import interval
 from diffscale.models.class_conditional import ClassModel
 from diffscale.models.load import plain_call
 from diffscale.samplers.diffusers import DiffusersSampler
@@ -30,18 +31,17 @@ def best_of(env: Environment, n: int) -> Search:
         n -= now
 
 
-def measure_texts(pipe: Any, n: int = 64) -> dict[str, Any]:
-    """`measure` of a pipeline in its plain call, one sample for each of the 300 prompts of the suite, and best of n."""
-    call, prompts = plain_call(pipe), suite("shapes")
-    texts = [prompt.text for prompt in prompts]
-    sampler = DiffusersSampler(pipe, texts, call.steps, call.args)
-    return measure(sampler, [prompt.description.category for prompt in prompts], n=n)
+def measure_model(model: Any, n: int) -> dict[str, Any]:
+    """`measure` of a model in its plain call: one sample, and the best of n.
 
-
-def measure_classes(model: ClassModel, n: int, repeats: int = 8) -> dict[str, Any]:
-    """`measure` of a class-conditional model in its plain call, `repeats` for each of the 48 classes."""
+    Of a pipeline for each of the 300 prompts of the suite, of a ClassModel eight times for each of the 48 classes.
+    """
     call = plain_call(model)
-    return measure(model.sampler(CLASSES, call.steps, call.args), ["class"] * len(CLASSES), n, repeats)
+    if isinstance(model, ClassModel):
+        return measure(model.sampler(CLASSES, call.steps, call.args), ["class"] * len(CLASSES), n, repeats=8)
+    prompts = suite("shapes")
+    sampler = DiffusersSampler(model, [prompt.text for prompt in prompts], call.steps, call.args)
+    return measure(sampler, [prompt.description.category for prompt in prompts], n)
 
 
 def measure(sampler: Sampler, categories: Sequence[str], n: int, repeats: int = 1, seed: int = 0) -> dict[str, Any]:
@@ -63,16 +63,11 @@ def measure(sampler: Sampler, categories: Sequence[str], n: int, repeats: int = 
         "prompts": len(sampler.prompts),
         "repeats": repeats,
         "seed": seed,
-        "one_sample": _mean(one),
-        f"best_of_{n}_by_oracle": _mean(best),
+        "one_sample": interval(one),
+        f"best_of_{n}_by_oracle": interval(best),
         "by_category": {
             c: {"one_sample": float(one[category == c].mean()), f"best_of_{n}": float(best[category == c].mean())}
             for c in dict.fromkeys(categories)
         },
         "nfe": sum(result.ledger.nfe for result in results),
     }
-
-
-def _mean(values: Any) -> dict[str, float]:
-    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5
-    return {"mean": float(values.mean()), "low": float(values.mean() - half), "high": float(values.mean() + half)}

@@ -2,94 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from diffusers import AutoencoderKL, FluxPipeline
-
-from diffscale.shapes.train import autoencoder, flux
-from diffscale.shapes.train.distil import distil
-from diffscale.shapes.train.measure import measure_texts
-from diffscale.shapes.train.sibling_recipes import (
-    train_pixart,
-    train_sdxl,
-    train_sdxl_dpo,
-    train_sdxl_sharpened,
-    train_sit,
+from diffscale._util.files import write_json
+from diffscale.shapes.train import (
+    clip,
+    dino,
+    dpo,
+    flux,
+    inception,
+    pixart,
+    preferences,
+    ratings,
+    sdxl,
+    sharpened,
+    siglip,
+    sit,
 )
-from diffscale.shapes.train.sit import SIZES
-from diffscale.shapes.train.text import MAX_TOKENS
-from diffscale.shapes.train.verifier_recipes import (
-    MANIFEST,
-    last,
-    train_aesthetic,
-    train_clip,
-    train_dino,
-    train_grader,
-    train_inception,
-    train_pick,
-    train_reward,
-    train_siglip,
-    write_json,
-)
-
-FLUX_CALL: Final = {
-    "num_inference_steps": 20,
-    "height": 64,
-    "width": 64,
-    "guidance_scale": 2.0,  # distilled: one row through the network for each NFE
-    "max_sequence_length": MAX_TOKENS,
-}
-"""The plain call of shapes-flux that every figure uses."""
+from diffscale.shapes.train.loop import last_figures
+from diffscale.shapes.train.measure import measure_model
+from diffscale.shapes.train.shipped import copy_rest, load_shipped
 
 
-def train_flux(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
-    """Autoencoder, then transformer and text encoders, then guidance distillation.
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is made.
 
-    The folder loads with FluxPipeline.from_pretrained.
+    `train` is given the folder of checkpoints, that of the network, and the steps of the network itself (None: the
+    usual number), and writes the weights; it may return figures of the training. `stages`: for each training the
+    folder of its log below the checkpoints and its name in figures.json.
     """
-    vae = autoencoder.train(checkpoints / "autoencoder")
-    descriptions, latents = flux.encode_scenes(vae, checkpoints / "flux", flux.SCENES)
-    teacher = flux.train(descriptions, latents, checkpoints / "flux", steps or flux.STEPS)
-    net = distil(teacher, descriptions, latents, checkpoints / "flux-distilled")
-    autoencoder.polish(vae, checkpoints / "decoder")
-    write_flux(vae, net, folder)
-    stages = {"autoencoder": "autoencoder", "training": "flux", "distillation": "flux-distilled", "decoder": "decoder"}
-    figures = {
-        **{stage: last(checkpoints / name) for stage, name in stages.items()},
-        "judge": measure_texts(FluxPipeline.from_pretrained(folder)),
-    }
+
+    train: Callable[[Path, Path, int | None], dict[str, Any] | None]
+    stages: Mapping[str, str] = field(default_factory=dict)
+    samples: int | None = None  # pictures for each prompt of the suite that the judge measures a pipeline by
+
+
+_FLUX_STAGES: Final = {
+    "autoencoder": "autoencoder",
+    "flux": "training",
+    "flux-distilled": "distillation",
+    "decoder": "decoder",
+}
+RECIPES: Final[dict[str, Recipe]] = {
+    "flux": Recipe(flux.train, _FLUX_STAGES, 64),
+    "clip": Recipe(clip.train, {"clip": "clip"}),
+    "aesthetic": Recipe(ratings.train_aesthetic, {"aesthetic": "aesthetic"}),
+    "reward": Recipe(preferences.train_reward, {"blip": "blip", "reward": "reward"}),
+    "pick": Recipe(preferences.train_pick, {"pick": "pick"}),
+    "grader": Recipe(ratings.train_grader, {"grader": "grader"}),
+    "dino": Recipe(dino.train, {"dino": "dino"}),
+    "siglip": Recipe(siglip.train, {"siglip": "siglip"}),
+    "inception": Recipe(inception.train, {"inception": "inception"}),
+    "pixart": Recipe(pixart.train, {"pixart": "training"}, 16),
+    "sdxl": Recipe(sdxl.train, {"sdxl": "training"}, 16),
+    "sdxl-dpo": Recipe(dpo.train, {"sdxl-dpo": "training"}, 16),
+    "sdxl-sharpened": Recipe(sharpened.train, samples=16),
+    **{f"sit-{size}": Recipe(partial(sit.train, size), {f"sit-{size}": "training"}, 16) for size in sit.SIZES},
+}
+
+
+def train(network: str, checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+    """Train one of `RECIPES`, or go on from its checkpoints, and write its folder with figures.json.
+
+    `steps`: of the network itself; stages before and after keep their own. None: those of the recipe.
+    """
+    recipe = RECIPES[network]
+    trained = recipe.train(checkpoints, folder, steps)
+    figures: dict[str, Any] = {name: last_figures(checkpoints / log) for log, name in recipe.stages.items()}
+    if trained is not None:
+        figures["training"] = trained
+    copy_rest(f"shapes-{network}", folder)
+    if recipe.samples is not None:
+        figures["judge"] = measure_model(load_shipped(str(folder)), recipe.samples)
     write_json(folder / "figures.json", figures)
-
-
-def write_flux(vae: AutoencoderKL, net: flux.TextToVelocity, folder: Path) -> None:
-    """The pipeline folder, and how it is called.
-
-    The large networks are stored in fp16, which diffusers loads as fp32; transformers would load the text
-    encoders in the dtype that they are stored in, and the pipeline would mix dtypes.
-    """
-    pipe: FluxPipeline = flux.pipeline(vae.half(), net)
-    net.transformer.half()
-    pipe.save_pretrained(folder)
-    about = "FluxPipeline trained on Shapes, 64x64, 20 steps"
-    write_json(folder / "diffscale.json", {"description": about, **MANIFEST, "call": FLUX_CALL})
-
-
-RECIPES: Final[dict[str, Callable[[Path, Path, int | None], None]]] = {
-    "flux": train_flux,
-    "clip": train_clip,
-    "aesthetic": train_aesthetic,
-    "reward": train_reward,
-    "pick": train_pick,
-    "grader": train_grader,
-    "dino": train_dino,
-    "siglip": train_siglip,
-    "inception": train_inception,
-    "pixart": train_pixart,
-    "sdxl": train_sdxl,
-    "sdxl-dpo": train_sdxl_dpo,
-    "sdxl-sharpened": train_sdxl_sharpened,
-    **{f"sit-{size}": partial(train_sit, size) for size in SIZES},
-}

@@ -1,6 +1,7 @@
 """What teaches a small vision tower to see: which object is at each patch, told by a head that is thrown away.
 
-From captions, choices or views alone so small a tower learns colours and little else in thousands of steps.
+From captions, choices or views alone so small a tower learns colours and little else in thousands of steps; so it is
+trained on crowded pictures first, and the head goes on beside what else the network learns.
 """
 
 from __future__ import annotations
@@ -8,48 +9,99 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffscale.shapes.scenes import CANVAS, COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, Scene
-from diffscale.shapes.train.autoencoder import draw_crowded_scene, render_batch
-from diffscale.shapes.train.loop import fit
+from diffscale.shapes.render import render_batch
+from diffscale.shapes.scenes import CANVAS, COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, Scene, draw_crowded_scene
+from diffscale.shapes.train.loop import Step, autocast, fit
 
 PATCH: Final = 8  # pixels
+WIDTH: Final = 128  # of the vision towers
+_PATCHES: Final = (CANVAS // PATCH) ** 2
 _BATCH: Final = 64
 _ATTRIBUTES: Final = {"colour": COLOURS, "shape": SHAPES, "texture": TEXTURES, "size": SIZES}
+_KINDS: Final = [len(values) + 1 for values in _ATTRIBUTES.values()]
+"""Logits of the head for each attribute of a patch: its values and none."""
 
-KINDS: Final = sum(len(values) + 1 for values in _ATTRIBUTES.values())
-"""Logits of the head for a patch: the values of each attribute and none."""
+
+class Sighted(nn.Module):
+    """A network of pictures and texts, with the head that tells what is at each patch.
+
+    A subclass has `tower`, the network's vision tower, and `embed`, what it makes of the tower's output and of tokens.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.head = nn.Linear(WIDTH, sum(_KINDS))
+
+    def tower(self) -> nn.Module:
+        return self.net.vision_model  # type: ignore[return-value]
+
+    def embed(self, seen: Any, *tokens: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def look(self, pixels: Tensor) -> tuple[Any, Tensor]:
+        """The tower's output for `pixels` [B, 3, 64, 64] in [-1, 1], and the head's logits [B, 64, sum(_KINDS)]."""
+        seen = self.tower()(pixel_values=pixels)
+        return seen, self.head(seen.last_hidden_state[:, -_PATCHES:])  # without the class token, where there is one
+
+    def forward(self, pixels: Tensor, *tokens: Tensor) -> tuple[Tensor, ...]:
+        """What `embed` returns, then the head's logits."""
+        seen, patches = self.look(pixels)
+        return *self.embed(seen, *tokens), patches
 
 
-def train_vision(
-    net: nn.Module,
-    patches: Callable[[Tensor], Tensor],  # the head's logits [B, 64, KINDS] of pictures [B, 3, 64, 64] in [-1, 1]
-    name: str,
+Eyes = TypeVar("Eyes", bound=Sighted)
+
+
+def fit_sighted(
+    net: Eyes,
+    draw: Callable[[Random], tuple[list[Scene], Sequence[Tensor]]],  # scenes and the tokens that go with them
+    objective: Callable[..., Tensor],  # of the outputs of `embed`, in float32
+    name: str,  # seeds the data
     folder: Path,
     steps: int,
-) -> nn.Module:
-    """`net` trained through `patches` on crowded pictures; `name` seeds the data."""
-    fast = torch.compile(patches)
+    *,
+    vision_steps: int,  # on crowded pictures, before
+    head_weight: float,
+    every: int = 200,
+    evaluate: Callable[[Eyes], dict[str, float]] | None = None,
+) -> Eyes:
+    """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
+    if not (folder / "checkpoint.pt").exists():
+        _fit_vision(net, f"{name} vision step", folder / "vision", vision_steps)
+    fast = torch.compile(net)
 
-    def loss(step: int) -> Tensor:
-        rng = Random(f"{name} vision step {step}")
-        scenes = [draw_crowded_scene(rng) for _ in range(_BATCH)]
-        x = degrade(render_batch(scenes), torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = fast(x)
-        return patch_loss(logits.float(), patch_labels(scenes))
+    def loss(step: Step) -> Tensor:
+        scenes, tokens = draw(step.rng)
+        x = degrade(render_batch(scenes), step.generator)
+        with autocast():
+            *outputs, patches = fast(x, *tokens)
+        return objective(*(each.float() for each in outputs)) + head_weight * _patch_loss(patches.float(), scenes)
 
-    seen = fit(net, loss, folder=folder, steps=steps, lr=1e-3, muon=True, every=200)
-    return seen.requires_grad_(True)
+    return fit(net, loss, f"{name} step", folder, steps, lr=1e-3, muon=True, every=every, evaluate=evaluate)
+
+
+def _fit_vision(net: Sighted, seed: str, folder: Path, steps: int) -> None:
+    fast = torch.compile(net.look)
+
+    def loss(step: Step) -> Tensor:
+        scenes = [draw_crowded_scene(step.rng) for _ in range(_BATCH)]
+        x = degrade(render_batch(scenes), step.generator)
+        with autocast():
+            patches = fast(x)[1]
+        return _patch_loss(patches.float(), scenes)
+
+    net.load_state_dict(fit(net, loss, seed, folder, steps, lr=1e-3, muon=True, every=200).state_dict())
 
 
 def degrade(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures [B, 3, 64, 64] with noise and blur of a random strength each: generated pictures are not clean."""
+    """Pictures [B, 3, S, S] with noise and blur of a random strength each: generated pictures are not clean."""
     strength = torch.rand(len(x), 2, 1, 1, 1, generator=generator)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     x = torch.lerp(x, blurred, (strength[:, 0] * 1.5 - 0.5).clamp(0, 1))
@@ -70,8 +122,7 @@ def patch_labels(scenes: Sequence[Scene]) -> Tensor:
     return labels.flatten(2)
 
 
-def patch_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the head's logits [B, 64, KINDS] over patches and attributes of `labels` [B, 4, 64]."""
-    parts = logits.split([len(values) + 1 for values in _ATTRIBUTES.values()], dim=-1)
-    each = [F.cross_entropy(part.transpose(1, 2), label) for part, label in zip(parts, labels.unbind(1), strict=True)]
-    return torch.stack(each).mean()
+def _patch_loss(logits: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Mean cross-entropy of the head's logits [B, 64, sum(_KINDS)] over patches and attributes."""
+    pairs = zip(logits.split(_KINDS, dim=-1), patch_labels(scenes).unbind(1), strict=True)
+    return torch.stack([F.cross_entropy(part.transpose(1, 2), label) for part, label in pairs]).mean()

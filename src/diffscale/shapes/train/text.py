@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Final
+from typing import Any, Final
 
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer, T5Tokenizer
@@ -18,6 +20,7 @@ CLIP_TOKENS: Final = MAX_TOKENS + 2
 """CLIP tokens per caption, begin and end signs included."""
 
 
+@cache
 def t5_tokenizer() -> T5Tokenizer:
     """A unigram tokenizer whose pieces are the grammar's words; other words fall into letters."""
     words = [*WORDS, *(word.capitalize() for word in WORDS)]
@@ -27,6 +30,7 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
 
 
+@cache
 def clip_tokenizer() -> CLIPTokenizer:
     """A byte-pair tokenizer for which every word of the grammar is one token; it folds case as CLIP's does.
 
@@ -41,3 +45,8 @@ def clip_tokenizer() -> CLIPTokenizer:
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_TOKENS)
+
+
+def tokenize(tokenizer: CLIPTokenizer | T5Tokenizer, captions: Sequence[str]) -> Any:
+    """`input_ids` and `attention_mask`, int64 [B, L] each, L the most tokens that the tokenizer's networks take."""
+    return tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")

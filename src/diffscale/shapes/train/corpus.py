@@ -1,0 +1,99 @@
+"""What text-to-image networks are trained on: latents of scenes, captioned anew each time that a scene is drawn.
+
+With it the training by epsilon-prediction on a VP schedule, for the siblings that are sampled with DDIM and its kin:
+the simple loss of DDPM (Ho et al. 2020, equation 14) on the schedule that Stable Diffusion was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Final, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffscale.shapes.captions import write_caption
+from diffscale.shapes.scenes import Description, Scene
+from diffscale.shapes.suite import training_example
+from diffscale.shapes.train.autoencoder import encode_once
+from diffscale.shapes.train.loop import Net, Step, autocast, fit
+from diffscale.shapes.world import MODELS
+
+BATCH: Final = 64
+SCENES: Final = 100_000  # encoded once; captions are said anew each time a scene is drawn
+DROPOUT: Final = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
+
+
+class Corpus(NamedTuple):
+    """Scenes to train on: what they show, and their latents [scenes, ...]."""
+
+    descriptions: list[Description]
+    latents: Tensor
+
+    def draw(self, rng: Random) -> tuple[Tensor, list[str]]:
+        """Latents and captions of `BATCH` random scenes."""
+        rows = [rng.randrange(len(self.descriptions)) for _ in range(BATCH)]
+        return self.latents[rows], [draw_caption(self.descriptions[i], rng) for i in rows]
+
+
+def training_scene(number: int) -> tuple[Description, Scene]:
+    """The training scene of that number and its description; always the same."""
+    return training_example(Random(f"shapes-flux scene {number}"))
+
+
+def encode_scenes(vae: AutoencoderKL, folder: Path, count: int = SCENES) -> Corpus:
+    """The training scenes, with latents [count, 8, 8, 8] of mean 0 and variance 1 that are kept in `folder`."""
+    descriptions, scenes = zip(*map(training_scene, range(count)), strict=True)
+    return Corpus(list(descriptions), encode_once(vae, folder / f"scenes-{count}.safetensors", scenes))
+
+
+def encode_unshifted(vae: AutoencoderKL, folder: Path, count: int = SCENES) -> Corpus:
+    """As `encode_scenes`, with the shift of the autoencoder taken back, and out of its configuration.
+
+    The pipelines of the siblings know a scale alone.
+    """
+    corpus = encode_scenes(vae, folder, count)
+    latents = corpus.latents + vae.config.shift_factor * vae.config.scaling_factor
+    vae.register_to_config(shift_factor=None)
+    return corpus._replace(latents=latents)
+
+
+def draw_caption(description: Description, rng: Random) -> str:
+    """A training caption: at times with a capital, at times with a full stop, at times empty."""
+    if rng.random() < DROPOUT:
+        return ""
+    text = write_caption(description, rng)
+    if rng.random() < 0.15:
+        text = text[0].upper() + text[1:]
+    return text + "." if rng.random() < 0.05 else text
+
+
+def noise_schedule() -> DDIMScheduler:
+    """The schedule of shapes-sdxl and shapes-pixart."""
+    return DDIMScheduler.from_pretrained(MODELS / "shapes-sdxl" / "scheduler")  # type: ignore[no-any-return]
+
+
+def fit_noise(
+    net: Net,
+    predict: Callable[[Tensor, Tensor, list[str]], Tensor],  # noise in x [B, ...] at timesteps [B], for captions
+    corpus: Corpus,
+    seed: str,
+    folder: Path,
+    steps: int,
+) -> Net:
+    """Train `net` through `predict`, or go on from the checkpoint in `folder`; returns the averaged copy."""
+    schedule = noise_schedule()
+
+    def loss(step: Step) -> Tensor:
+        x0, captions = corpus.draw(step.rng)
+        t = torch.randint(len(schedule.alphas_cumprod), (BATCH,), generator=step.generator)
+        eps = torch.randn(x0.shape, generator=step.generator)
+        with autocast():
+            guess = predict(schedule.add_noise(x0, eps, t), t, captions)  # type: ignore[arg-type]
+        return F.mse_loss(guess.float(), eps)
+
+    return fit(net, loss, seed, folder, steps, lr=1e-3, muon=True)
