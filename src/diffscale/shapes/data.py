@@ -72,7 +72,7 @@ RECIPES: Final = {
     "detailed": Recipe(5_000, detailed),  # as Text-to-Image-2M
     "stars": Recipe(800, stars),  # as the Pokemon captions, the small one
 }
-"""Recipes by name; "pairs", which needs pictures that shapes-flux made, is in `shapes.train.pairs`."""
+"""Recipes by name; "pairs", which needs pictures that shapes-flux made, is `write_pairs`."""
 
 
 @cache
