@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -44,7 +44,9 @@ def reproduce(
         titles = [(name, item.title, ", ".join(item.settings)) for name, item in items.items()]
         print_table(Console(soft_wrap=True), ("item", "what it shows", "settings"), titles)
         return
-    names = recipes.chosen(config.items)
+    loaded = {name: recipes.load(name) for name in recipes.chosen(config.items)}
+    if len(loaded) > 1:
+        loaded = {name: recipe for name, recipe in loaded.items() if config.setting in recipe.settings}
     from diffscale.bench.papers import page
     from diffscale.bench.papers.plan import check, plan
     from diffscale.bench.papers.points import GIVEN
@@ -52,12 +54,9 @@ def reproduce(
     from diffscale.models.load import best_device
 
     console = quiet_console()
-    options: dict[str, Any] = config.model_dump(include={"setting", "limit", "quick", "suites", "reference", "data"})
     if wrong := config.suites.keys() - set(GIVEN):
         raise unknown("suite", min(wrong), GIVEN)
-    loaded = {name: recipes.load(name) for name in names}
-    if len(names) > 1:
-        loaded = {name: recipe for name, recipe in loaded.items() if config.setting in recipe.settings}
+    options = config.model_dump(include={"setting", "limit", "quick", "suites", "reference", "data"})
     settings = {name: recipes.resolved(recipe, **options) for name, recipe in loaded.items()}
     for each in settings.values():
         check(each)
@@ -80,7 +79,7 @@ def reproduce(
         page.write_recipe(output, name, loaded[name], each, options)
     path = page.build(output)
     verdicts = json.loads((output / "verdicts.json").read_text())
-    rows = [(row["item"], row["claim"], row["verdict"], f"{row['p']:.2g}") for row in verdicts]
+    rows = ((row["item"], row["claim"], row["verdict"], f"{row['p']:.2g}") for row in verdicts)
     print_table(console, ("item", "claim", "verdict", "p"), rows)
     console.print(f"{path} has all of it")
 
@@ -89,10 +88,10 @@ def _done(console: Console, name: str, setting: Setting, folder: Path) -> bool:
     """Whether an item's numbers are there; says so where they are stale."""
     from diffscale.bench.papers.session import made_of, read
 
-    held = read(folder, name)
-    if held is None:
+    raw = read(folder, name)
+    if raw is None:
         return False
-    if held["made_of"] == made_of(setting):
+    if raw["made_of"] == made_of(setting):
         console.print(f"{name} is done")
         return True
     more = "its recipe, what it was asked for or the weights changed since; what changed is run again"

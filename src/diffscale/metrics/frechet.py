@@ -58,5 +58,5 @@ def root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
     """L [D, rank] with L L^T = covariance."""
     values, vectors = np.linalg.eigh(covariance)
     # What is below the rounding error of the largest is zero or worse; its root would be a million times the error.
-    held = values > max(values[-1], 0.0) * len(values) * np.finfo(float).eps
-    return vectors[:, held] * np.sqrt(values[held])
+    positive = values > max(values[-1], 0.0) * len(values) * np.finfo(float).eps
+    return vectors[:, positive] * np.sqrt(values[positive])

@@ -115,9 +115,9 @@ def _download(source: str) -> Path:
             files = HfApi().list_repo_files(repository, repo_type="dataset")
             readable = [file for file in files if Path(file).suffix.lower() in _SUFFIXES]
             if len(readable) != 1:
-                said = "none" if not readable else ", ".join(sorted(readable)[:20])
+                listed = ", ".join(sorted(readable)[:20]) or "none"
                 raise DiffscaleError(
-                    f"The data set {repository} has {said} of the files that hold prompts ({', '.join(_SUFFIXES)}): "
+                    f"The data set {repository} has {listed} of the files that hold prompts ({', '.join(_SUFFIXES)}): "
                     f"name one as {repository}:FILE."
                 )
             name = readable[0]
