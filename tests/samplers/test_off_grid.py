@@ -22,7 +22,7 @@ from diffscale.engine.task import Task
 from diffscale.registry import parse
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.formulas import PROCESSES, marginal
-from diffscale.samplers.levels import off_grid_marginal
+from diffscale.samplers.levels import off_grid_timestep
 from diffscale.searches import SEARCHES
 
 KEYS = torch.arange(3)
@@ -160,4 +160,4 @@ def test_a_flow_is_told_the_same_between_grid_points_as_on_them(name):
     sampler = DiffusersSampler(t.pipe, PROMPTS, 4, t.args)
     own = sampler.pipeline.scheduler
     for level, told in zip(sampler.levels[1:-1], own.timesteps[1:].tolist(), strict=True):
-        assert off_grid_marginal(own, level)[1] == pytest.approx(told, abs=1)
+        assert off_grid_timestep(own, level) == pytest.approx(told, abs=1)

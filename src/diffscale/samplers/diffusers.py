@@ -56,7 +56,8 @@ class DiffusersSampler(GridSampler):
         self.mixes_noise = self.pipeline.initial.mixes_noise
         self._shape = self.pipeline.initial.noise_shape or start.shape[1:]
         self.steps: int = self._scheduler.count
-        self.levels = [levels.grid_marginal(self._scheduler, i).level for i in range(self.steps + 1)]
+        self._grid = [levels.grid_marginal(self._scheduler, i) for i in range(self.steps + 1)]
+        self.levels = [at.level for at in self._grid]
         one = torch.zeros(1, dtype=torch.int64)
         self.forwards_per_nfe, self.flops_per_forward = self.pipeline.probe(
             self._with_noise_mixed(self.prior(one, one)).x
@@ -85,9 +86,8 @@ class DiffusersSampler(GridSampler):
         x0, model_output = self._predicted(state)
         to = state.step + 1
         if eta is not None:
-            start, end = (levels.grid_marginal(self._scheduler, i) for i in (state.step, to))
             fresh = noise if noise is None else noise.to(state.x.device).float()
-            x = denoise(state.x.float(), x0.float(), start, end, eta, fresh)
+            x = denoise(state.x.float(), x0.float(), self._grid[state.step], self._grid[to], eta, fresh)
             return self._moved(state, x.to(state.x), to)
         self._scheduler.begin_window(StepWindow(state.step, to, state.key, state.solver, noise=noise))
         t = self._scheduler.timesteps[self._scheduler.first + state.step]
@@ -109,12 +109,10 @@ class DiffusersSampler(GridSampler):
         recorded_step = None if record is None or not level <= record <= down[0] else nearest(down[:-1], record)
 
         def through(rows: State) -> State:
-            window = StepWindow(0, 0, rows.key, levels=down, record=recorded_step)
-            x = self.pipeline.run(rows.x, rows.prompt_index.tolist(), window)
-            return replace(rows, x=x, recorded=rows.recorded if recorded_step is None else window.recorded)
+            return self._through(rows, StepWindow(0, 0, rows.key, levels=down, record=recorded_step))
 
         done = self._by_layout(through, state)
-        return self._placed(replace(state, recorded=done.recorded), done.x, level)
+        return self._placed(done, done.x, level)
 
     def _with_noise_mixed(self, state: State) -> State:
         """Latents in the place of noise that the pipeline mixes with its picture; marked as such by their level."""
@@ -128,8 +126,8 @@ class DiffusersSampler(GridSampler):
 
     def _marginal(self, state: State) -> Marginal:
         if state.level is None:
-            return levels.grid_marginal(self._scheduler, state.step)
-        return self._scheduler.marginal(state.level)
+            return self._grid[state.step]
+        return levels.off_grid_marginal(self._scheduler, state.level)
 
     def run(self, state: State, to: int | None = None, record: float | None = None) -> State:
         end = self._run_end(state, to)
@@ -162,8 +160,13 @@ class DiffusersSampler(GridSampler):
     def _run(self, state: State, to: int, recorded_step: int | None) -> State:
         record = None if recorded_step is None or not state.step <= recorded_step < to else recorded_step - state.step
         window = StepWindow(state.step, to, state.key, state.solver, record=record)
+        done = self._through(state, window)
+        return self._arrived(done, done.x, to)
+
+    def _through(self, state: State, window: StepWindow) -> State:
+        """The state with the latents that the pipeline makes of its own over a window, and what was recorded there."""
         x = self.pipeline.run(state.x, state.prompt_index.tolist(), window)
-        return self._arrived(state if record is None else replace(state, recorded=window.recorded), x, to)
+        return replace(state, x=x, recorded=state.recorded if window.record is None else window.recorded)
 
     def _arrived(self, state: State, x: Tensor, step: int) -> State:
         return self._moved(state, x, step, self._scheduler.solver_memory(len(x)) if step < self.steps else {})

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
@@ -85,17 +84,22 @@ def process_of(scheduler: Any) -> str:
     )
 
 
-def off_grid_marginal(scheduler: Any, level: float) -> tuple[Marginal, float]:
-    """Alpha and sigma at any level in [0, 1), and the timestep that the network is told there."""
-    at = marginal(process_of(scheduler), level)
+def off_grid_marginal(scheduler: Any, level: float) -> Marginal:
+    """Alpha and sigma at any level in [0, 1)."""
+    return marginal(process_of(scheduler), level)
+
+
+def off_grid_timestep(scheduler: Any, level: float) -> float:
+    """The timestep that the network is told at a level, not rounded."""
+    at = off_grid_marginal(scheduler, level)
     table: Any = getattr(scheduler, "alphas_cumprod", None)
     # Solvers that take flows too have a table, which is not the flow's.
     if table is not None and prediction_type(scheduler) != "flow_prediction":
-        return at, timestep_of(table, at)
+        return timestep_of(table, at)
     # A flow's network is told what the scheduler tells it nearby, which need not be in proportion to the level.
     count = len(scheduler.timesteps)
-    told, sigmas = ([*values[:count].double().tolist(), 0.0] for values in (scheduler.timesteps, scheduler.sigmas))
-    return at, float(np.interp(at.sigma, sigmas[::-1], told[::-1]))
+    times, sigmas = ([*values[:count].double().tolist(), 0.0] for values in (scheduler.timesteps, scheduler.sigmas))
+    return float(np.interp(at.sigma, sigmas[::-1], times[::-1]))
 
 
 def timestep_of(table: Tensor, at: Marginal) -> float:
@@ -119,11 +123,6 @@ def _log_ratios(table: Tensor) -> Any:
     return 0.5 * np.log((1 - kept) / kept)
 
 
-def model_input(scheduler: Any, x: Tensor, at: Marginal) -> Tensor:
-    """The latents as the network takes them: variance-exploding ones are brought to variance 1."""
-    return x / math.hypot(*at) if process_of(scheduler) == "ve" else x
-
-
 def prediction_type(scheduler: Any) -> str:
     """What the network's output means: epsilon, v_prediction, sample, flow_prediction, edm or trigflow.
 
@@ -141,10 +140,3 @@ def prediction_type(scheduler: Any) -> str:
 def x0_prediction(scheduler: Any, at: Marginal, x: Tensor, output: Tensor) -> Tensor:
     """The x0-prediction from latents `x` and network `output`, both [B, ...], at a noise level."""
     return x0_and_eps(prediction_type(scheduler), x, output, at)[0]
-
-
-def timesteps(scheduler: Any, levels: list[float]) -> Tensor:
-    """What the network is told at `levels`, as the scheduler's own timesteps are typed, but not rounded."""
-    own = scheduler.timesteps
-    dtype = own.dtype if own.is_floating_point() else torch.float32
-    return torch.tensor([off_grid_marginal(scheduler, level)[1] for level in levels], dtype=dtype, device=own.device)

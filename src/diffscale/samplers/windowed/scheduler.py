@@ -8,6 +8,7 @@ decodes latents.
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.samplers import levels
 from diffscale.samplers.calls import NormalDraws
-from diffscale.samplers.formulas import Marginal, denoise
+from diffscale.samplers.formulas import denoise
 from diffscale.samplers.windowed.loop import NotWindowed, Visits
 from diffscale.samplers.windowed.memory import copy_lists, packed, restore
 from diffscale.types import nearest
@@ -105,9 +106,14 @@ class WindowedScheduler:
         if window.levels is None:
             return [(i, items[i]) for i in range(window.start, min(window.stop, len(items)))]
         # Off the grid a step has the number of the nearest one on it.
-        timesteps = levels.timesteps(self, window.levels[:-1])
+        own: Any = self.timesteps  # type: ignore[attr-defined]
+        dtype = own.dtype if own.is_floating_point() else torch.float32
+        timesteps = [levels.off_grid_timestep(self, level) for level in window.levels[:-1]]
         grid = [levels.grid_marginal(self, i).level for i in range(len(items))]
-        return [(nearest(grid, level), t) for level, t in zip(window.levels, timesteps, strict=False)]
+        return [
+            (nearest(grid, level), t)
+            for level, t in zip(window.levels, torch.tensor(timesteps, dtype=dtype, device=own.device), strict=False)
+        ]
 
     @property
     def init_noise_sigma(self) -> float:
@@ -134,10 +140,6 @@ class WindowedScheduler:
     def solver_memory(self, rows: int) -> dict[str, Tensor]:
         """What the solver remembers, see `State.solver`: all that its steps changed on it."""
         return packed(self._fields(), self._fresh, rows, type(self).__name__)
-
-    def marginal(self, level: float) -> Marginal:
-        """Alpha and sigma at any level."""
-        return levels.off_grid_marginal(self, level)[0] if level else Marginal(1.0, 0.0)
 
     def _fields(self) -> dict[str, Any]:
         return copy_lists({name: value for name, value in self.__dict__.items() if name not in _NO_MEMORY})
@@ -168,7 +170,9 @@ class WindowedScheduler:
         if window.times is not None:
             return sample
         if window.levels is not None:
-            return levels.model_input(self, sample, self.marginal(window.levels[window.steps_taken]))
+            at = levels.off_grid_marginal(self, window.levels[window.steps_taken])
+            # The network takes variance exploding latents brought to variance 1.
+            return sample / math.hypot(*at) if levels.process_of(self) == "ve" else sample
         return self._base.scale_model_input(self, sample, *args, **kwargs)
 
     def _window_step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kw: Any) -> Any:
@@ -184,7 +188,7 @@ class WindowedScheduler:
         number = window.steps_taken
         window.steps_taken += 1
         if window.levels is not None:
-            start, end = (self.marginal(level) for level in window.levels[number : number + 2])
+            start, end = (levels.off_grid_marginal(self, level) for level in window.levels[number : number + 2])
             x0 = levels.x0_prediction(self, start, sample.float(), model_output.float())
             if window.record == number:
                 window.recorded = x0.to(sample)
