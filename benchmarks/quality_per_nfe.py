@@ -26,7 +26,8 @@ from PIL import Image
 
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.report import write
-from diffscale.bench.run import Cell, cells, read_samples, run
+from diffscale.bench.run import cells, read_samples, run
+from diffscale.bench.series import Cell
 from diffscale.metrics.bootstrap import interval
 from diffscale.report import plots
 from diffscale.searches import SEARCHES

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from diffscale.bench.hacking import hacked, sentence
-from diffscale.bench.run import Cell
-from diffscale.bench.tables import as_csv, summarise
+from diffscale.bench.report import as_csv, summarise
+from diffscale.bench.series import Cell
 
 CELL = Cell("random", "clip", 80)
 BIG = Cell("random", "clip", 1280)

@@ -7,9 +7,8 @@ import json
 import pytest
 
 from diffscale.bench.config import BenchConfig
-from diffscale.bench.report import write
-from diffscale.bench.run import Cell
-from diffscale.bench.tables import as_csv, summarise
+from diffscale.bench.report import as_csv, summarise, write
+from diffscale.bench.series import Cell
 from diffscale.metrics.bootstrap import interval
 
 CELL = Cell("random", "clip", 80)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.run import Cell
-from diffscale.bench.tables import summarise
+from diffscale.bench.report import summarise
+from diffscale.bench.series import Cell
 from diffscale.cli.main import run
 from diffscale.metrics.bootstrap import interval
 from diffscale.suites import prompts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,9 @@ from PIL import Image
 from diffscale import api, verifiers
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.files import replacing, write_json
 from diffscale.bench.config import GenerateConfig
+from diffscale.bench.series import costs_of
 from diffscale.engine.results import Result
 from diffscale.registry import parse
 from diffscale.report import pictures, plots
@@ -59,20 +60,10 @@ def run(settings: GenerateConfig, folder: Path, progress: Callable[[int, float],
     Raises DiffscaleError for settings that cannot be met and for a full disk.
     """
     result = api.search(
-        settings.model,
-        settings.prompt,
-        search=settings.search,
-        verifier=settings.verifier,
-        nfe=settings.budget,
-        seed=settings.seed,
-        steps=settings.steps,
-        pipe_args=settings.call_args,
-        batch_size=settings.batch_size,
-        loading=settings,
-        gallery=SHOWN,
-        journal=folder / "journal.sqlite",
-        progress=progress,
-    )
+        settings.model, settings.prompt, search=settings.search, verifier=settings.verifier, nfe=settings.budget,
+        seed=settings.seed, steps=settings.steps, pipe_args=settings.call_args, batch_size=settings.batch_size,
+        loading=settings, gallery=SHOWN, journal=folder / "journal.sqlite", progress=progress,
+    )  # fmt: skip
     summary = _summary(settings, result)
     title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{result.prompt}”"
     verifier = settings.verifier.split()[0]
@@ -82,9 +73,7 @@ def run(settings: GenerateConfig, folder: Path, progress: Callable[[int, float],
         _write_picture(_sheet(result, f"{title}, by {verifier} score"), folder / "candidates.png")
         plots.scaling(result.trace, result.baseline.nfe, title, verifier, folder / "scaling.png")
         # Last, and in one go: a folder with a result.json is a finished run.
-        fresh = folder / "result.json.new"
-        fresh.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-        os.replace(fresh, folder / "result.json")
+        write_json(folder / "result.json", summary)
     except OSError as error:
         free = shutil.disk_usage(folder).free / 2**20
         raise DiffscaleError(
@@ -104,43 +93,24 @@ def _sheet(result: Result, title: str) -> Image.Image:
 
 
 def _write_picture(picture: Image.Image, path: Path) -> None:
-    fresh = path.with_suffix(".new")
-    picture.save(fresh, "PNG")
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        picture.save(fresh)
 
 
 def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
-    ledger = result.ledger
+    seconds = result.ledger.seconds
+    ends = {"best": result.best, "baseline": result.baseline}
+    scores = heldout_scores(settings.model, result.prompt, {name: end.image for name, end in ends.items()})
+    searched_with = settings.verifier.split()[0] == "shapes-judge"
     return {
         "prompt": result.prompt,
-        "model": settings.model,
-        "search": settings.search,
-        "verifier": settings.verifier,
-        "seed": settings.seed,
-        "nfe": ledger.nfe,
-        "network_forwards": ledger.network_forwards,
-        "flops": ledger.flops,
-        "decodes": ledger.decodes,
-        "verifier_calls": ledger.verifier_calls,
-        "verifier_flops": ledger.verifier_flops,
-        "candidates": result.candidates,
-        "dropped": result.dropped,
-        "seconds": round(sum(ledger.seconds.values()), 3),
-        "seconds_by_kind": {kind: round(seconds, 3) for kind, seconds in ledger.seconds.items()},
-        "best": {"score": result.best.score, "image": "best.png", "key": result.best.key},
-        "baseline": {"score": result.baseline.score, "image": "baseline.png", "key": result.baseline.key},
+        **settings.model_dump(include={"model", "search", "verifier", "seed"}),
+        **costs_of(result),
+        "seconds": round(sum(seconds.values()), 3),
+        "seconds_by_kind": {kind: round(each, 3) for kind, each in seconds.items()},
+        **{name: {"score": end.score, "image": f"{name}.png", "key": end.key} for name, end in ends.items()},
         "trace": [[nfe, score] for nfe, score in result.trace],
         "traces": {name: [[nfe, score] for nfe, score in points] for name, points in result.traces.items()},
-        "judges": _judges(settings, result),
+        # What judges say of both pictures, and whether the search was by them.
+        "judges": {"shapes-judge": {"searched_with": searched_with, **scores}} if scores else {},
     }
-
-
-def _judges(settings: GenerateConfig, result: Result) -> dict[str, Any]:
-    """What judges say of the best and of the first picture, and whether the search was by them."""
-    verdicts = heldout_scores(
-        settings.model,
-        result.prompt,
-        {"best": result.best.image, "baseline": result.baseline.image},
-    )
-    searched_with = settings.verifier.split()[0] == "shapes-judge"
-    return {"shapes-judge": {"searched_with": searched_with, **verdicts}} if verdicts else {}

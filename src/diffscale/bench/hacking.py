@@ -7,11 +7,12 @@ those that the same search found with a smaller budget.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from diffscale.bench.run import Cell
+from diffscale.bench.series import Cell
 from diffscale.metrics.bootstrap import interval, over_groups
 
 LEAST: Final = 10
@@ -27,25 +28,23 @@ def hacked(cell: Cell, samples: Sequence[_Sample]) -> list[dict[str, Any]]:
     `change`: mean over prompts with an interval that lies below 0, while that of the searched score lies above. The
     intervals have 95% for all comparisons of the cell together (Bonferroni). Under `LEAST` prompts nothing is said.
     """
-    mine = _of(cell, samples)
-    smaller = [
-        (s["budget"], _of(Cell(cell.search, cell.verifier, s["budget"]), samples))
-        for s in {s["budget"]: s for s in samples if s["budget"] < cell.budget}.values()
-    ]
+    mine = _by_prompt(cell, samples)
+    smaller = dict.fromkeys(s["budget"] for s in samples if s["budget"] < cell.budget)
     comparisons = []
-    for since, before in [(0, {}), *smaller]:
+    for since in (0, *smaller):
+        before = _by_prompt(replace(cell, budget=since), samples) if since else {}
         pairs = [(before.get(key), sample) for key, sample in mine.items() if not since or key in before]
         # Scores within a pool do not compare with those of another pool.
         if not since or (pairs and not pairs[0][1].get("members")):
             comparisons += [(since, pairs, name, value) for name, value in _held_out(cell, mine.values()).items()]
     share = 0.95 if not comparisons else 1 - 0.05 / len(comparisons)
-    found = []
+    falls = []
     for since, pairs, name, value in comparisons:
-        rose = _change(pairs, lambda s, of: s["score"][of], share)
+        rose = _change(pairs, lambda s, end: s["score"][end], share)
         fell = _change(pairs, value, share)
         if rose is not None and fell is not None and rose["low"] > 0 > fell["high"]:
-            found.append({"judge": name, "since": since, "change": fell})
-    return found
+            falls.append({"judge": name, "since": since, "change": fell})
+    return falls
 
 
 def sentence(cell: Cell, fall: Mapping[str, Any]) -> str:
@@ -58,26 +57,21 @@ def sentence(cell: Cell, fall: Mapping[str, Any]) -> str:
     )
 
 
-def _of(cell: Cell, samples: Sequence[_Sample]) -> dict[tuple[str, int], _Sample]:
-    wanted = cell.search, cell.verifier, cell.budget
-    return {
-        (s["prompt"], s["repeat"]): s
-        for s in samples
-        if (s["search"], s["verifier"], s["budget"]) == wanted and "error" not in s
-    }
+def _by_prompt(cell: Cell, samples: Sequence[_Sample]) -> dict[tuple[str, int], _Sample]:
+    return {(s["prompt"], s["repeat"]): s for s in cell.samples_in(samples) if "error" not in s}
 
 
 def _held_out(cell: Cell, samples: Iterable[_Sample]) -> dict[str, _Value]:
     """What was not searched with, nor was a member of what was, and how to read it from a sample."""
-    found: dict[str, _Value] = {}
+    values: dict[str, _Value] = {}
     used = {cell.verifier, cell.verifier.split()[0]}
     for sample in samples:
         used |= set(sample.get("members", ()))
         for name in sample["scores"]:
-            found[name] = lambda s, of, name=name: s["scores"].get(name, {}).get(of)  # type: ignore[misc]
+            values[name] = lambda s, end, name=name: s["scores"].get(name, {}).get(end)  # type: ignore[misc]
         if sample["judge"]:
-            found["shapes-judge"] = lambda s, of: s["judge"].get(of, {}).get("score")
-    return {name: value for name, value in found.items() if not {name, name.split()[0]} & used}
+            values["shapes-judge"] = lambda s, end: s["judge"].get(end, {}).get("score")
+    return {name: value for name, value in values.items() if not {name, name.split()[0]} & used}
 
 
 def _change(pairs: Sequence[tuple[_Sample | None, _Sample]], value: _Value, share: float) -> dict[str, float] | None:

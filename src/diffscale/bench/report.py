@@ -1,77 +1,134 @@
-"""What a bench leaves behind: results.json, results.csv and scaling plots."""
+"""What a bench leaves behind: results.json, results.csv and scaling plots, of means with intervals over prompts."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffscale._util.files import write_json, write_text
 from diffscale.bench.config import BenchConfig
-from diffscale.bench.run import Cell
-from diffscale.bench.tables import as_csv, summarise
+from diffscale.bench.hacking import hacked
+from diffscale.bench.series import Cell
 from diffscale.metrics.bootstrap import interval, over_groups
 from diffscale.report import plots
 
+_Sample = Mapping[str, Any]
+_Curve = list[tuple[float, dict[str, float]]]
+
 
 def write(
-    settings: BenchConfig, cells: Sequence[Cell], samples: Sequence[dict[str, Any]], folder: Path
+    settings: BenchConfig, cells: Sequence[Cell], samples: Sequence[_Sample], folder: Path
 ) -> list[dict[str, Any]]:
     """Write all of it to `folder`; returns the rows of the table."""
     rows = summarise(cells, samples)
-    results = {"settings": settings.model_dump(), "cells": rows}
-    _replace(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    _replace(folder / "results.csv", as_csv(rows))
+    write_json(folder / "results.json", {"settings": settings.model_dump(), "cells": rows})
+    write_text(folder / "results.csv", as_csv(rows))
+    title = f"{settings.model}, {settings.suite}"
     for verifier in settings.verifier:
         name = verifier.split()[0]
-        curves = {search: _curve(samples, search, verifier, max(settings.budget)) for search in settings.search}
-        drawn = {search: curve for search, curve in curves.items() if curve}
-        if drawn:
-            plots.curves(
-                drawn, f"best {name} score so far", f"{settings.model}, {settings.suite}",
-                folder / f"scaling-{name}.png",
-            )  # fmt: skip
-        heldout_scores: dict[str, list[tuple[float, dict[str, float]]]] = {}
+        largest = {search: Cell(search, verifier, max(settings.budget)) for search in settings.search}
+        if curves := {search: curve for search, cell in largest.items() if (curve := _curve(cell, samples))}:
+            plots.curves(curves, f"best {name} score so far", title, folder / f"scaling-{name}.png")
+        judged: dict[str, _Curve] = {}
         for row in rows:
             if row["verifier"] == verifier and "judge" in row:
-                heldout_scores.setdefault(row["search"], []).append((row["nfe"], row["judge"]))
-        if heldout_scores:
-            plots.curves(
-                {search: sorted(points, key=lambda point: point[0]) for search, points in heldout_scores.items()},
-                "judge mean", f"{settings.model}, {settings.suite}, searched by {name}", folder / f"judge-{name}.png",
-            )  # fmt: skip
+                judged.setdefault(row["search"], []).append((row["nfe"], row["judge"]))
+        if judged:
+            points = {search: sorted(curve, key=lambda point: point[0]) for search, curve in judged.items()}
+            plots.curves(points, "judge mean", f"{title}, searched by {name}", folder / f"judge-{name}.png")
     return rows
 
 
-def _curve(
-    samples: Sequence[dict[str, Any]], search: str, verifier: str, budget: int
-) -> list[tuple[float, dict[str, float]]]:
-    """Mean over prompts of the best score so far, wherever all samples have one; of the largest budget.
+def summarise(cells: Sequence[Cell], samples: Sequence[_Sample]) -> list[dict[str, Any]]:
+    """For each cell: means over prompts, repeats of a prompt averaged first, since they are no independent samples.
 
-    Repeats of a prompt are averaged first.
+    `errors` has the sentences of the searches that failed, each once.
     """
-    mine = [
-        s
-        for s in samples
-        if (s["search"], s["verifier"], s["budget"]) == (search, verifier, budget) and "error" not in s
-    ]
-    traces, prompts = [np.array(s["trace"], float) for s in mine], [s["prompt"] for s in mine]
+    rows = []
+    for cell in cells:
+        mine = cell.samples_in(samples)
+        good, errors = [s for s in mine if "error" not in s], [s["error"] for s in mine if "error" in s]
+        row: dict[str, Any] = {
+            "search": cell.search, "verifier": cell.verifier, "budget": cell.budget, "samples": len(mine),
+            "failed": len(errors), "errors": list(dict.fromkeys(errors)),
+        }  # fmt: skip
+        if good:
+            row["score"] = _mean(good, lambda s: s["score"]["best"])
+            row["baseline_score"] = _mean(good, lambda s: s["score"]["baseline"])
+            row["other_verifiers"] = _others(cell, good)
+            row |= {name: float(np.mean([s[name] for s in good])) for name in ("nfe", "network_forwards", "flops")}
+            row["seconds"] = float(np.mean([sum(s["seconds"].values()) for s in good]))
+            row["dropped"] = sum(s["dropped"] for s in good)
+            if all(s["judge"] for s in good):
+                row["judge"] = _mean(good, lambda s: s["judge"]["best"]["score"])
+                row["judge_baseline"] = _mean(good, lambda s: s["judge"]["baseline"]["score"])
+                row["judge_searched_with"] = cell.verifier.split()[0] == "shapes-judge"
+            row["hacked"] = hacked(cell, samples)
+        rows.append(row)
+    return rows
+
+
+def _others(cell: Cell, samples: Sequence[_Sample]) -> dict[str, dict[str, float]]:
+    """Means of the verifiers that were not searched with, over the pictures that each has scored.
+
+    A folder that has grown holds samples that not all of its verifiers have seen.
+    """
+    means = {}
+    for name in dict.fromkeys(name for s in samples for name in s["scores"] if name != cell.verifier):
+        if scored := [s for s in samples if s["scores"].get(name, {}).get("best") is not None]:
+            means[name] = _mean(scored, lambda s, name=name: s["scores"][name]["best"])  # type: ignore[misc]
+    return means
+
+
+def _mean(samples: Sequence[_Sample], value: Callable[[_Sample], float]) -> dict[str, float]:
+    return interval(over_groups([value(sample) for sample in samples], [sample["prompt"] for sample in samples]))
+
+
+def _curve(cell: Cell, samples: Sequence[_Sample]) -> _Curve:
+    """Mean over prompts, repeats averaged first, of the best score so far, wherever all samples have one."""
+    mine = [s for s in cell.samples_in(samples) if "error" not in s]
+    traces = [np.array(s["trace"], float) for s in mine]
     if not traces:
         return []
     first, last = max(trace[0, 0] for trace in traces), max(trace[-1, 0] for trace in traces)
-    points = np.unique(np.geomspace(first, last, 24).round())
-    found = []
-    for nfe in points:
+    curve = []
+    for nfe in np.unique(np.geomspace(first, last, 24).round()):
         # A trace has the NFE at which a score was reached; it holds until the next.
         values = [trace[np.searchsorted(trace[:, 0], nfe, side="right") - 1, 1] for trace in traces]
-        found.append((float(nfe), interval(over_groups(values, prompts))))
-    return found
+        curve.append((float(nfe), interval(over_groups(values, [s["prompt"] for s in mine]))))
+    return curve
 
 
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows with intervals spread over columns `name`, `name_low`, `name_high`."""
+    flat = [_flat(row) for row in rows]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in flat for name in row)))
+    writer.writeheader()
+    writer.writerows(flat)
+    return file.getvalue()
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict) and set(value) == {"mean", "low", "high"}:
+            flat |= {
+                prefix + name: value["mean"],
+                f"{prefix}{name}_low": value["low"],
+                f"{prefix}{name}_high": value["high"],
+            }
+        elif isinstance(value, dict):
+            flat |= _flat(value, f"{name}.")
+        elif name == "errors":
+            flat[name] = " ".join(value)
+        elif name == "hacked":
+            flat[name] = " ".join(dict.fromkeys(fall["judge"] for fall in value))
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,16 +1,35 @@
-"""What all searches of a series have in common: prompts with their repeats, and the tasks of one search for them."""
+"""What all series of searches have in common: their cells, prompts with repeats, tasks, and what searches cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from diffscale.engine import noise
+from diffscale.engine.results import Result
 from diffscale.engine.task import Task
 from diffscale.registry import parse
 from diffscale.searches import SEARCHES
 from diffscale.types import ClassLabel
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search with one verifier and one budget in NFE."""
+
+    search: str
+    verifier: str
+    budget: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.search} | {self.verifier} | {self.budget}"
+
+    def samples_in(self, samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Those of `samples` that are of this cell, failed ones too."""
+        return [s for s in samples if Cell(s["search"], s["verifier"], s["budget"]) == self]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,3 +76,15 @@ def tasks_of(
     algorithm, options = parse(search, "search", SEARCHES)
     made = partial(SEARCHES[algorithm], **options)
     return [Task(made, row, each.key(seed), budget, name) for each, row, name in zip(wanted, rows, names, strict=True)]
+
+
+def costs_of(result: Result) -> dict[str, Any]:
+    """What a search spent, and how many candidates it made of it, for JSON."""
+    names = ("nfe", "network_forwards", "flops", "decodes", "verifier_calls", "verifier_flops")
+    costs = {name: getattr(result.ledger, name) for name in names}
+    return {**costs, "candidates": result.candidates, "dropped": result.dropped}
+
+
+def safe_name(text: str) -> str:
+    """`text` as a name of a file."""
+    return "".join(c if c.isalnum() or c in "=.-" else "_" for c in text.replace(" | ", "--"))

@@ -36,7 +36,7 @@ def bench(
 
 def _print_results(console: Console, rows: Sequence[dict[str, Any]], output: Path) -> None:
     from diffscale.bench.hacking import sentence
-    from diffscale.bench.run import Cell
+    from diffscale.bench.series import Cell
 
     numbers = ("NFE", "score", "first sample", "judge", "seconds", "failed")
     print_table(console, ("search", "verifier", *numbers), map(_row, rows), numbers)

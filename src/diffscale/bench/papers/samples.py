@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale._util.pixels import eight_bit
 from diffscale._util.store import SqliteStore
 from diffscale.bench.papers.points import Call, Models, Point
-from diffscale.bench.series import PromptRepeat, rows_of, tasks_of
+from diffscale.bench.series import PromptRepeat, rows_of, safe_name, tasks_of
 from diffscale.engine import noise
 from diffscale.engine.batching import MicroBatch
 from diffscale.engine.driver import run_searches
@@ -114,14 +115,9 @@ class Samples:
         names = [f"{verifier} | {point.search} | {point.budget} | {final} | {each.name}" for each in wanted]
         missing = [i for i, name in enumerate(names) if self._found(name) is None]
         if missing:
-            safe = "".join(c if c.isalnum() else "_" for c in point.verifier)
-            journal = Journal(
-                self._folder / f"{safe}-{verifier_id}.sqlite", {"call": self.call.id, "verifier": verifier}
-            )
-            try:
+            path = self._folder / f"{safe_name(point.verifier)}-{verifier_id}.sqlite"
+            with closing(Journal(path, {"call": self.call.id, "verifier": verifier})) as journal:
                 found = self._search(point, load(), [wanted[i] for i in missing], journal, progress)
-            finally:
-                journal.close()
             fresh = [(names[i], *_packed(picture), *costs) for i, (picture, *costs) in zip(missing, found, strict=True)]
             self._store.write("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)", fresh)
         return [each for name in names if (each := self._found(name)) is not None]

@@ -26,7 +26,7 @@ from diffscale.bench.papers.samples import Found, Samples
 from diffscale.bench.papers.scores import Scores
 from diffscale.bench.papers.sets import Sets
 from diffscale.bench.papers.trainings import Progress
-from diffscale.bench.series import PromptRepeat
+from diffscale.bench.series import PromptRepeat, safe_name
 from diffscale.models.load import best_device, world_of
 from diffscale.models.options import LoadOptions
 from diffscale.registry import plugins
@@ -253,7 +253,7 @@ def _save(pictures: Tensor, wanted: Sequence[PromptRepeat], part: Part, folder: 
     """The pictures of the first repeat of the first prompts, as files; their names."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     first = [i for i, each in enumerate(wanted) if each.repeat == 0][: part.strips]
-    files = [f"{trainings.safe_name(name)}-{row}.png" for row in range(len(first))]
+    files = [f"{safe_name(name)}-{row}.png" for row in range(len(first))]
     for i, file in zip(first, files, strict=True):
         to_pil(pictures[i].float() / 255).save(folder / "pictures" / file)
     return files

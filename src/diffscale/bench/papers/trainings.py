@@ -22,6 +22,7 @@ from diffscale._util.fingerprints import json_digest
 from diffscale._util.progress import Progress as TrainProgress
 from diffscale._util.progress import silent
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
+from diffscale.bench.series import safe_name
 from diffscale.models.load import world_of
 from diffscale.registry import DataSet, plugins
 from diffscale.train import configs, logs, loop
@@ -202,8 +203,3 @@ def read_logs(
         lines = logs.read_log(item / "trainings" / kept["log"])
         rows[name] = [{**line, "again": again(settings, line["step"])} for line in lines]
     return rows
-
-
-def safe_name(name: str) -> str:
-    """`name` for a file."""
-    return "".join(c if c.isalnum() or c in "=.-" else "_" for c in name)
