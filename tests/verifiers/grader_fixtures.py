@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from chat_server import KEY, ChatServer, Make, Time
 
-from diffscale.verifiers.grader.cache import GradeCache
-from diffscale.verifiers.grader.endpoint import resolve
 from diffscale.verifiers.grader.verifier import LlmGrader
 
 
@@ -24,14 +22,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 
 
 @pytest.fixture
-def make_grader(server: ChatServer, tmp_path: Path) -> Iterator[Make]:
+def make_grader(server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Graders of that server with one cache file, one request at a time and time that stands still."""
     made = []
+    monkeypatch.setenv("DIFFSCALE_CACHE", str(tmp_path))
 
     def make(model: str = "seer", **options: Any) -> LlmGrader:
-        cache = GradeCache(tmp_path / "grader.sqlite")
-        endpoint = resolve(model, server.url, "OPENAI_API_KEY")
-        made.append(LlmGrader(endpoint, cache, **{"concurrency": 1, "timing": Time().timing} | options))
+        made.append(LlmGrader(model, server.url, **{"concurrency": 1, "timing": Time().timing} | options))
         return made[-1]
 
     yield make

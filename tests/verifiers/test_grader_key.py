@@ -20,8 +20,9 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.bench.config import GenerateConfig
 from diffscale.bench.generate import prepare
 from diffscale.cli.main import run
-from diffscale.verifiers import llm_grader, load
+from diffscale.verifiers import load
 from diffscale.verifiers.grader.endpoint import Endpoint, resolve
+from diffscale.verifiers.grader.verifier import LlmGrader
 
 pytest_plugins = ["grader_fixtures"]
 PROMPT = "a red circle above a blue square"
@@ -57,7 +58,7 @@ def test_a_run_leaves_the_key_nowhere(
     # The best picture as it lies there is known, and what is known of it holds no key either.
     requests = len(server.asked)
     pixels = torch.from_numpy(np.array(Image.open(output / "best.png").convert("RGB")))
-    grader = llm_grader("seer", server.url)
+    grader = LlmGrader("seer", server.url)
     (grade,) = grader.grades((pixels.permute(2, 0, 1) / 255)[None], [PROMPT])
     grader.close()
     assert len(server.asked) == requests
@@ -144,7 +145,7 @@ def test_a_key_that_is_no_header_is_refused_unquoted(monkeypatch: pytest.MonkeyP
 
 def test_a_program_may_give_the_key(server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFSCALE_CACHE", str(tmp_path))
-    grader = llm_grader("m", server.url, key="given-by-hand-42")
+    grader = LlmGrader("m", server.url, key="given-by-hand-42")
     grader(pictures(1), ["p"])
     assert server.asked[0].headers["Authorization"] == "Bearer given-by-hand-42"
     grader.close()

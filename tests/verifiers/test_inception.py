@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from diffscale.types import ClassLabel
 from diffscale.verifiers import load
 from diffscale.verifiers.classes import ClassVerifier
 from diffscale.verifiers.inception import load_inception
-from diffscale.verifiers.inception_net import PUBLISHED, InceptionV3, build
+from diffscale.verifiers.inception_net import PUBLISHED, InceptionV3
 
 SMALL = {"width": 0.05, "outputs": 7, "side": 75, "order": "plain"}
 
@@ -40,7 +41,7 @@ def weights(net: InceptionV3) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    net = build(SMALL)
+    net = InceptionV3(SMALL["width"], SMALL["outputs"])
     net.load_state_dict(weights(net))
     save_network(net, SMALL, tmp_path / "small")
     return tmp_path / "small"
@@ -48,7 +49,7 @@ def small(tmp_path: Path) -> Path:
 
 def test_the_full_network_has_the_published_layout() -> None:
     with torch.device("meta"):
-        state = build(PUBLISHED).state_dict()
+        state = InceptionV3(PUBLISHED.width, PUBLISHED.outputs).state_dict()
     lines = sorted(f"{name} {tuple(value.shape)}" for name, value in state.items())
     # Of FeatureExtractorInceptionV3 in torch-fidelity 0.4.0, which loads the same file strictly.
     digest = "760681d791cb624e1bf7a2e802a68933dd17aa5e3109fcf498d9dfa521bc10d7"
@@ -110,10 +111,15 @@ def test_what_is_wrong_is_told(small: Path, tmp_path: Path, monkeypatch: pytest.
     pickled({}, tmp_path / "other.pth")
     with pytest.raises(DiffscaleError, match="was not opened"):
         load(f"inception model={tmp_path / 'other.pth'}")
-    with pytest.raises(DiffscaleError, match="lacks order"):
-        build({"width": 1, "outputs": 2, "side": 75})
-    with pytest.raises(DiffscaleError, match="at least 75"):
-        build({**SMALL, "side": 64})
+    wrong = [("width", 0), ("outputs", 0), ("side", 64), ("order", "random")]
+    for name, value in wrong:
+        (small / "config.json").write_text(json.dumps({**SMALL, name: value}))
+        with pytest.raises(DiffscaleError, match=f"Mend {name} in .*config.json"):
+            load(f"inception model={small}")
+    for name in SMALL:
+        (small / "config.json").write_text(json.dumps({key: value for key, value in SMALL.items() if key != name}))
+        with pytest.raises(DiffscaleError, match=f"Mend {name} in .*config.json: Field required"):
+            load(f"inception model={small}")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("diffscale.models.files.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DiffscaleError, match="HF_HUB_OFFLINE is set"):

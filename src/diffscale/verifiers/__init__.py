@@ -17,7 +17,7 @@ from diffscale.verifiers.detector import detector
 from diffscale.verifiers.dino import dino_linear
 from diffscale.verifiers.ensemble import ensemble, weighted
 from diffscale.verifiers.function import load_function
-from diffscale.verifiers.grader.verifier import llm_grader
+from diffscale.verifiers.grader.verifier import LlmGrader
 from diffscale.verifiers.hps import hps
 from diffscale.verifiers.image_reward import image_reward
 from diffscale.verifiers.inception import inception
@@ -26,25 +26,13 @@ from diffscale.verifiers.pick_score import pick_score
 from diffscale.verifiers.self_supervised import clip_ssl, dino_ssl, siglip_ssl
 from diffscale.verifiers.vqa import vqa
 
+_FACTORIES = (
+    *(aesthetic, clip, clip_ssl, clip_zeroshot, composition, detector, dino_linear, dino_ssl, ensemble, hps),
+    *(image_reward, inception, oracle_fid, pick_score, siglip_ssl, vqa, weighted),
+)
 OWN: Final[dict[str, Callable[..., Verifier]]] = {
-    "aesthetic": aesthetic,
-    "clip": clip,
-    "clip_ssl": clip_ssl,
-    "clip_zeroshot": clip_zeroshot,
-    "composition": composition,
-    "detector": detector,
-    "dino_linear": dino_linear,
-    "dino_ssl": dino_ssl,
-    "ensemble": ensemble,
-    "hps": hps,
-    "image_reward": image_reward,
-    "inception": inception,
-    "llm_grader": llm_grader,
-    "oracle_fid": oracle_fid,
-    "pick_score": pick_score,
-    "siglip_ssl": siglip_ssl,
-    "vqa": vqa,
-    "weighted": weighted,
+    **{factory.__name__: factory for factory in _FACTORIES},
+    LlmGrader.name: LlmGrader,
 }
 
 VERIFIERS: Final[Mapping[str, Callable[..., Verifier]]] = ChainMap(OWN, cast(Any, plugins("verifiers")))

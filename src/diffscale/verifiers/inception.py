@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageClassification
 
+from diffscale._util.files import checked
 from diffscale._util.fingerprints import network_digest
 from diffscale.models.files import download, fetch, load_into, load_state, pretrained_network, saved_config
 from diffscale.suites.imagenet import inception_order
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Classifier, ClassVerifier, Output
 from diffscale.verifiers.defaults import default_model
-from diffscale.verifiers.inception_net import PUBLISHED, build
+from diffscale.verifiers.inception_net import PUBLISHED, InceptionConfig, InceptionV3
 from diffscale.verifiers.preprocess import Preprocessing, resize_like_tensorflow
 
 FILE: Final = "pt_inception-2015-12-05-6726825d.pth"
@@ -66,23 +67,23 @@ class PretrainedClassifier(Classifier):
 def load_inception(model: str | None = None, device: Any = "cpu", sha256: str | None = None) -> Classifier:
     """An InceptionV3 by file, folder, Hub id or name; by default the published network of FID.
 
-    A folder with config.json is read from safetensors: an InceptionV3 of any width, see `inception_net.PUBLISHED`, or
+    A folder with config.json is read from safetensors: an InceptionV3 of any width, see `InceptionConfig`, or
     any image classifier of transformers. Other files are pickles in the layout of pt_inception-2015-12-05, held to
     `sha256` or the published digest. Raises DiffscaleError for weights that cannot be loaded.
     """
-    config = None if model is None else saved_config(model)
-    if model is not None and config is not None and "model_type" in config:
+    saved = None if model is None else saved_config(model)
+    if model is not None and saved is not None and "model_type" in saved:
         net = pretrained_network(AutoModelForImageClassification, model, "image classifier", device)
         preprocessing = Preprocessing.load(model, "image classifier")
         classes = torch.arange(net.config.num_labels)
         return PretrainedClassifier(net, classes, f"inception {network_digest(net)}", preprocessing)
-    path = download(URL, SHA256) if model is None else fetch(model, FILE if config is None else "model.safetensors")
-    config = PUBLISHED if config is None else config
-    net = build(config)
+    path = download(URL, SHA256) if model is None else fetch(model, FILE if saved is None else "model.safetensors")
+    config = PUBLISHED if saved is None else checked(InceptionConfig, saved, path.with_name("config.json"))
+    net = InceptionV3(config.width, config.outputs)
     load_into(net, load_state(path, sha256 or SHA256), path)
     net.to(device).eval().requires_grad_(False)
-    order = torch.arange(config["outputs"]) if config["order"] == "plain" else torch.tensor(inception_order())
-    return Inception(net, order, f"inception {network_digest(net)}", config["side"])
+    order = torch.arange(config.outputs) if config.order == "plain" else torch.tensor(inception_order())
+    return Inception(net, order, f"inception {network_digest(net)}", config.side)
 
 
 def inception(

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Final
+from typing import Literal
 
 import torch
-from safetensors.torch import save_file
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffscale._util.errors import DiffscaleError
+Kernel = int | tuple[int, int]
+Branch = dict[str, tuple[int, Kernel]]
+"""Convolutions of a branch in order, by name: channels at full width, and the kernel.
 
-PUBLISHED: Final[dict[str, Any]] = {"width": 1.0, "outputs": 1008, "side": 299, "order": "ilsvrc2012"}
-"""The published network.
-
-`width`: all channels times this; `outputs`: of the classifier; `side`: pixels that pictures are stretched to, at least
-75; `order`: which output is which class, `ilsvrc2012` (see `imagenet.inception_order`) or `plain`, output i is class i.
+A kernel of 0 halves the picture with 3 x 3. Names that end in a and b both read what is before them.
 """
 
-Kernel = int | tuple[int, int]
+
+class InceptionConfig(BaseModel):
+    """The sizes of an `InceptionV3`, and what its outputs mean.
+
+    `width`: all channels times this; `outputs`: of the classifier; `side`: pixels that pictures are stretched to;
+    `order`: which output is which class, `ilsvrc2012` (see `imagenet.inception_order`) or `plain`, output i is class i.
+    """
+
+    width: float = Field(gt=0)
+    outputs: int = Field(gt=0)
+    side: int = Field(ge=75)
+    order: Literal["plain", "ilsvrc2012"]
+
+
+PUBLISHED = InceptionConfig(width=1.0, outputs=1008, side=299, order="ilsvrc2012")
 
 
 class Conv(nn.Module):
-    """Convolution without bias, batch norm, ReLU."""
+    """Convolution without bias, batch norm, ReLU. The picture keeps its size if it is `padded`."""
 
-    def __init__(self, before: int, after: int, kernel: Kernel = 1, stride: int = 1, padding: Kernel = 0) -> None:
+    def __init__(self, before: int, after: int, kernel: Kernel = 1, stride: int = 1, padded: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(before, after, kernel, stride, padding, bias=False)
+        rows, columns = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = (rows // 2, columns // 2) if padded else 0
+        self.conv = nn.Conv2d(before, after, (rows, columns), stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(after, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,23 +50,25 @@ class Conv(nn.Module):
 class Mixed(nn.Module):
     """Branches side by side, their channels joined in order.
 
-    `spec`: for each branch its convolutions (name, channels, kernel); a kernel of None halves the picture with 3 x 3;
-    names that end in a and b both read what is before them. `pool`: `mean` and `max` go before `branch_pool` and leave
-    zeros of the border out, `half` is a last branch of its own that halves the picture. `self.width`: channels out.
+    `pool`: `mean` and `max` go before `branch_pool` and leave zeros of the border out, `half` is a last branch of its
+    own that halves the picture. `self.width`: channels out, where all channels are times `width`.
     """
 
-    def __init__(self, before: int, spec: list[list[tuple[str, int, Kernel | None]]], pool: str) -> None:
+    def __init__(self, before: int, branches: list[Branch], pool: str, width: float) -> None:
         super().__init__()
         self.pool = pool
-        self.branches = [[name for name, _, _ in branch] for branch in spec]
+        self.branches = [list(branch) for branch in branches]
         self.width = before if pool == "half" else 0
-        for branch in spec:
+        for branch in branches:
             channels = before
-            for name, after, kernel in branch:
-                self.add_module(name, _conv(channels, after, kernel))
+            for name, (full, kernel) in branch.items():
+                after = _scaled(full, width)
+                self.add_module(
+                    name, Conv(channels, after, kernel, padded=True) if kernel else Conv(channels, after, 3, 2)
+                )
                 forked = name.endswith("a")
                 channels = channels if forked else after
-                self.width += after if forked or name == branch[-1][0] else 0
+                self.width += after if forked or name == list(branch)[-1] else 0
 
     def forward(self, x: Tensor) -> Tensor:
         joined = []
@@ -86,127 +100,82 @@ class InceptionV3(nn.Module):
 
     def __init__(self, width: float = 1.0, outputs: int = 1008) -> None:
         super().__init__()
-
-        def c(channels: int) -> int:
-            return max(1, round(channels * width))
-
-        self.Conv2d_1a_3x3 = Conv(3, c(32), 3, 2)
-        self.Conv2d_2a_3x3 = Conv(c(32), c(32), 3)
-        self.Conv2d_2b_3x3 = Conv(c(32), c(64), 3, padding=1)
-        self.Conv2d_3b_1x1 = Conv(c(64), c(80))
-        self.Conv2d_4a_3x3 = Conv(c(80), c(192), 3)
-        channels = c(192)
-        for name, spec, pool in _blocks():
-            scaled = [[(part, c(after), kernel) for part, after, kernel in branch] for branch in spec]
-            block = Mixed(channels, scaled, pool)
+        a, b, c, d, e = (_scaled(channels, width) for channels in (32, 32, 64, 80, 192))
+        self.Conv2d_1a_3x3 = Conv(3, a, 3, 2)
+        self.Conv2d_2a_3x3 = Conv(a, b, 3)
+        self.Conv2d_2b_3x3 = Conv(b, c, 3, padded=True)
+        self.Conv2d_3b_1x1 = Conv(c, d)
+        self.Conv2d_4a_3x3 = Conv(d, e, 3)
+        channels = e
+        for name, (branches, pool) in _blocks().items():
+            block = Mixed(channels, branches, pool, width)
             self.add_module(name, block)
             channels = block.width
         self.fc = nn.Linear(channels, outputs)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pooled features [B, D], 2048 at full width, of `pixels` [B, 3, side, side] in [-1, 1]."""
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(pixels)))
-        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
-        x = F.max_pool2d(x, 3, 2)
-        for name, _, _ in _blocks():
-            x = self.get_submodule(name)(x)
+        x = pixels
+        for name, block in self.named_children():
+            if name in ("Conv2d_3b_1x1", "Mixed_5b"):
+                x = F.max_pool2d(x, 3, 2)
+            if name != "fc":
+                x = block(x)
         return x.mean((2, 3))
 
 
-def build(config: dict[str, Any]) -> InceptionV3:
-    """The network of a config with the keys of `PUBLISHED`; raises DiffscaleError for a wrong one."""
-    missing = sorted(PUBLISHED.keys() - config.keys())
-    if missing:
-        raise DiffscaleError(f"The config of an Inception network lacks {', '.join(missing)}.")
-    if not (config["width"] > 0 and config["outputs"] > 0 and config["side"] >= 75):
-        raise DiffscaleError("An Inception network needs a width and outputs above 0 and a side of at least 75.")
-    if config["order"] not in ("plain", "ilsvrc2012"):
-        raise DiffscaleError(f"The order of an Inception network is plain or ilsvrc2012, not {config['order']!r}.")
-    return InceptionV3(config["width"], config["outputs"])
+def _scaled(channels: int, width: float) -> int:
+    return max(1, round(channels * width))
 
 
-def save_inception(net: InceptionV3, config: dict[str, Any], folder: str | Path) -> None:
-    """Write config.json and model.safetensors, from which `inception` loads the network again."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(
-        {name: value.contiguous().cpu() for name, value in net.state_dict().items()}, folder / "model.safetensors"
-    )
+def _blocks() -> dict[str, tuple[list[Branch], str]]:
+    """Branches and pooling of each Mixed, by name and in order."""
+    return {
+        "Mixed_5b": (_a(32), "mean"),
+        "Mixed_5c": (_a(64), "mean"),
+        "Mixed_5d": (_a(64), "mean"),
+        "Mixed_6a": (_b(), "half"),
+        "Mixed_6b": (_c(128), "mean"),
+        "Mixed_6c": (_c(160), "mean"),
+        "Mixed_6d": (_c(160), "mean"),
+        "Mixed_6e": (_c(192), "mean"),
+        "Mixed_7a": (_d(), "half"),
+        "Mixed_7b": (_e(), "mean"),
+        "Mixed_7c": (_e(), "max"),
+    }
 
 
-def _conv(before: int, after: int, kernel: Kernel | None) -> Conv:
-    if kernel is None:
-        return Conv(before, after, 3, 2)
-    return Conv(before, after, kernel, 1, kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2))
-
-
-def _blocks() -> list[tuple[str, list[list[tuple[str, int, Kernel | None]]], str]]:
-    """Name, branches and pooling of each Mixed, in order; channels at full width."""
+def _a(pooled: int) -> list[Branch]:
     return [
-        ("Mixed_5b", _a(32), "mean"),
-        ("Mixed_5c", _a(64), "mean"),
-        ("Mixed_5d", _a(64), "mean"),
-        ("Mixed_6a", _b(), "half"),
-        ("Mixed_6b", _c(128), "mean"),
-        ("Mixed_6c", _c(160), "mean"),
-        ("Mixed_6d", _c(160), "mean"),
-        ("Mixed_6e", _c(192), "mean"),
-        ("Mixed_7a", _d(), "half"),
-        ("Mixed_7b", _e(), "mean"),
-        ("Mixed_7c", _e(), "max"),
+        {"branch1x1": (64, 1)},
+        {"branch5x5_1": (48, 1), "branch5x5_2": (64, 5)},
+        {"branch3x3dbl_1": (64, 1), "branch3x3dbl_2": (96, 3), "branch3x3dbl_3": (96, 3)},
+        {"branch_pool": (pooled, 1)},
     ]
 
 
-def _a(pooled: int) -> list[list[tuple[str, int, Kernel | None]]]:
-    return [
-        [("branch1x1", 64, 1)],
-        [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
-        [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
-        [("branch_pool", pooled, 1)],
-    ]
+def _b() -> list[Branch]:
+    double: Branch = {"branch3x3dbl_1": (64, 1), "branch3x3dbl_2": (96, 3), "branch3x3dbl_3": (96, 0)}
+    return [{"branch3x3": (384, 0)}, double]
 
 
-def _b() -> list[list[tuple[str, int, Kernel | None]]]:
-    return [
-        [("branch3x3", 384, None)],
-        [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, None)],
-    ]
+def _c(inner: int) -> list[Branch]:
+    kernels: list[Kernel] = [1, (7, 1), (1, 7), (7, 1), (1, 7)]
+    double = {f"branch7x7dbl_{i}": (192 if i == 5 else inner, kernel) for i, kernel in enumerate(kernels, start=1)}
+    single: Branch = {"branch7x7_1": (inner, 1), "branch7x7_2": (inner, (1, 7)), "branch7x7_3": (192, (7, 1))}
+    return [{"branch1x1": (192, 1)}, single, double, {"branch_pool": (192, 1)}]
 
 
-def _c(inner: int) -> list[list[tuple[str, int, Kernel | None]]]:
-    twice: list[tuple[str, int, Kernel | None]] = [("branch7x7dbl_1", inner, 1)]
-    for at, kernel in enumerate(((7, 1), (1, 7), (7, 1), (1, 7)), start=2):
-        twice.append((f"branch7x7dbl_{at}", 192 if at == 5 else inner, kernel))
-    return [
-        [("branch1x1", 192, 1)],
-        [("branch7x7_1", inner, 1), ("branch7x7_2", inner, (1, 7)), ("branch7x7_3", 192, (7, 1))],
-        twice,
-        [("branch_pool", 192, 1)],
-    ]
+def _d() -> list[Branch]:
+    kernels: list[Kernel] = [1, (1, 7), (7, 1), 0]
+    double = {f"branch7x7x3_{i}": (192, kernel) for i, kernel in enumerate(kernels, start=1)}
+    return [{"branch3x3_1": (192, 1), "branch3x3_2": (320, 0)}, double]
 
 
-def _d() -> list[list[tuple[str, int, Kernel | None]]]:
-    return [
-        [("branch3x3_1", 192, 1), ("branch3x3_2", 320, None)],
-        [
-            ("branch7x7x3_1", 192, 1),
-            ("branch7x7x3_2", 192, (1, 7)),
-            ("branch7x7x3_3", 192, (7, 1)),
-            ("branch7x7x3_4", 192, None),
-        ],
-    ]
-
-
-def _e() -> list[list[tuple[str, int, Kernel | None]]]:
-    return [
-        [("branch1x1", 320, 1)],
-        [("branch3x3_1", 384, 1), ("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1))],
-        [
-            ("branch3x3dbl_1", 448, 1),
-            ("branch3x3dbl_2", 384, 3),
-            ("branch3x3dbl_3a", 384, (1, 3)),
-            ("branch3x3dbl_3b", 384, (3, 1)),
-        ],
-        [("branch_pool", 192, 1)],
-    ]
+def _e() -> list[Branch]:
+    single: Branch = {"branch3x3_1": (384, 1), "branch3x3_2a": (384, (1, 3)), "branch3x3_2b": (384, (3, 1))}
+    double: Branch = {
+        **{"branch3x3dbl_1": (448, 1), "branch3x3dbl_2": (384, 3)},
+        **{"branch3x3dbl_3a": (384, (1, 3)), "branch3x3dbl_3b": (384, (3, 1))},
+    }
+    return [{"branch1x1": (320, 1)}, single, double, {"branch_pool": (192, 1)}]

@@ -8,7 +8,7 @@ import math
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from diffscale._util.errors import DiffscaleError, unknown
 from diffscale._util.pixels import eight_bit
 from diffscale.verifiers.grader.cache import GradeCache, default_path
 from diffscale.verifiers.grader.client import Client, GraderCosts, Refused, Tally, Unanswered
-from diffscale.verifiers.grader.endpoint import BaseUrl, Endpoint, KeyVariable, resolve
+from diffscale.verifiers.grader.endpoint import BaseUrl, KeyVariable, resolve
 from diffscale.verifiers.grader.grade import DIGEST, SCORES, Grade, MalformedGrade
 from diffscale.verifiers.grader.retry import Outage, RateLimit, RetryingClient, Stopped, Timing
 
@@ -32,7 +32,9 @@ class Ungraded(UserWarning):
 
 @dataclass(frozen=True)
 class _Picture:
-    pixels: NDArray[np.uint8]
+    """8-bit pixels [H, W, 3] and the prompt that they are graded for; equal ones have one grade."""
+
+    pixels: NDArray[np.uint8] = field(compare=False)
     digest: str
     prompt: str
 
@@ -43,21 +45,29 @@ class _Picture:
 
 
 class LlmGrader:
-    """Verifier over a chat endpoint; scores lie in [0, 10], the paper reports them times 10. Without a gradient.
+    """Grade in [0, 10] by a vision LLM at any OpenAI-compatible endpoint: `aspect`, by default overall.
+
+    `model`, `base_url` (such as http://localhost:11434/v1 for Ollama): else DIFFSCALE_GRADER_MODEL and OPENAI_BASE_URL.
+    `key_env`: the environment variable that holds the key, if the server wants one; a command never holds the key
+    itself, as commands are kept with the results; a program may give `key`.
 
     `aspect`: accuracy, creativity, quality, consistency, resonance, overall (the model's own) or mean (of the five).
     `concurrency`: requests at once. `per_minute`: most requests in a minute, evenly spaced; None: no limit. `tries`:
     requests for one picture before it is dropped. `timeout`: seconds for one answer. `price_in`, `price_out`: of a
-    million tokens, for `costs`. Sampling settings are the server's own. Raises DiffscaleError for values out of range.
+    million tokens, for `costs`. Sampling settings are the server's own.
+
+    Grades are kept in `grader.sqlite` in DIFFSCALE_CACHE (~/.cache/diffscale) by picture, prompt, model and wording:
+    give models that differ different names. The paper reports scores times 10. Without a gradient. Raises
+    DiffscaleError for what is missing or wrong.
     """
 
     name = "llm_grader"
 
     def __init__(
         self,
-        endpoint: Endpoint,
-        cache: GradeCache,
-        *,
+        model: str | None = None,
+        base_url: BaseUrl = None,
+        key_env: KeyVariable = "OPENAI_API_KEY",
         aspect: str = "overall",
         concurrency: int = 8,
         per_minute: float | None = None,
@@ -65,8 +75,13 @@ class LlmGrader:
         timeout: float = 120.0,
         price_in: float | None = None,
         price_out: float | None = None,
+        *,
+        key: str | None = None,
+        device: Any = "cpu",
+        image_model: str = "",
         timing: Timing | None = None,
     ) -> None:
+        endpoint = resolve(model, base_url, key_env, key)
         if aspect not in SCORES:
             raise unknown("aspect", aspect, SCORES)
         if min(concurrency, tries) < 1:
@@ -78,7 +93,7 @@ class LlmGrader:
         timing = timing or Timing()
         self.aspect = aspect
         self._model = endpoint.model
-        self._cache = cache
+        self._cache = GradeCache(default_path())
         self._concurrency = concurrency
         self._tally = Tally(price_in, price_out)
         self._client = Client(endpoint, timeout, self._tally)
@@ -104,25 +119,19 @@ class LlmGrader:
         not do, if the cache cannot be used, and if the server fails for many pictures in a row.
         """
         pictures = [_picture(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
-        found: dict[_Key, Grade | str] = {}
-        missing: dict[_Key, _Picture] = {}
-        for picture in pictures:
-            if picture is None or (key := _key(picture)) in found or key in missing:
-                continue
-            kept = self._cache.get(picture.digest, picture.prompt, self._model, DIGEST)
-            if kept is None:
-                missing[key] = picture
-            else:
-                found[key] = kept
-        found |= zip(missing, self._ask(list(missing.values())), strict=True)
-        answers = ["the picture is not finite" if p is None else found[_key(p)] for p in pictures]
-        for prompt, answer in zip(prompts, answers, strict=True):
+        different = dict.fromkeys(picture for picture in pictures if picture is not None)
+        cached = {p: self._cache.get(p.digest, p.prompt, self._model, DIGEST) for p in different}
+        missing = [picture for picture, grade in cached.items() if grade is None]
+        answers = cached | dict(zip(missing, self._ask(missing), strict=True))
+        grades: list[Grade | None] = []
+        for picture, prompt in zip(pictures, prompts, strict=True):
+            answer = "the picture is not finite" if picture is None else answers[picture]
             if isinstance(answer, str):
                 warnings.warn(f"No grade for a picture of {prompt!r}: {answer}.", Ungraded, stacklevel=2)
-        grades = [None if isinstance(answer, str) else answer for answer in answers]
+            grades.append(answer if isinstance(answer, Grade) else None)
         dropped = grades.count(None)
-        asked_for = sum(isinstance(found[key], Grade) for key in missing)
-        self._tally.add(cache_hits=len(grades) - dropped - asked_for, dropped=dropped)
+        paid = sum(isinstance(answers[picture], Grade) for picture in missing)
+        self._tally.add(cache_hits=len(grades) - dropped - paid, dropped=dropped)
         return grades
 
     def close(self) -> None:
@@ -131,17 +140,26 @@ class LlmGrader:
         self._cache.close()
 
     def _ask(self, pictures: list[_Picture]) -> list[Grade | str]:
-        """The grade of each, or why there is none."""
+        """The grade of each, or why there is none.
+
+        After an error that ends the run, what is under way comes to its end and into the cache, as it is paid for.
+        """
         stop = threading.Event()
-        with ThreadPoolExecutor(self._concurrency, "grader") as pool:
+
+        def ask(picture: _Picture) -> Grade | str:
             try:
-                return list(pool.map(lambda picture: self._one(picture, stop), pictures))
+                return self._ask_one(picture, stop)
             except BaseException:
-                # What is under way comes to its end and into the cache; it is paid for.
                 stop.set()
                 raise
 
-    def _one(self, picture: _Picture, stop: threading.Event) -> Grade | str:
+        with ThreadPoolExecutor(self._concurrency, "grader") as pool:
+            try:
+                return list(pool.map(ask, pictures))
+            finally:
+                stop.set()
+
+    def _ask_one(self, picture: _Picture, stop: threading.Event) -> Grade | str:
         try:
             grade = self._retrying.grade(picture.png(), picture.prompt, stop)
             self._cache.put(picture.digest, picture.prompt, self._model, DIGEST, grade)
@@ -151,61 +169,10 @@ class LlmGrader:
             self._outage.answered()
             return f"malformed answer ({error})"
         except (Unanswered, Refused) as error:
-            try:
-                self._outage.failed(str(error))
-            except DiffscaleError:
-                stop.set()
-                raise
+            self._outage.failed(str(error))
             return f"no answer ({error})"
-        except DiffscaleError:
-            stop.set()
-            raise
         self._outage.answered()
         return grade
-
-
-def llm_grader(
-    model: str | None = None,
-    base_url: BaseUrl = None,
-    key_env: KeyVariable = "OPENAI_API_KEY",
-    aspect: str = "overall",
-    concurrency: int = 8,
-    per_minute: float | None = None,
-    tries: int = 6,
-    timeout: float = 120.0,
-    price_in: float | None = None,
-    price_out: float | None = None,
-    *,
-    key: str | None = None,
-    device: Any = "cpu",
-    image_model: str = "",
-) -> LlmGrader:
-    """Grade in [0, 10] by a vision LLM at any OpenAI-compatible endpoint: `aspect`, by default overall.
-
-    `model`, `base_url` (such as http://localhost:11434/v1 for Ollama): else DIFFSCALE_GRADER_MODEL and OPENAI_BASE_URL.
-    `key_env`: the environment variable that holds the key, if the server wants one; a command never holds the key
-    itself, as commands are kept with the results; a program may give `key`. The rest as `LlmGrader` says. Grades are
-    kept in `grader.sqlite` in DIFFSCALE_CACHE (~/.cache/diffscale) by picture, prompt, model and wording: give models
-    that differ different names. Raises DiffscaleError for what is missing or wrong.
-    """
-    return LlmGrader(
-        resolve(model, base_url, key_env, key),
-        GradeCache(default_path()),
-        aspect=aspect,
-        concurrency=concurrency,
-        per_minute=per_minute,
-        tries=tries,
-        timeout=timeout,
-        price_in=price_in,
-        price_out=price_out,
-    )
-
-
-_Key = tuple[str, str]
-
-
-def _key(picture: _Picture) -> _Key:
-    return picture.digest, picture.prompt
 
 
 def _picture(image: Tensor, prompt: str) -> _Picture | None:
