@@ -94,7 +94,7 @@ def _type(field: FieldInfo) -> Any:
 
 def _help(field: FieldInfo) -> str:
     """The field's description, and its default where that is a value and the description does not tell it."""
-    text, default = field.description or "", field.get_default(call_default_factory=True)
+    text, default = " ".join((field.description or "").split()), field.get_default(call_default_factory=True)
     if "Default:" in text or default in (None, PydanticUndefined, [], {}) or default is False:
         return text
     return f"{text} Default: {', '.join(map(str, default)) if isinstance(default, list) else default}."

@@ -9,7 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)  # fmt: skip
 
 from diffscale._util import config
 from diffscale._util.config import Flag
@@ -25,7 +34,7 @@ METHODS: Final = {
     "iterpo": "gradients of rewards of late predictions (IterComp)",
 }
 
-Positive = Annotated[int, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 # What methods have defaults of their own for.
 LearningRate = Annotated[float, Field(gt=0, description="Default: 1e-6, 3e-4 ddpo, 3e-5 d3po, 1e-5 iterpo.")]
 EmptyShare = Annotated[
@@ -42,7 +51,7 @@ SampleSteps = Annotated[
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     panel: ClassVar[str]
     """Where the command's help shows the settings that a class adds."""
 
@@ -52,34 +61,45 @@ class ModelSettings(_Settings):
 
     panel = "Model"
     pretrained_model_name_or_path: Annotated[str, Flag(("pretrained_model_name_or_path", "model"))] = Field(
-        min_length=1, description="Shipped name, folder or Hub id of the base."
+        min_length=1
     )
-    revision: str | None = Field(None, description="Branch, tag or commit.")
-    variant: str | None = Field(None, description="Weight files of this variant.")
-    rank: Positive = Field(4, description="Rank of the LoRA. Default: 4.")
-    full: bool = Field(False, description="Train all weights, without LoRA.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations on the way back.")
-    use_ema: bool = Field(False, description="Keep a moving average and give that.")
+    """Shipped name, folder or Hub id of the base."""
+    revision: str | None = None
+    """Branch, tag or commit."""
+    variant: str | None = None
+    """Weight files of this variant."""
+    rank: PositiveInt = 4
+    """Rank of the LoRA. Default: 4."""
+    full: bool = False
+    """Train all weights, without LoRA."""
+    gradient_checkpointing: bool = False
+    """Recompute activations on the way back."""
+    use_ema: bool = False
+    """Keep a moving average and give that."""
 
 
 class DataSettings(_Settings):
     """What it is trained on."""
 
     panel = "Data"
-    dataset_name: str | None = Field(None, description="Data set on the Hub.")
-    dataset_config_name: str | None = Field(None, description="Its configuration.")
-    data_files: list[str] | None = Field(None, description="Only these files of it; repeatable.")
-    train_data_dir: str | None = Field(None, description="Folder with metadata.jsonl, or with parquet files or shards.")
-    train_prompts: str | None = Field(
-        None, description="File of prompts (txt, jsonl, csv), where no pictures are needed."
-    )
-    held_out_prompts: list[str] = Field(
-        default_factory=list,
-        description="Files of prompts that you measure on: like those of known suites never trained on; repeatable.",
-    )
-    max_train_samples: Positive | None = Field(None, description="Train on that many rows.")
-    cache_dir: str | None = Field(None, description="For downloads, latents and embeddings.")
-    resolution: Positive | None = Field(None, description="Pixels a side. Default: the model's own.")
+    dataset_name: str | None = None
+    """Data set on the Hub."""
+    dataset_config_name: str | None = None
+    """Its configuration."""
+    data_files: list[str] | None = None
+    """Only these files of it; repeatable."""
+    train_data_dir: str | None = None
+    """Folder with metadata.jsonl, or with parquet files or shards."""
+    train_prompts: str | None = None
+    """File of prompts (txt, jsonl, csv), where no pictures are needed."""
+    held_out_prompts: list[str] = []
+    """Files of prompts that you measure on: like those of known suites never trained on; repeatable."""
+    max_train_samples: PositiveInt | None = None
+    """Train on that many rows."""
+    cache_dir: str | None = None
+    """For downloads, latents and embeddings."""
+    resolution: PositiveInt | None = None
+    """Pixels a side. Default: the model's own."""
     proportion_empty_prompts: EmptyShare = 0.0
 
 
@@ -87,49 +107,63 @@ class OptimisationSettings(_Settings):
     """Steps, and their sizes."""
 
     panel = "Optimisation"
-    train_batch_size: Positive = Field(8, description="Rows of a process.")
-    gradient_accumulation_steps: Positive = Field(1, description="Batches of a step.")
-    max_train_steps: Positive = Field(10_000, description="Default: 10,000.")
-    max_train_seconds: float | None = Field(
-        None, gt=0, description="Stop after that much time in steps, for comparisons at equal time."
-    )
+    train_batch_size: PositiveInt = 8
+    """Rows of a process."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Batches of a step."""
+    max_train_steps: PositiveInt = 10_000
+    """Default: 10,000."""
+    max_train_seconds: PositiveFloat | None = None
+    """Stop after that much time in steps, for comparisons at equal time."""
     learning_rate: LearningRate = 1e-6
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = Field("constant", description="Schedule of diffusers.")
-    lr_warmup_steps: int = Field(0, ge=0, description="Of the schedule.")
-    use_8bit_adam: bool = Field(False, description="AdamW of bitsandbytes.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Of AdamW.")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Of AdamW.")
-    adam_weight_decay: float = Field(1e-2, ge=0, description="Of AdamW.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="Of AdamW.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Clip there.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
-        None, description="no, fp16 or bf16. Default: as accelerate is configured."
-    )
-    allow_tf32: bool = Field(False, description="On Ampere and later.")
-    seed: int = Field(0, description="Of all that is random.")
+    ] = "constant"
+    """Schedule of diffusers."""
+    lr_warmup_steps: NonNegativeInt = 0
+    """Of the schedule."""
+    use_8bit_adam: bool = False
+    """AdamW of bitsandbytes."""
+    adam_beta1: Decay = 0.9
+    """Of AdamW."""
+    adam_beta2: Decay = 0.999
+    """Of AdamW."""
+    adam_weight_decay: NonNegativeFloat = 1e-2
+    """Of AdamW."""
+    adam_epsilon: PositiveFloat = 1e-08
+    """Of AdamW."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Clip there."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """no, fp16 or bf16. Default: as accelerate is configured."""
+    allow_tf32: bool = False
+    """On Ampere and later."""
+    seed: int = 0
+    """Of all that is random."""
 
 
 class OutputSettings(_Settings):
     """What is kept of a run, and shown on the way."""
 
     panel = "Output"
-    output_dir: Path = Field(Path("outputs/train"), description="Folder of the run.")
-    logging_dir: str = Field("logs", description="In it, for tensorboard.")
-    report_to: list[Literal["tensorboard", "wandb"]] = Field(
-        default_factory=list, description="tensorboard or wandb; repeatable. log.jsonl is always written."
-    )
-    checkpointing_steps: Positive = Field(500, description="Save so often.")
-    checkpoints_total_limit: Positive | None = Field(None, description="Keep that many.")
-    resume_from_checkpoint: Annotated[str | None, Flag(("resume_from_checkpoint", "resume"))] = Field(
-        None, description='"latest", or a checkpoint folder.'
-    )
-    validation_prompt: Annotated[list[str], Flag(("validation_prompt", "validation_prompts"))] = Field(
-        default_factory=list, description="Sampled before and after. Default: four of the data; repeatable."
-    )
-    num_validation_images: Positive = Field(1, description="Of each validation prompt.")
-    validation_steps: Positive | None = Field(None, description="Sample them so often too.")
+    output_dir: Path = Path("outputs/train")
+    """Folder of the run."""
+    logging_dir: str = "logs"
+    """In it, for tensorboard."""
+    report_to: list[Literal["tensorboard", "wandb"]] = []
+    """tensorboard or wandb; repeatable. log.jsonl is always written."""
+    checkpointing_steps: PositiveInt = 500
+    """Save so often."""
+    checkpoints_total_limit: PositiveInt | None = None
+    """Keep that many."""
+    resume_from_checkpoint: Annotated[str | None, Flag(("resume_from_checkpoint", "resume"))] = None
+    """"latest", or a checkpoint folder."""
+    validation_prompt: Annotated[list[str], Flag(("validation_prompt", "validation_prompts"))] = []
+    """Sampled before and after. Default: four of the data; repeatable."""
+    num_validation_images: PositiveInt = 1
+    """Of each validation prompt."""
+    validation_steps: PositiveInt | None = None
+    """Sample them so often too."""
 
 
 class TrainConfig(ModelSettings, DataSettings, OptimisationSettings, OutputSettings):
@@ -188,15 +222,18 @@ class Captioned(TrainConfig):
     """Methods that learn from rows with one caption."""
 
     panel = "Data"
-    caption_column: str | None = Field(None, description="Column of captions.")
+    caption_column: str | None = None
+    """Column of captions."""
 
 
 class Cropped(TrainConfig):
     """Methods that learn from pictures."""
 
     panel = "Data"
-    center_crop: bool = Field(False, description="Crop from the middle.")
-    random_flip: bool = Field(False, description="Mirror half of the pictures.")
+    center_crop: bool = False
+    """Crop from the middle."""
+    random_flip: bool = False
+    """Mirror half of the pictures."""
 
 
 class Pictured(Captioned, Cropped):
@@ -204,24 +241,27 @@ class Pictured(Captioned, Cropped):
 
     panel = "Data"
     learns_from = "pictures"
-    image_column: str | None = Field(None, description="Column of pictures.")
+    image_column: str | None = None
+    """Column of pictures."""
 
 
 class Noised(TrainConfig):
     """Methods that noise their data to random times."""
 
     panel = "Method"
-    snr_gamma: float | None = Field(
-        None, gt=0, description="Of sft, dpo and sharpen: Min-SNR weights of errors; 5.0 is recommended. Sharpening "
-        "with m over 1 gains most: its targets run away where noise is low.",
-    )  # fmt: skip
-    timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = Field(
-        "none", description="Of sft, dpo and sharpen: times drawn more often: earlier (less noise), later, or a range."
-    )
-    timestep_bias_multiplier: float = Field(1.0, gt=0, description="How much more often.")
-    timestep_bias_portion: float = Field(0.25, gt=0, le=1, description="Share of times that are earlier, or later.")
-    timestep_bias_begin: int = Field(0, ge=0, description="Of the range.")
-    timestep_bias_end: Positive = Field(1000, description="Of the range.")
+    snr_gamma: PositiveFloat | None = None
+    """Of sft, dpo and sharpen: Min-SNR weights of errors; 5.0 is recommended. Sharpening with m over 1 gains most: its
+    targets run away where noise is low."""
+    timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
+    """Of sft, dpo and sharpen: times drawn more often: earlier (less noise), later, or a range."""
+    timestep_bias_multiplier: PositiveFloat = 1.0
+    """How much more often."""
+    timestep_bias_portion: float = Field(0.25, gt=0, le=1)
+    """Share of times that are earlier, or later."""
+    timestep_bias_begin: NonNegativeInt = 0
+    """Of the range."""
+    timestep_bias_end: PositiveInt = 1000
+    """Of the range."""
 
     @model_validator(mode="after")
     def _check_bias(self) -> Self:
@@ -238,11 +278,9 @@ class Rewarded(Captioned):
     """Methods that need a reward."""
 
     panel = "Method"
-    reward: list[str] = Field(
-        default_factory=list,
-        description='Verifier, as "clip" or "image_reward weight=0.5"; several are added up, each over its running '
-        "deviation; repeatable.",
-    )
+    reward: list[str] = []
+    """Verifier, as "clip" or "image_reward weight=0.5"; several are added up, each over its running deviation;
+    repeatable."""
 
     @property
     def rewards(self) -> list[str]:
@@ -260,14 +298,14 @@ class Sharpening(Rewarded, Noised):
 
     panel = "Method"
     proportion_empty_prompts: EmptyShare = 0.2
-    n: Positive = Field(3, description="Trajectories of a row. Default: 3.")
-    m: Positive = Field(3, description="Steps of a trajectory. Default: 3.")
-    search: str | None = Field(
-        None, description='What makes the trajectories, as "zero_order n=2". Default: n random noises.'
-    )
-    form: Literal["consistent", "published"] = Field(
-        "consistent", description="Of sharpen: consistent targets, or published as the authors' code is."
-    )
+    n: PositiveInt = 3
+    """Trajectories of a row. Default: 3."""
+    m: PositiveInt = 3
+    """Steps of a trajectory. Default: 3."""
+    search: str | None = None
+    """What makes the trajectories, as "zero_order n=2". Default: n random noises."""
+    form: Literal["consistent", "published"] = "consistent"
+    """Of sharpen: consistent targets, or published as the authors' code is."""
 
 
 class Preferring(TrainConfig):
@@ -289,10 +327,9 @@ class SamplingRounds(Sampling):
     """Methods that take several steps on samples of their own."""
 
     panel = "Method"
-    samples_per_round: Positive | None = Field(
-        None, description="Of ddpo, d3po and sharpen-rlhf: rows that a process samples before steps are taken "
-        "on them more than once. Default: for two steps, sharpen-rlhf for one.",
-    )  # fmt: skip
+    samples_per_round: PositiveInt | None = None
+    """Of ddpo, d3po and sharpen-rlhf: rows that a process samples before steps are taken on them more than once.
+    Default: for two steps, sharpen-rlhf for one."""
     steps_per_round: ClassVar[int] = 2
 
     @property
@@ -322,13 +359,11 @@ class SharpenRlhfConfig(Sharpening, SamplingRounds, Preferring):
     steps_per_round = 1
 
     beta: Beta = 2500.0
-    own_samples: Literal["one", "each"] = Field(
-        "one", description="Of sharpen-rlhf: a row's trajectories begin from one sample, or each from its own, "
-        "by whose reward it is then chosen.",
-    )  # fmt: skip
-    num_inner_epochs: Positive = Field(
-        1, description="Of sharpen-rlhf: steps on the own samples of a round, noised anew each time. Default: 1."
-    )
+    own_samples: Literal["one", "each"] = "one"
+    """Of sharpen-rlhf: a row's trajectories begin from one sample, or each from its own, by whose reward it is then
+    chosen."""
+    num_inner_epochs: PositiveInt = 1
+    """Of sharpen-rlhf: steps on the own samples of a round, noised anew each time. Default: 1."""
 
     @model_validator(mode="after")
     def _check_sharpening(self) -> Self:
@@ -390,15 +425,17 @@ class IterpoConfig(Sampling):
     learning_rate: LearningRate = 1e-5
     sample_steps: SampleSteps = 40
 
-    refine_by: str | None = Field(
-        None, description="Of iterpo: verifier that ranks pictures of the model in turns, in the place of "
-        "people, as composition or llm_grader; the rewards learn from it. Default: rewards "
-        "stay as they are.",
-    )  # fmt: skip
-    refine_every: Positive = Field(100, description="Steps between such turns. Default: 100.")
-    refine_prompts: Positive = Field(64, description="Prompts of the data that are sampled at each. Default: 64.")
-    refine_epochs: Positive = Field(1, description="Of the rewards, over all pairs so far. Default: 1.")
-    refine_learning_rate: float = Field(1e-5, gt=0, description="Of the rewards. Default: 1e-5.")
+    refine_by: str | None = None
+    """Of iterpo: verifier that ranks pictures of the model in turns, in the place of people, as composition or
+    llm_grader; the rewards learn from it. Default: rewards stay as they are."""
+    refine_every: PositiveInt = 100
+    """Steps between such turns. Default: 100."""
+    refine_prompts: PositiveInt = 64
+    """Prompts of the data that are sampled at each. Default: 64."""
+    refine_epochs: PositiveInt = 1
+    """Of the rewards, over all pairs so far. Default: 1."""
+    refine_learning_rate: PositiveFloat = 1e-05
+    """Of the rewards. Default: 1e-5."""
 
     @model_validator(mode="after")
     def _check_refining(self) -> Self:
