@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.train import configs, logs, validation
+from diffscale.train import configs, validation
+from diffscale.train.run_directory import Log
 from diffscale.train.validation import Validation
 
 
@@ -30,4 +31,4 @@ def test_a_tracker_that_does_not_begin_is_told_of(tmp_path: Path, monkeypatch: p
     given = {"pretrained_model_name_or_path": "base", "train_data_dir": "data", "report_to": ["wandb"]}
     config = configs.resolve("sft", None, {**given, "output_dir": str(tmp_path)})
     with pytest.raises(DiffscaleError, match=r"Reporting to wandb cannot begin.*api_key"):
-        logs.Log(accelerator, config, 0)
+        Log(accelerator, config, 0)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_train_methods import METHODS, REWARDED, SHARPENED, given
 
-from diffscale.train import checkpoints, logs
+from diffscale.train import run_directory
 from diffscale.train.base import Base
 from diffscale.train.run_directory import list_checkpoints, step_of
 
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, own = tmp_path / "out", checkpoints.save_file
+    out, own = tmp_path / "out", run_directory.save_file
     more = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1]
 
     def full(tensors: Any, path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         own(tensors, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "save_file", full)
+        patched.setattr(run_directory, "save_file", full)
         assert tiny.cli(monkeypatch, *given(data, "sft", out, *more)) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"the last good checkpoint is {out / 'checkpoint-2'}" in said and str(error.args[-1]) in said
@@ -248,7 +248,7 @@ def test_weights_that_the_disk_does_not_take_at_the_end_are_told_of(
 def test_a_log_that_cannot_be_written_is_told_of_and_kept(
     data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, own = tmp_path / "out", logs.write_text
+    out, own = tmp_path / "out", run_directory.write_text
     assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 0
     before = (out / "log.jsonl").read_text()
 
@@ -257,7 +257,7 @@ def test_a_log_that_cannot_be_written_is_told_of_and_kept(
             raise OSError(errno.ENOSPC, "No space left on device")
         own(path, text)
 
-    monkeypatch.setattr(logs, "write_text", full)
+    monkeypatch.setattr(run_directory, "write_text", full)
     assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--max_train_steps", 3)) == 2
     assert "log.jsonl cannot be written (No space left on device)" in " ".join(capsys.readouterr().err.split())
     assert (out / "log.jsonl").read_text() == before

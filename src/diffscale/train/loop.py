@@ -23,14 +23,14 @@ from diffscale._util.errors import DiffscaleError, first_line
 from diffscale._util.progress import Progress, silent
 from diffscale.registry import parse
 from diffscale.searches import SEARCHES
-from diffscale.train import logs, optimisation, output, rewards, training_data, validation
+from diffscale.train import optimisation, output, rewards, run_directory, training_data, validation
 from diffscale.train.base import Base, load_base
-from diffscale.train.checkpoints import Checkpoints, TrainState
 from diffscale.train.configs import Sharpening, TrainConfig
-from diffscale.train.methods import METHODS, TrainContext
+from diffscale.train.methods import METHODS
+from diffscale.train.methods.method import TrainContext
 from diffscale.train.optimisation import Losses, Optimisation
 from diffscale.train.rewards import BadReward, Cost, Mixture, Reward
-from diffscale.train.run_directory import name_last_checkpoint, open_run_directory
+from diffscale.train.run_directory import Checkpoints, TrainState, name_last_checkpoint
 from diffscale.train.training_data import TrainingData
 from diffscale.train.validation import Validation
 
@@ -61,7 +61,7 @@ def train(config: TrainConfig, progress: Progress = silent) -> Ended:
     accelerator = make_accelerator(config)
     config = config.model_copy(update={"mixed_precision": accelerator.mixed_precision})
     with accelerator.main_process_first():
-        resumed = open_run_directory(config, accelerator.is_main_process)
+        resumed = run_directory.open_run_directory(config, accelerator.is_main_process)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     if torch.cuda.is_available():
@@ -82,7 +82,7 @@ def check_names(config: TrainConfig) -> None:
         verifiers.check(rewards.split_weight(text)[0])
     if isinstance(config, Sharpening) and config.search is not None:
         parse(config.search, "search", SEARCHES)
-    logs.check_trackers(config.report_to)
+    run_directory.check_trackers(config.report_to)
     optimisation.check_libraries(config)
 
 
@@ -131,7 +131,7 @@ class _Training:
         """All steps from the checkpoint `resumed` on, or from the first."""
         if resumed is not None:
             self.checkpoints.load(resumed)
-        self.log = logs.Log(self.accelerator, self.config, self.state.step)
+        self.log = run_directory.Log(self.accelerator, self.config, self.state.step)
         if resumed is None:
             self._validate("before")
         with _sigterm_event() as terminated:
@@ -170,8 +170,8 @@ class _Training:
         except BadReward as error:
             raise self._not_finite(str(error)) from error
         # Means over processes of what they log, the time of the slowest, and whether any is to stop.
-        every = gather_object([(logs.averaged(passes), cost.seconds, terminated)])
-        values, seconds = logs.averaged([one[0] for one in every]), max(one[1] for one in every)
+        every = gather_object([(run_directory.averaged(passes), cost.seconds, terminated)])
+        values, seconds = run_directory.averaged([one[0] for one in every]), max(one[1] for one in every)
         self.stop = any(one[2] for one in every)
         # A scaler of float16 leaves out steps of endless gradients by itself.
         norm = 0.0 if self.accelerator.mixed_precision == "fp16" else values["grad_norm"]

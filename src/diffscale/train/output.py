@@ -12,19 +12,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 
+from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, first_line
 from diffscale._util.files import replacing, write_json
+from diffscale.models.load import base_model
+from diffscale.models.files import shipped
+from diffscale.registry import plugins
 from diffscale.report import pictures
 from diffscale.report.plots import training_curve
 from diffscale.train import validation
 from diffscale.train.base import Base
-from diffscale.train.card import write_card
-from diffscale.train.checkpoints import TrainState
 from diffscale.train.configs import METHODS, TrainConfig
-from diffscale.train.run_directory import DISK_ERRORS, name_last_checkpoint
+from diffscale.train.data.dataset import Dataset
+from diffscale.train.run_directory import DISK_ERRORS, TrainState, name_last_checkpoint
 from diffscale.train.training_data import TrainingData
 from diffscale.train.validation import Validation
+
+_ESSENTIAL = (
+    "learning_rate", "train_batch_size", "gradient_accumulation_steps", "lr_scheduler", "proportion_empty_prompts",
+    "mixed_precision", "use_ema", "seed",
+)  # fmt: skip
 
 
 def write(
@@ -47,7 +56,7 @@ def write(
                 _write_strip(folder / "validation.png", before, after, captions, title)
         training_curve(lines, "loss", title, folder / "loss.png")
         rewarded = training_curve(lines, "reward", f"{title}, by {', '.join(settings.rewards)}", folder / "rewards.png")
-        write_card(folder / "README.md", settings, base.name, data.dataset, result, rewarded)
+        _write_card(folder / "README.md", settings, base.name, data.dataset, result, rewarded)
         write_json(folder / "result.json", result)
     except DISK_ERRORS as error:
         raise DiffscaleError(
@@ -80,6 +89,34 @@ def _write_strip(path: Path, before: Validation, after: Validation, captions: Se
     images = [pictures.to_pil(image) for image in (*before.images, *after.images)]
     title = f"{title}: the same seeds before and after"
     pictures.grid(images, labels, title, columns=len(before.images)).save(path)
+
+
+def _write_card(
+    path: Path, settings: TrainConfig, base: str, dataset: Dataset, result: dict[str, Any], rewarded: bool
+) -> None:
+    """Write a README.md in the Hub's format. `rewarded`: whether there is a plot of rewards."""
+    kind, lora = type(settings), settings.adapter is not None
+    tags = ["diffscale", "text-to-image", settings.method, *(["lora"] if lora else [])]
+    of_method = [name for name in kind.model_fields if config.panel(kind, name) == "Method" and name != "reward"]
+    card = ModelCard.from_template(
+        ModelCardData(library_name="diffusers", base_model=base, tags=tags),
+        str(Path(__file__).with_name("model_card.md")),
+        name=Path(base).name,
+        base=base,
+        base_is_lora=base_model(base) != base,
+        base_is_shipped=base in shipped(),
+        folder=settings.output_dir.name,
+        lora=lora,
+        settings=settings,
+        summary=METHODS[settings.method],
+        shown=settings.model_dump(mode="json", include={*_ESSENTIAL, *(["rank"] if lora else []), *of_method}),
+        dataset=dataset,
+        result=result,
+        dropped=result["dropped_evaluation_prompts"],
+        known_prompts=[*plugins("suites"), *settings.held_out_prompts],
+        rewarded=rewarded,
+    )
+    path.write_text(f"{card.content}\n")
 
 
 def _result(

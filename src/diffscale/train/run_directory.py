@@ -1,18 +1,36 @@
-"""The folder of a training: opened for a new run or for one that goes on, and the whole checkpoints in it."""
+"""The folder of a training: opened for a new run or for one that goes on, its checkpoints, and its log.
+
+Of what a checkpoint holds accelerate saves what it prepared but for the weights: frozen ones are the base's, and the
+trained ones are written here as safetensors, by name, as the method's samples are. accelerate would pickle both.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from pickle import UnpicklingError
+from typing import Any, Final
 
+from accelerate import Accelerator
+from accelerate.utils import gather_object, is_tensorboard_available, is_wandb_available
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from diffscale._util import config
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.files import replacing, write_text
 from diffscale.train import configs
+from diffscale.train.base import Base
 from diffscale.train.configs import TrainConfig
+from diffscale.train.methods.method import Method
+from diffscale.train.optimisation import Optimisation
+from diffscale.train.rewards import Cost, Mixture, Reward
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
 DISK_ERRORS: Final = (OSError, RuntimeError, SafetensorError)
@@ -84,3 +102,191 @@ def open_run_directory(settings: TrainConfig, first: bool) -> Path | None:
     except OSError as error:
         raise DiffscaleError(f"{folder} cannot be written to ({error.strerror}): choose another folder.") from error
     return resumed
+
+
+_WEIGHTS: Final = "trained.safetensors"
+_AVERAGE: Final = "average.safetensors"
+_STATE: Final = "state.json"
+
+
+@dataclass
+class TrainState:
+    """How far a training is: optimiser steps, seconds of steps, and what rewards and decoding for them cost."""
+
+    step: int = 0
+    seconds: float = 0.0
+    rewards: Cost = field(default_factory=Cost)
+    decoding: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Saves and loads everything that changes in a training."""
+
+    accelerator: Accelerator
+    settings: TrainConfig
+    base: Base
+    optimisation: Optimisation
+    method: Method
+    reward: Reward | Mixture | None
+    state: TrainState
+
+    def __post_init__(self) -> None:
+        self.accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
+        self.accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
+
+    def save(self) -> None:
+        """Write checkpoint-N of the step, and only then remove the oldest above `--checkpoints_total_limit`.
+
+        To be called by all processes. Raises DiffscaleError if the disk does not take it; what was there before stays.
+        """
+        run, first = self.settings.output_dir, self.accelerator.is_main_process
+        wait = self.accelerator.wait_for_everyone
+        place = run / f"checkpoint-{self.state.step}"
+        try:
+            with replacing(place) if first else nullcontext(place) as fresh:
+                folder = Path(gather_object([str(fresh)])[0])  # where the first process writes
+                if first:
+                    folder.mkdir()
+                wait()
+                self._write(folder)
+                wait()
+            if first and (limit := self.settings.checkpoints_total_limit) is not None:
+                # Where a run went on from an earlier checkpoint, later ones may be among the others.
+                others = [path for path in list_checkpoints(run) if path != place]
+                for path in others[: max(0, len(others) + 1 - limit)]:
+                    shutil.rmtree(path, ignore_errors=True)
+            wait()
+        except DISK_ERRORS as error:
+            free = ""
+            with suppress(OSError):
+                free = f", {shutil.disk_usage(run).free / 2**20:.0f} MiB free"
+            raise DiffscaleError(
+                f"A checkpoint could not be written to {run} ({first_line(error)}{free}): {name_last_checkpoint(run)}; "
+                "make room and go on with --resume_from_checkpoint latest."
+            ) from error
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint; raises DiffscaleError if it cannot be read or is of another training."""
+        try:
+            self.base.load_trainable(load_file(path / _WEIGHTS))
+            self.accelerator.load_state(str(path))
+            content = json.loads((path / _STATE).read_text())
+            if (path / _AVERAGE).exists():
+                self.optimisation.load_average(load_file(path / _AVERAGE), content["step"])
+            own = path / self._samples_file
+            self.method.load_state_dict(load_file(own) if own.exists() else {})
+            self.state.step, self.state.seconds = content["step"], content["seconds"]
+            for name in ("rewards", "decoding"):
+                vars(getattr(self.state, name)).update(content[name])
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+            raise DiffscaleError(
+                f"The checkpoint {path} cannot be read ({first_line(error)}): give an earlier one."
+            ) from error
+        if content["processes"] != self.accelerator.num_processes:
+            raise DiffscaleError(f"{path} is of {content['processes']} processes: go on with as many.")
+        self.method.load_statistics(content["statistics"])
+        if isinstance(self.reward, Mixture):
+            self.reward.load_state_dict(content["mixture"])
+
+    @property
+    def _samples_file(self) -> str:
+        return f"method-{self.accelerator.process_index}.safetensors"
+
+    def _write(self, folder: Path) -> None:
+        self.accelerator.save_state(str(folder))
+        if samples := self.method.state_dict():
+            save_file(_contiguous(samples), folder / self._samples_file)
+        if not self.accelerator.is_main_process:
+            return
+        save_file(_contiguous(self.base.trainable), folder / _WEIGHTS)
+        if average := self.optimisation.average():
+            save_file(_contiguous(average), folder / _AVERAGE)
+        if self.settings.adapter is not None:
+            self.base.save_lora(folder)
+        content = {
+            **asdict(self.state),
+            "processes": self.accelerator.num_processes,
+            "statistics": self.method.statistics(),
+            "mixture": self.reward.state_dict() if isinstance(self.reward, Mixture) else None,
+        }
+        (folder / _STATE).write_text(json.dumps(content))
+
+
+def _contiguous(tensors: Any) -> dict[str, Tensor]:
+    """Tensors by name, as files take them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+LOG_FILE = "log.jsonl"
+
+
+def check_trackers(report_to: Sequence[str]) -> None:
+    """Raises DiffscaleError for a tracker whose library is not installed."""
+    there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    for name in report_to:
+        if not there[name]():
+            raise DiffscaleError(f"Reporting to {name} needs its library: pip install {name}.")
+
+
+class Log:
+    """`log.jsonl` in the folder of a run, of the first process alone, and the trackers.
+
+    Raises DiffscaleError if it cannot be written, or a tracker does not begin.
+    """
+
+    def __init__(self, accelerator: Accelerator, settings: TrainConfig, after: int) -> None:
+        """Lines of steps above `after`, from which the run goes on, are taken back."""
+        self._accelerator, self._path = accelerator, settings.output_dir / LOG_FILE
+        self.lines = [line for line in read_log(self._path) if line["step"] <= after] if after else []
+        self._write("w", "".join(json.dumps(line) + "\n" for line in self.lines))
+        if settings.report_to:
+            flat = {
+                name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+                for name, value in settings.model_dump(mode="json").items()
+            }
+            try:
+                accelerator.init_trackers("diffscale-train", flat)
+            except Exception as error:  # each has errors of its own
+                raise DiffscaleError(
+                    f"Reporting to {', '.join(settings.report_to)} cannot begin ({first_line(error)}): mend that, such "
+                    "as by logging in, or leave --report_to out."
+                ) from error
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Log one step."""
+        line: dict[str, Any] = {"step": step, **values}
+        self.lines.append(line)
+        self._accelerator.log(values, step=step)
+        self._write("a", json.dumps(line) + "\n")
+
+    def _write(self, mode: str, text: str) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        try:
+            if mode == "w":
+                write_text(self._path, text)
+            else:
+                with self._path.open(mode) as file:
+                    file.write(text)
+        except OSError as error:
+            last = name_last_checkpoint(self._path.parent)
+            raise DiffscaleError(f"{self._path} cannot be written ({error.strerror}): make room; {last}.") from error
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log, none if it is not there."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(dict(json.loads(line)))
+        except ValueError:
+            break  # the last one, of a run that was killed
+    return lines
+
+
+def averaged(passes: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means of what the passes of one step logged; each name over the passes that have it."""
+    names = dict.fromkeys(name for one in passes for name in one)
+    values = {name: [one[name] for one in passes if name in one] for name in names}
+    return {name: sum(each) / len(each) for name, each in values.items()}

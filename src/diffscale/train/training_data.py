@@ -21,8 +21,7 @@ from diffscale.train.configs import Cropped, TrainConfig
 from diffscale.train.data import sources
 from diffscale.train.data.batches import Batch, Batches, Order
 from diffscale.train.data.dataset import Dataset
-from diffscale.train.data.encodings import Embeddings, Latents, encode_dataset, encode_texts
-from diffscale.train.data.framing import Framing
+from diffscale.train.data.encodings import Embeddings, Framing, Latents, encode_dataset, encode_texts
 from diffscale.train.data.hub import HubOptions
 
 SHOWN: Final = 4

@@ -131,9 +131,10 @@ class TrajectorySampler(GridSampler):
     def predicted(self, state: State, model_output: Tensor) -> State:
         state, now = self._noised(state), self._now(state)
         x0 = self._policy.times.clean(state.x, model_output, now)
-        count = sum(name.endswith(".x") for name in state.solver)
-        visit = {f"{count:04}.x": state.x, f"{count:04}.x0": x0, f"{count:04}.time": now.to(state.x)[:, None]}
-        return replace(state, x0=x0, model_output=model_output, solver={**state.solver, **visit})
+        visit = {"x": state.x, "x0": x0, "time": now.to(state.x)}
+        earlier = {name: [state.solver[name]] if name in state.solver else [] for name in visit}
+        visits = {name: torch.cat([*earlier[name], value[:, None]], 1) for name, value in visit.items()}
+        return replace(state, x0=x0, model_output=model_output, solver={**state.solver, **visits})
 
     def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
         x0, _ = self._predicted(state)
@@ -211,13 +212,11 @@ class TrajectorySampler(GridSampler):
         return state if state.step < self.steps else self._finished(state)
 
     def _finished(self, state: State) -> State:
-        numbers = sorted(name.removesuffix(".x0") for name in state.solver if name.endswith(".x0"))
-        x, x0 = (torch.stack([state.solver[f"{n}.{what}"] for n in numbers], 1) for what in ("x", "x0"))
-        time = torch.cat([state.solver[f"{n}.time"] for n in numbers], 1).double().cpu()
-        for i, ends in enumerate(zip(state.prompt_index.tolist(), state.key.tolist(), strict=True)):
-            data_and_noise = (state.solver[name][i].detach() for name in ("data", "eps"))
-            self.finished[ends] = Trajectory(x[i].detach(), time[i], *data_and_noise)
-        return replace(state, x=x0)
+        x, data, eps = (state.solver[name].detach() for name in ("x", "data", "eps"))
+        time = state.solver["time"].double().cpu()
+        for i, end in enumerate(zip(state.prompt_index.tolist(), state.key.tolist(), strict=True)):
+            self.finished[end] = Trajectory(x[i], time[i], data[i], eps[i])
+        return replace(state, x=state.solver["x0"])
 
 
 def step_length(policy: Policy) -> int:

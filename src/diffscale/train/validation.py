@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffscale.engine import noise
 from diffscale.report import pictures
+from diffscale.suites.pictures import Pictures
 from diffscale.train.base import Base
 from diffscale.train.configs import TrainConfig
 from diffscale.train.rewards import Reward
@@ -30,7 +30,7 @@ _AT_ONCE: Final = 4
 class Validation:
     """Pictures [3, H, W] in [0, 1] and, by verifier, the score of each (of an ensemble its components)."""
 
-    images: Sequence[Tensor]
+    images: list[Tensor]
     scores: dict[str, list[Any]]
 
 
@@ -90,11 +90,8 @@ def load(folder: Path, name: str) -> Validation | None:
     place = folder / FOLDER / name
     if not (place / "scores.json").exists():
         return None
-    images = [
-        torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
-        for path in sorted(place.glob("*.png"))
-    ]
-    return Validation(images, json.loads((place / "scores.json").read_text()))
+    saved = Pictures.open(place)
+    return Validation(list(saved.load(range(len(saved)))), json.loads((place / "scores.json").read_text()))
 
 
 def gains(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:

@@ -27,8 +27,8 @@ from diffscale.bench.papers.session import Session
 from diffscale.bench.series import PromptRepeat
 from diffscale.models.options import LoadOptions
 from diffscale.shapes import data
-from diffscale.train import logs, loop
-from diffscale.train.run_directory import list_checkpoints
+from diffscale.train import loop
+from diffscale.train.run_directory import LOG_FILE, list_checkpoints, read_log
 
 STEPS = 3
 
@@ -165,7 +165,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     ran.clear()
     folder = trainings.make(training, "cut", tmp_path / "cut")
     assert ran == [2] and folder.parent.name == whole.parent.name
-    one, other = ([{**row, "seconds": 0} for row in logs.read_log(at / logs.FILE)] for at in (whole, folder))
+    one, other = ([{**row, "seconds": 0} for row in read_log(at / LOG_FILE)] for at in (whole, folder))
     assert one == other and len(one) == STEPS and len(list_checkpoints(folder)) == 1
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from diffscale._util import files
 from diffscale._util.errors import DiffscaleError
 from diffscale.train.data.batches import Batches, Order
-from diffscale.train.data.encodings import encode_dataset, encode_texts
-from diffscale.train.data.framing import Framing
+from diffscale.train.data.encodings import Framing, encode_dataset, encode_texts
 from diffscale.train.data.sources import load
 from diffscale.train.data.store import Store
 

@@ -20,9 +20,8 @@ from diffscale.shapes.captions import write_caption
 from diffscale.shapes.suite import suite
 from diffscale.train.data import journeydb
 from diffscale.train.data.dataset import Dataset
-from diffscale.train.data.evaluation_prompts import meaning, without_evaluation_prompts
 from diffscale.train.data.hub import HubOptions
-from diffscale.train.data.sources import load
+from diffscale.train.data.sources import load, meaning, without_evaluation_prompts
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.bench.series import safe_name
 from diffscale.models.load import world_of
 from diffscale.registry import DataSet, plugins
-from diffscale.train import configs, logs, loop
+from diffscale.train import configs, loop, run_directory
 from diffscale.train.configs import SharpenRlhfConfig, TrainConfig
 
 FOLDER: Final = "trainings"
@@ -180,7 +180,7 @@ def keep_log(training: Path, item: Path, name: str) -> dict[str, Any]:
     result = json.loads((training / "result.json").read_text())
     file = f"{safe_name(name)}.jsonl"
     (item / "trainings").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(training / logs.FILE, item / "trainings" / file)
+    shutil.copyfile(training / run_directory.LOG_FILE, item / "trainings" / file)
     known = ("method", "base", "steps", "seconds", "rows")
     return {"log": file, **{key: result[key] for key in known}, "reward": result["reward"]["verifiers"]}
 
@@ -200,6 +200,6 @@ def read_logs(
     rows = {}
     for name, kept in raw.get("trainings", {}).items():
         settings = config_of(trainings[name])
-        lines = logs.read_log(item / "trainings" / kept["log"])
+        lines = run_directory.read_log(item / "trainings" / kept["log"])
         rows[name] = [{**line, "again": again(settings, line["step"])} for line in lines]
     return rows

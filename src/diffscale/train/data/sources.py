@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.registry import plugins
 from diffscale.suites import prompts
-from diffscale.train.data import folders, hub, journeydb
+from diffscale.suites.pictures import METADATA, Pictures
+from diffscale.suites.prompts import read_rows
+from diffscale.train.data import hub, journeydb
 from diffscale.train.data.batches import permutation
-from diffscale.train.data.dataset import Dataset, Want
-from diffscale.train.data.evaluation_prompts import without_evaluation_prompts
+from diffscale.train.data.dataset import Dataset, Leaked, Want, preference_pairs
 from diffscale.train.data.hub import HubOptions
 
 _TABLES: Final = (".parquet", ".tar")
+SHOWN: Final = 5
+"""Evaluation prompts that a note quotes."""
+_SIDES: Final = ("jpg_0", "jpg_1")
 
 
 def cache_folder() -> Path:
@@ -38,9 +46,9 @@ def load(
 ) -> Dataset:
     """The rows of `source` to train on, without those whose prompt is one of a known suite or of the files `held_out`.
 
-    `source` is, for "pictures", a folder with `metadata.jsonl` (see `folders.captioned_pictures`), a folder with
+    `source` is, for "pictures", a folder with `metadata.jsonl` (see `_captioned_pictures`), a folder with
     parquet files or WebDataset shards, an unpacked JourneyDB, or an id of the Hub; for "pairs", a folder with
-    `metadata.jsonl` (see `folders.pairs`) or parquet files, or an id; for "prompts", any source of pictures, whose
+    `metadata.jsonl` (see `_pairs`) or parquet files, or an id; for "prompts", any source of pictures, whose
     different captions are the prompts, or a text, JSONL or CSV file (see `suites.prompts.load`). `limit`: at most that
     many rows, drawn by `seed`. Raises DiffscaleError for what cannot be had or leaves nothing to train on.
     """
@@ -55,6 +63,51 @@ def load(
     if limit is None or limit >= len(found):
         return found
     return found.select(sorted(permutation(len(found), seed, "limit")[:limit].tolist()))
+
+
+def meaning(text: str) -> str:
+    """A text equal for two prompts that ask for the same.
+
+    For captions that the judge of a world can read it is their meaning, whatever the words; for others it is the text
+    without case, punctuation and further spaces.
+    """
+    for name, world in plugins("worlds").items():
+        if (key := world.prompt_key(text)) is not None:
+            return f"{name} {key}"
+    return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split())
+
+
+def evaluation_prompts(files: Sequence[str] = ()) -> dict[str, str]:
+    """Meanings of all known suites and of the prompts in `files`, each with the first suite or file that has it."""
+    found: dict[str, str] = {}
+    for suite in (*plugins("suites"), *files):
+        for prompt in prompts.load(suite):
+            found.setdefault(meaning(prompt), suite)
+    return found
+
+
+def without_evaluation_prompts(dataset: Dataset, files: Sequence[str] = ()) -> Dataset:
+    """`dataset` without the rows whose prompt is one of a known suite, or of `files` that the user measures on.
+
+    What was dropped is in `leaked`, and as a sentence in `notes`. Raises DiffscaleError if nothing is left, or a file
+    cannot be read.
+    """
+    known = evaluation_prompts(files)
+    suites = [known.get(meaning(prompt)) for prompt in dataset.prompts]
+    counts = Counter(suite for suite in suites if suite is not None)
+    if not counts:
+        return dataset
+    dropped = dict.fromkeys(prompt for prompt, suite in zip(dataset.prompts, suites, strict=True) if suite is not None)
+    leaked = Leaked(dict(counts), tuple(dropped)[:SHOWN])
+    note = (
+        f"{leaked.count} of {len(dataset)} rows of {dataset.source} have evaluation prompts "
+        f"({', '.join(f'{n} of {suite}' for suite, n in counts.items())}) and are not trained on: "
+        f"{', '.join(map(repr, leaked.first))}{', ...' if len(dropped) > SHOWN else ''}"
+    )
+    if leaked.count == len(dataset):
+        raise DiffscaleError(f"Nothing is left to train on: {note}. Give other data.")
+    kept = [row for row, suite in enumerate(suites) if suite is None]
+    return replace(dataset.select(kept, f"{note}."), leaked=leaked)
 
 
 def _load(source: str, want: Want, options: HubOptions) -> Dataset:
@@ -78,7 +131,7 @@ def _load(source: str, want: Want, options: HubOptions) -> Dataset:
 def _folder(folder: Path, want: Want, options: HubOptions) -> Dataset:
     if (folder / journeydb.ANNOTATIONS).is_file() and want != "pairs":
         return journeydb.load(folder, options.caption_column)
-    paired = folders.has_pairs(folder)
+    paired = _has_pairs(folder)
     if not paired and any(path.suffix in _TABLES for path in folder.rglob("*")):
         return hub.load(str(folder), want, options)
     if want == "pairs":
@@ -87,7 +140,47 @@ def _folder(folder: Path, want: Want, options: HubOptions) -> Dataset:
                 f"{folder} has no preference pairs: it needs metadata.jsonl with jpg_0_file_name, jpg_1_file_name, "
                 "label_0 and caption, or parquet files with jpg_0, jpg_1, label_0 and caption."
             )
-        return folders.pairs(folder)
+        return _pairs(folder)
     if paired and want == "pictures":
         raise DiffscaleError(f"{folder} holds preference pairs, but captioned pictures are needed: give other data.")
-    return folders.pairs(folder) if paired else folders.captioned_pictures(folder)
+    return _pairs(folder) if paired else _captioned_pictures(folder)
+
+
+def _captioned_pictures(folder: Path) -> Dataset:
+    """An image-caption folder, as `diffscale evaluate` reads it: `metadata.jsonl` with `file_name` and `text`.
+
+    Raises DiffscaleError if there is no picture, one has no caption, or a file cannot be read.
+    """
+    found = Pictures.open(folder)
+    texts = found.prompted("training")
+    return Dataset(str(folder), texts, 1, lambda row, _: found.paths[row].read_bytes(), range(len(texts)))
+
+
+def _has_pairs(folder: Path) -> bool:
+    """Whether the lines of `metadata.jsonl` name two pictures each."""
+    return (folder / METADATA).is_file() and any(_names(row) is not None for row in read_rows(folder / METADATA)[:1])
+
+
+def _pairs(folder: Path) -> Dataset:
+    """Preference pairs in the layout of Pick-a-Pic, the chosen picture first; see `preference_pairs`.
+
+    A line of `metadata.jsonl` has `caption`, `label_0` and two file names, `jpg_0_file_name` and `jpg_1_file_name`, as
+    the imagefolder layout of Hugging Face has several pictures a row, or plainly `jpg_0` and `jpg_1`. Raises
+    DiffscaleError for a line that lacks something.
+    """
+    lines = read_rows(folder / METADATA)
+    files: list[tuple[str, str]] = []
+    for number, row in enumerate(lines, 1):
+        names = _names(row)
+        if names is None or row.get("label_0") is None or not isinstance(row.get("caption"), str):
+            raise DiffscaleError(
+                f"Line {number} of {folder / METADATA} must have jpg_0_file_name, jpg_1_file_name, label_0 and caption."
+            )
+        files.append(names)
+    captions, labels = ([row[name] for row in lines] for name in ("caption", "label_0"))
+    return preference_pairs(str(folder), captions, labels, lambda row, side: (folder / files[row][side]).read_bytes())
+
+
+def _names(row: dict[str, Any]) -> tuple[str, str] | None:
+    first, second = (row.get(f"{side}_file_name", row.get(side)) for side in _SIDES)
+    return (first, second) if isinstance(first, str) and isinstance(second, str) else None

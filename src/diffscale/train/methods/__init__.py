@@ -8,7 +8,7 @@ from diffscale.train.methods.d3po import D3po
 from diffscale.train.methods.ddpo import Ddpo
 from diffscale.train.methods.dpo import Dpo
 from diffscale.train.methods.iterpo import Iterpo
-from diffscale.train.methods.method import Method, TrainContext
+from diffscale.train.methods.method import Method
 from diffscale.train.methods.sft import Sft
 from diffscale.train.methods.sharpen import SharpenRlhf, SharpenSft
 
@@ -21,5 +21,3 @@ METHODS: Final[dict[str, type[Method]]] = {
     "d3po": D3po,
     "iterpo": Iterpo,
 }
-
-__all__ = ["METHODS", "Method", "TrainContext"]
