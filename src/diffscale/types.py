@@ -75,7 +75,7 @@ class State:
 
 
 def concat(states: Sequence[State]) -> State:
-    """One state with the rows of all, in order; raises ValueError if they are of unequal kin."""
+    """Return one state with the rows of all, in order; raises ValueError if their `batch_key` differs."""
     if len({state.batch_key for state in states}) != 1:
         raise ValueError("only states at the same step and with the same solver history concatenate")
     first = states[0]

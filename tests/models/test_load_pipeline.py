@@ -97,8 +97,8 @@ def test_an_edm_is_neither_a_flow_nor_a_diffusion() -> None:
     pipe = SimpleNamespace(scheduler=diffusers.EDMEulerScheduler(sigma_max=70.0))
     for other, is_for in [("FlowMatchEulerDiscreteScheduler", "a flow"), ("DDIMScheduler", "a diffusion")]:
         with pytest.raises(DiffscaleError, match=f"{other} is for {is_for}, and .* an EDM .*: choose one of EDMDPM"):
-            schedulers.replace_scheduler(pipe, *schedulers.choose(other))
-    schedulers.replace_scheduler(pipe, *schedulers.choose("EDMDPMSolverMultistepScheduler"))
+            schedulers.replace_scheduler(pipe, *schedulers.parse_scheduler(other))
+    schedulers.replace_scheduler(pipe, *schedulers.parse_scheduler("EDMDPMSolverMultistepScheduler"))
     assert type(pipe.scheduler) is diffusers.EDMDPMSolverMultistepScheduler and pipe.scheduler.config.sigma_max == 70.0
 
 
@@ -184,7 +184,7 @@ def test_the_denoiser_is_compiled_once_and_gives_the_same(tiny: Any, expected: i
     torch.testing.assert_close(sampled(), plain)
     # The hooks that count rows come and go with every call: they are not lost, and lead to no other graph.
     assert len(graphs) == expected
-    memory.place(model.pipe, "model", "cpu")
+    memory.place_networks(model.pipe, "model", "cpu")
     torch.testing.assert_close(sampled(), plain)
     assert len(graphs) <= expected + 1  # accelerate lays its copy of the timesteps out anew
 

@@ -22,14 +22,14 @@ from diffscale.models.options import LoadOptions
 
 @given(st.sampled_from(["owner/name", "folder", "C:/loras/x", "a:b"]), st.floats(-4, 4))
 def test_source_and_weight(source: str, weight: float) -> None:
-    assert loras.split(f"{source}:{weight!r}") == (source, weight)
-    assert loras.split(source) == (source, 1.0)
+    assert loras.split_weight(f"{source}:{weight!r}") == (source, weight)
+    assert loras.split_weight(source) == (source, 1.0)
 
 
 @pytest.mark.parametrize("text", ["owner/name:nan", "owner/name:inf", ":0.5"])
 def test_weights_that_are_none(text: str) -> None:
     with pytest.raises(DiffscaleError, match=r"as owner/name:0\.8"):
-        loras.split(text)
+        loras.split_weight(text)
 
 
 @pytest.fixture(scope="module")

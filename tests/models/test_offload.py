@@ -37,7 +37,7 @@ def _sampler(folder: str, offload: str | None) -> DiffusersSampler:
         for network in (pipe.unet, pipe.vae, pipe.text_encoder):
             cpu_offload(network, torch.device("cpu"), offload_buffers=len(network._parameters) > 0)
     else:
-        memory.place(pipe, offload, "cpu")
+        memory.place_networks(pipe, offload, "cpu")
     return DiffusersSampler(pipe, PROMPTS, 4, SMALL)
 
 
@@ -123,7 +123,7 @@ def test_a_class_conditional_network_may_be_offloaded() -> None:
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_on_a_gpu_a_class_conditional_network_may_be_offloaded(offload: str) -> None:
     pipe = tiny_dit(diffusers.DDIMScheduler())
-    memory.place(pipe, offload, "cuda")
+    memory.place_networks(pipe, offload, "cuda")
     sampler = make_sampler(pipe, ["207"], steps=2, pipe_args={}, loading=LoadOptions())
     state = sampler.run(sampler.prior(KEYS[:2], ROWS[[0, 0]]))
     assert state.x.is_cuda and sampler.decode(state.x).isfinite().all()
@@ -138,7 +138,7 @@ def test_a_pipeline_without_an_order_is_told(sd_folder: str, monkeypatch: pytest
     pipe = load_pipeline(sd_folder, ON_CPU)
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "model_cpu_offload_seq", None)
     with pytest.raises(DiffscaleError, match="StableDiffusionPipeline cannot be offloaded"):
-        memory.place(pipe, "model", "cpu")
+        memory.place_networks(pipe, "model", "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -50,7 +50,7 @@ def test_each_library_is_told_in_its_own_words(
 ) -> None:
     monkeypatch.setattr(diffusers.BitsAndBytesConfig, "post_init", lambda _: None)  # asks for the library
     monkeypatch.setattr(transformers.BitsAndBytesConfig, "post_init", lambda _: None)
-    chosen = quantization.choose(f"{text} components=transformer,text_encoder", "cuda")
+    chosen = quantization.parse_quantizer(f"{text} components=transformer,text_encoder", "cuda")
     mapping = quantization.configuration(chosen, INDEX, torch.bfloat16).quant_mapping
     assert mapping.keys() == {"transformer", "text_encoder"}
     for name, says in (("transformer", diffusers_says), ("text_encoder", transformers_says)):
@@ -60,7 +60,7 @@ def test_each_library_is_told_in_its_own_words(
 
 
 def test_the_denoiser_alone_unless_others_are_named(all_installed: None) -> None:
-    chosen = quantization.choose("quanto", "cpu")
+    chosen = quantization.parse_quantizer("quanto", "cpu")
     assert quantization.configuration(chosen, INDEX, torch.float32).quant_mapping.keys() == {"transformer"}
     two = INDEX | {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
     mapping = quantization.configuration(chosen, two, torch.float32).quant_mapping
@@ -68,7 +68,9 @@ def test_the_denoiser_alone_unless_others_are_named(all_installed: None) -> None
     with pytest.raises(DiffscaleError, match="Name what to quantise"):
         quantization.configuration(chosen, {"vae": ["diffusers", "AutoencoderKL"]}, torch.float32)
     with pytest.raises(DiffscaleError, match="did you mean 'transformer'"):
-        quantization.configuration(quantization.choose("quanto components=trnsformer", "cpu"), INDEX, torch.float32)
+        quantization.configuration(
+            quantization.parse_quantizer("quanto components=trnsformer", "cpu"), INDEX, torch.float32
+        )
 
 
 @pytest.mark.parametrize(

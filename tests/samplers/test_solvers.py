@@ -14,7 +14,7 @@ from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale.engine import noise
 from diffscale.samplers import solvers
 from diffscale.samplers.formulas import PROCESSES, marginal, x0_and_eps
-from diffscale.samplers.levels import Schedule, karras, level_of
+from diffscale.samplers.levels import Schedule, karras_levels, level_of
 from diffscale.samplers.solved import SolvedSampler
 from diffscale.samplers.toy import ToySampler
 from diffscale.types import concat
@@ -181,7 +181,7 @@ def test_heun_is_that_of_diffusers():
 def test_the_edm_schedule_is_that_of_diffusers():
     scheduler = EDMEulerScheduler(sigma_min=0.01, sigma_max=50.0, sigma_data=0.5, rho=5.0)
     scheduler.set_timesteps(12)
-    ours = [marginal("ve", level).sigma for level in karras(12, 0.01, 50.0, 5.0)]
+    ours = [marginal("ve", level).sigma for level in karras_levels(12, 0.01, 50.0, 5.0)]
     torch.testing.assert_close(torch.tensor(ours), scheduler.sigmas, atol=1e-5, rtol=1e-4)
 
 

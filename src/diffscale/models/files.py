@@ -55,7 +55,7 @@ def locate(model: str) -> str:
     return model
 
 
-def local(model: str) -> Path | None:
+def local_path(model: str) -> Path | None:
     """The file or folder that `model` means on this machine; None for a Hub id.
 
     Raises UnknownName for a plain word that is nothing of these.
@@ -72,7 +72,7 @@ def fetch(model: str, name: str) -> Path:
 
     Raises DiffscaleError if there is no such file or it cannot be had.
     """
-    path = local(model)
+    path = local_path(model)
     if path is not None and path.is_file():
         return path
     if path is not None:
@@ -159,7 +159,7 @@ def pretrained_network(family: Any, model: str, what: str, device: Any) -> Any:
 
 def saved_config(model: str) -> dict[str, Any] | None:
     """The config.json of the folder that `model` means; None for a file, a Hub id and a folder without one."""
-    where = local(model)
+    where = local_path(model)
     return read_config(where / "config.json") if where is not None and (where / "config.json").is_file() else None
 
 

@@ -59,22 +59,22 @@ def load_pipeline(model: str, options: LoadOptions) -> Any:
         return load_pipeline(base, options.model_copy(update={"lora": [where, *options.lora]}))
     if is_sit(where):
         return _sit(where, options, device, dtype)
-    scheduler = None if options.scheduler is None else schedulers.choose(options.scheduler)
-    quantizer = None if options.quantize is None else quantization.choose(options.quantize, device)
-    loras.check(options.lora)
+    scheduler = None if options.scheduler is None else schedulers.parse_scheduler(options.scheduler)
+    quantizer = None if options.quantize is None else quantization.parse_quantizer(options.quantize, device)
+    loras.check_loras(options.lora)
     memory.check_offload(options.offload, device)
     if options.attention is not None:
         memory.check_attention(options.attention)
     pipe = _weights(model, where, options, dtype, quantizer)
     if scheduler is not None:
         schedulers.replace_scheduler(pipe, *scheduler)
-    loras.add(pipe, options.lora)
+    loras.add_loras(pipe, options.lora)
     memory.save_decoding(pipe, options.vae_slicing, options.vae_tiling)
     if options.attention is not None:
         memory.use_attention(pipe, options.attention)
     if options.compile:
         memory.compile_denoisers(pipe)
-    memory.place(pipe, options.offload, device)
+    memory.place_networks(pipe, options.offload, device)
     return pipe
 
 

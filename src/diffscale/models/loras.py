@@ -16,7 +16,7 @@ from diffscale.models.files import locate
 from diffscale.models.quantization import installed
 
 
-def split(text: str) -> tuple[str, float]:
+def split_weight(text: str) -> tuple[str, float]:
     """Source and weight of "ID_OR_FOLDER[:weight]"; raises DiffscaleError for a weight that is not finite."""
     source, colon, last = text.rpartition(":")
     try:
@@ -30,17 +30,17 @@ def split(text: str) -> tuple[str, float]:
     return (source if colon else text), weight
 
 
-def check(texts: list[str]) -> None:
+def check_loras(texts: list[str]) -> None:
     """Raises DiffscaleError for what is known to be wrong before anything is loaded."""
     for text in texts:
-        _find(split(text)[0])
+        _find(split_weight(text)[0])
     if texts and not installed("peft"):
         raise DiffscaleError(
             'LoRA weights need the library peft, which is not installed: pip install "diffscale[lora]".'
         )
 
 
-def add(pipe: Any, texts: list[str]) -> None:
+def add_loras(pipe: Any, texts: list[str]) -> None:
     """Load the LoRAs `texts` into `pipe` and set their weights.
 
     Only safetensors are read. Raises DiffscaleError for what cannot be loaded or does not fit.
@@ -51,7 +51,7 @@ def add(pipe: Any, texts: list[str]) -> None:
         raise DiffscaleError(f"{type(pipe).__name__} of diffusers takes no LoRA: leave the option lora out.")
     weights: dict[str, float] = {}
     for number, text in enumerate(texts):
-        source, weight = split(text)
+        source, weight = split_weight(text)
         folder, file = _find(source)
         name = f"lora_{number}"
         try:

@@ -75,7 +75,7 @@ def check_offload(offload: str | None, device: str) -> None:
         )
 
 
-def place(pipe: Any, offload: str | None, device: str) -> None:
+def place_networks(pipe: Any, offload: str | None, device: str) -> None:
     """Put the networks on `device`, or have them moved there when they are needed."""
     if offload is None:
         pipe.to(device)

@@ -69,7 +69,7 @@ QUANTIZERS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-def choose(text: str, device: str) -> partial[Any]:
+def parse_quantizer(text: str, device: str) -> partial[Any]:
     """The quantiser of "name key=value ..."; raises DiffscaleError if it is not there or does not run on `device`."""
     name, options = parse(text, "quantisation", QUANTIZERS)
     library = {"torchao": "torchao", "quanto": "optimum-quanto"}.get(name, "bitsandbytes")  # by its name on PyPI

@@ -26,7 +26,7 @@ def schedulers() -> dict[str, Any]:
     }
 
 
-def choose(text: str) -> tuple[Any, dict[str, Any]]:
+def parse_scheduler(text: str) -> tuple[Any, dict[str, Any]]:
     """Class and arguments of "Name key=value ..."; raises DiffscaleError for what is not there."""
     known = schedulers()
     name, options = parse(text, "scheduler", known)

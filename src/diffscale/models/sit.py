@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.samplers.formulas import Marginal
-from diffscale.samplers.levels import Schedule, even
+from diffscale.samplers.levels import Schedule, even_levels
 
 _FREQUENCIES: Final = 256  # numbers that tell the time
 _MAX_PERIOD: Final = 10_000.0
@@ -230,7 +230,7 @@ class SiTDenoiser:
         self.null: int | None = config.num_classes if config.class_dropout_prob > 0 else None
 
     def schedule(self, steps: int) -> Schedule:
-        return Schedule("flow", "flow_prediction", even(steps))
+        return Schedule("flow", "flow_prediction", even_levels(steps))
 
     def __call__(self, x: Tensor, at: Marginal, ids: Tensor) -> Tensor:
         time = torch.full((len(x),), at.alpha, dtype=x.dtype, device=x.device)

@@ -68,10 +68,7 @@ class DiffusersSampler(GridSampler):
         return self.pipeline.forwards
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
-        return self.started(noise.normal(keys, self._shape).to(self._like), keys, rows)
-
-    def started(self, unit: Tensor, keys: Tensor, rows: Tensor) -> State:
-        """`prior` of unit noise [B, ...] that is given."""
+        unit = noise.normal(keys, self._shape).to(self._like)
         return State(unit if self.mixes_noise else unit * self._scheduler.initial_noise_scale, 0, keys, rows)
 
     def predict(self, state: State) -> State:

@@ -32,12 +32,12 @@ class Schedule:
         return marginal(self.process, level)
 
 
-def even(steps: int) -> tuple[float, ...]:
+def even_levels(steps: int) -> tuple[float, ...]:
     """Levels from 1 to 0 in equal steps: the uniform times of a linear flow."""
     return (*(1 - i / steps for i in range(steps)), 0.0)
 
 
-def karras(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> tuple[float, ...]:
+def karras_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> tuple[float, ...]:
     """Levels of the EDM schedule, for `ve`: sigmas whose 1/rho-th powers fall evenly, then 0.
 
     Karras et al. 2022 (arXiv 2206.00364), equation 5.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffscale.samplers import solvers
 from diffscale.samplers.formulas import Marginal, perfect_output
-from diffscale.samplers.levels import Schedule, even, karras
+from diffscale.samplers.levels import Schedule, even_levels, karras_levels
 from diffscale.samplers.solved import SolvedSampler
 
 _SPREAD = 0.3
@@ -38,7 +38,9 @@ class ToySampler(SolvedSampler):
         angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
         self.means = _RADIUS * torch.stack([angle.cos(), angle.sin()], -1)
         self.flops_per_forward = 20.0 * len(self.means)
-        schedule = Schedule(process, _PREDICTION[process], karras(steps) if process == "ve" else even(steps))
+        schedule = Schedule(
+            process, _PREDICTION[process], karras_levels(steps) if process == "ve" else even_levels(steps)
+        )
         super().__init__(list(prompts), schedule, solvers.solver(solver, eta), torch.empty(0, 2, dtype=torch.float64))
 
     def decode(self, latents: Tensor) -> Tensor:

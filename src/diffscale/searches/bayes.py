@@ -44,7 +44,7 @@ class TrustRegion:
 
     def __init__(self, env: Environment, initial: int, first: Tensor) -> None:
         self.env, self.initial, self.first = env, initial, first
-        self.points, self.told, self.scores = first[:0], first[:0, 0], first[:0, 0]
+        self.points, self.answers, self.scores = first[:0], first[:0, 0], first[:0, 0]
         self.side, self.successes, self.failures = _FIRST, 0, 0
 
     def ask(self, n: int) -> Tensor:
@@ -60,9 +60,9 @@ class TrustRegion:
         usable = scores.isfinite().view(len(scores), -1).all(1)
         before = len(self.points)
         self.points = torch.cat([self.points, points[usable]])
-        self.told = torch.cat([self.told, scores[usable]]) if before else scores[usable]
+        self.answers = torch.cat([self.answers, scores[usable]]) if before else scores[usable]
         # Of an ensemble the worth of all changes with every new one.
-        self.scores = self.env.value(self.told).double()
+        self.scores = self.env.value(self.answers).double()
         if not before or before < self.initial:
             return
         best = self.scores[:before].max()

@@ -32,7 +32,7 @@ def zero_order(
             f"cosine={cosine}, policy={policy}."
         )
     pivot = env.prior(1)
-    held = None if policy == "best" else (yield Evaluate(pivot))
+    pivot_score = None if policy == "best" else (yield Evaluate(pivot))
     fresh = False
     while iterations != 0 and (now := min(n, env.nfe_left // env.steps)):
         if fresh:
@@ -41,12 +41,12 @@ def zero_order(
             near = env.neighbours(pivot, now, cosine)
         scores = yield Evaluate(near)
         # An ensemble ranks the pivot with its neighbours.
-        values = env.value(scores if held is None else torch.cat([scores, held]))
+        values = env.value(scores if pivot_score is None else torch.cat([scores, pivot_score]))
         best = int(values[:now].argmax())
-        improved = bool(values[best] > (float("-inf") if held is None else values[now]))
+        improved = bool(values[best] > (float("-inf") if pivot_score is None else values[now]))
         fresh = policy == "restart" and not improved
         if fresh:
-            pivot, held = env.prior(1), None
+            pivot, pivot_score = env.prior(1), None
         elif policy == "best" or improved:
-            pivot, held = near[[best]], None if policy == "best" else scores[[best]]
+            pivot, pivot_score = near[[best]], None if policy == "best" else scores[[best]]
         iterations = None if iterations is None else iterations - 1

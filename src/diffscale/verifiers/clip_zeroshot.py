@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import read_lines
 from diffscale.engine.flops import uncounted
-from diffscale.models.files import local
+from diffscale.models.files import local_path
 from diffscale.suites.imagenet import TEMPLATES, names
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Output, class_ids, class_scores
@@ -77,7 +77,7 @@ def clip_zeroshot(
     be read.
     """
     model = model or default_model(image_model, "clip", MODEL)
-    folder = local(model)
+    folder = local_path(model)
 
     def lines(given: str | None, what: str, usual: list[str]) -> list[str]:
         if given is None and folder is not None and (folder / f"{what}.txt").is_file():

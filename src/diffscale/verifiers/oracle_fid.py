@@ -16,7 +16,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.metrics.frechet import root
 from diffscale.metrics.statistics import load_reference
-from diffscale.models.files import local
+from diffscale.models.files import local_path
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Classifier
 from diffscale.verifiers.defaults import default_model
@@ -83,7 +83,7 @@ def oracle_fid(
     for weights or statistics that cannot be loaded.
     """
     model = model or default_model(image_model, "inception", None)
-    beside = None if model is None else local(model)
+    beside = None if model is None else local_path(model)
     if reference is None and beside is not None and (beside / "reference.safetensors").is_file():
         reference = str(beside / "reference.safetensors")
     if reference is None:

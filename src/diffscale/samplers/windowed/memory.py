@@ -16,7 +16,7 @@ def copy_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, list) else v for name, v in fields.items()}
 
 
-def packed(fields: Mapping[str, Any], fresh: Mapping[str, Any], rows: int, scheduler: str) -> dict[str, Tensor]:
+def pack_memory(fields: Mapping[str, Any], fresh: Mapping[str, Any], rows: int, scheduler: str) -> dict[str, Tensor]:
     """The fields of a scheduler that differ from those it had before its first step, as entries of `State.solver`.
 
     Raises DiffscaleError for a field that cannot be split by the `rows` of the batch.
@@ -59,8 +59,8 @@ def _packed(entry: str, value: Any, rows: int, scheduler: str) -> tuple[str, Ten
     )
 
 
-def restore(fields: dict[str, Any], solver: Mapping[str, Tensor]) -> None:
-    """Put the entries of `packed` back into `fields`."""
+def restore_memory(fields: dict[str, Any], solver: Mapping[str, Tensor]) -> None:
+    """Put the entries of `pack_memory` back into `fields`."""
     for entry, packed in solver.items():
         name, _, i = entry.removesuffix("()").partition(".")
         value: Any = packed

@@ -24,7 +24,7 @@ from diffscale.samplers import levels
 from diffscale.samplers.calls import NormalDraws
 from diffscale.samplers.formulas import denoise
 from diffscale.samplers.windowed.loop import NotWindowed, Visits
-from diffscale.samplers.windowed.memory import copy_lists, packed, restore
+from diffscale.samplers.windowed.memory import copy_lists, pack_memory, restore_memory
 from diffscale.types import nearest
 
 # What is ours, or follows from where the window starts, is no memory of the solver.
@@ -135,11 +135,11 @@ class WindowedScheduler:
         self._reset(self._fresh)
         self._window = window
         self._begin(window.start)
-        restore(self.__dict__, window.solver)
+        restore_memory(self.__dict__, window.solver)
 
     def solver_memory(self, rows: int) -> dict[str, Tensor]:
         """What the solver remembers, see `State.solver`: all that its steps changed on it."""
-        return packed(self._fields(), self._fresh, rows, type(self).__name__)
+        return pack_memory(self._fields(), self._fresh, rows, type(self).__name__)
 
     def _fields(self) -> dict[str, Any]:
         return copy_lists({name: value for name, value in self.__dict__.items() if name not in _NO_MEMORY})
