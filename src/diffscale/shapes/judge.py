@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from diffscale.shapes.reading import Reading, read_picture, redraw
 from diffscale.shapes.render import BACKGROUND
-from diffscale.shapes.scenes import CANVAS, Description, Obj, Spec, related
+from diffscale.shapes.scenes import CANVAS, Description, Obj, related
 
 _EXTRA: Final = 0.15
 
@@ -79,18 +79,6 @@ def judge_images(images: Tensor, descriptions: Sequence[Description]) -> Tensor:
     return torch.tensor(scores, dtype=torch.float64)
 
 
-def _share(spec: Spec, obj: Obj) -> float:
-    """Share of the said attributes that the object has."""
-    said = [
-        (spec.shape, obj.shape),
-        (spec.colour, obj.colour),
-        (spec.texture, obj.texture),
-        (spec.size, obj.size),
-    ]
-    hits = [wanted == has for wanted, has in said if wanted is not None]
-    return sum(hits) / len(hits)
-
-
 def _binding(description: Description, objects: list[Obj]) -> float:
     if not objects:
         return 0.0
@@ -99,7 +87,7 @@ def _binding(description: Description, objects: list[Obj]) -> float:
     places = max(len(row_of), len(objects))
     shares = np.zeros((len(row_of), places))
     for row, k in enumerate(row_of):
-        shares[row, : len(objects)] = [_share(description.specs[k], obj) for obj in objects]
+        shares[row, : len(objects)] = [description.specs[k].share(obj) for obj in objects]
     if description.relation and len(description.specs) > 1:
         holds = np.zeros((places, places))
         holds[: len(objects), : len(objects)] = [
@@ -126,14 +114,14 @@ def _best_related(
     found = []
     for chosen in combinations(range(shares.shape[1]), len(second)):
         of_second = shares[second[0], chosen]
-        worth = np.zeros_like(shares)
-        worth[first] = shares[first] * (holds[:, chosen] @ of_second) / (len(first) * len(second))
+        gains = np.zeros_like(shares)
+        gains[first] = shares[first] * (holds[:, chosen] @ of_second) / (len(first) * len(second))
         free = np.delete(np.arange(shares.shape[1]), chosen)
         here = np.ix_(others, free)
         # 1e-3 stays below the least step between sums of shares, a twelfth.
-        matched = linear_sum_assignment(shares[here] + 1e-3 * worth[here], maximize=True)
+        matched = linear_sum_assignment(shares[here] + 1e-3 * gains[here], maximize=True)
         total = float(shares[here][matched].sum() + of_second.sum())
-        found.append((round(total, 9), float(worth[here][matched].sum())))
+        found.append((round(total, 9), float(gains[here][matched].sum())))
     return max(found)
 
 
@@ -143,15 +131,11 @@ def _numeracy(description: Description, objects: list[Obj]) -> float:
     # An object that two specs admit counts for one that lacks it, as in "two circles and a red circle"; when too few
     # are there, for the one that says more.
     row_of = np.repeat(np.arange(len(specs)), [spec.count for spec in specs])
-    worth = admits * np.array([[1 + 0.01 * _said(spec)] for spec in specs])
-    rows, columns = linear_sum_assignment(worth[row_of], maximize=True)
+    values = admits * np.array([[1 + 0.01 * len(spec.stated)] for spec in specs])
+    rows, columns = linear_sum_assignment(values[row_of], maximize=True)
     taken = admits[row_of[rows], columns]
     counts = np.bincount(row_of[rows[taken]], minlength=len(specs))
     surplus = np.setdiff1d(np.flatnonzero(admits.any(0)), columns[taken])
     counts += np.bincount(admits[:, surplus].argmax(0), minlength=len(specs))
     each = [0.5 * (n > 0) + 0.5 * (n == spec.count) for n, spec in zip(counts, specs, strict=True)]
     return float(np.mean(each)) * (1 - _EXTRA) ** int((~admits.any(0)).sum())
-
-
-def _said(spec: Spec) -> int:
-    return sum(v is not None for v in (spec.colour, spec.texture, spec.size))

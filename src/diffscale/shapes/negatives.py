@@ -7,21 +7,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from diffscale.shapes.scenes import (
-    COLOURS,
-    MAX_COUNT,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Description,
-    Obj,
-    Scene,
-    Spec,
-    related,
-)
-
-_VALUES = {"colour": COLOURS, "shape": SHAPES, "texture": TEXTURES, "size": SIZES}
+from diffscale.shapes.scenes import ATTRIBUTES, MAX_COUNT, RELATIONS, Description, Obj, Scene, Spec, related
 
 
 def describes(description: Description, scene: Scene) -> bool:
@@ -58,7 +44,7 @@ def _near(description: Description, rng: Random) -> Iterator[Description]:
     if description.relation:
         yield replace(description, relation=rng.choice([r for r in RELATIONS if r != description.relation]))
         yield with_specs(specs[1], specs[0], *specs[2:])
-    for attribute, values in _VALUES.items():
+    for attribute, values in ATTRIBUTES.items():
         for i, spec in enumerate(specs):
             said = getattr(spec, attribute)
             if said is None:

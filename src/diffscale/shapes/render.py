@@ -6,9 +6,9 @@ A sprite depends on (shape, size, texture) alone, so the judge can draw exactly 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -77,8 +77,8 @@ def sprite(shape: str, size: str, texture: str) -> tuple[Floats, Floats]:
     side = 2 * r + 1
     ticks = (np.arange(side * _SUPER) + 0.5) / _SUPER - side / 2
     x, y = np.meshgrid(ticks, ticks)
-    inside = _inside(shape, x / (side / 2), y / (side / 2)).astype(np.float32)
-    bright = np.where(_dark(texture, x, y), DARK, 1).astype(np.float32)
+    inside = _INSIDE[shape](x / (side / 2), y / (side / 2)).astype(np.float32)
+    bright = np.where(_DARK[texture](x, y), DARK, 1).astype(np.float32)
 
     def pool(fine: Floats) -> Floats:
         return np.asarray(fine.reshape(side, _SUPER, side, _SUPER).mean((1, 3)), np.float32)
@@ -88,24 +88,7 @@ def sprite(shape: str, size: str, texture: str) -> tuple[Floats, Floats]:
     return alpha, np.asarray(pool(inside * bright) / np.maximum(alpha, 1e-6), np.float32)
 
 
-def _inside(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The outline in a box of [-1, 1] on both axes, y downwards."""
-    if shape == "circle":
-        return np.asarray(x**2 + y**2 <= 1)
-    if shape == "square":
-        return np.asarray(np.maximum(abs(x), abs(y)) <= 0.88)
-    if shape == "triangle":
-        return np.asarray((y <= 0.9) & (abs(x) <= (y + 1) / 1.9))
-    if shape == "diamond":
-        return np.asarray(abs(x) / 0.8 + abs(y) <= 1)
-    if shape == "cross":
-        return np.asarray(np.minimum(abs(x), abs(y)) <= 0.34)
-    if shape == "star":
-        return _star(x, y)
-    raise KeyError(shape)
-
-
-def _star(x: NDArray[np.float64], y: NDArray[np.float64], waist: float = 0.45) -> NDArray[np.bool_]:
+def _star(x: Any, y: Any, waist: float = 0.45) -> Any:
     """A five-pointed star, one point up; `waist` is the inner radius over the outer."""
     y = y + 0.05  # a star with its centre at the origin is lighter below
     sector = math.pi / 5
@@ -114,15 +97,29 @@ def _star(x: NDArray[np.float64], y: NDArray[np.float64], waist: float = 0.45) -
     u, v = radius * np.cos(angle), radius * np.sin(angle)
     # Left of the line from the tip (1, 0) to the notch at the waist.
     nu, nv = waist * math.cos(sector), waist * math.sin(sector)
-    return np.asarray((1 - u) * nv - v * (1 - nu) >= 0)
+    return (1 - u) * nv - v * (1 - nu) >= 0
 
 
-def _dark(texture: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    if texture == "solid":
-        return np.zeros_like(x, bool)
-    if texture == "striped":
-        return np.asarray((y + 0.5) % _STRIPE >= _STRIPE / 2)
-    if texture == "dotted":
-        fold_x, fold_y = ((v + _DOT / 2) % _DOT - _DOT / 2 for v in (x, y))
-        return np.asarray(np.hypot(fold_x, fold_y) <= _DOT_RADIUS)
-    raise KeyError(texture)
+def _dots(x: Any, y: Any) -> Any:
+    fold_x, fold_y = ((v + _DOT / 2) % _DOT - _DOT / 2 for v in (x, y))
+    return np.hypot(fold_x, fold_y) <= _DOT_RADIUS
+
+
+_Test = Callable[[Any, Any], Any]  # of coordinates, float64 arrays, y downwards: where it holds
+
+_INSIDE: Final[dict[str, _Test]] = {
+    "circle": lambda x, y: x**2 + y**2 <= 1,
+    "square": lambda x, y: np.maximum(abs(x), abs(y)) <= 0.88,
+    "triangle": lambda x, y: (y <= 0.9) & (abs(x) <= (y + 1) / 1.9),
+    "diamond": lambda x, y: abs(x) / 0.8 + abs(y) <= 1,
+    "cross": lambda x, y: np.minimum(abs(x), abs(y)) <= 0.34,
+    "star": _star,
+}
+"""Whether a place in a box of [-1, 1] on both axes lies within the outline of a shape."""
+
+_DARK: Final[dict[str, _Test]] = {
+    "solid": lambda x, y: np.zeros_like(x, bool),
+    "striped": lambda x, y: (y + 0.5) % _STRIPE >= _STRIPE / 2,
+    "dotted": _dots,
+}
+"""Whether a place, in pixels from the centre, is dark in a texture."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from random import Random
 from typing import Final
 
@@ -18,6 +18,9 @@ COLOURS: Final = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", 
 SHAPES: Final = ("circle", "square", "triangle", "diamond", "cross", "star")
 TEXTURES: Final = ("solid", "striped", "dotted")
 SIZES: Final = ("small", "large")
+ATTRIBUTES: Final = {"colour": COLOURS, "shape": SHAPES, "texture": TEXTURES, "size": SIZES}
+"""What an object has besides its place, and the values of each."""
+
 RELATIONS: Final = ("left of", "right of", "above", "below")
 CATEGORIES: Final = ("colour", "shape", "texture", "spatial", "numeracy", "complex")
 MAX_COUNT: Final = 6
@@ -59,17 +62,19 @@ class Spec:
     size: str | None = None
     count: int = 1
 
+    @cached_property
+    def stated(self) -> dict[str, str]:
+        """The attributes that are said, the count aside."""
+        return {name: value for name in ATTRIBUTES if (value := getattr(self, name)) is not None}
+
+    def share(self, obj: Obj) -> float:
+        """The share of the attributes that are said which the object has."""
+        hits = [getattr(obj, name) == value for name, value in self.stated.items()]
+        return sum(hits) / len(hits)
+
     def admits(self, obj: Obj) -> bool:
-        """Whether the object has every attribute that is said (the count aside)."""
-        return all(
-            said is None or said == drawn
-            for said, drawn in (
-                (self.shape, obj.shape),
-                (self.colour, obj.colour),
-                (self.texture, obj.texture),
-                (self.size, obj.size),
-            )
-        )
+        """Whether the object has every attribute that is said."""
+        return self.share(obj) == 1
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,8 @@ class Description:
     def key(self) -> str:
         """A text equal for two descriptions that say the same (order of mention and side of telling aside)."""
 
-        def one(spec: Spec) -> str:
-            return ",".join(str(v or "-") for v in (spec.count, spec.size, spec.texture, spec.colour, spec.shape))
-
-        specs, relation = list(map(one, self.specs)), self.relation
+        specs = [f"{s.count},{s.size or '-'},{s.texture or '-'},{s.colour or '-'},{s.shape}" for s in self.specs]
+        relation = self.relation
         if relation is None:
             return "&".join(sorted(specs))
         first, second, *rest = specs
@@ -113,62 +116,51 @@ def draw_description(rng: Random, category: str) -> Description:
 
     Raises KeyError for an unknown category.
     """
-    make = {
-        "colour": _colour,
-        "shape": _shape,
-        "texture": _texture,
-        "spatial": _spatial,
-        "numeracy": _numeracy,
-        "complex": _complex,
-    }[category]
     while True:
-        description = make(rng)
-        if len({replace(s, count=1) for s in description.specs}) == len(description.specs):
-            return description
+        specs = tuple(_SPECS[category](rng))
+        relation = rng.choice(RELATIONS) if category in ("spatial", "complex") else None
+        if len({replace(spec, count=1) for spec in specs}) == len(specs):
+            return Description(category, specs, relation)
 
 
-def _colour(rng: Random) -> Description:
-    colours = rng.sample(COLOURS, 3 if rng.random() < 0.25 else 2)
-    return Description("colour", tuple(Spec(rng.choice(SHAPES), c) for c in colours))
+def _colour(rng: Random) -> Iterator[Spec]:
+    for colour in rng.sample(COLOURS, 3 if rng.random() < 0.25 else 2):
+        yield Spec(rng.choice(SHAPES), colour)
 
 
-def _shape(rng: Random) -> Description:
-    shapes = rng.sample(SHAPES, 3 if rng.random() < 0.5 else 2)
-    # Shapes alone make few descriptions; sizes make enough that 50 can be kept out of training.
-    return Description("shape", tuple(Spec(s, size=rng.choice(SIZES) if rng.random() < 0.75 else None) for s in shapes))
+def _shape(rng: Random) -> Iterator[Spec]:
+    for shape in rng.sample(SHAPES, 3 if rng.random() < 0.5 else 2):
+        # Shapes alone make few descriptions; sizes make enough that 50 can be kept out of training.
+        yield Spec(shape, size=rng.choice(SIZES) if rng.random() < 0.75 else None)
 
 
-def _texture(rng: Random) -> Description:
+def _texture(rng: Random) -> Iterator[Spec]:
     coloured = rng.random() < 0.5
-    return Description(
-        "texture",
-        tuple(
-            Spec(rng.choice(SHAPES), rng.choice(COLOURS) if coloured else None, rng.choice(TEXTURES)) for _ in range(2)
-        ),
-    )
+    for _ in range(2):
+        yield Spec(rng.choice(SHAPES), rng.choice(COLOURS) if coloured else None, rng.choice(TEXTURES))
 
 
-def _spatial(rng: Random) -> Description:
-    specs = tuple(Spec(rng.choice(SHAPES), rng.choice(COLOURS)) for _ in range(2))
-    return Description("spatial", specs, rng.choice(RELATIONS))
+def _spatial(rng: Random) -> Iterator[Spec]:
+    for _ in range(2):
+        yield Spec(rng.choice(SHAPES), rng.choice(COLOURS))
 
 
-def _numeracy(rng: Random) -> Description:
+def _numeracy(rng: Random) -> Iterator[Spec]:
     if rng.random() < 0.6:
-        return Description(
-            "numeracy", (Spec(rng.choice(SHAPES), rng.choice(COLOURS), count=rng.randint(1, MAX_COUNT)),)
-        )
+        yield Spec(rng.choice(SHAPES), rng.choice(COLOURS), count=rng.randint(1, MAX_COUNT))
+        return
     first = rng.randint(1, 4)
-    counts = (first, rng.randint(1 if first > 1 else 2, MAX_COUNT - first))
-    return Description("numeracy", tuple(Spec(rng.choice(SHAPES), rng.choice(COLOURS), count=n) for n in counts))
+    for count in (first, rng.randint(1 if first > 1 else 2, MAX_COUNT - first)):
+        yield Spec(rng.choice(SHAPES), rng.choice(COLOURS), count=count)
 
 
-def _complex(rng: Random) -> Description:
-    def spec() -> Spec:
+def _complex(rng: Random) -> Iterator[Spec]:
+    for _ in range(3):
         size, texture = (rng.choice(SIZES), None) if rng.random() < 0.5 else (None, rng.choice(TEXTURES))
-        return Spec(rng.choice(SHAPES), rng.choice(COLOURS), texture, size)
+        yield Spec(rng.choice(SHAPES), rng.choice(COLOURS), texture, size)
 
-    return Description("complex", (spec(), spec(), spec()), rng.choice(RELATIONS))
+
+_SPECS: Final = dict(zip(CATEGORIES, (_colour, _shape, _texture, _spatial, _numeracy, _complex), strict=True))
 
 
 def draw_scene(description: Description, rng: Random) -> Scene:
@@ -180,9 +172,8 @@ def draw_scene(description: Description, rng: Random) -> Scene:
     for attempt in range(1000):
         # Four large objects still fit with room to vary; beyond that, or when placing keeps failing, small ones.
         small = total > 4 or attempt > 20
-        groups = [list(_fill(spec, rng, small)) for spec in description.specs]
-        scene = _place([obj for group in groups for obj in group], description.relation, rng)
-        if scene is not None:
+        objects = [obj for spec in description.specs for obj in _fill(spec, rng, small)]
+        if scene := _place(objects, description.relation, rng):
             return scene
     raise ValueError(f"no room on the canvas for {description.key()}: ask for fewer or smaller objects")
 
@@ -208,11 +199,10 @@ def _place(objects: list[Obj], relation: str | None, rng: Random) -> Scene | Non
 
 def draw_crowded_scene(rng: Random) -> Scene:
     """As many of nine random objects as find room, in their order, at random places."""
-    wanted = [
-        Obj(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(TEXTURES), rng.choice(SIZES), 0, 0) for _ in range(9)
-    ]
+    attributes = [[rng.choice(values) for values in (SHAPES, COLOURS, TEXTURES, SIZES)] for _ in range(9)]
     placed: list[Obj] = []
-    for obj in wanted:
+    for shape, colour, texture, size in attributes:
+        obj = Obj(shape, colour, texture, size, 0, 0)
         if (put := _drop(obj, placed, rng)) is not None:
             placed.append(put)
     return tuple(placed)

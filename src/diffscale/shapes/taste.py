@@ -14,7 +14,7 @@ from random import Random
 from typing import Final, Literal
 
 from diffscale.shapes.judge import score_objects
-from diffscale.shapes.scenes import CANVAS, COLOURS, RADIUS, Description, Obj
+from diffscale.shapes.scenes import ATTRIBUTES, CANVAS, COLOURS, RADIUS, Description, Obj
 
 _WHEEL: Final = tuple(colour for colour in COLOURS if colour != "white")  # in the order of their hues
 
@@ -24,7 +24,8 @@ def balance(objects: Sequence[Obj]) -> float:
     if not objects:
         return 0.0
     mass = [RADIUS[obj.size] ** 2 for obj in objects]
-    x, y = (sum(m * at for m, at in zip(mass, places, strict=True)) / sum(mass) for places in _places(objects))
+    x = sum(m * obj.x for m, obj in zip(mass, objects, strict=True)) / sum(mass)
+    y = sum(m * obj.y for m, obj in zip(mass, objects, strict=True)) / sum(mass)
     middle = (CANVAS - 1) / 2
     return max(0.0, 1 - math.hypot(x - middle, y - middle) / (CANVAS / 4))
 
@@ -32,12 +33,12 @@ def balance(objects: Sequence[Obj]) -> float:
 def harmony(objects: Sequence[Obj]) -> float:
     """How well the colours go together, in [0, 1]: the mean over pairs of objects, 0.5 for one object.
 
-    A pair is worth 1 if its hues are the same or neighbours, 0.8 if opposite, 0.6 if one is white, else 0.1.
+    A pair counts 1 if its hues are the same or neighbours, 0.8 if opposite, 0.6 if one is white, else 0.1.
     """
     if len(objects) < 2:
         return 0.5 if objects else 0.0
-    worth = [_pair(a.colour, b.colour) for a, b in combinations(objects, 2)]
-    return sum(worth) / len(worth)
+    values = [_harmony_of_two(a.colour, b.colour) for a, b in combinations(objects, 2)]
+    return sum(values) / len(values)
 
 
 def beauty(objects: Sequence[Obj]) -> float:
@@ -49,11 +50,8 @@ def variety(objects: Sequence[Obj]) -> float:
     """How unlike the objects are, in [0, 1]: the mean over pairs of the share of attributes that differ."""
     if len(objects) < 2:
         return 0.0
-    differ = [
-        (a.colour != b.colour) + (a.shape != b.shape) + (a.texture != b.texture) + (a.size != b.size)
-        for a, b in combinations(objects, 2)
-    ]
-    return sum(differ) / len(differ) / 4
+    differ = [sum(getattr(a, n) != getattr(b, n) for n in ATTRIBUTES) for a, b in combinations(objects, 2)]
+    return sum(differ) / len(differ) / len(ATTRIBUTES)
 
 
 @dataclass(frozen=True)
@@ -106,22 +104,14 @@ def draw_grades(objects: list[Obj], cleanliness: float, fit: float, description:
     accuracy: the judge's score; creativity: `variety`; quality: cleanliness; consistency: half `harmony`, half `fit`,
     the mean fit of the objects to what the renderer draws, in [0, 1]; overall: their mean, accuracy counted twice.
     """
-    true = [
-        score_objects(objects, description),
-        variety(objects),
-        cleanliness,
-        (harmony(objects) + fit) / 2,
-    ]
-    true.append((sum(true) + true[0]) / 5)
+    accuracy = score_objects(objects, description)
+    true = [accuracy, variety(objects), cleanliness, (harmony(objects) + fit) / 2]
+    true.append((sum(true) + accuracy) / 5)
     mood = rng.gauss(0, 0.7)
     return [round(min(max(10 * value + mood + rng.gauss(0, 1.5), 0), 10)) for value in true]
 
 
-def _places(objects: Sequence[Obj]) -> tuple[list[int], list[int]]:
-    return [obj.x for obj in objects], [obj.y for obj in objects]
-
-
-def _pair(a: str, b: str) -> float:
+def _harmony_of_two(a: str, b: str) -> float:
     if "white" in (a, b):
         return 0.6
     apart = abs(_WHEEL.index(a) - _WHEEL.index(b))

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffscale.shapes.render import render_batch
-from diffscale.shapes.scenes import CANVAS, COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, Scene, draw_crowded_scene
+from diffscale.shapes.scenes import ATTRIBUTES, CANVAS, RADIUS, Scene, draw_crowded_scene
 from diffscale.shapes.train.loop import Step, autocast, fit
 
 PATCH: Final = 8  # pixels
 WIDTH: Final = 128  # of the vision towers
 _PATCHES: Final = (CANVAS // PATCH) ** 2
 _BATCH: Final = 64
-_ATTRIBUTES: Final = {"colour": COLOURS, "shape": SHAPES, "texture": TEXTURES, "size": SIZES}
-_KINDS: Final = [len(values) + 1 for values in _ATTRIBUTES.values()]
+_KINDS: Final = [len(values) + 1 for values in ATTRIBUTES.values()]
 """Logits of the head for each attribute of a patch: its values and none."""
 
 
@@ -111,10 +110,10 @@ def degrade(x: Tensor, generator: torch.Generator) -> Tensor:
 def patch_labels(scenes: Sequence[Scene]) -> Tensor:
     """Which value of each attribute the object at each patch has, [B, 4, 64]; 0 where no bounding box reaches."""
     side = CANVAS // PATCH
-    labels = torch.zeros(len(scenes), len(_ATTRIBUTES), side, side, dtype=torch.long)
+    labels = torch.zeros(len(scenes), len(ATTRIBUTES), side, side, dtype=torch.long)
     for row, scene in zip(labels, scenes, strict=True):
         for obj in scene:
-            values = [kinds.index(getattr(obj, attribute)) + 1 for attribute, kinds in _ATTRIBUTES.items()]
+            values = [kinds.index(getattr(obj, attribute)) + 1 for attribute, kinds in ATTRIBUTES.items()]
             r = RADIUS[obj.size]
             # The patches whose centres lie in the bounding box.
             y, x = (slice((v - r + PATCH // 2) // PATCH, (v + r + PATCH // 2) // PATCH) for v in (obj.y, obj.x))
