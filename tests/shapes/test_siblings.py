@@ -17,9 +17,10 @@ from diffscale.shapes.judge import judge_images
 from diffscale.shapes.render import render_batch
 from diffscale.shapes.scenes import Obj
 from diffscale.shapes.suite import training_example
-from diffscale.shapes.train import dpo, sdxl, sit
+from diffscale.shapes.train import dpo, sit
 from diffscale.shapes.train.corpus import encode_unshifted, training_scene
 from diffscale.shapes.train.generated import ShownPicture
+from diffscale.shapes.train.noise_prediction import TIME_IDS, SdxlToNoise
 from diffscale.shapes.train.shipped import flux_vae, load_shipped
 from diffscale.shapes.world import MODELS
 
@@ -37,9 +38,12 @@ def groups() -> list[list[ShownPicture]]:
     return found
 
 
-def test_dpo_trains_a_lora_that_the_pipeline_loads(groups: list[list[ShownPicture]], tmp_path: Path) -> None:
+def test_dpo_trains_a_lora_that_the_pipeline_loads(
+    groups: list[list[ShownPicture]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dpo, "BATCH", 4)
     torch.manual_seed(0)
-    net = sdxl.TextToNoise()
+    net = SdxlToNoise()
     pipe = StableDiffusionXLPipeline.from_pretrained(
         MODELS / "shapes-sdxl", unet=net.unet, text_encoder=net.text_encoder, text_encoder_2=net.text_encoder_2
     )
@@ -53,7 +57,7 @@ def test_dpo_trains_a_lora_that_the_pipeline_loads(groups: list[list[ShownPictur
 
     def outputs() -> Tensor:
         x = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
-        more = {"text_embeds": torch.ones(1, 128), "time_ids": torch.tensor([sdxl.TIME_IDS])}
+        more = {"text_embeds": torch.ones(1, 128), "time_ids": torch.tensor([TIME_IDS])}
         with torch.no_grad():
             return pipe.unet(x, 500, torch.ones(1, 4, 256), added_cond_kwargs=more).sample
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffscale._util import hardware
 from diffscale.shapes.captions import WORDS
 from diffscale.shapes.scenes import COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, draw_crowded_scene
-from diffscale.shapes.train import blip, inception, preferences, ratings, recipes, seeing
+from diffscale.shapes.train import autoencoder, blip, corpus, flux, inception, preferences, ratings, recipes, seeing
 from diffscale.shapes.train.autoencoder import build, polish
 from diffscale.shapes.train.corpus import Corpus, encode_scenes, training_scene
 from diffscale.shapes.train.flux import TextToVelocity, distil, guided, pack
@@ -116,7 +116,8 @@ def test_patches_are_labelled_by_the_object_whose_box_holds_their_centre() -> No
         )  # fmt: skip
 
 
-def test_polishing_trains_the_decoder_alone(tmp_path: Path) -> None:
+def test_polishing_trains_the_decoder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder, "BATCH", 2)
     vae = build().requires_grad_(False)
     encoder, decoder = ({k: v.clone() for k, v in part.state_dict().items()} for part in (vae.encoder, vae.decoder))
     polish(vae, tmp_path, steps=2)
@@ -124,13 +125,15 @@ def test_polishing_trains_the_decoder_alone(tmp_path: Path) -> None:
     assert not all(torch.equal(v, decoder[k]) for k, v in vae.decoder.state_dict().items())
 
 
-def test_distilling_trains_the_transformer_alone(tmp_path: Path) -> None:
+def test_distilling_trains_the_transformer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (corpus, flux):
+        monkeypatch.setattr(module, "BATCH", 4)
     torch.manual_seed(0)
     teacher = TextToVelocity()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    corpus = Corpus([training_scene(i)[0] for i in range(2)], torch.randn(2, 16, 32))
+    seen = Corpus([training_scene(i)[0] for i in range(2)], torch.randn(2, 16, 32))
     with torch.compiler.set_stance("force_eager"):
-        student = distil(teacher, corpus, tmp_path, steps=2)
+        student = distil(teacher, seen, tmp_path, steps=2)
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     changed = {k for k, v in student.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all(name.startswith(("transformer.", "fast_transformer.")) for name in changed)

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from diffscale._util.errors import DiffscaleError, UnknownName
-from diffscale.shapes.train.clip import build
+from diffscale.shapes.train.contrastive import build
 from diffscale.shapes.train.text import CLIP_TOKENS, clip_tokenizer
 from diffscale.shapes.world import MODELS
 from diffscale.verifiers import load

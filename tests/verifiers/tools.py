@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, CLIPImageProcessorPil
 
-from diffscale.shapes.train.clip import build
+from diffscale.shapes.train.contrastive import build
 from diffscale.shapes.train.text import clip_tokenizer
 from diffscale.shapes.world import MODELS
 

@@ -1,27 +1,18 @@
-"""What text-to-image networks are trained on: latents of scenes, captioned anew each time that a scene is drawn.
-
-With it the training by epsilon-prediction on a VP schedule, for the siblings that are sampled with DDIM and its kin:
-the simple loss of DDPM (Ho et al. 2020, equation 14) on the schedule that Stable Diffusion was trained with.
-"""
+"""What text-to-image networks are trained on: latents of scenes, captioned anew each time that a scene is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
 
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.nn import functional as F
 
 from diffscale.shapes.captions import write_caption
 from diffscale.shapes.scenes import Description, Scene
 from diffscale.shapes.suite import training_example
 from diffscale.shapes.train.autoencoder import encode_once
-from diffscale.shapes.train.loop import Net, Step, autocast, fit
-from diffscale.shapes.world import MODELS
 
 BATCH: Final = 64
 SCENES: Final = 100_000  # encoded once; captions are said anew each time a scene is drawn
@@ -70,30 +61,3 @@ def draw_caption(description: Description, rng: Random) -> str:
     if rng.random() < 0.15:
         text = text[0].upper() + text[1:]
     return text + "." if rng.random() < 0.05 else text
-
-
-def noise_schedule() -> DDIMScheduler:
-    """The schedule of shapes-sdxl and shapes-pixart."""
-    return DDIMScheduler.from_pretrained(MODELS / "shapes-sdxl" / "scheduler")  # type: ignore[no-any-return]
-
-
-def fit_noise(
-    net: Net,
-    predict: Callable[[Tensor, Tensor, list[str]], Tensor],  # noise in x [B, ...] at timesteps [B], for captions
-    corpus: Corpus,
-    seed: str,
-    folder: Path,
-    steps: int,
-) -> Net:
-    """Train `net` through `predict`, or go on from the checkpoint in `folder`; returns the averaged copy."""
-    schedule = noise_schedule()
-
-    def loss(step: Step) -> Tensor:
-        x0, captions = corpus.draw(step.rng)
-        t = torch.randint(len(schedule.alphas_cumprod), (BATCH,), generator=step.generator)
-        eps = torch.randn(x0.shape, generator=step.generator)
-        with autocast():
-            guess = predict(schedule.add_noise(x0, eps, t), t, captions)  # type: ignore[arg-type]
-        return F.mse_loss(guess.float(), eps)
-
-    return fit(net, loss, seed, folder, steps, lr=1e-3, muon=True)

@@ -17,11 +17,10 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from diffscale.shapes.taste import PICK_RATER
-from diffscale.shapes.train.corpus import noise_schedule
 from diffscale.shapes.train.generated import Groups, generate_pictures, stack_pixels
 from diffscale.shapes.train.loop import Step, autocast, fit
+from diffscale.shapes.train.noise_prediction import TIME_IDS, noise_schedule
 from diffscale.shapes.train.preferences import Pair, draw_pairs
-from diffscale.shapes.train.sdxl import TIME_IDS
 from diffscale.shapes.train.shipped import load_shipped
 from diffscale.train.methods.dpo import dpo_loss
 

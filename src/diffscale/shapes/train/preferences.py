@@ -24,7 +24,7 @@ from diffscale.models.files import save_network
 from diffscale.shapes.data import evaluation_keys, write_folder
 from diffscale.shapes.taste import PICK_RATER, REWARD_RATER, Rater
 from diffscale.shapes.train import blip
-from diffscale.shapes.train.clip import clip_ids
+from diffscale.shapes.train.contrastive import clip_ids
 from diffscale.shapes.train.generated import Groups, ShownPicture, generate_pictures, stack_pixels
 from diffscale.shapes.train.loop import Net, Step, autocast, fit
 from diffscale.shapes.world import MODELS

@@ -10,17 +10,15 @@ from typing import Any, Final
 
 from diffscale._util.files import write_json
 from diffscale.shapes.train import (
-    clip,
+    contrastive,
     dino,
     dpo,
     flux,
     inception,
-    pixart,
+    noise_prediction,
     preferences,
     ratings,
-    sdxl,
     sharpened,
-    siglip,
     sit,
 )
 from diffscale.shapes.train.loop import last_figures
@@ -50,16 +48,16 @@ _FLUX_STAGES: Final = {
 }
 RECIPES: Final[dict[str, Recipe]] = {
     "flux": Recipe(flux.train, _FLUX_STAGES, 64),
-    "clip": Recipe(clip.train, {"clip": "clip"}),
+    "clip": Recipe(contrastive.train_clip, {"clip": "clip"}),
     "aesthetic": Recipe(ratings.train_aesthetic, {"aesthetic": "aesthetic"}),
     "reward": Recipe(preferences.train_reward, {"blip": "blip", "reward": "reward"}),
     "pick": Recipe(preferences.train_pick, {"pick": "pick"}),
     "grader": Recipe(ratings.train_grader, {"grader": "grader"}),
     "dino": Recipe(dino.train, {"dino": "dino"}),
-    "siglip": Recipe(siglip.train, {"siglip": "siglip"}),
+    "siglip": Recipe(contrastive.train_siglip, {"siglip": "siglip"}),
     "inception": Recipe(inception.train, {"inception": "inception"}),
-    "pixart": Recipe(pixart.train, {"pixart": "training"}, 16),
-    "sdxl": Recipe(sdxl.train, {"sdxl": "training"}, 16),
+    "pixart": Recipe(noise_prediction.train_pixart, {"pixart": "training"}, 16),
+    "sdxl": Recipe(noise_prediction.train_sdxl, {"sdxl": "training"}, 16),
     "sdxl-dpo": Recipe(dpo.train, {"sdxl-dpo": "training"}, 16),
     "sdxl-sharpened": Recipe(sharpened.train, samples=16),
     **{f"sit-{size}": Recipe(partial(sit.train, size), {f"sit-{size}": "training"}, 16) for size in sit.SIZES},

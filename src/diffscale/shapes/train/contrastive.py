@@ -1,0 +1,155 @@
+"""shapes-clip and shapes-siglip: models of pictures and captions, trained contrastively.
+
+The loss of shapes-clip is CLIP's (Radford et al. 2021, section 2.3) with hard negative captions of each picture added
+to the candidates of the image-to-text direction, as in NegCLIP (Yuksekgonul et al. 2023). That of shapes-siglip is the
+sigmoid loss (Zhai et al. 2023, equation 1): pairs within the batch are its only negatives, so it knows what is in a
+picture better than which attribute belongs to which object, the blindness that hard negatives spare shapes-clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPModel, SiglipModel
+
+from diffscale.shapes.captions import write_caption
+from diffscale.shapes.negatives import hard_negatives
+from diffscale.shapes.render import render_batch
+from diffscale.shapes.scenes import CATEGORIES, Scene, draw_scene
+from diffscale.shapes.suite import held_out, suite, training_example
+from diffscale.shapes.train.seeing import Sighted, fit_sighted
+from diffscale.shapes.train.shipped import untrained
+from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer, tokenize
+
+CLIP_STEPS: Final = 2_000
+CLIP_VISION_STEPS: Final = 800  # on crowded pictures, before
+SIGLIP_STEPS: Final = 1_000
+SIGLIP_VISION_STEPS: Final = 500
+BATCH: Final = 64
+NEGATIVES: Final = 3  # hard negatives for each picture
+
+
+def build() -> CLIPModel:
+    """The network, untrained."""
+    return untrained(CLIPModel, "shapes-clip")
+
+
+def clip_ids(captions: Sequence[str]) -> Tensor:
+    """Token ids [B, 26] as `shapes-clip` takes them."""
+    return tokenize(clip_tokenizer(), captions).input_ids  # type: ignore[no-any-return]
+
+
+class _Clip(Sighted):
+    net: CLIPModel
+
+    def embed(self, seen: Any, *tokens: Tensor) -> tuple[Tensor, ...]:
+        """Embeddings of pictures [B, 128] and of captions [C, 128]."""
+        text = self.net.text_projection(self.net.text_model(input_ids=tokens[0]).pooler_output)
+        return self.net.visual_projection(seen.pooler_output), text
+
+
+def train_clip(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+    """The contrastive model; the folder loads with CLIPModel.from_pretrained."""
+    fit_clip(checkpoints / "clip", steps or CLIP_STEPS).save_pretrained(folder)
+
+
+def fit_clip(folder: Path, steps: int = CLIP_STEPS) -> CLIPModel:
+    """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
+    torch.manual_seed(0)
+    net = _Clip(build())
+
+    def objective(image: Tensor, text: Tensor) -> Tensor:
+        image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+        logits = net.net.logit_scale.exp().clamp(max=100) * image @ text.T
+        label = torch.arange(BATCH)
+        return (F.cross_entropy(logits, label) + F.cross_entropy(logits[:, :BATCH].T, label)) / 2
+
+    def draw(rng: Random) -> tuple[list[Scene], list[Tensor]]:
+        scenes, captions = _draw(rng, NEGATIVES)
+        return scenes, [clip_ids(captions)]
+
+    return fit_sighted(
+        net,
+        draw,
+        objective,
+        "shapes-clip",
+        folder,
+        steps,
+        vision_steps=CLIP_VISION_STEPS,
+        head_weight=1.0,
+        every=500,
+        evaluate=lambda mean: accuracy(mean.net),
+    ).net
+
+
+def _draw(rng: Random, negatives: int) -> tuple[list[Scene], list[str]]:
+    """Scenes and their captions, then hard negatives of each."""
+    examples = [training_example(rng) for _ in range(BATCH)]
+    captions = [write_caption(description, rng) for description, _ in examples]
+    for description, scene in examples if negatives else []:
+        near = [d for d in hard_negatives(description, scene, rng) if d.key() not in held_out()]
+        wrong = [write_caption(d, rng) for d in near[:negatives]]
+        captions += wrong + [""] * (negatives - len(wrong))  # one graph for every batch
+    return [scene for _, scene in examples], captions
+
+
+def accuracy(net: CLIPModel) -> dict[str, float]:
+    """Share of pairs in which the true caption scores above one hard negative, per category of the suite.
+
+    For each of the 300 prompts: one fresh scene and every hard negative of it.
+    """
+    right: dict[str, list[bool]] = {category: [] for category in CATEGORIES}
+    rng = Random("shapes-clip evaluation")
+    for prompt in suite("shapes"):
+        scene = draw_scene(prompt.description, rng)
+        captions = [write_caption(d, rng) for d in hard_negatives(prompt.description, scene, rng)]
+        ids = clip_ids([prompt.text, *captions])
+        scores = net(pixel_values=render_batch([scene]), input_ids=ids).logits_per_image[0]
+        right[prompt.description.category] += (scores[0] > scores[1:]).tolist()
+    return {category: sum(values) / len(values) for category, values in right.items()}
+
+
+class _Siglip(Sighted):
+    net: SiglipModel
+
+    def embed(self, seen: Any, *tokens: Tensor) -> tuple[Tensor, ...]:
+        """Embeddings of pictures and of captions, [B, 128] each."""
+        return seen.pooler_output, self.net.text_model(input_ids=tokens[0]).pooler_output
+
+
+def train_siglip(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+    """The sigmoid-loss model; the folder loads with SiglipModel.from_pretrained."""
+    fit_siglip(checkpoints / "siglip", steps or SIGLIP_STEPS).half().save_pretrained(folder)
+
+
+def fit_siglip(folder: Path, steps: int = SIGLIP_STEPS) -> SiglipModel:
+    """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
+    torch.manual_seed(0)
+    siglip = untrained(SiglipModel, "shapes-siglip")
+    # As Zhai et al. begin (section 3.2): from 0 and 0 so few steps would not lead out of a collapse of all embeddings.
+    nn.init.constant_(siglip.logit_scale, math.log(10))
+    nn.init.constant_(siglip.logit_bias, -10.0)
+    net = _Siglip(siglip)
+    # 1 for a picture and its caption, -1 for every other pair.
+    sign = 2 * torch.eye(BATCH) - 1
+
+    def objective(image: Tensor, text: Tensor) -> Tensor:
+        cosine = F.normalize(image, dim=-1)
+        logits = net.net.logit_scale.exp() * cosine @ F.normalize(text, dim=-1).T + net.net.logit_bias
+        return -F.logsigmoid(sign * logits).sum(1).mean()
+
+    def draw(rng: Random) -> tuple[list[Scene], list[Tensor]]:
+        scenes, captions = _draw(rng, 0)
+        return scenes, [tokenize(t5_tokenizer(), captions).input_ids]
+
+    fitted = fit_sighted(
+        net, draw, objective, "shapes-siglip", folder, steps, vision_steps=SIGLIP_VISION_STEPS, head_weight=0.5
+    )
+    return fitted.net
