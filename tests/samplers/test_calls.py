@@ -7,7 +7,7 @@ from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.scoring import frame_strip, safe_score
-from diffscale.samplers.calls import pictures
+from diffscale.samplers.calls import overridden, pictures
 
 
 class Red:
@@ -59,3 +59,15 @@ def test_a_verifier_that_chooses_among_pictures_refuses_videos():
 
     with pytest.raises(DiffscaleError, match="cannot score videos"):
         safe_score(Chooser(), torch.rand(1, 4, 3, 2, 2), ["a"])
+
+
+def test_what_is_overridden_is_as_before_afterwards_even_if_it_fails():
+    class Named:
+        name = "of the class"
+
+    target = Named()
+    target.own = 1
+    with pytest.raises(RuntimeError), overridden(target, name="ours", own=2):
+        assert (target.name, target.own) == ("ours", 2)
+        raise RuntimeError
+    assert vars(target) == {"own": 1} and target.name == "of the class"

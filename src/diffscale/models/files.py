@@ -116,7 +116,7 @@ def load_state(path: Path, sha256: str | None = None) -> dict[str, Any]:
     another digest, and for a file that cannot be read.
     """
     if path.suffix != ".safetensors":
-        _check(path, sha256)
+        _check_digest(path, sha256)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -184,7 +184,7 @@ class _Call(BaseModel, extra="allow"):
     num_inference_steps: int = Field(default=1, ge=1)
 
 
-class _Stated(BaseModel, extra="allow"):
+class _Manifest(BaseModel, extra="allow"):
     description: str = ""
     base: str = ""
     world: str = ""
@@ -197,10 +197,10 @@ class _Stated(BaseModel, extra="allow"):
 def read_manifest(folder: str) -> dict[str, Any]:
     """What `diffscale.json` in `folder` says; nothing where there is none. Raises DiffscaleError for what is wrong."""
     path = Path(folder) / "diffscale.json"
-    return checked(_Stated, read_config(path), path).model_dump(exclude_unset=True) if path.exists() else {}
+    return checked(_Manifest, read_config(path), path).model_dump(exclude_unset=True) if path.exists() else {}
 
 
-def _check(path: Path, sha256: str | None) -> None:
+def _check_digest(path: Path, sha256: str | None) -> None:
     if sha256 is None:
         raise DiffscaleError(
             f"{path.name} is a pickle and is opened only if its SHA-256 digest is known: pass sha256=... with the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
 from diffscale.models.files import locate, read_manifest
 from diffscale.models.options import LoadOptions
 from diffscale.registry import plugins
+from diffscale.samplers.arguments import call_parameters
 from diffscale.types import World
 
 
@@ -135,7 +135,7 @@ def check_negative(pipe: Any, args: Mapping[str, Any]) -> None:
     """Raises DiffscaleError for a negative prompt that the pipeline, called with `args`, would pass over."""
     if args.get("negative_prompt") is None:
         return
-    known = inspect.signature(type(pipe).__call__).parameters
+    known = call_parameters(pipe)
     # Pipelines of networks with distilled guidance do classifier-free guidance by another argument.
     scale = next((name for name in ("true_cfg_scale", "guidance_scale") if name in known), None)
     if scale is not None and isinstance(value := args.get(scale, known[scale].default), int | float) and value <= 1:
@@ -147,12 +147,11 @@ def check_negative(pipe: Any, args: Mapping[str, Any]) -> None:
 
 def plain_call(pipe: Any) -> PlainCall:
     """How figures call this pipeline: what the folder it was loaded from states, else the pipeline's own defaults."""
-    said = read_manifest(str(getattr(pipe, "name_or_path", "")))
-    call = dict(said.get("call", {}))
+    call = dict(read_manifest(str(getattr(pipe, "name_or_path", ""))).get("call", {}))
     if "num_inference_steps" in call:
         return PlainCall(call.pop("num_inference_steps"), call)
     if isinstance(pipe, ClassModel):
         return PlainCall(pipe.steps, call)
-    taken = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+    taken = call_parameters(pipe).get("num_inference_steps")
     # Pipelines of several stages have a number for each, in `args`, and are told no other.
     return PlainCall(1 if taken is None else int(taken.default), call)

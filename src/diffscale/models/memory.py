@@ -9,7 +9,7 @@ from diffusers import ModelMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
 from diffscale._util.errors import DiffscaleError, unknown
-from diffscale.models.quantization import denoisers
+from diffscale.models.quantization import denoiser_names
 
 
 def save_decoding(pipe: Any, slicing: bool, tiling: bool) -> None:
@@ -93,7 +93,7 @@ def place_networks(pipe: Any, offload: str | None, device: str) -> None:
 
 def _denoisers(pipe: Any) -> list[Any]:
     """The networks that denoise; raises DiffscaleError if none is known by its name."""
-    found = [pipe.components[name] for name in denoisers(pipe.components)]
+    found = [pipe.components[name] for name in denoiser_names(pipe.components)]
     networks = [network for network in found if isinstance(network, ModelMixin)]
     if not networks:
         raise DiffscaleError(

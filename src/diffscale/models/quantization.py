@@ -16,7 +16,7 @@ from diffscale.registry import parse
 _DENOISERS: Final = ("transformer", "unet", "prior", "decoder")
 
 
-def denoisers(names: Iterable[str]) -> list[str]:
+def denoiser_names(names: Iterable[str]) -> list[str]:
     """Which of a pipeline's components denoise, by what diffusers calls them."""
     return [name for name in names if name.startswith(_DENOISERS)]
 
@@ -105,7 +105,7 @@ def configuration(chosen: partial[Any], index: Mapping[str, Any], dtype: torch.d
         for name, entry in index.items()
         if isinstance(entry, list | tuple) and entry[0] in libraries and name not in ("scheduler", "tokenizer")
     }
-    named = [name for name in chosen.keywords["components"].split(",") if name] or denoisers(known)
+    named = [name for name in chosen.keywords["components"].split(",") if name] or denoiser_names(known)
     if not named:
         raise DiffscaleError(
             f"Name what to quantise with components=..., by commas; this model has {', '.join(sorted(known))}."

@@ -28,6 +28,11 @@ PICTURES: Final = ("image", "mask_image", "control_image")
 """Arguments that are pictures to start from."""
 
 
+def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """What the call of a pipeline takes, by name."""
+    return inspect.signature(type(pipe).__call__).parameters
+
+
 def is_text(name: str) -> bool:
     """Whether an argument is the prompt, or goes with it as another text."""
     return re.fullmatch(r"(negative_)?prompt(_\d)?", name) is not None
@@ -35,7 +40,7 @@ def is_text(name: str) -> bool:
 
 def check_arguments(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
     """Raises DiffscaleError for arguments that the pipeline does not take or that are the sampler's."""
-    taken = inspect.signature(type(pipe).__call__).parameters
+    taken = call_parameters(pipe)
     if not prompts:
         raise DiffscaleError("Give at least one prompt.")
     if "prompt" not in taken:
@@ -82,7 +87,7 @@ def no_step_left(pipe: Any, inference_steps: int, args: Mapping[str, Any]) -> st
 
     A pipeline that starts from a noised picture runs the last `strength` * `inference_steps` steps alone.
     """
-    known = inspect.signature(type(pipe).__call__).parameters
+    known = call_parameters(pipe)
     strength = args.get("strength", known["strength"].default) if "strength" in known else None
     if not isinstance(strength, int | float) or strength < 0 or int(inference_steps * strength):
         return ""
@@ -102,7 +107,7 @@ def explain_failure(
     """
     if reason := no_step_left(pipe, inference_steps, args):
         return reason
-    known = inspect.signature(type(pipe).__call__).parameters
+    known = call_parameters(pipe)
     missing = [name for name in PICTURES if name in known and args.get(name) is None]
     if not doubtful and not missing:
         return ""

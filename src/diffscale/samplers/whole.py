@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.engine.flops import count_flops
-from diffscale.samplers.arguments import arguments_of_rows, check_arguments
+from diffscale.samplers.arguments import arguments_of_rows, call_parameters, check_arguments
 from diffscale.samplers.calls import NormalDraws, counted_rows, networks_of, overridden, pictures, same_in_every_row
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.windowed.loop import NotWindowed
@@ -68,7 +67,7 @@ class WholeSampler:
         self.prompts, self.why, self.forwards = list(prompts), why, 0
         self._pipe, self._name = pipe, type(pipe).__name__
         self._inference_steps, self._args = inference_steps, dict(pipe_args or {})
-        self._taken = inspect.signature(type(pipe).__call__).parameters
+        self._taken = call_parameters(pipe)
         if not {"output_type", "return_dict"} <= set(self._taken):
             raise DiffscaleError(f"{self._name} has no output type, so it gives no pictures to search; use another.")
         self._denoisers: list[torch.nn.Module] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
+from diffscale.samplers.arguments import call_parameters
 from diffscale.samplers.calls import networks_of
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.windowed.training import PerRowDenoiser, PictureEncoder
@@ -163,7 +163,7 @@ class Policy:
 
 def _unguided(pipe: Any) -> dict[str, float]:
     """The arguments that switch classifier-free guidance off; a scale that the network is told stays."""
-    taken = inspect.signature(type(pipe).__call__).parameters
+    taken = call_parameters(pipe)
     if "true_cfg_scale" in taken:
         return {"true_cfg_scale": 1.0}
     configs = [getattr(network, "config", None) for network in networks_of(pipe)]

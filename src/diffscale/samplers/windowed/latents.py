@@ -8,13 +8,13 @@ autoencoder's posterior, are the same for every row and in every call, so that r
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffscale.engine.flops import uncounted
+from diffscale.samplers.arguments import call_parameters
 from diffscale.samplers.calls import NormalDraws, same_in_every_row
 
 
@@ -31,7 +31,7 @@ class InitialLatents:
         self.latents: Tensor | None = None
         self.noise: Tensor | None = None
         self.noise_shape: torch.Size | None = None
-        self.mixes_noise = "strength" in inspect.signature(type(pipe).__call__).parameters
+        self.mixes_noise = "strength" in call_parameters(pipe)
         self.replaceable = hasattr(pipe, "prepare_latents")
         self._noise_number: int | None = None
         self._last: Any = None

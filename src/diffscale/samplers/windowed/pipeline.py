@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.flops import count_flops
-from diffscale.samplers.arguments import arguments_of_rows, is_text, no_step_left
+from diffscale.samplers.arguments import arguments_of_rows, call_parameters, is_text, no_step_left
 from diffscale.samplers.calls import counted_rows, networks_of, overridden, same_in_every_row
 from diffscale.samplers.windowed.latents import InitialLatents
 from diffscale.samplers.windowed.loop import NotWindowed, windowed_call
@@ -32,7 +32,7 @@ class WindowedPipeline:
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str], inference_steps: int, args: Mapping[str, Any]) -> None:
-        taken = inspect.signature(type(pipe).__call__).parameters
+        taken = call_parameters(pipe)
         if "output_type" not in taken or not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
             raise NotWindowed("it has no output type or no scheduler of its own")
         self.prompts, self.forwards, self.differentiable = list(prompts), 0, False
