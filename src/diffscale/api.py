@@ -108,8 +108,8 @@ def search(
     is as the model's folder states, else the pipeline's default. `batch_size`: most rows at once, None finds it by
     itself. `gallery`: how many of the best candidates come back as thumbnails. `journal`: a file in which everything
     paid for is kept; the same call with the same file goes on where the last one was stopped. It knows a verifier by
-    its `name`, and a function by module:qualname (see `identity.name_of`): give another one to what scores otherwise.
-    `progress`: called with the NFE spent so far and the best score.
+    its `name`, and a function by module:qualname (see `fingerprints.name_of`): give another one to what scores
+    otherwise. `progress`: called with the NFE spent so far and the best score.
 
     `Result.baseline` is one plain sample of the first noise, with `number` -1 and not in the ledger if the search did
     not sample it. The result is a function of the arguments up to `dtype` and of what of `loading` is decisive, not of
@@ -117,33 +117,21 @@ def search(
     (UnknownName, BudgetTooSmall, AllCandidatesFailed) with a sentence that says what to do.
     """
     algorithm, options = parse(search, "search", SEARCHES)
-    given = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
-    loading = LoadOptions(**((loading or LoadOptions()).asked() | given))
+    short = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+    loading = LoadOptions(**((loading or LoadOptions()).asked() | short))
     device = best_device(loading.device)
-    if not isinstance(verifier, str | Verifier):
-        verifier = FunctionVerifier(name_of(verifier), verifier)
-    asked = verifier if isinstance(verifier, str) else verifier.name
     if isinstance(verifier, str):
         check_verifier(verifier)
+    elif not isinstance(verifier, Verifier):
+        verifier = FunctionVerifier(name_of(verifier), verifier)
     # A ClassLabel is a string, and stays what it is.
     condition = prompt if isinstance(prompt, str) else str(prompt)
     sampler = make_sampler(pipe_or_id, [condition], steps=steps, pipe_args=pipe_args or {}, loading=loading)
-    # After the model: what is wrong with its name, or its call, is told before another network loads.
-    if isinstance(verifier, str):
-        name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
-        verifier = load_verifier(verifier, device=device, image_model=name)
-    task = Task(
-        partial(SEARCHES[algorithm], **options),
-        prompt_index=0,
-        # A class by its id and by its name is the same search.
-        key=noise.fold(noise.root(seed), sampler.prompts[0], 0),
-        budget=nfe,
-    )
     settings = {
         "model": pipe_or_id if isinstance(pipe_or_id, str) else type(pipe_or_id).__name__,
         "prompt": sampler.prompts[0],
         "search": search,
-        "verifier": asked,
+        "verifier": verifier if isinstance(verifier, str) else verifier.name,
         "nfe": nfe,
         "seed": seed,
         "steps": sampler.steps,
@@ -151,15 +139,28 @@ def search(
         "gallery": gallery,
         **loading.decisive(),
     }
+    # After the model: what is wrong with its name, or its call, is told before another network loads.
+    if isinstance(verifier, str):
+        name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
+        verifier = load_verifier(verifier, device=device, image_model=name)
+    # A class by its id and by its name is the same search.
+    key = noise.fold(noise.root(seed), sampler.prompts[0], 0)
+    task = Task(partial(SEARCHES[algorithm], **options), prompt_index=0, key=key, budget=nfe)
     with closing(Journal(Path(journal), settings)) if journal is not None else nullcontext() as kept:
         (result,) = run_searches(
             [task], sampler, verifier, batch_size, observers, gallery=gallery, journal=kept, progress=progress
         )
         if algorithm == "random":
             return result
-        # Other searches may never sample their first noise as it is. A verifier may fail on it alone.
-        (first,) = run_searches([baseline_task(task)], sampler, verifier, batch_size, journal=kept, return_errors=True)
-    if not isinstance(first, Result):
+        return _with_baseline(result, task, sampler, verifier, batch_size, kept)
+
+
+def _with_baseline(
+    result: Result, task: Task, sampler: Sampler, verifier: Verifier, batch_size: int | None, journal: Journal | None
+) -> Result:
+    """`result` with a plain sample as its baseline: a search may never sample its first noise as it is."""
+    (first,) = run_searches([baseline_task(task)], sampler, verifier, batch_size, journal=journal, return_errors=True)
+    if not isinstance(first, Result):  # the verifier fails on it alone
         return result
     score = candidate_value(result.pool, first.best.components, verifier)
     return replace(result, baseline=replace(first.best, number=-1, score=score))
