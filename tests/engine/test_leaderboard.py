@@ -53,10 +53,7 @@ def test_the_best_is_always_among_what_is_kept_in_any_order(given, shown, rng):
     rng.shuffle(order)
     for number in order:
         leads, thumbnail = leaderboard.add(number, pool[number], 10 * number, number)
-        if leads:
-            leaderboard.pareto_front[number] = None
-        if thumbnail:
-            leaderboard.thumbnails[number] = None
+        assert (leads, thumbnail) == (number in leaderboard.pareto_front, number in leaderboard.thumbnails)
     usable = pool.isfinite().all(1)
     assert set(leaderboard.pareto_front) <= set(usable.nonzero().flatten().tolist())
     if not usable.any():
@@ -103,11 +100,7 @@ def test_many_candidates_of_one_component_cost_no_comparison_with_all(monkeypatc
     monkeypatch.setattr("diffscale.engine.leaderboard.torch.arange", None)
     scores = torch.rand(10_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for number, score in enumerate(scores):
-        leads, shown = leaderboard.add(number, score, number, number)
-        if leads:
-            leaderboard.pareto_front[number] = None
-        if shown:
-            leaderboard.thumbnails[number] = None
+        leaderboard.add(number, score, number, number)
         leaderboard.best()
     assert not looked and len(leaderboard._ranking) == 64
     order = scores[:, 0].argsort(descending=True).tolist()

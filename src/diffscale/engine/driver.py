@@ -76,9 +76,8 @@ def _run_in_order(driver: _Driver, sampler: Sampler, verifier: SetVerifier) -> N
     verifier.begin()
     for search in driver.searches:
         driver.run([search])
-        if search.leaderboard.best() is not None:
-            picture = search.best_picture()["image"].float() / 255
-            verifier.choose(picture, sampler.prompts[search.task.prompt_index])
+        if (image := search.best_image()) is not None:
+            verifier.choose(image, sampler.prompts[search.task.prompt_index])
 
 
 @dataclass

@@ -42,16 +42,15 @@ def candidate_value(pool: Tensor, components: Tensor, verifier: object) -> float
 class Leaderboard:
     """The finished candidates of one search, whatever the order in which they come.
 
-    `shown`: how many of the best are wanted as thumbnails. `pareto_front` and `thumbnails`: by number, what a journal
-    keeps of the candidates that can still be the best, and of those that can be among the best `shown`; None where
-    the journal has it, since with several components they may be many.
+    `shown`: how many of the best are wanted as thumbnails. `pareto_front` and `thumbnails`: the numbers of the
+    candidates that can still be the best, and of those that can be among the best `shown`.
     """
 
     aggregate: Aggregate | None
     shown: int
     count: int = 0
-    pareto_front: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
-    thumbnails: dict[int, Tensor | None] = field(default_factory=dict)
+    pareto_front: set[int] = field(default_factory=set)
+    thumbnails: set[int] = field(default_factory=set)
     _rows: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.float64))
     _above: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     _ranking: list[tuple[float, int]] = field(default_factory=list)  # of one component: the best, as (-score, number)
@@ -80,13 +79,19 @@ class Leaderboard:
         over = no_worse & (~no_better | earlier)
         above += no_better & (~no_worse | ~earlier)
         self._rows[number], self._above[number] = score, over.sum()
-        for held, most in ((self.pareto_front, 1), (self.thumbnails, self.shown)):
-            numbers = list(held)
-            for other, count in zip(numbers, self._above[numbers].tolist(), strict=True):
-                if count >= most:
-                    del held[other]
+        for numbers, most in ((self.pareto_front, 1), (self.thumbnails, self.shown)):
+            listed = list(numbers)
+            above_each = self._above[listed].tolist()
+            numbers.difference_update(n for n, count in zip(listed, above_each, strict=True) if count >= most)
         usable, mine = bool(score.isfinite().all()), int(self._above[number])
-        return usable and mine < 1, usable and mine < self.shown
+        return self._enter(number, usable and mine < 1, usable and mine < self.shown)
+
+    def _enter(self, number: int, leads: bool, shown: bool) -> tuple[bool, bool]:
+        if leads:
+            self.pareto_front.add(number)
+        if shown:
+            self.thumbnails.add(number)
+        return leads, shown
 
     def values(self) -> Tensor:
         """What all candidates are worth among each other, float64 [n]."""
@@ -132,11 +137,11 @@ class Leaderboard:
             return False, False
         insort(self._ranking, entry)
         if len(self._ranking) > most:
-            self.thumbnails.pop(self._ranking.pop()[1], None)
+            self.thumbnails.discard(self._ranking.pop()[1])
         leads = self._ranking[0] == entry
         if leads:
             self.pareto_front.clear()
-        return leads, self.shown > 0
+        return self._enter(number, leads, self.shown > 0)
 
     def _make_room(self, number: int, components: int) -> None:
         if number >= len(self._rows):

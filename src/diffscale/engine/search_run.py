@@ -69,7 +69,8 @@ class SearchRun:
     finished: int = 0
     finished_nfe: int = 0
     requests: int = -1
-    _first: tuple[int, dict[str, Tensor]] | None = None
+    _first: int | None = None
+    _pictures: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _parts: list[Reply] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -126,15 +127,13 @@ class SearchRun:
                 f"Search {self.name} spent {self.ledger.nfe} of {self.ledger.budget} NFE and finished no sample; one "
                 f"sample costs {self.sampler.steps} NFE, so give it a larger budget."
             )
-        if self._first is None:
-            raise DiffscaleError(self._lost("first"))
         values, pool = self.leaderboard.values(), self.leaderboard.components
         points = self.leaderboard.trace()
         if points[-1][1] < self.ledger.nfe:
             points.append((found[0], self.ledger.nfe, found[1]))
         return Result(
-            self._candidate(found[0], self.best_picture(), values),
-            self._candidate(*self._first, values),
+            self._candidate(found[0], values),
+            self._candidate(found[0] if self._first is None else self._first, values),
             self._gallery(values),
             [(nfe, value) for _, nfe, value in points],
             {
@@ -148,37 +147,24 @@ class SearchRun:
             self.sampler.prompts[self.task.prompt_index],
         )
 
-    def best_picture(self) -> dict[str, Tensor]:
-        """What is kept of the best candidate, see `_picture`; raises DiffscaleError if the journal has lost it."""
+    def best_image(self) -> Tensor | None:
+        """The best candidate so far, float32 [3, H, W] in [0, 1]; None if there is none."""
         found = self.leaderboard.best()
-        kept = None if found is None else self._kept_picture(found[0])
-        if kept is None:
-            raise DiffscaleError(self._lost("best"))
-        return kept
-
-    def _lost(self, which: str) -> str:
-        return f"The journal has lost the {which} picture of search {self.name}: remove it to start anew."
-
-    def _kept_picture(self, number: int) -> dict[str, Tensor] | None:
-        """What is kept of a candidate that can be the best."""
-        if self.journal is not None:
-            return self.journal.kept(self.name, number)
-        return self.leaderboard.pareto_front.get(number)
+        return None if found is None else self._candidate(found[0], self.leaderboard.values()).image
 
     def _gallery(self, values: Tensor) -> list[Thumbnail]:
         """The best candidates that can be shown, best first; `values`: of all candidates."""
         order = sorted(self.leaderboard.thumbnails, key=lambda number: (-float(values[number]), number))
-        found = []
-        for number in order[: self.context.gallery]:
-            image = self.leaderboard.thumbnails[number]
-            if self.journal is not None:
-                image = (self.journal.kept(self.name, number) or {}).get("thumbnail")
-            if image is not None:
-                found.append(Thumbnail(image, float(values[number]), number))
-        return found
+        images = {number: self._kept(number).get("thumbnail") for number in order[: self.context.gallery]}
+        return [Thumbnail(image, float(values[n]), n) for n, image in images.items() if image is not None]
 
-    def _candidate(self, number: int, kept: dict[str, Tensor], values: Tensor) -> Candidate:
-        leaderboard = self.leaderboard
+    def _candidate(self, number: int, values: Tensor) -> Candidate:
+        """Candidate `number`, which is the best or the baseline; raises DiffscaleError if the journal has lost it."""
+        kept, leaderboard = self._kept(number), self.leaderboard
+        if "image" not in kept:
+            raise DiffscaleError(
+                f"The journal has lost picture {number} of search {self.name}: remove it to start anew."
+            )
         return Candidate(
             kept["image"].float() / 255,
             kept["latents"],
@@ -188,6 +174,26 @@ class SearchRun:
             number,
             leaderboard.components[number].clone(),
         )
+
+    def _kept(self, number: int) -> dict[str, Tensor]:
+        """What is kept of a candidate, see `_picture`."""
+        if self.journal is None:
+            return self._pictures.get(number, {})
+        return self.journal.kept(self.name, number) or {}
+
+    def _keep(self, number: int, picture: dict[str, Tensor]) -> None:
+        """Keep a picture: in the journal, or in memory, where it is forgotten when it is overtaken for good."""
+        if self.journal is not None:
+            self.journal.keep(self.name, number, picture)
+            return
+        self._pictures[number] = picture
+        for other, tensors in list(self._pictures.items()):
+            if other not in self.leaderboard.thumbnails:
+                tensors.pop("thumbnail", None)
+            if other not in self.leaderboard.pareto_front and other != self._first:
+                self._pictures[other] = {name: each for name, each in tensors.items() if name == "thumbnail"}
+            if not self._pictures[other]:
+                del self._pictures[other]
 
     def _advance(self, answer: Any) -> None:
         """Hand over `answer` and take requests until one needs computing, or the search ends."""
@@ -263,25 +269,10 @@ class SearchRun:
             number = self.finished + reply.start + i
             leads, shown = self.leaderboard.add(number, score, nfe[i], int(keys[i]))
             # In whatever order they come, the baseline is the first of them that got a score.
-            first = bool(score.isfinite().all()) and (self._first is None or number < self._first[0])
-            if not (leads or shown or first):
-                continue
-            if images is not None and latents is not None:
-                picture = _picture(images[i], latents[i] if leads or first else None, shown)
-                if self.journal is not None:
-                    self.journal.keep(self.name, number, picture)
-            else:
-                known = None if self.journal is None else self.journal.kept(self.name, number)
-                if known is None:
-                    continue  # missed only if it is still the best at the end
-                picture = known
-            if first and "image" in picture:
-                self._first = number, picture
-            # What the journal has need not stay in memory.
-            if shown:
-                self.leaderboard.thumbnails[number] = None if self.journal is not None else picture["thumbnail"]
-            if leads:
-                self.leaderboard.pareto_front[number] = None if self.journal is not None else picture
+            first = bool(score.isfinite().all()) and (self._first is None or number < self._first)
+            self._first = number if first else self._first
+            if images is not None and latents is not None and (leads or shown or first):
+                self._keep(number, _picture(images[i], latents[i] if leads or first else None, shown))
         if images is not None:
             for observe in self.context.observers:
                 observe(self.index, keys, scores, images, nfe)
