@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -116,15 +115,13 @@ def load_data(settings: TrainConfig) -> Dataset:
     source = settings.dataset_name or settings.train_data_dir or settings.train_prompts
     assert source is not None
     want = settings.learns_from
-    if settings.train_prompts is not None and want != "prompts":
-        raise DiffscaleError(f"{settings.method} learns from {want}: give --train_data_dir or --dataset_name.")
-    if (
-        settings.train_prompts is not None
-        and not Path(source).expanduser().exists()
-        and source not in plugins("suites")
-    ):
-        raise DiffscaleError(f"There is no file {source}: give --train_prompts one of prompts.")
-    if settings.train_data_dir is not None and not Path(source).expanduser().is_dir():
+    there = Path(source).expanduser()
+    if settings.train_prompts is not None:
+        if want != "prompts":
+            raise DiffscaleError(f"{settings.method} learns from {want}: give --train_data_dir or --dataset_name.")
+        if not there.exists() and source not in plugins("suites"):
+            raise DiffscaleError(f"There is no file {source}: give --train_prompts one of prompts.")
+    if settings.train_data_dir is not None and not there.is_dir():
         raise DiffscaleError(f"There is no folder {source}: give --train_data_dir one with metadata.jsonl.")
     options = HubOptions(
         getattr(settings, "image_column", None),
@@ -168,20 +165,15 @@ def _encode_pictures(
     if height != width:
         raise DiffscaleError(f"{base.name} makes pictures of {width}x{height}: give --resolution, for square ones.")
     framing = Framing(height, settings.center_crop, settings.random_flip, settings.seed)
-    with _in_float32(base.pipe.vae):
-        name = f"{type(base.pipe).__name__} {network_digest(base.pipe.vae)}"
-        return encode_dataset(dataset, base.policy.encode, name, framing, folder, progress=progress)
-
-
-@contextmanager
-def _in_float32(network: nn.Module) -> Iterator[None]:
-    """Within it at least in float32: some autoencoders overflow in half precision, and latents are kept."""
-    dtype = next(network.parameters()).dtype
-    network.to(torch.promote_types(dtype, torch.float32))
+    vae = base.pipe.vae
+    dtype = next(vae.parameters()).dtype
+    # Some autoencoders overflow in half precision, and latents are kept.
+    vae.to(torch.promote_types(dtype, torch.float32))
     try:
-        yield
+        name = f"{type(base.pipe).__name__} {network_digest(vae)}"
+        return encode_dataset(dataset, base.policy.encode, name, framing, folder, progress=progress)
     finally:
-        network.to(dtype)
+        vae.to(dtype)
 
 
 def _move_text_encoders_off(pipe: Any) -> None:

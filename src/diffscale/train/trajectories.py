@@ -6,7 +6,7 @@ sampler steps of T / 25 down; the reward of the trajectory is the mean reward of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, Literal
@@ -116,14 +116,14 @@ class TrajectorySampler(GridSampler):
         self.forwards = 0
         self.finished: dict[tuple[int, int], Trajectory] = {}
         self._policy, self._x0, self._time, self._rows, self._hop = policy, x0, time, rows, hop
-        self._differentiating = False
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
         return State(self._policy.prior(keys), 0, keys, rows)
 
     def predict(self, state: State) -> State:
         state = self._noised(state)
-        with torch.set_grad_enabled(self._differentiating):
+        # The network's weights ask for gradients; only latents that do so get any.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and state.x.requires_grad):
             out = self._policy.output(state.x, self._now(state), self._rows[state.prompt_index])
         self.forwards += len(state)
         return self.predicted(state, out)
@@ -163,19 +163,10 @@ class TrajectorySampler(GridSampler):
         return state
 
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.set_grad_enabled(self._differentiating):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
             if latents.ndim == self._policy.like.ndim:
                 return self._policy.decode(latents)
             return self._policy.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
-
-    def gradient(
-        self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
-    ) -> tuple[State, Tensor, Tensor, Tensor]:
-        self._differentiating = True
-        try:
-            return super().gradient(state, score, record)
-        finally:
-            self._differentiating = False
 
     def _noised(self, state: State) -> State:
         """Noised data in the place of their noise; marked as such by their level."""
