@@ -35,7 +35,7 @@ from diffscale.train.training_data import TrainingData
 from diffscale.train.validation import Validation
 
 PATIENCE: Final = timedelta(days=7)
-"""That a process waits for the others: the first one encodes the data and samples alone, for hours where there are
+"""How long a process waits for the others: the first one encodes the data and samples alone, for hours where there are
 many; by default the others would give up after ten minutes on GPUs."""
 _SHARDED: Final = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 
@@ -51,7 +51,7 @@ class Ended:
 
 
 def train(config: TrainConfig, progress: Progress = silent) -> Ended:
-    """Train as `config` says, into its `output_dir`; progress is told by the first process.
+    """Train as `config` says, into its `output_dir`; the first process calls `progress`.
 
     SIGTERM saves a checkpoint after the step at hand and ends the call. Raises DiffscaleError for settings that cannot
     be met, for a loss or reward that is not finite, naming the last good checkpoint, and for a full disk, which leaves
@@ -159,7 +159,7 @@ class _Training:
         return Ended("finished", self.state.step, self.config.output_dir, result)
 
     def _step(self, terminated: bool) -> None:
-        """One optimiser step; sets `stop` if any process was told to."""
+        """Take one optimiser step; `stop` is set if any process received SIGTERM."""
         passes: list[dict[str, float]] = []
         rate, number, cost = self.optimisation.rate, self.state.step * self.method.passes, Cost()
         try:

@@ -1,4 +1,4 @@
-"""What takes the steps: the module that accelerate wraps, AdamW, the schedule, and the moving average."""
+"""Optimiser steps: the module that accelerate wraps, AdamW, the schedule, and the moving average of weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Losses(nn.Module):
         self._device = device
 
     def forward(self, loss: Callable[[], Loss]) -> Loss:
-        """What `loss` gives, in full precision but for the networks themselves."""
+        """Return what `loss` gives; all but the networks themselves computes in full precision."""
         with torch.autocast(self._device, enabled=False):
             return loss()
 
@@ -77,7 +77,7 @@ class Optimisation:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it the networks have the moving average, if there is one."""
+        """Give the networks the moving average, if there is one, until the block ends."""
         if self._ema is None:
             yield
             return

@@ -1,4 +1,4 @@
-"""What a finished training leaves: weights, the model card, pictures, plots and figures."""
+"""The files that a finished training leaves: weights, the model card, pictures, plots and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained: the denoiser of any windowed pipeline, told and decoded as its pipeline does, with gradients."""
+"""The network that is trained: the denoiser of any windowed pipeline, called as its pipeline does, with gradients."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ class Policy:
 
     @property
     def prompts(self) -> list[str]:
-        """What rows point into."""
+        """The prompts that rows point into."""
         return self._pipeline.prompts
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """What is trained, by the pipeline's names; two where one is for high and one for low noise."""
+        """The networks that are trained, by the pipeline's names; two where one is for high and one for low noise."""
         return self._pipeline.denoisers
 
     def set_prompts(self, prompts: Sequence[str], pipe_args: Mapping[str, Any] | None = None) -> None:
-        """From now on rows point into these `prompts`: those of the next batch, where all are too many to hold.
+        """Have rows point into these `prompts`: those of the next batch, where all are too many to hold.
 
         `pipe_args`: their embeddings, if embeddings were given from the start; else they are encoded now.
         """
@@ -81,7 +81,7 @@ class Policy:
     def set_embedded_prompts(
         self, prompts: Sequence[str], embeddings: Mapping[str, Tensor], sizes: Tensor | None
     ) -> None:
-        """As `set_prompts`, by what `embed` made of these prompts before.
+        """Do as `set_prompts` does, with what `embed` made of these prompts before.
 
         `sizes`: int64 [B, 6], see `PerRowDenoiser`, of the pictures that belong to them.
         """
@@ -128,11 +128,11 @@ class Policy:
 
     @property
     def copies(self) -> dict[str, nn.Module]:
-        """Of full weights: the copy that is the reference; empty without `freeze`."""
+        """The copies that are the reference of full weights; empty without `freeze`."""
         return self._frozen
 
     def freeze(self) -> None:
-        """Of full weights: keep a copy as the reference. To be called once, before the first update."""
+        """Keep a copy of full weights as the reference; this is called once, before the first update."""
         if self.adapter is None:
             self._frozen = {
                 name: copy.deepcopy(network).requires_grad_(False).eval() for name, network in self.networks.items()
@@ -140,7 +140,7 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within it the network is what it was before training, and no graph is kept.
+        """Have the network be what it was before training until the block ends; no graph is kept.
 
         Raises DiffscaleError for full weights without `freeze`.
         """
@@ -175,7 +175,10 @@ def _unguided(pipe: Any) -> dict[str, float]:
 
 @contextmanager
 def _without_lora(networks: Iterable[nn.Module], name: str) -> Iterator[None]:
-    """Within it the LoRA `name` adds nothing; others, that the base came with, stay. Raises DiffscaleError if none."""
+    """Switch the LoRA `name` off until the block ends; others, that the base came with, stay.
+
+    Raises DiffscaleError if there is none of that name.
+    """
     modules: Iterable[Any] = (layer for network in networks for layer in network.modules())
     layers = [layer for layer in modules if name in (getattr(layer, "scaling", None) or {})]
     if not layers:

@@ -23,14 +23,14 @@ class BadReward(DiffscaleError):
 
 @dataclass
 class Cost:
-    """What some work took: seconds, and pictures."""
+    """The seconds that some work took, and how many pictures it was done for."""
 
     seconds: float = 0.0
     pictures: int = 0
 
     @contextmanager
     def measured(self, device: torch.device, pictures: int = 0) -> Iterator[None]:
-        """Within it is work on `device` that counts, unless it fails."""
+        """Count the work on `device` that is done in the block, unless it fails."""
         began = _now(device)
         yield
         self.seconds += _now(device) - began
@@ -108,7 +108,7 @@ class Mixture:
         self.new = torch.zeros_like(self.new)
 
     def state_dict(self) -> list[list[float]]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return self._past.tolist()
 
     def load_state_dict(self, state: list[list[float]]) -> None:

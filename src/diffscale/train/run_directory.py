@@ -34,7 +34,7 @@ from diffscale.train.rewards import Cost, Mixture, Reward
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
 DISK_ERRORS: Final = (OSError, RuntimeError, SafetensorError)
-"""What a disk that takes no more is reported as: by Python, by torch and by safetensors."""
+"""The errors by which Python, torch and safetensors report a disk that takes no more."""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

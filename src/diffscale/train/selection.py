@@ -1,4 +1,4 @@
-"""Which trajectories to learn from: made by a search and selected by their rewards, the best one and the worst."""
+"""Selection of the trajectories to learn from: a search makes them, and their rewards decide the best and the worst."""
 
 from __future__ import annotations
 

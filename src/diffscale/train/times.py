@@ -92,7 +92,7 @@ class Times:
         return formulas.renoise(x, self.marginals(time, x), self.marginals(to, x), eps)
 
     def target(self, x0: Tensor, eps: Tensor, time: Tensor) -> Tensor:
-        """What a perfect network says of latents made of `x0` and `eps` [B, ...] at `time` [B]."""
+        """The output of a perfect network for latents made of `x0` and `eps` [B, ...] at `time` [B]."""
         return formulas.perfect_output(self.prediction, x0, eps, self.marginals(time, x0))
 
     def weight(self, time: Tensor, gamma: float) -> Tensor:

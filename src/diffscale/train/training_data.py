@@ -1,4 +1,4 @@
-"""What a training learns from, made ready: rows, latents, embeddings, validation prompts, and the batches of steps."""
+"""The data of a training, made ready: rows, latents, embeddings, validation prompts, and the batches of steps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PromptCache:
 
     @torch.no_grad()
     def set_prompts(self, prompts: Sequence[str]) -> None:
-        """From now on rows point into `prompts`, all of which were given before."""
+        """Have rows point into `prompts`, all of which were given before."""
         embeddings = None if self.embeddings is None else self.embeddings.read(prompts)
         for pipeline in self._pipelines:
             if embeddings is None:
@@ -66,7 +66,7 @@ class PromptCache:
 
 
 def _encoders_name(pipeline: WindowedPipeline, args: Mapping[str, Any]) -> str:
-    """What tells these text encoders, and how they are used, from all others."""
+    """A name that no other text encoders have, and none that are used in another way."""
     parts = dict(sorted(pipeline.components.items()))
     networks = {
         name: network_digest(part)
@@ -92,7 +92,7 @@ class TrainingData:
     own_prompts: PromptCache
 
     def set_prompts(self, batch: Batch) -> None:
-        """From now on the policy's rows 0 to B - 1 are those of `batch`."""
+        """Have the policy's rows 0 to B - 1 be those of `batch`."""
         if batch.embeddings:
             sizes = None if batch.sizes is None else batch.sizes[:, 0]
             self.base.policy.set_embedded_prompts(batch.prompts, batch.embeddings, sizes)
@@ -100,7 +100,7 @@ class TrainingData:
             self.base.policy.set_prompts(batch.prompts)
 
     def set_own_prompts(self, prompts: Sequence[str]) -> None:
-        """From now on the rows of the base's plain samplers are of `prompts`."""
+        """Have the rows of the base's plain samplers point into `prompts`."""
         self.own_prompts.set_prompts(prompts)
         self.base.sampler.prompts = self.base.own.prompts = list(prompts)
 

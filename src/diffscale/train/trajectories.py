@@ -27,9 +27,9 @@ Form = Literal["consistent", "published"]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Where one trajectory evaluated the network: latents `x` [V, ...] at `time` float64 [V], in that order.
+    """The points at which one trajectory evaluated the network, in their order.
 
-    `x0`: the data [...] that it began from; `eps`: the unit noise [...] that they were noised with at first.
+    `x` [V, ...]: latents; `time`: float64 [V]; `x0`: the data [...] that it began from; `eps`: the unit noise [...] that they were noised with at first.
     """
 
     x: Tensor
@@ -56,7 +56,7 @@ class TrajectoryBatch:
     starts: Tensor
 
     def target(self, times: Times, form: Form) -> Tensor:
-        """What the network shall say at each step [S, ...].
+        """The target of the network at each step [S, ...].
 
         `consistent`: what leads from there to the data. `published`: the target of the trajectory's first step at every
         step, as the authors' code has it, which is off once the latents have moved. Raises UnknownName for others.

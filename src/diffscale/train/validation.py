@@ -61,7 +61,7 @@ def sample(base: Base, data: TrainingData, settings: TrainConfig) -> list[Tensor
 def score(
     images: Sequence[Tensor], prompts: Sequence[str], rewards: Sequence[Reward], model: str, device: Any
 ) -> dict[str, list[Any]]:
-    """By verifier, its score of each picture (of an ensemble its components), and the judge's where it can tell."""
+    """Each verifier's score of each picture (of an ensemble its components), and the judge's where it can judge."""
     scores: dict[str, list[Any]] = {}
     for reward in rewards:
         each = [
@@ -86,7 +86,7 @@ def save(folder: Path, name: str, validation: Validation) -> None:
 
 
 def load(folder: Path, name: str) -> Validation | None:
-    """What `save` kept; None if it is not there."""
+    """Return what `save` kept, None if it is not there."""
     place = folder / FOLDER / name
     if not (place / "scores.json").exists():
         return None
@@ -95,7 +95,7 @@ def load(folder: Path, name: str) -> Validation | None:
 
 
 def gains(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
-    """By verifier the means before and after, their difference, and its standard error over two pictures or more."""
+    """Each verifier's means before and after, their difference, and its standard error over two pictures or more."""
     found = {}
     for name, new in after.items():
         old = before.get(name)

@@ -1,4 +1,4 @@
-"""What a training step gets: rows in their order, with latents, embeddings and captions left out at times.
+"""The batches of training steps: rows in their order, with latents and embeddings; captions are left out at times.
 
 All that chance decides is a pure function of the seed and of numbers. So a training that goes on after a kill sees what
 it would have seen, and every process knows its part without asking.
@@ -95,7 +95,7 @@ class Batches:
             raise ValueError("order and latents must be of the rows of the data set")
 
     def batch_of(self, step: int) -> Batch:
-        """The batch of `step`: a function of the seed and the step, whatever came before."""
+        """The batch of `step`, which is a function of the seed and the step, whatever came before."""
         rows, seed = self.order.rows_of(step), self.order.seed
         captions = [self.dataset.prompts[row] for row in rows]
         left_out = (chance(seed, "empty prompt", step, rows) < self.empty).tolist()

@@ -16,7 +16,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.suites.pictures import pixels
 
 Want = Literal["pictures", "pairs", "prompts"]
-"""What a method learns from: captioned pictures (SFT), preference pairs (DPO), or prompts alone (RLHF)."""
+"""The data that methods learn from: captioned pictures (SFT), preference pairs (DPO), or prompts alone (RLHF)."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Framing:
-    """What `--resolution`, `--center_crop` and `--random_flip` of diffusers' training scripts say.
+    """How pictures become square, as `--resolution`, `--center_crop` and `--random_flip` say.
 
     The shorter edge becomes `resolution`, antialiased; a square is cut from the middle, or at a place that `seed` and
     the picture decide. With `random_flip` there is a second view of every picture: mirrored, and cut at another place.
@@ -56,7 +56,7 @@ class Framing:
         return down, right
 
     def name(self, content: tuple[str, ...], mirrored: bool) -> str:
-        """What tells this view of a picture from all others of it."""
+        """A name that no other view of the same picture has."""
         return f"{self.resolution} {self.place(content, mirrored)} {mirrored}"
 
     def frame(self, picture: Tensor, place: tuple[float, float] | None, mirrored: bool) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ class Embeddings:
         self._store = store
 
     def read(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What the text encoders made of `prompts`, by name, a row each, on the CPU."""
+        """The embeddings of `prompts`, by name, a row each, on the CPU."""
         return self._store.read([_digest(prompt) for prompt in prompts])
 
 
@@ -204,7 +204,7 @@ def encode_texts(
 
 
 def _unless_broken(read: Callable[[int], Value], number: int) -> Value | None:
-    """What `read` gives of a row or place, None if a picture there cannot be read."""
+    """Return what `read` gives for a row or place, None if a picture there cannot be read."""
     try:
         return read(number)
     except DiffscaleError:

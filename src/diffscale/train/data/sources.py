@@ -1,4 +1,4 @@
-"""One door to all data: a folder, a file of prompts, or an id of the Hub."""
+"""Loads rows to train on from any source: a folder, a file of prompts, or an id of the Hub."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ SHARD_BYTES: Final = 2**26
 """A shard is written as soon as it has this many entries or bytes."""
 
 Made = tuple[list[int], dict[str, Tensor]]
-"""Which entries were made, and their tensors, one row each."""
+"""The numbers of the entries that were made, and their tensors, one row each."""
 
 
 class Store:

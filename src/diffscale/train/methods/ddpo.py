@@ -39,10 +39,10 @@ def ddpo_loss(
 
 
 class PromptStatistics:
-    """How much better than its prompt's usual a sample is, as in the authors' code of DDPO.
+    """Measures how much better a sample is than others of its prompt, as the authors' code of DDPO does.
 
-    A prompt's usual is that of its last `memory` rewards; a prompt with fewer than `enough` is measured by the mean and
-    deviation of all rewards given with it.
+    A prompt's last `memory` rewards are compared with; where there are fewer than `enough` of them, all rewards that
+    are given with it.
     """
 
     def __init__(self, memory: int = 16, enough: int = 16) -> None:
@@ -57,7 +57,7 @@ class PromptStatistics:
         return torch.stack([self._advantage(p, v, values) for p, v in zip(prompts, values, strict=True)])
 
     def state_dict(self) -> dict[str, list[float]]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {prompt: list(rewards) for prompt, rewards in self._rewards.items()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:

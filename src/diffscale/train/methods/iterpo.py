@@ -176,7 +176,7 @@ class Iterpo(Method):
 
     @contextmanager
     def original_rewards(self) -> Iterator[None]:
-        """Within it the rewards are what they were before the training."""
+        """Give the rewards the weights that they had before the training, until the block ends."""
         refined = self._weight_copies() if self._original else {}
         self._load_weights(self._original)
         try:
@@ -197,7 +197,7 @@ class Iterpo(Method):
 
     @cached_property
     def _prompts(self) -> list[str]:
-        """Of the gallery: some of the data."""
+        """The prompts of the gallery, which are some of the data."""
         every, root = dict.fromkeys(self.context.data.dataset.prompts), noise.root(self.settings.seed)
         return sorted(every, key=lambda prompt: noise.fold(root, "gallery", prompt))[: self.settings.refine_prompts]
 
@@ -245,7 +245,7 @@ class Iterpo(Method):
         return [verifier for verifier in verifiers if isinstance(verifier, Refinable)]
 
     def _weights(self) -> dict[str, Parameter]:
-        """Of all rewards, by name."""
+        """The weights of all rewards, by name."""
         every = enumerate(self._refinable())
         return {f"reward.{number}.{i}": w for number, verifier in every for i, w in enumerate(verifier.weights())}
 

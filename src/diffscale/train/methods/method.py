@@ -1,4 +1,4 @@
-"""What a method is, and what it is given."""
+"""The interface of methods, and the context that they work in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from diffscale.train.training_data import TrainingData
 
 @dataclass(frozen=True)
 class TrainContext:
-    """What methods work with. `rewards` one by one, `reward` all together, None where none is given."""
+    """The settings, data and rewards of a training, as methods use them.
+
+    `rewards` has them one by one, `reward` is all of them together, None where none is given.
+    """
 
     settings: TrainConfig
     data: TrainingData
@@ -66,16 +69,16 @@ class Method(ABC):
 
     @property
     def passes(self) -> int:
-        """Of an optimiser step."""
+        """The number of passes of an optimiser step."""
         return self.settings.gradient_accumulation_steps
 
     @abstractmethod
     def gather(self, number: int) -> Any:
-        """What the loss of pass `number` is made of: data, samples, choices; without a graph."""
+        """Return what the loss of pass `number` is made of (data, samples, selections), without a graph."""
 
     @abstractmethod
     def loss(self, gathered: Any) -> tuple[Tensor, dict[str, float]]:
-        """The loss of what was gathered, scalar, and what to log."""
+        """Return the loss of what was gathered, a scalar, and what to log."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors that the next pass needs and that its number does not give."""
@@ -85,14 +88,14 @@ class Method(ABC):
         """Go on from what `state_dict` gave."""
 
     def statistics(self) -> Any:
-        """What of past rewards the method goes by, equal in all processes, for JSON."""
+        """Return what the method remembers of past rewards, equal in all processes, for JSON."""
         return None
 
     def load_statistics(self, state: Any) -> None:  # noqa: B027 - most methods hold none
         """Go on from what `statistics` gave."""
 
     def original_rewards(self) -> AbstractContextManager[None]:
-        """Within it rewards are what users mean by their names, whatever the method made of them."""
+        """Undo, until the block ends, what the method made of the rewards: they are what users mean by their names."""
         return nullcontext()
 
 

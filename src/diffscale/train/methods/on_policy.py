@@ -109,7 +109,7 @@ class OnPolicyMethod(RoundMethod):
 
     @property
     def moves(self) -> int:
-        """Of each sample."""
+        """The number of moves of each sample."""
         return len(self.policy.grid()) - 1
 
     @property
@@ -118,11 +118,11 @@ class OnPolicyMethod(RoundMethod):
 
     @abstractmethod
     def sample_batch(self, number: int) -> dict[str, Tensor]:
-        """What batch `number` gives: tensors [B, ...] on the CPU, of moves [B, moves, ...]."""
+        """Sample batch `number`; the tensors are [B, ...] on the CPU, those of moves [B, moves, ...]."""
 
     @abstractmethod
     def compare(self, samples: dict[str, Tensor], captions: list[str]) -> dict[str, Tensor]:
-        """What is known once all batches of a round are sampled: further tensors."""
+        """Return further tensors, which can be computed once all batches of a round are sampled."""
 
     def gather(self, number: int) -> GatheredMoves:
         batches, size = self.settings.batches_per_round, self.settings.train_batch_size
@@ -142,12 +142,12 @@ class OnPolicyMethod(RoundMethod):
         return GatheredMoves(own, order[:, move], fresh)
 
     def by_sample(self, moves: Moves, rollout_name: str = "") -> dict[str, Tensor]:
-        """The moves of a rollout of a batch by name, [B, moves, ...], to be kept."""
+        """The moves of a rollout of a batch by name, [B, moves, ...] each, so that they can be kept."""
         kept = {name: tensor for name, tensor in vars(moves).items() if name != "rows"}
         return {f"{rollout_name}{name}": tensor.unflatten(0, (-1, self.moves)).cpu() for name, tensor in kept.items()}
 
     def moves_of(self, gathered: GatheredMoves, rollout_name: str = "") -> Moves:
-        """Of each sample the move to learn from; latents are where the network is."""
+        """The move of each sample that is learned from; latents are where the network is."""
         each, device = torch.arange(len(gathered.move)), self.policy.like.device
         x, after, time, to, log_prob = (
             gathered.samples[f"{rollout_name}{name}"][each, gathered.move]
@@ -156,7 +156,7 @@ class OnPolicyMethod(RoundMethod):
         return Moves(x.to(device), after.to(device), time, to, self.context.rows, log_prob.to(device))
 
     def reward_logs(self, gathered: GatheredMoves, *names: str) -> dict[str, float]:
-        """Of samples that are new, and not once more at every step on them."""
+        """Log the rewards of new samples, and not once more at every step that learns from them."""
         rewards = torch.cat([self.samples[name] for name in names])
         spread = {"reward": float(rewards.mean()), "reward_std": float(rewards.std(correction=0))}
         return spread if gathered.fresh else {}
