@@ -29,8 +29,8 @@ Form = Literal["consistent", "published"]
 class Trajectory:
     """The points at which one trajectory evaluated the network, in their order.
 
-    `x` [V, ...]: latents; `time`: float64 [V]; `x0`: the data [...] that it began from; `eps`: the unit noise [...] that
-    they were noised with at first.
+    `x` [V, ...]: latents; `time`: float64 [V]; `x0`: the data [...] that it began from; `eps`: the unit noise
+    [...] that they were noised with at first.
     """
 
     x: Tensor
