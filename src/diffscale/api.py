@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.fingerprints import described, name_of
+from diffscale._util.progress import Counter, silent
 from diffscale.engine import noise
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.driver import run_searches
@@ -94,7 +95,7 @@ def search(
     observers: Sequence[Observer] = (),
     gallery: int = 0,
     journal: str | Path | None = None,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Counter = silent,
 ) -> Result:
     """Search for the sample of `prompt` that the verifier likes best.
 
@@ -109,7 +110,7 @@ def search(
     itself. `gallery`: how many of the best candidates come back as thumbnails. `journal`: a file in which everything
     paid for is kept; the same call with the same file goes on where the last one was stopped. It knows a verifier by
     its `name`, and a function by module:qualname (see `fingerprints.name_of`): give another one to what scores
-    otherwise. `progress`: called with the NFE spent so far and the best score.
+    otherwise. `progress`: called with the NFE spent so far, the budget and the `best` score.
 
     `Result.baseline` is one plain sample of the first noise, with `number` -1 and not in the ledger if the search did
     not sample it. The result is a function of the arguments up to `dtype` and of what of `loading` is decisive, not of

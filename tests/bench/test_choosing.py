@@ -35,7 +35,7 @@ def test_more_prompts_behind_those_that_are_done_find_what_they_find_in_one_go(t
     home = folder(tmp_path / "grown")
     first = run(SETTINGS, chosen[:1], home)
     spent = []
-    both = run(SETTINGS, chosen[:2], home, lambda cell, nfe, total: spent.append(nfe))
+    both = run(SETTINGS, chosen[:2], home, lambda cell, nfe, total, **_: spent.append(nfe))
     assert spent[0] > 8  # the first slot's picture is chosen again from the journal, for nothing
     assert both[0] == json.loads(json.dumps(first[0]))
     again = run(SETTINGS, chosen, home)
@@ -56,7 +56,7 @@ def test_another_limit_that_puts_a_prompt_between_is_another_search_of_what_foll
 def test_a_run_that_was_stopped_goes_on_with_the_same_set(tmp_path, whole):
     chosen, home = prompts.load("shapes-mini", 3), folder(tmp_path / "killed")
 
-    def stop(cell, nfe, total):
+    def stop(cell, nfe, total, **_):
         if nfe > 8:
             raise KeyboardInterrupt
 

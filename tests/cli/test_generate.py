@@ -173,7 +173,8 @@ def test_killed_and_run_again_it_ends_with_the_same_files(tmp_path: Path) -> Non
     settings = GenerateConfig(prompt=PROMPT, budget=40, steps=4, batch_size=3, search="zero_order policy=greedy")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    def interrupt(nfe: int, best: float) -> None:
+    def interrupt(what: str, nfe: int, budget: int, **figures: float) -> None:
+        assert what == "searching" and budget == 40 and set(figures) == {"best"}
         if nfe > 20:
             raise KeyboardInterrupt
 
@@ -184,7 +185,7 @@ def test_killed_and_run_again_it_ends_with_the_same_files(tmp_path: Path) -> Non
         generate.run(settings, killed, interrupt)
     assert prepare(killed, settings) is None
     spent = []
-    result = generate.run(settings, killed, lambda nfe, best: spent.append(nfe))
+    result = generate.run(settings, killed, lambda what, nfe, budget, **_: spent.append(nfe))
     assert spent[0] > 20  # what was paid for before is not run again
     assert {k: v for k, v in result.items() if "seconds" not in k} == {
         k: v for k, v in expected.items() if "seconds" not in k

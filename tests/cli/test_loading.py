@@ -110,7 +110,7 @@ def test_a_run_goes_on_with_other_memory_options(tmp_path: Path, monkeypatch: py
     job = generate.run
 
     def interrupted(settings: Any, folder: Path, _: Any = None) -> Any:
-        def stop(nfe: int, best: float) -> None:
+        def stop(what: str, nfe: int, budget: int, **_: float) -> None:
             if nfe >= 4:
                 raise KeyboardInterrupt
 
@@ -121,7 +121,9 @@ def test_a_run_goes_on_with_other_memory_options(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(generate, "run", interrupted)
     assert _run(monkeypatch, *arguments) == 130
     seen: list[int] = []
-    monkeypatch.setattr(generate, "run", lambda settings, out, _=None: job(settings, out, lambda n, b: seen.append(n)))
+    monkeypatch.setattr(
+        generate, "run", lambda settings, out, _=None: job(settings, out, lambda what, n, *_, **__: seen.append(n))
+    )
     memory = ["--vae-slicing", "--vae-tiling", "--attention", "native"]
     assert _run(monkeypatch, *arguments, *memory) == 0
     assert seen == [6]  # what was paid for before is not run again

@@ -367,7 +367,8 @@ def test_after_a_restart_the_best_and_the_thumbnails_come_from_the_journal(tmp_p
         verifier = Ensemble("both", [verifier, Greenness()], [1.0, 1.0])
 
     def run(path, sampler, stop=math.inf):
-        def progress(nfe, best):
+        def progress(nfe, budget, best):
+            assert budget == 4 * 40
             if nfe > stop:
                 raise KeyboardInterrupt
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 
 class Progress(Protocol):
@@ -11,5 +12,9 @@ class Progress(Protocol):
     def __call__(self, what: str, done: int, total: int, **figures: float) -> None: ...
 
 
-def silent(what: str, done: int, total: int, **figures: float) -> None:
-    """A `Progress` that tells nobody."""
+Counter = Callable[..., None]
+"""`partial(progress, what)`: what does one thing calls it with `done`, `total` and figures."""
+
+
+def silent(*counts: Any, **figures: Any) -> None:
+    """A `Progress`, and a `Counter`, that tells nobody."""

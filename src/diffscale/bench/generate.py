@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from diffscale import api, verifiers
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import replacing, write_json
+from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import GenerateConfig
 from diffscale.bench.series import costs_of
 from diffscale.engine.results import Result
@@ -54,7 +55,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     return None
 
 
-def run(settings: GenerateConfig, folder: Path, progress: Callable[[int, float], None] | None = None) -> dict[str, Any]:
+def run(settings: GenerateConfig, folder: Path, progress: Progress = silent) -> dict[str, Any]:
     """Search as `settings` say and write the results to the prepared `folder`; returns what result.json holds.
 
     Raises DiffscaleError for settings that cannot be met and for a full disk.
@@ -62,7 +63,7 @@ def run(settings: GenerateConfig, folder: Path, progress: Callable[[int, float],
     result = api.search(
         settings.model, settings.prompt, search=settings.search, verifier=settings.verifier, nfe=settings.budget,
         seed=settings.seed, steps=settings.steps, pipe_args=settings.call_args, batch_size=settings.batch_size,
-        loading=settings, gallery=SHOWN, journal=folder / "journal.sqlite", progress=progress,
+        loading=settings, gallery=SHOWN, journal=folder / "journal.sqlite", progress=partial(progress, "searching"),
     )  # fmt: skip
     summary = _summary(settings, result)
     title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{result.prompt}”"

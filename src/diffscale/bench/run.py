@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import parse_jsonl
+from diffscale._util.progress import Counter, Progress, silent
 from diffscale.api import make_sampler
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.series import Cell, PromptRepeat, costs_of, rows_of, safe_name, tasks_of
@@ -34,21 +35,19 @@ from diffscale.types import NeedsIntermediateX0, PoolVerifier, Sampler, SetVerif
 from diffscale.verifiers import load as load_verifier
 from diffscale.verifiers.heldout import heldout_scores
 
-Progress = Callable[[Cell, int, int], None]
-"""Called with a cell, what it has spent, and what it may spend, in NFE over all its prompts."""
-
 
 def run(
     settings: BenchConfig,
     prompts: list[str],
     folder: Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     only: Sequence[Cell] | None = None,
 ) -> list[dict[str, Any]]:
     """Run all cells that are not done and return all samples, one for each cell, prompt and repeat.
 
     `folder` holds `samples.jsonl`, a line for each finished search, `journal.sqlite`, from which a run that was killed
-    goes on, and the best pictures. `only`: these cells instead of all combinations.
+    goes on, and the best pictures. `progress` is called with a cell's name and its NFE over all its prompts. `only`:
+    these cells instead of all combinations.
 
     Raises DiffscaleError for settings that cannot be met; a search that finds nothing becomes a sample with `error`.
     """
@@ -76,7 +75,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 class _Bench:
     """What the cells of a run share. `done`: finished samples by name."""
 
-    def __init__(self, settings: BenchConfig, prompts: list[str], folder: Path, progress: Progress | None) -> None:
+    def __init__(self, settings: BenchConfig, prompts: list[str], folder: Path, progress: Progress) -> None:
         self.settings, self.folder, self.progress = settings, folder, progress
         device = best_device(settings.device)
         self.verifiers = {
@@ -125,19 +124,18 @@ class _Bench:
         # need.
         tasks = tasks_of(cell.search, cell.budget, wanted, rows, self.settings.seed, [names[i] for i in left])
         self._sample_plainly(cell, wanted, tasks, journal)
-        for each, task, outcome in zip(wanted, tasks, self._search(cell, tasks, journal, self.progress), strict=True):
+        outcomes = self._search(cell, tasks, journal, partial(self.progress, cell.name))
+        for each, task, outcome in zip(wanted, tasks, outcomes, strict=True):
             if task.name not in self.done:
                 self.done[task.name] = self._sample(cell, each, task, outcome)
                 with self.file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(self.done[task.name], ensure_ascii=False) + "\n")
 
-    def _search(self, cell: Cell, tasks: list[Task], journal: Journal, progress: Progress | None) -> list[Any]:
+    def _search(self, cell: Cell, tasks: list[Task], journal: Journal, progress: Counter = silent) -> list[Any]:
         """What the searches find, or their DiffscaleErrors."""
-        total = cell.budget * len(tasks)
-        told = None if progress is None else lambda spent, _: progress(cell, spent, total)
         verifier, batch_size = self.verifiers[cell.verifier], self.settings.batch_size
         return run_searches(
-            tasks, self.sampler, verifier, batch_size, journal=journal, progress=told, return_errors=True
+            tasks, self.sampler, verifier, batch_size, journal=journal, progress=progress, return_errors=True
         )
 
     def _sample_plainly(
@@ -152,7 +150,7 @@ class _Bench:
                 name = task.name
             if (cell.verifier, each) not in self.first:
                 fresh[each] = replace(baseline_task(task), budget=self.sampler.steps, name=f"{name} | plain")
-        for each, outcome in zip(fresh, self._search(cell, list(fresh.values()), journal, None), strict=True):
+        for each, outcome in zip(fresh, self._search(cell, list(fresh.values()), journal), strict=True):
             if isinstance(outcome, Result):
                 self.first[cell.verifier, each] = outcome.best
 

@@ -29,7 +29,7 @@ def bench(
     prompts = prompt_files.load(settings.suite, settings.limit)
     output.mkdir(parents=True, exist_ok=True)
     with progress_bars(console, "NFE") as progress:
-        samples = job.run(settings, prompts, output, lambda cell, spent, total: progress(cell.name, spent, total))
+        samples = job.run(settings, prompts, output, progress)
     rows = write(settings, job.cells(settings), samples, output)
     _print_results(console, rows, output)
 

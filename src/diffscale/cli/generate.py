@@ -28,9 +28,7 @@ def generate(
         console.print(f"{output} already holds this run; nothing was computed.")
     else:
         with progress_bars(console, "NFE") as progress:
-            summary = job.run(
-                settings, output, lambda nfe, best: progress("searching", nfe, settings.budget, best=best)
-            )
+            summary = job.run(settings, output, progress)
     _print_summary(console, summary, output)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from diffscale._util.errors import BudgetTooSmall, DiffscaleError, Unsuited
+from diffscale._util.progress import Counter, silent
 from diffscale.engine.executors import Executor, InlineExecutor, Job, JobPart
 from diffscale.engine.journal import Journal, Reply
 from diffscale.engine.results import Observer, Result
@@ -28,7 +29,7 @@ def run_searches(
     *,
     gallery: int = 0,
     journal: Journal | None = None,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Counter = silent,
     return_errors: bool = False,
     executor: Executor | None = None,
 ) -> list[Any]:
@@ -36,9 +37,9 @@ def run_searches(
 
     `batch_size`: most rows at once (None: found by itself); halved whenever memory runs out. `gallery`: how many of a
     search's best candidates come back as thumbnails. `journal`: replies are taken from there and written there.
-    `progress`: called with the NFE computed so far and the best score, over all tasks. `return_errors`: a search that
-    found nothing gives its DiffscaleError in the place of its Result, and none is raised. `executor`: computes the
-    micro-batches with `sampler` and `verifier`; None computes them in this process.
+    `progress`: called with the NFE computed so far, the budget and the `best` score, over all tasks. `return_errors`:
+    a search that found nothing gives its DiffscaleError in the place of its Result, and none is raised. `executor`:
+    computes the micro-batches with `sampler` and `verifier`; None computes them in this process.
 
     Raises BudgetTooSmall if a budget does not pay for one sample (before anything runs) or a search finishes none,
     AllCandidatesFailed if a search got no finite score, and Unsuited if it asked for what the verifier cannot give; all
@@ -86,7 +87,7 @@ class _Driver:
 
     searches: Sequence[SearchRun]
     executor: Executor
-    progress: Callable[[int, float], None] | None
+    progress: Counter
 
     def run(self, searches: Sequence[SearchRun]) -> None:
         """Run `searches` to their end, round by round: every round computes all that they wait for."""
@@ -99,9 +100,10 @@ class _Driver:
                 self._report()
 
     def _report(self) -> None:
-        if self.progress is not None:
+        if self.progress is not silent:
             bests = [best[1] for search in self.searches if (best := search.leaderboard.best())]
-            self.progress(sum(search.spent for search in self.searches), max(bests, default=-math.inf))
+            spent, budgets = zip(*((each.spent, each.task.budget) for each in self.searches), strict=True)
+            self.progress(sum(spent), sum(budgets), best=max(bests, default=-math.inf))
 
 
 def _alike(searches: Sequence[SearchRun]) -> list[list[SearchRun]]:

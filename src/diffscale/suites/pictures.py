@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.progress import Counter, silent
 from diffscale.engine.batching import MicroBatch
 from diffscale.registry import plugins
 from diffscale.suites.prompts import read_rows, text_in
@@ -104,7 +105,7 @@ class Pictures:
         self,
         work: Callable[[Tensor, list[int]], Tensor],
         batch_size: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Counter = silent,
     ) -> Tensor:
         """`work(images [b, 3, H, W], their indices)` for all, in batches of one size: its rows, on the CPU, in order.
 
@@ -120,8 +121,7 @@ class Pictures:
             for part, answer in micro.map(lambda s, g=group: work(self.load(g[s]), g[s]).cpu(), len(group)):  # type: ignore[misc]
                 found.append(answer)
                 order += group[part]
-                if progress is not None:
-                    progress(len(order), len(self))
+                progress(len(order), len(self))
         return torch.cat(found)[torch.tensor(order).argsort()]
 
 

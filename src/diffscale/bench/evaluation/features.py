@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import replacing
+from diffscale._util.progress import Counter, silent
 from diffscale.bench.evaluation.extractors import Extractor
 from diffscale.metrics.statistics import Statistics, load_reference
 from diffscale.suites.pictures import Pictures
@@ -35,7 +35,7 @@ def features(
     pictures: Pictures,
     extractor: Extractor,
     batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Counter = silent,
 ) -> NDArray[np.float32]:
     """Features [N, D] of all pictures, in their order; of pictures seen before by this extractor, from the cache.
 
@@ -77,7 +77,7 @@ def statistics(
     extractor: Extractor,
     rows_for: str | None = None,
     batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Counter = silent,
 ) -> Statistics:
     """Statistics of pictures, or those that a file holds.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.progress import Counter, silent
 from diffscale.engine.scoring import safe_score
 from diffscale.metrics.bootstrap import interval, over_groups
 from diffscale.registry import plugins
@@ -28,7 +28,7 @@ def verifier_mean(
     pictures: Pictures,
     device: Any = "cpu",
     batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Counter = silent,
 ) -> dict[str, float]:
     """`mean`, `low` and `high` (95%, over prompts, pictures of one averaged first) of a verifier's scores, and
     `dropped`, how many pictures it could not score.
@@ -55,7 +55,7 @@ def verifier_mean(
 
 
 def composition(
-    pictures: Pictures, batch_size: int | None = None, progress: Callable[[int, int], None] | None = None
+    pictures: Pictures, batch_size: int | None = None, progress: Counter = silent
 ) -> dict[str, dict[str, float]]:
     """The scores in [0, 1] of the judge of the pictures' world: `mean`, `low`, `high` as of `verifier_mean`, for `all`
     pictures and for each category that their prompts are of.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.pixels import eight_bit
+from diffscale._util.progress import Counter, silent
 from diffscale._util.store import SqliteStore
 from diffscale.bench.papers.points import Call, Models, Point
 from diffscale.bench.series import PromptRepeat, rows_of, safe_name, tasks_of
@@ -59,7 +60,7 @@ class Samples:
     @torch.no_grad()
     def make(
         self, wanted: Iterable[tuple[PromptRepeat, int]], record: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Counter = silent,
     ) -> int:  # fmt: skip
         """Sample the candidates `wanted` that are missing, with their predictions at `LEVEL` if `record`; how many.
 
@@ -87,8 +88,7 @@ class Samples:
             )
 
         for part, _ in MicroBatch(self._batch_size).map(sample, len(missing), sampler.steps):
-            if progress is not None:
-                progress(part.stop, len(missing))
+            progress(part.stop, len(missing))
         return len(missing)
 
     def pictures(self, wanted: PromptRepeat, numbers: Sequence[int], recorded: bool = False) -> Tensor:
@@ -103,7 +103,7 @@ class Samples:
 
     def search(
         self, point: Point, verifier_id: str, load: Callable[[], Verifier], wanted: Sequence[PromptRepeat],
-        progress: Callable[[int, float], None] | None = None,
+        progress: Counter = silent,
     ) -> list[Found]:  # fmt: skip
         """What the search of `point` finds for all that is `wanted`, and what its `final` call made of it.
 
@@ -128,7 +128,7 @@ class Samples:
 
     def _search(
         self, point: Point, verifier: Verifier, wanted: Sequence[PromptRepeat], journal: Journal,
-        progress: Callable[[int, float], None] | None,
+        progress: Counter,
     ) -> list[Found]:  # fmt: skip
         prompts, rows = rows_of(wanted)
         sampler = self._models.sampler(self.call, prompts)

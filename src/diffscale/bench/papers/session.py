@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import write_json
 from diffscale._util.fingerprints import json_digest
+from diffscale._util.progress import Counter, Progress, silent
 from diffscale.bench.papers import trainings
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.bench.papers.plan import Speeds, candidates, plan
@@ -25,7 +26,6 @@ from diffscale.bench.papers.recipe import Part, Setting, of_shapes
 from diffscale.bench.papers.samples import Found, Samples
 from diffscale.bench.papers.scores import Scores
 from diffscale.bench.papers.sets import Sets
-from diffscale.bench.papers.trainings import Progress
 from diffscale.bench.series import PromptRepeat, safe_name
 from diffscale.models.load import best_device, world_of
 from diffscale.models.options import LoadOptions
@@ -127,7 +127,7 @@ def discard(folder: Path, items: Iterable[str]) -> None:
 
 
 def run(
-    item: str, setting: Setting, session: Session, progress: Progress | None = None, recording: Container[Call] = ()
+    item: str, setting: Setting, session: Session, progress: Progress = silent, recording: Container[Call] = ()
 ) -> bool:
     """Run an item unless its numbers are there and up to date; whether it was run.
 
@@ -149,18 +149,16 @@ def run(
 
 
 def _run_part(
-    item: str, name: str, part: Part, session: Session, progress: Progress | None, recording: Container[Call]
+    item: str, name: str, part: Part, session: Session, progress: Progress, recording: Container[Call]
 ) -> dict[str, Any]:
     wanted = prompt_repeats(part)
     needs = plan([Setting(view="table", parts={name: part})])
     for call, pool in needs.pools.items():
-        bar = None if progress is None else _bar(progress, f"{item}: {call.model}")
+        bar = partial(progress, f"{item}: {call.model}")
         session.samples(call).make(candidates(pool), call in needs.recorded or call in recording, bar)
     rows: dict[str, list[dict[str, Any]]] = {series: [] for series in part.series}
     for series, number, point in every_point(part):
-        total = point.budget * len(wanted)
-        bar = None if progress is None else _bar(progress, f"{item}: {series}", total)
-        pictures, nfe, flops = _find(point, wanted, session, bar)
+        pictures, nfe, flops = _find(point, wanted, session, partial(progress, f"{item}: {series}"))
         row = {"nfe": nfe, "flops": flops, "search_nfe": point.budget, "model": point.call.model}
         row |= _measured(part, point.call.model, pictures, wanted, session)
         if part.strips:
@@ -177,11 +175,6 @@ def _run_part(
     }
 
 
-def _bar(progress: Progress, what: str, total: int = 0) -> Callable[[int, float], None]:
-    """`progress` of one thing, of `total`, or of as much as it is told."""
-    return lambda done, most: progress(what, done, total or int(most))
-
-
 def _categories(part: Part, conditions: Sequence[str]) -> list[str]:
     """As the file of prompts says, or the judge of the model's world; empty where neither knows."""
     known = categories(part.prompts)
@@ -192,15 +185,14 @@ def _categories(part: Part, conditions: Sequence[str]) -> list[str]:
     return [known.get(prompt, "") for prompt in conditions]
 
 
-def _find(
-    point: Point, wanted: Sequence[PromptRepeat], session: Session, bar: Callable[[int, float], None] | None
-) -> Found:
+def _find(point: Point, wanted: Sequence[PromptRepeat], session: Session, progress: Counter) -> Found:
     """The pictures of a point, uint8 [wanted, 3, H, W], and what one of them cost on average."""
     samples, model = session.samples(point.call), point.call.model
     if not point.pooled:
         verifier = point.verifier
+        scores = session.scores
         found = samples.search(
-            point, session.scores.id(verifier, model), lambda: session.scores.verifier(verifier, model), wanted, bar
+            point, scores.id(verifier, model), lambda: scores.verifier(verifier, model), wanted, progress
         )
         pictures, nfe, flops = zip(*found, strict=True)
         return Found(torch.stack(pictures), sum(nfe) / len(found), sum(flops) / len(found))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +19,7 @@ from accelerate.state import AcceleratorState, GradientState
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, unknown
 from diffscale._util.fingerprints import json_digest
-from diffscale._util.progress import Progress as TrainProgress
-from diffscale._util.progress import silent
+from diffscale._util.progress import Progress, silent
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.bench.series import safe_name
 from diffscale.models.load import world_of
@@ -34,8 +33,6 @@ _RESOLVED: Final = re.compile(r"training (?P<id>\S+) of (?P<base>.+)")
 _PASSING: Final = {"output_dir", "logging_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit",
                    "resume_from_checkpoint", "validation_steps", "cache_dir", "train_data_dir"}  # fmt: skip
 _STATED: Final = {"method", "pretrained_model_name_or_path", "reward"}
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 def expanded(trainings: Mapping[str, Any], recipes: Path, paper: str, setting: str) -> dict[str, Any]:
@@ -117,7 +114,7 @@ def seconds(full: TrainConfig, sample: int, nfe_per_second: float) -> float:
     return min(steps * full.evaluations(sample) / nfe_per_second, full.max_train_seconds or float("inf"))
 
 
-def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress | None = None) -> Path:
+def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress = silent) -> Path:
     """The folder of a training in `cache`: a finished one as it is, one that was stopped gone on with to its end.
 
     `progress` is called with what is done, which begins with `name`. Raises DiffscaleError as `loop.train`, and where
@@ -131,7 +128,7 @@ def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress
     # accelerate keeps the precision of one training for the next.
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    ended = loop.train(full, silent if progress is None else _bar(progress, name, full.max_train_seconds))
+    ended = loop.train(full, _by_seconds(progress, name, full.max_train_seconds))
     if ended.how == "stopped":
         raise DiffscaleError(f"{name} stopped at step {ended.step}, which is saved: give the same command again.")
     return folder
@@ -160,7 +157,7 @@ def draw(data: str, home: Path) -> Path:
     return folder
 
 
-def _bar(progress: Progress, name: str, most: float | None) -> TrainProgress:
+def _by_seconds(progress: Progress, name: str, most: float | None) -> Progress:
     """Steps as a bar of seconds, where these end a training."""
     spent = 0.0
 

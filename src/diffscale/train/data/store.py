@@ -19,6 +19,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError, first_line
 from diffscale._util.files import replacing
 from diffscale._util.fingerprints import array_digest
+from diffscale._util.progress import Counter, silent
 from diffscale.engine.batching import MicroBatch
 
 SHARD_ROWS: Final = 1024
@@ -67,7 +68,7 @@ class Store:
         keys: Sequence[str],
         make: Callable[[list[int]], Made],
         batch_size: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Counter = silent,
         shard_rows: int = SHARD_ROWS,
     ) -> None:
         """Make and write the entries of `keys` that are missing, shard by shard.
@@ -84,8 +85,7 @@ class Store:
             if size >= SHARD_BYTES or sum(len(numbers) for numbers, _ in waiting) >= shard_rows:
                 self._write_shard(keys, waiting)
                 waiting = []
-            if progress is not None:
-                progress(part.stop, len(missing))
+            progress(part.stop, len(missing))
         self._write_shard(keys, waiting)
 
     def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
