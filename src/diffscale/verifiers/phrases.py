@@ -11,20 +11,100 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
-from diffscale.verifiers.words import (
-    ADVERBS,
-    BE,
-    COLOURS,
-    COUNTS,
-    DETERMINERS,
-    FUNCTION,
-    IRREGULAR,
-    NOUNS_LIKE_VERBS,
-    OPENINGS,
-    RELATIONS,
-    VERBS,
+
+def _listed(text: str) -> list[str]:
+    return text.split()
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_listed(text))
+
+
+COUNTS: Final = {
+    word: i for i, word in enumerate(_listed("one two three four five six seven eight nine ten eleven twelve"), start=1)
+}
+
+DETERMINERS: Final = _words(
+    """
+    a an the this that these those some any many several few each every another both all no my your his her its our
+    their
+    """
 )
+
+BE: Final = _words("is are was were be been being am looks look seems seem appears becomes feels")
+
+FUNCTION: Final = _words(
+    """
+    of in on at by for from with without to into onto over under above below beneath underneath beside besides
+    between among behind before after during through across along around against near next inside outside within
+    upon off out up down toward towards about like than via per beyond amid atop while and or but nor so yet as if
+    because when where which who whose whom what how why there here then it he she they we i you him them us me
+    itself himself herself themselves something someone nothing has have had do does did can could will would shall
+    should may might must not very too also just only more most
+    """
+)
+"""Prepositions and particles, then conjunctions, pronouns, question words, auxiliaries and adverbs of degree."""
+
+OPENINGS: Final = tuple(
+    f"{article} {kind}"
+    for article in ("a", "an", "the")
+    for kind in _listed("photo picture image photograph painting drawing illustration rendering close-up")
+)
+
+RELATIONS: Final = (
+    (r"(?:up)?on (?:the )?left(?:[- ]hand)?(?: side)? of|to the left(?: side)? of|(?:at the )?left of", "left"),
+    (r"(?:up)?on (?:the )?right(?:[- ]hand)?(?: side)? of|to the right(?: side)? of|(?:at the )?right of", "right"),
+    (r"on (?:the )?top of|at the top of|atop|above|over", "above"),
+    (r"(?:on|at) (?:the )?bottom of|below|beneath|underneath|under", "below"),
+    (r"next to|on (?:the )?side of|beside|near|close to", "near"),
+)
+"""Patterns of relations and their kinds, those of T2I-CompBench among them; the first that fits is meant."""
+
+COLOURS: Final = _words(
+    """
+    red green blue yellow orange purple pink brown black white gray grey gold golden silver beige cyan magenta
+    violet turquoise maroon teal navy tan crimson
+    """
+)
+
+ADVERBS: Final = _words("together away fast back forward around again now always never outdoors indoors")
+
+VERBS: Final = _words(
+    """
+    sits sat sit stands stood stand lies lay lying lays hangs hung hang holds held hold wears wore wear eats ate eat
+    drinks drank runs ran rides rode ride plays walks flies flew fly swims swam jumps sleeps slept carries reads
+    wrote writes looks looked watches chases chased catches caught throws threw kicks pulls pushes drives drove
+    sings sang dances rests rested leans leaned contains contained covers surrounds shines shone glows smells
+    smelled contrasts contrasted gives gave takes took makes made keeps kept sees saw goes went comes came falls
+    fell rises rose grows grew
+    """
+)
+"""Common forms that a noun phrase does not end in; those in -ing and -ed are told by their endings."""
+
+NOUNS_LIKE_VERBS: Final = _words(
+    """
+    building painting ceiling railing ring earring string spring wing king thing clothing evening morning wedding
+    pudding lightning awning swing viking duckling dumpling stocking opening drawing writing frosting icing topping
+    bed shed seed weed sled reed bread steed red butterfly dragonfly lily jelly belly family fly ally bully
+    """
+)
+
+UNCHANGED: Final = _words("sheep fish deer glasses pants scissors jeans shorts headphones series gas lens canvas dress")
+"""Nouns that stay as they are in the singular."""
+
+IRREGULAR: Final = {noun: noun for noun in UNCHANGED} | dict(
+    pair.split(":")
+    for pair in _listed(
+        """
+        men:man women:woman children:child people:person mice:mouse geese:goose feet:foot teeth:tooth knives:knife
+        wolves:wolf leaves:leaf loaves:loaf shelves:shelf scarves:scarf shoes:shoe canoes:canoe movies:movie
+        cookies:cookie ties:tie pies:pie vases:vase houses:house horses:horse buses:bus axes:axe oboes:oboe
+        """
+    )
+)
+"""Plurals and their singulars."""
 
 
 @dataclass(frozen=True)
@@ -66,37 +146,31 @@ def read_prompt(prompt: str) -> Reading:
     tokens = _tokens(prompt)
     phrases: list[Phrase] = []
     actions: list[str] = []
-    ends: list[int] = []
     related: list[tuple[int, str]] = []
-    at = 0
-    after_be = False
-    while at < len(tokens):
-        token = tokens[at]
+    start, phrase_end, after_be = 0, 0, False
+    while start < len(tokens):
+        token = tokens[start]
         if token.startswith("<"):
             related.append((len(phrases), token[1:-1]))
-        if _determines(token) or _content(token):
-            end = _end(tokens, at)
-            run = tokens[at:end]
-            # "is shaking hands", "dogs | chasing cats": what is done comes before whom it is done to.
-            if len(run) > 1 and _ing(run[0]) and (after_be or at in ends):
-                actions.append(run.pop(0))
-                after_be = False
-            found, left = _phrase(run, tokens[end] if end < len(tokens) else "", after_be)
-            actions.extend(left)
-            if found is not None:
-                phrases.append(found)
-                ends.append(end)
-            at, after_be = end, False
+        if not _determines(token) and not _content(token):
+            # "there is a" says that something is, "it is red" says how it is.
+            after_be = token in BE and (start == 0 or tokens[start - 1] != "there")
+            start += 1
             continue
-        # "there is a" says that something is, "it is red" says how it is.
-        after_be = token in BE and (at == 0 or tokens[at - 1] != "there")
-        at += 1
-    relation = None
-    for before, kind in related:
-        if 0 < before < len(phrases):
-            relation = phrases[before - 1], kind, phrases[before]
-            break
-    return Reading(tuple(phrases), relation, tuple(actions))
+        end = _end(tokens, start)
+        run = tokens[start:end]
+        # "is shaking hands", "dogs | chasing cats": what is done comes before whom it is done to.
+        if len(run) > 1 and _ing(run[0]) and (after_be or (phrases and start == phrase_end)):
+            actions.append(run.pop(0))
+            after_be = False
+        phrase, rest = _phrase(run, tokens[end] if end < len(tokens) else "", after_be)
+        actions.extend(rest)
+        if phrase is not None:
+            phrases.append(phrase)
+            phrase_end = end
+        start, after_be = end, False
+    between = [(phrases[i - 1], kind, phrases[i]) for i, kind in related if 0 < i < len(phrases)]
+    return Reading(tuple(phrases), between[0] if between else None, tuple(actions))
 
 
 def singular(noun: str) -> str:
@@ -122,8 +196,12 @@ def _tokens(prompt: str) -> list[str]:
     return re.findall(r"<\w+>|[\w'-]+|[.,;:!?()]", text)
 
 
+def _counts(token: str) -> bool:
+    return token in COUNTS or token.isdecimal()
+
+
 def _determines(token: str) -> bool:
-    return token in DETERMINERS or token in COUNTS or token.isdecimal()
+    return token in DETERMINERS or _counts(token)
 
 
 def _content(token: str) -> bool:
@@ -132,26 +210,23 @@ def _content(token: str) -> bool:
 
 def _end(tokens: list[str], start: int) -> int:
     """Where the run of words that starts at `start` ends: before a function word, a sign or the next determiner."""
-    at = start + 1
-    if tokens[start] in DETERMINERS and at < len(tokens) and (tokens[at] in COUNTS or tokens[at].isdecimal()):
-        at += 1
+    second = start + 1
+    if tokens[start] in DETERMINERS and second < len(tokens) and _counts(tokens[second]):
+        second += 1
     determined = _determines(tokens[start])
-    first = at if determined else start
-    while at < len(tokens):
-        token = tokens[at]
-        following = tokens[at + 1] if at + 1 < len(tokens) else ""
-        words = at - first
+    first = second if determined else start
+    for end in range(second, len(tokens)):
+        token, words = tokens[end], tokens[first:end]
+        following = tokens[end + 1] if end + 1 < len(tokens) else ""
         if _content(token):
-            if _ing(token) and words and singular(tokens[at - 1]) != tokens[at - 1]:
-                break  # dogs | chasing cats
-            at += 1
-        elif token == "," and determined and following and _content(following) and _single(tokens[first:at]):
-            at += 1  # the round, juicy watermelon
-        elif token in ("and", "or") and words and tokens[at - 1] in COLOURS and following in COLOURS:
-            at += 1  # a black and white cat
-        else:
-            break
-    return at
+            goes_on = not (_ing(token) and words and singular(words[-1]) != words[-1])  # dogs | chasing cats
+        elif token == ",":
+            goes_on = determined and following != "" and _content(following) and _single(words)  # the round, juicy ...
+        else:  # a black and white cat
+            goes_on = token in ("and", "or") and words != [] and words[-1] in COLOURS and following in COLOURS
+        if not goes_on:
+            return end
+    return len(tokens)
 
 
 def _single(words: list[str]) -> bool:
@@ -161,7 +236,7 @@ def _single(words: list[str]) -> bool:
 
 def _phrase(run: list[str], following: str, after_be: bool) -> tuple[Phrase | None, list[str]]:
     """The noun phrase of a run of words, None if it has none, and the words that are no part of it."""
-    heads = [word for word in run[:2] if word in DETERMINERS or word in COUNTS or word.isdecimal()]
+    heads = [word for word in run[:2] if _determines(word)]
     words = run[len(heads) :]
     left: list[str] = []
     while words and _acts(words, heads, following):
@@ -169,7 +244,7 @@ def _phrase(run: list[str], following: str, after_be: bool) -> tuple[Phrase | No
         following = ""
     if not words or (after_be and not heads):
         return None, left
-    number = next((word for word in heads if word in COUNTS or word.isdecimal()), None)
+    number = next((word for word in heads if _counts(word)), None)
     singles = any(head in ("a", "an", "one", "another", "each", "every") for head in heads)
     count = int(number) if number and number.isdecimal() else COUNTS.get(number or "", 1 if singles else None)
     if count is None and singular(words[-1]) == words[-1]:

@@ -134,12 +134,7 @@ def chat_messages(png: bytes, prompt: str) -> list[dict[str, Any]]:
 
 
 FORMATS: Final[tuple[dict[str, Any], ...]] = (
-    {
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "grade", "strict": True, "schema": SCHEMA},
-        }
-    },
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "grade", "strict": True, "schema": SCHEMA}}},
     {"response_format": {"type": "json_object"}},
     {},
 )
