@@ -42,9 +42,11 @@ class ClipZeroShot(Clip):
         """Score [B] of `images` [B, 3, H, W] in [0, 1] for their classes; higher is better."""
         ids = class_ids(prompts, len(self.classes), self.name)
         # The softmax needs all classes, a logit its own only.
-        asked = sorted(set(ids.tolist())) if self.output == "logit" else list(range(len(self.classes)))
-        logits = self.scale * F.normalize(self.features(images), dim=-1) @ self.embed(asked).T
-        return class_scores(logits, torch.tensor([asked.index(number) for number in ids.tolist()]), self.output)
+        classes, columns = ids.unique(return_inverse=True)
+        if self.output != "logit":
+            classes, columns = torch.arange(len(self.classes)), ids
+        logits = self.scale * F.normalize(self.features(images), dim=-1) @ self.embed(classes.tolist()).T
+        return class_scores(logits, columns, self.output)
 
     def embed(self, ids: list[int]) -> Tensor:
         """Embeddings [len(ids), D] of classes, each of length one."""

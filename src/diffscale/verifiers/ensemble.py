@@ -42,6 +42,12 @@ class Combined:
                 raise DiffscaleError(f"Verifier {member.name} cannot be a member of {self.name}; leave it out.")
 
     @property
+    def shares(self) -> Tensor:
+        """The weights float64 [K], so that they add up to 1."""
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        return weights / weights.sum()
+
+    @property
     def components(self) -> list[str]:
         """The members' names."""
         return [member.name for member in self.members]
@@ -65,7 +71,7 @@ class Ensemble(Combined):
     def aggregate(self, pool: Tensor) -> Tensor:
         """Values float64 [n] of components [n, K]."""
         ranks = torch.from_numpy(rankdata(pool.numpy(), axis=0)) / len(pool)
-        return ranks @ _shares(self.weights)
+        return ranks @ self.shares
 
 
 class Weighted(Combined):
@@ -79,7 +85,7 @@ class Weighted(Combined):
         spread = pool.std(0, correction=0)
         # Equal numbers have a spread of rounding errors, not of 0.
         flat = spread <= 1e-12 * pool.abs().amax(0)
-        return ((pool - pool.mean(0)) / spread.masked_fill(flat, torch.inf)) @ _shares(self.weights)
+        return ((pool - pool.mean(0)) / spread.masked_fill(flat, torch.inf)) @ self.shares
 
 
 def ensemble(
@@ -106,27 +112,22 @@ def members(of: str, weights: str | None, *, device: Any, image_model: str) -> t
     """
     from diffscale.verifiers import load
 
-    found = [load(_ARGUMENT.sub(" ", member), device=device, image_model=image_model) for member in _split(of)]
+    loaded = [load(_ARGUMENT.sub(" ", member), device=device, image_model=image_model) for member in _split(of)]
     try:
-        shares = [1.0] * len(found) if weights is None else [float(weight) for weight in weights.split(",")]
+        shares = [1.0] * len(loaded) if weights is None else [float(weight) for weight in weights.split(",")]
     except ValueError as error:
         raise DiffscaleError(f"Weights are numbers, as in weights=1,1,2, not {weights!r}.") from error
-    return found, shares
+    return loaded, shares
 
 
 def _split(of: str) -> list[str]:
     from diffscale.verifiers import SHIPPED, VERIFIERS
 
-    found: list[str] = []
+    texts: list[str] = []
     for piece in of.split(","):
         named = piece.partition(":")[0] in {*VERIFIERS, *SHIPPED} or _FUNCTION.match(piece)
-        if found and not named and _ARGUMENT.search(found[-1]):
-            found[-1] += f",{piece}"
+        if texts and not named and _ARGUMENT.search(texts[-1]):
+            texts[-1] += f",{piece}"
         else:
-            found.append(piece)
-    return found
-
-
-def _shares(weights: Sequence[float]) -> Tensor:
-    each = torch.tensor(weights, dtype=torch.float64)
-    return each / each.sum()
+            texts.append(piece)
+    return texts

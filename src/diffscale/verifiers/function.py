@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,13 @@ def load_function(text: str) -> FunctionVerifier:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
+        function = attrgetter(name)(importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:
         raise DiffscaleError(
             f"The verifier {where} cannot be imported ({error}): give package.module:function, in this folder or an "
             "installed package."
         ) from error
-    if not callable(found):
+    if not callable(function):
         raise DiffscaleError(f"The verifier {where} is no function: give one of (images, prompts).")
-    _, options = parse(text, "verifier", {where: found})
-    return FunctionVerifier(where, partial(found, **options) if options else found)
+    _, options = parse(text, "verifier", {where: function})
+    return FunctionVerifier(where, partial(function, **options) if options else function)

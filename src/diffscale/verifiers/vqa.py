@@ -43,10 +43,11 @@ class Vqa:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
-        asked = [self.questions(prompt) for prompt in prompts]
-        picture = torch.tensor([i for i, texts in enumerate(asked) for _ in texts], device=self.net.device)
-        chances = self.yes(images, [text for texts in asked for text in texts], picture)
-        return torch.stack([part.prod() for part in chances.split([len(texts) for texts in asked])])
+        questions = [self.questions(prompt) for prompt in prompts]
+        lengths = [len(texts) for texts in questions]
+        picture = torch.arange(len(prompts)).repeat_interleave(torch.tensor(lengths)).to(self.net.device)
+        chances = self.yes(images, [text for texts in questions for text in texts], picture)
+        return torch.stack([part.prod() for part in chances.split(lengths)])
 
     def questions(self, prompt: str) -> list[str]:
         """What is asked of a picture of `prompt`."""
