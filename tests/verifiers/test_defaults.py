@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.models.files import shipped_folders
+from diffscale.verifiers import VERIFIERS, check, describe, load, shipped_verifiers
 from diffscale.verifiers.defaults import default_model
 
 
@@ -46,3 +48,14 @@ def test_every_shipped_pipeline_names_shipped_networks_for_all_kinds(name: str) 
 def test_a_wrong_manifest_is_told(tmp_path: Path) -> None:
     with pytest.raises(DiffscaleError, match="Mend counterparts"):
         default_model(model(tmp_path / "x", counterparts=["clip"]), "clip", "published")
+
+
+def test_a_shipped_network_is_a_verifier_by_its_own_name() -> None:
+    found = shipped_verifiers()
+    assert found["shapes-clip"] == "clip" and found["shapes-dino"] == "dino_linear"
+    assert "shapes-flux" not in found and set(found.values()) <= VERIFIERS.keys()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    by_name, by_factory = (load(text)(images, ["a red star"] * 2) for text in ("shapes-clip", "clip model=shapes-clip"))
+    assert torch.equal(by_name, by_factory)
+    assert describe("shapes-clip").startswith("CLIPModel trained on Shapes")
+    check("shapes-siglip level=0.5")

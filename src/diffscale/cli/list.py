@@ -40,9 +40,11 @@ def _searches() -> tuple[list[str], Iterable[tuple[str, ...]]]:
 
 
 def _verifiers() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.verifiers import SHIPPED, VERIFIERS, describe
+    from diffscale.verifiers import VERIFIERS, describe, shipped_verifiers
 
-    return ["verifier", "what it scores"], [(name, describe(name)) for name in sorted({*VERIFIERS, *SHIPPED})]
+    return ["verifier", "what it scores"], [
+        (name, describe(name)) for name in sorted({*VERIFIERS, *shipped_verifiers()})
+    ]
 
 
 def _suites() -> tuple[list[str], Iterable[tuple[str, ...]]]:

@@ -188,6 +188,7 @@ class _Manifest(BaseModel, extra="allow"):
     description: str = ""
     base: str = ""
     world: str = ""
+    verifier: str = ""
     counterparts: dict[str, str] = {}
     vae: str = "vae"
     classes: str | list[str] = "imagenet"

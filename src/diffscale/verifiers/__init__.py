@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Final, cast
 
-from diffscale.models.files import shipped
+from diffscale.models.files import read_manifest, shipped, shipped_folders
 from diffscale.registry import parse, plugins
 from diffscale.types import Verifier
 from diffscale.verifiers.aesthetic import aesthetic
@@ -38,22 +39,21 @@ OWN: Final[dict[str, Callable[..., Verifier]]] = {
 VERIFIERS: Final[Mapping[str, Callable[..., Verifier]]] = ChainMap(OWN, cast(Any, plugins("verifiers")))
 """Every factory by name: ours and those of plug-ins, which are imported when they are looked up."""
 
-SHIPPED: Final = {
-    "shapes-aesthetic": "aesthetic",
-    "shapes-clip": "clip",
-    "shapes-dino": "dino_linear",
-    "shapes-inception": "inception",
-    "shapes-pick": "pick_score",
-    "shapes-reward": "image_reward",
-    "shapes-siglip": "siglip_ssl",
-}
-"""Shipped networks that are verifiers by their own names, and the factory that loads each."""
+
+@cache
+def shipped_verifiers() -> dict[str, str]:
+    """The shipped networks that are verifiers by their own names, and the factory that loads each.
+
+    A network's folder states its factory in diffscale.json, as `verifier`.
+    """
+    manifests = {name: read_manifest(str(folder)) for name, folder in shipped_folders().items()}
+    return {name: manifest["verifier"] for name, manifest in manifests.items() if manifest.get("verifier")}
 
 
 def load(text: str, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """The verifier that "name key=value ..." says, on `device`; a function for "package.module:function ...".
 
-    `image_model` is the name of the model whose pictures it will see: the Shapes models have verifiers of their own.
+    `image_model` is the model whose pictures it will see, see `defaults`.
     Raises UnknownName for an unknown name, DiffscaleError for bad arguments or weights.
     """
     if is_function(text):
@@ -79,11 +79,12 @@ def is_function(text: str) -> bool:
 def _by_factory(text: str) -> str:
     """`text` with the name of a shipped network as its factory and `model`."""
     name, _, rest = text.partition(" ")
-    return f"{SHIPPED[name]} model={name} {rest}".strip() if name in SHIPPED else text
+    factory = shipped_verifiers().get(name)
+    return text if factory is None else f"{factory} model={name} {rest}".strip()
 
 
 def describe(name: str) -> str:
     """The first line of what a verifier says of itself."""
-    if name in SHIPPED:
+    if name in shipped_verifiers():
         return shipped()[name]
     return (VERIFIERS[name].__doc__ or "").strip().splitlines()[0]

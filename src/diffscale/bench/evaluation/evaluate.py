@@ -126,7 +126,7 @@ def _pictures(settings: EvaluateConfig) -> Pictures:
 
 def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
     """Raises DiffscaleError for what can be told before a picture is read."""
-    every = [*METRICS, *verifiers.VERIFIERS, *verifiers.SHIPPED]
+    every = [*METRICS, *verifiers.VERIFIERS, *verifiers.shipped_verifiers()]
     for name in names:
         if name in METRICS:
             continue
