@@ -7,6 +7,7 @@ descriptions), and so gives the judge the meaning of a prompt that a user typed.
 from __future__ import annotations
 
 import re
+from itertools import chain
 from random import Random
 from typing import Final
 
@@ -24,29 +25,15 @@ _RELATION_WORDS: Final = {
 _OPENINGS: Final = ("a picture of", "an image of")
 _PLURALS: Final = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 
-WORDS: Final = tuple(
-    dict.fromkeys(
-        word
-        for phrase in (
-            *COLOURS,
-            *SHAPES,
-            *_PLURALS.values(),
-            *NUMBERS,
-            *(w for words in _SIZE_WORDS.values() for w in words),
-            *(w for words in _TEXTURE_WORDS.values() for w in words),
-            *(w for words in _RELATION_WORDS.values() for w in words),
-            *_OPENINGS,
-            "a an and with",
-        )
-        for word in phrase.split()
-    )
-)
+_SYNONYMS: Final = [*_SIZE_WORDS.values(), *_TEXTURE_WORDS.values(), *_RELATION_WORDS.values()]
+_PHRASES: Final = [*COLOURS, *SHAPES, *_PLURALS.values(), *NUMBERS, *chain(*_SYNONYMS), *_OPENINGS, "a an and with"]
+WORDS: Final = tuple(dict.fromkeys(" ".join(_PHRASES).split()))
 """Every word of the grammar; the only other sign is the comma."""
 
 
 def write_caption(description: Description, rng: Random) -> str:
     """One caption of the description, at most 23 words and commas, without a full stop."""
-    parts = [_say_spec(spec, rng) for spec in description.specs]
+    parts = [_write_spec(spec, rng) for spec in description.specs]
     if description.relation is not None:
         first, second, *rest = parts
         parts = [f"{first} {rng.choice(_RELATION_WORDS[description.relation])} {second}", *rest]
@@ -64,7 +51,7 @@ def write_caption(description: Description, rng: Random) -> str:
     return text
 
 
-def _say_spec(spec: Spec, rng: Random) -> str:
+def _write_spec(spec: Spec, rng: Random) -> str:
     words = [
         *([rng.choice(_SIZE_WORDS[spec.size])] if spec.size else []),
         *([rng.choice(_TEXTURE_WORDS[spec.texture])] if spec.texture else []),
@@ -108,21 +95,17 @@ def parse_caption(text: str) -> Description | None:
         said = relation_match[1]
         relation = _RELATION_MEANING.get(said, said)
         plain = f"{plain[: relation_match.start()]} <rel> {plain[relation_match.end() :]}"
-    pieces = [p.split() for p in re.split(r",? and |,| with |<rel>", plain)]
-    specs = [_read_spec(words) for words in pieces if words]
-    if not specs or any(spec is None for spec in specs):
+    pieces = re.split(r",? and |,| with |<rel>", plain)
+    parsed = [_parse_spec(words) for piece in pieces if (words := piece.split())]
+    specs = tuple(spec for spec in parsed if spec is not None)
+    if not specs or len(specs) < len(parsed):
         return None
-    if relation and (len(specs) < 2 or plain.index("<rel>") > len(_first_piece(plain))):
+    if relation and (len(specs) < 2 or plain.index("<rel>") > len(pieces[0])):
         return None
-    known = tuple(spec for spec in specs if spec is not None)
-    return Description(_category(known, relation), known, relation)
+    return Description(_category(specs, relation), specs, relation)
 
 
-def _first_piece(plain: str) -> str:
-    return re.split(r",? and |,| with |<rel>", plain)[0]
-
-
-def _read_spec(words: list[str]) -> Spec | None:
+def _parse_spec(words: list[str]) -> Spec | None:
     *before, noun = words
     if noun not in _NOUNS:
         return None

@@ -19,8 +19,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffscale.shapes.reading import Reading, read_picture, redraw
-from diffscale.shapes.render import BACKGROUND
+from diffscale.shapes.reading import Reading, read_picture
+from diffscale.shapes.render import BACKGROUND, render
 from diffscale.shapes.scenes import CANVAS, Description, Obj, related
 
 _EXTRA: Final = 0.15
@@ -62,7 +62,7 @@ def score_objects(objects: list[Obj], description: Description) -> float:
 
 def cleanliness(picture: NDArray[np.float32], readings: Sequence[Reading]) -> float:
     """1 - |picture - redrawn| / |redrawn - background|, at least 0: 1 for what the renderer could have drawn."""
-    redrawn = redraw(readings)
+    redrawn = render([reading.obj for reading in reversed(readings)])
     off = float(np.linalg.norm(picture - redrawn))
     # An empty picture is compared with a small object's energy, so that it can be clean or dirty too.
     scale = max(float(np.linalg.norm(redrawn - BACKGROUND)), 5.0)

@@ -8,7 +8,6 @@ A second pass reads every object again with all others subtracted, which mends w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from diffscale.shapes.render import BACKGROUND, RGB, Floats, paste, sprite
+from diffscale.shapes.render import BACKGROUND, RGB, Floats, overlap, sprite
 from diffscale.shapes.scenes import CANVAS, COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, Obj
 
 _CONTRAST: Final = 0.15  # a spot further from the background than this, in any channel, belongs to an object
@@ -48,7 +47,7 @@ def read_picture(picture: Floats) -> list[Reading]:
     if picture.shape != (CANVAS, CANVAS, 3) or not np.isfinite(picture).all():
         raise ValueError(f"the judge reads finite pictures of shape [64, 64, 3], not {picture.shape}")
     rest = picture.astype(np.float32) - BACKGROUND
-    found: list[_Found] = []
+    found: list[_Candidate] = []
     blobs, _ = ndimage.label(_foreground(rest), np.ones((3, 3)))
     for number, box in enumerate(ndimage.find_objects(blobs), 1):
         empty = True
@@ -63,7 +62,7 @@ def read_picture(picture: Floats) -> list[Reading]:
             found.append(best)
             empty = False
             _add(rest, best.obj, -1)
-    return _again(rest, found)
+    return _read_again(rest, found)
 
 
 def _foreground(rest: Floats) -> NDArray[np.bool_]:
@@ -71,7 +70,7 @@ def _foreground(rest: Floats) -> NDArray[np.bool_]:
     return np.asarray(abs(ndimage.uniform_filter(rest, (3, 3, 1))).max(-1) > _CONTRAST)
 
 
-def _again(rest: Floats, found: list[_Found]) -> list[Reading]:
+def _read_again(rest: Floats, found: list[_Candidate]) -> list[Reading]:
     readings = []
     for first in sorted(found, key=lambda one: -one.gain):
         obj = first.obj
@@ -84,13 +83,13 @@ def _again(rest: Floats, found: list[_Found]) -> list[Reading]:
             continue
         obj = best.obj
         _add(rest, obj, -1)
-        off = float((_box_of(rest, obj) ** 2).sum())
+        off = float((overlap(rest, obj)[0] ** 2).sum())
         readings.append(Reading(obj, max(0.0, 1 - off / float((_painted(obj) ** 2).sum()))))
     return sorted(readings, key=lambda reading: -reading.fit)
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Candidate:
     """An object, the squared error it takes away, and whether that is at less than its full strength."""
 
     gain: float
@@ -98,7 +97,7 @@ class _Found:
     faint: bool
 
 
-def _best(rest: Floats, box: tuple[slice, ...], here: NDArray[np.bool_], faint: bool) -> _Found | None:
+def _best(rest: Floats, box: tuple[slice, ...], here: NDArray[np.bool_], faint: bool) -> _Candidate | None:
     """The object centred in `box` that takes most squared error from `rest`, None if none takes enough.
 
     With `faint`, if none does at full strength, the one that does so at the strength that suits it best.
@@ -120,7 +119,7 @@ def _best(rest: Floats, box: tuple[slice, ...], here: NDArray[np.bool_], faint: 
         gain, energy_of_best, obj = max(matches, key=lambda one: one[0])
         if gain >= max(_LEAST_GAIN, least * energy_of_best):
             placed = replace(obj, x=obj.x + box[1].start, y=obj.y + box[0].start)
-            return _Found(gain, placed, matches is scaled)
+            return _Candidate(gain, placed, matches is scaled)
     return None
 
 
@@ -162,15 +161,9 @@ def _painted(obj: Obj) -> Floats:
     return _painted_as(obj.shape, obj.size, obj.texture, obj.colour)
 
 
-def _box_of(rest: Floats, obj: Obj) -> Floats:
-    r = RADIUS[obj.size]
-    return rest[max(obj.y - r, 0) : obj.y + r + 1, max(obj.x - r, 0) : obj.x + r + 1]
-
-
 def _add(rest: Floats, obj: Obj, sign: int) -> None:
-    r, view = RADIUS[obj.size], _box_of(rest, obj)
-    top, left = max(r - obj.y, 0), max(r - obj.x, 0)
-    view += sign * _painted(obj)[top : top + view.shape[0], left : left + view.shape[1]]
+    view, inside = overlap(rest, obj)
+    view += sign * _painted(obj)[inside]
 
 
 _DIRECTIONS: Final = np.stack([RGB[c] / np.linalg.norm(RGB[c]) for c in COLOURS], 1)
@@ -182,11 +175,3 @@ def _colours(pixels: Floats) -> list[str]:
     votes = np.bincount((pixels @ _DIRECTIONS).argmax(1), strength, len(COLOURS))
     order = votes.argsort()[::-1][:3]
     return [COLOURS[i] for i in order if votes[i] >= 0.15 * votes.sum()]
-
-
-def redraw(readings: Sequence[Reading]) -> Floats:
-    """The picture [64, 64, 3] of what was read."""
-    picture = np.broadcast_to(BACKGROUND, (CANVAS, CANVAS, 3)).copy()
-    for reading in reversed(readings):
-        paste(picture, reading.obj)
-    return picture

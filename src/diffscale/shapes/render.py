@@ -57,15 +57,22 @@ def render_batch(scenes: Sequence[Sequence[Obj]]) -> Tensor:
     return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2) * 2 - 1
 
 
+def overlap(picture: Floats, obj: Obj) -> tuple[Floats, tuple[slice, slice]]:
+    """The part of `picture` [64, 64, 3] that an object's sprite covers, as a view, and the part of the sprite over it.
+
+    The latter is not all of the sprite for an object that reaches over the edge.
+    """
+    r = RADIUS[obj.size]
+    spans = [(max(v - r, 0), min(v + r + 1, CANVAS), v - r) for v in (obj.y, obj.x)]
+    rows, columns = (slice(low, high) for low, high, _ in spans)
+    inside_rows, inside_columns = (slice(low - start, high - start) for low, high, start in spans)
+    return picture[rows, columns], (inside_rows, inside_columns)
+
+
 def paste(picture: Floats, obj: Obj) -> None:
     """Draw one object onto `picture` [64, 64, 3] in place."""
-    r = RADIUS[obj.size]
-    alpha, shade = sprite(obj.shape, obj.size, obj.texture)
-    top, left = max(obj.y - r, 0), max(obj.x - r, 0)
-    bottom, right = min(obj.y + r + 1, CANVAS), min(obj.x + r + 1, CANVAS)
-    rows, columns = slice(top - obj.y + r, bottom - obj.y + r), slice(left - obj.x + r, right - obj.x + r)
-    a, s = alpha[rows, columns, None], shade[rows, columns, None]
-    view = picture[top:bottom, left:right]
+    view, inside = overlap(picture, obj)
+    a, s = (part[inside][..., None] for part in sprite(obj.shape, obj.size, obj.texture))
     view *= 1 - a
     view += a * s * RGB[obj.colour]
 
