@@ -139,7 +139,7 @@ def _result(
             "share_of_time": (state.rewards.seconds + state.decoding.seconds) / max(state.seconds, 1e-9),
             "pictures": state.rewards.pictures,
         },
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "trained_parameters": sum(p.numel() for p in base.trainable.values()),
         "rows": len(data.dataset),
         "dropped_evaluation_prompts": {"rows": leaked.count, "suites": leaked.suites, "first": list(leaked.first)},
@@ -149,7 +149,7 @@ def _result(
     }
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Most memory used so far by this process, in bytes: of its GPU where it has one, else in all."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())

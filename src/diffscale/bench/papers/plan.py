@@ -6,13 +6,10 @@ Speeds are measured for a second or two, and kept.
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from diffscale.bench.series import PromptRepeat
 from diffscale.registry import parse
 from diffscale.train import loop
 from diffscale.train.configs import TrainConfig
+from diffscale.train.output import peak_memory
 from diffscale.types import NeedsIntermediateX0, SetVerifier
 from diffscale.verifiers import VERIFIERS, is_function
 
@@ -178,9 +176,8 @@ class Speeds:
 
     def of_verifier(self, text: str, model: str, prompt: str, side: int) -> float:
         """Seconds that a verifier takes for a picture."""
-        return self._once(
-            f"{text} | {self._scores.id(text, model)} | {side}", partial(self._scoring, text, model, prompt, side)
-        )
+        key = f"{text} | {self._scores.id(text, model)} | {side}"
+        return self._once(key, lambda: self._scoring(text, model, prompt, side))
 
     def estimate(self, plan: Plan) -> Estimate:
         """What `plan` takes."""
@@ -220,7 +217,7 @@ class Speeds:
         took = time.perf_counter() - began
         forwards = (sampler.forwards - before) / done
         self._samples[call.model] = pictures.float() / 255
-        return Speed(done / took, forwards * sampler.flops_per_forward, _memory(), int(pictures.shape[-1]))
+        return Speed(done / took, forwards * sampler.flops_per_forward, peak_memory(), int(pictures.shape[-1]))
 
     @torch.no_grad()
     def _scoring(self, text: str, model: str, prompt: str, side: int) -> float:
@@ -230,10 +227,10 @@ class Speeds:
         images = shown.repeat(_ROWS, 1, 1, 1)[:_ROWS].to(self._scores.device)
         if isinstance(verifier, SetVerifier):
             verifier.begin()
-        given = [images, images] if isinstance(verifier, NeedsIntermediateX0) else [images]
-        verifier(given[0][:1], [prompt], *(each[:1] for each in given[1:]))
+        early = [images] if isinstance(verifier, NeedsIntermediateX0) else []
+        verifier(images[:1], [prompt], *(each[:1] for each in early))
         began = time.perf_counter()
-        verifier(given[0], [prompt] * _ROWS, *given[1:])
+        verifier(images, [prompt] * _ROWS, *early)
         return (time.perf_counter() - began) / _ROWS
 
     def _once(self, key: str, measure: Callable[[], Any]) -> Any:
@@ -248,11 +245,3 @@ def _call_of(config: TrainConfig, calls: Iterable[Call]) -> Call:
     model = config.pretrained_model_name_or_path
     dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(config.mixed_precision or "", "float32")
     return next((call for call in calls if call.model == model), Call(model, None, (), dtype, 0))
-
-
-def _memory() -> int:
-    """Peak bytes of this process, or of the GPU."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -26,7 +26,7 @@ from diffscale.bench.papers.recipe import Part, Setting, of_shapes
 from diffscale.bench.papers.samples import Found, Samples
 from diffscale.bench.papers.scores import Scores
 from diffscale.bench.papers.sets import Sets
-from diffscale.bench.series import PromptRepeat, safe_name
+from diffscale.bench.series import PromptRepeat, rows_of, safe_name
 from diffscale.models.load import best_device, world_of
 from diffscale.models.options import LoadOptions
 from diffscale.registry import plugins
@@ -164,11 +164,11 @@ def _run_part(
         if part.strips:
             row["pictures"] = _save(pictures, wanted, part, session.folder / item, f"{name}-{series}-{number}")
         rows[series].append(row)
-    conditions = list({each.condition: each.prompt for each in wanted}.values())
+    prompts, _ = rows_of(wanted)
     return {
         "model": part.model,
-        "prompts": [str(prompt) for prompt in conditions],
-        "categories": _categories(part, conditions),
+        "prompts": list(map(str, prompts)),
+        "categories": _categories(part, prompts),
         "repeats": part.repeats,
         "series": rows,
         **({} if part.pairs is None else {"pairs": _pairs(part, wanted, session)}),
@@ -189,11 +189,8 @@ def _find(point: Point, wanted: Sequence[PromptRepeat], session: Session, progre
     """The pictures of a point, uint8 [wanted, 3, H, W], and what one of them cost on average."""
     samples, model = session.samples(point.call), point.call.model
     if not point.pooled:
-        verifier = point.verifier
-        scores = session.scores
-        found = samples.search(
-            point, scores.id(verifier, model), lambda: scores.verifier(verifier, model), wanted, progress
-        )
+        load = partial(session.scores.verifier, point.verifier, model)
+        found = samples.search(point, session.scores.id(point.verifier, model), load, wanted, progress)
         pictures, nfe, flops = zip(*found, strict=True)
         return Found(torch.stack(pictures), sum(nfe) / len(found), sum(flops) / len(found))
     n = point.candidates if point.searching else 1
