@@ -1,6 +1,7 @@
 """Imports point one way: held on the syntax trees of every room of the library."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,12 @@ def test_imports_point_down(path):
             assert any(f"{rest}.".startswith(f"{one}.") for one in below), f"{room} imports {name}"
         elif package in HEAVY:
             assert room in MAY_BE_HEAVY, f"{room} imports {name}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    names = {".".join(("diffscale", *path.relative_to(ROOT).with_suffix("").parts)): path for path in FILES}
+    graph = {}
+    for name, path in names.items():
+        known = ({each, each.rpartition(".")[0]} & names.keys() for each in imported(path))
+        graph[name] = set().union(*known) - {name}
+    TopologicalSorter(graph).prepare()  # which raises CycleError, with the circle

@@ -70,15 +70,9 @@ def data(
     ),
 ) -> None:
     """Draw a data set of Shapes to train on, as a folder of pictures with metadata.jsonl."""
-    from diffscale.shapes import data as drawn
+    from diffscale.shapes.datasets import DATASETS
 
-    writers = {
-        "plain": drawn.write_plain,
-        "detailed": drawn.write_detailed,
-        "stars": drawn.write_stars,
-        "pairs": drawn.write_pairs,
-    }
-    if name not in writers:
-        raise unknown("data set", name, writers)
-    rows = writers[name](output, size, checkpoints)
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    rows = DATASETS[name](output, size, checkpoints)
     typer.echo(f"{rows} {'pairs' if name == 'pairs' else 'pictures'} are in {output}")

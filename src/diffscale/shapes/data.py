@@ -112,30 +112,6 @@ def write_dataset(name: str, folder: Path, size: int | None = None) -> int:
     return write_folder(folder, rows)
 
 
-def write_plain(folder: Path, size: int | None, cache: Path) -> int:
-    """A `registry.DataSet`: short captions, 20,000 of them."""
-    return write_dataset("plain", folder, size)
-
-
-def write_detailed(folder: Path, size: int | None, cache: Path) -> int:
-    """A `registry.DataSet`: captions that say everything, 5,000 of them."""
-    return write_dataset("detailed", folder, size)
-
-
-def write_stars(folder: Path, size: int | None, cache: Path) -> int:
-    """A `registry.DataSet`: captions of stars alone, 800 of them."""
-    return write_dataset("stars", folder, size)
-
-
-def write_pairs(folder: Path, size: int | None, cache: Path) -> int:
-    """A `registry.DataSet`: preference pairs of pictures that shapes-flux makes of 2,000 prompts, as Pick-a-Pic."""
-    # Imported late, as nothing else here needs networks.
-    from diffscale.shapes.train import generated, preferences
-
-    groups = generated.generate_pictures(cache / "generated", size or generated.PROMPTS)
-    return preferences.write_pairs(groups, folder)
-
-
 def write_folder(folder: Path, rows: Callable[[Path], Iterator[dict[str, Any]]]) -> int:
     """Let `rows` write pictures into a folder and put what it yields into its `metadata.jsonl`: all of it or nothing.
 

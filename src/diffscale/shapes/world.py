@@ -1,4 +1,4 @@
-"""Shapes as a plug-in: the world of its pictures, and the folder of its models."""
+"""Shapes as a plug-in: the world of its pictures and the folder of its models."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from diffscale.bench.papers.samples import candidate_key, finish
 from diffscale.bench.papers.session import Session
 from diffscale.bench.series import PromptRepeat
 from diffscale.models.options import LoadOptions
-from diffscale.shapes import data
+from diffscale.shapes import data, datasets
 from diffscale.train import loop
 from diffscale.train.run_directory import LOG_FILE, list_checkpoints, read_log
 
@@ -182,7 +182,7 @@ def test_a_data_set_of_shapes_is_drawn_once(
 ) -> None:
     drawn: list[Path] = []
     own = data.write_dataset
-    monkeypatch.setattr(data, "write_dataset", lambda *given: drawn.append(given[1]) or own(*given))  # type: ignore
+    monkeypatch.setattr(datasets, "write_dataset", lambda *given: drawn.append(given[1]) or own(*given))  # type: ignore
     small = {**training, "data": "stars size=4", "max_train_steps": 1}
     folders = {trainings.make({**small, "seed": seed}, "small", tmp_path) for seed in (0, 1)}
     assert drawn == [tmp_path / "data" / "stars-4"] and len(folders) == 2
