@@ -197,7 +197,7 @@ class WindowedPipeline:
             args["callback_on_step_end"] = self._step_ended
         args |= {"num_inference_steps": self._steps, "output_type": output, "return_dict": False}
         self._stepped_latents = None
-        self.scheduler._window = window
+        self.scheduler.window = window
         with counted_rows(self._denoisers) as called, torch.set_grad_enabled(self.differentiable):
             try:
                 answer = self._call(self._pipe, **args)

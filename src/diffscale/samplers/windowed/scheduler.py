@@ -28,7 +28,7 @@ from diffscale.samplers.windowed.memory import copy_lists, pack_memory, restore_
 from diffscale.types import nearest
 
 # What is ours, or follows from where the window starts, is no memory of the solver.
-_NO_MEMORY = {"_step_index", "_begin_index", "_window", "_pristine", "_fresh", "first", "count", "keeps_noise_scale"}
+_NO_MEMORY = {"_step_index", "_begin_index", "window", "_pristine", "_fresh", "first", "count", "keeps_noise_scale"}
 
 
 @dataclass
@@ -65,13 +65,13 @@ class StepWindow:
 class WindowedScheduler:
     """Mixed in before a scheduler's own class by `windowed`.
 
-    `first`, `count`: where the pipeline's loop begins on the scheduler's grid, and how many steps it has; a pipeline
-    that starts from a picture leaves out the noisiest ones. `count` is None until the loop was seen.
-    `keeps_noise_scale`: whether the pipeline sees the scheduler's own `init_noise_sigma`.
+    `window`: what the pipeline's next call runs. `first`, `count`: where the pipeline's loop begins on the scheduler's
+    grid, and how many steps it has; a pipeline that starts from a picture leaves out the noisiest ones. `count` is None
+    until the loop was seen. `keeps_noise_scale`: whether the pipeline sees the scheduler's own `init_noise_sigma`.
     """
 
     _base: ClassVar[Any]
-    _window: StepWindow
+    window: StepWindow
     _pristine: dict[str, Any]  # its fields before it had a grid
     _fresh: dict[str, Any]  # its fields on the grid, before the first step
     first: int = 0
@@ -99,7 +99,7 @@ class WindowedScheduler:
 
     def _visits(self, items: Any, first: int) -> Visits:
         self.first, self.count = first, len(items)
-        window = self._window
+        window = self.window
         self._begin(window.start)
         if window.times is not None:
             return [(0, window.times)]
@@ -133,7 +133,7 @@ class WindowedScheduler:
     def begin_window(self, window: StepWindow) -> None:
         """Forget all steps taken and stand at the start of `window`, on the grid set before."""
         self._reset(self._fresh)
-        self._window = window
+        self.window = window
         self._begin(window.start)
         restore_memory(self.__dict__, window.solver)
 
@@ -155,7 +155,7 @@ class WindowedScheduler:
         if hasattr(self, "set_begin_index"):
             self.set_begin_index(self.first + step)
 
-    # The methods that `windowed` puts in the place of the scheduler's own, of these names without "_window".
+    # The methods that `windowed` puts in the place of the scheduler's own, of their names without "_window".
 
     def _window_set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         # Not all schedulers forget all of their last run by themselves.
@@ -163,10 +163,10 @@ class WindowedScheduler:
         self.first, self.count = 0, None
         self._base.set_timesteps(self, *args, **kwargs)
         self._fresh = self._fields()
-        self.begin_window(self._window)
+        self.begin_window(self.window)
 
     def _window_scale_model_input(self, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        window = self._window
+        window = self.window
         if window.times is not None:
             return sample
         if window.levels is not None:
@@ -176,7 +176,7 @@ class WindowedScheduler:
         return self._base.scale_model_input(self, sample, *args, **kwargs)
 
     def _window_step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kw: Any) -> Any:
-        window = self._window
+        window = self.window
         if self.count is None:
             raise NotWindowed("it does not loop over its scheduler's timesteps")
         # The pipeline's generator would make the noise depend on the batch.
@@ -223,7 +223,7 @@ def windowed(scheduler: Any) -> Any:
     # By the name of its own class, which errors of diffusers tell.
     own |= {"_base": base, "__module__": base.__module__, "__qualname__": base.__qualname__}
     view = copy.deepcopy(scheduler)
-    view.__dict__ |= {"_window": StepWindow(0, 0), "_pristine": copy_lists(vars(scheduler)), "_fresh": {}}
+    view.__dict__ |= {"window": StepWindow(0, 0), "_pristine": copy_lists(vars(scheduler)), "_fresh": {}}
     view.__class__ = type(base.__name__, (WindowedScheduler, base), own)
     return view
 
