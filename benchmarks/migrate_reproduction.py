@@ -2,10 +2,10 @@
 
     python benchmarks/migrate_reproduction.py OLD [--folder docs/reproduction]
 
-OLD: the `src` folder of a checkout of the version that made the numbers. Its own code first computes the digest of
-every item; an item whose digest is not the one that its files hold is refused, since its numbers are stale. Then
-`made_of` and the IDs of trainings are replaced in the texts of `raw.json` and `recipe.json`, of which nothing else
-changes.
+OLD: the `src` folder of a checkout of the version that made the numbers; where it names modules otherwise, the imports
+of `digests` must fit both. Its own code first computes the digest of every item; an item whose digest is not the one
+that its files hold is refused, since its numbers are stale. Then `made_of` and the IDs of trainings are replaced in the
+texts of `raw.json` and `recipe.json`, of which nothing else changes.
 """
 
 from __future__ import annotations

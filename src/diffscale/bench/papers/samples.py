@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS results (name TEXT PRIMARY KEY, shape TEXT, picture B
 """
 
 
-class Found(NamedTuple):
+class Winner(NamedTuple):
     """What a search found: `picture` uint8 [3, H, W]; `nfe` and `flops` of the denoiser, final sampling included."""
 
     picture: Tensor
@@ -104,7 +104,7 @@ class Samples:
     def search(
         self, point: Point, verifier_id: str, load: Callable[[], Verifier], wanted: Sequence[PromptRepeat],
         progress: Counter = silent,
-    ) -> list[Found]:  # fmt: skip
+    ) -> list[Winner]:  # fmt: skip
         """What the search of `point` finds for all that is `wanted`, and what its `final` call made of it.
 
         `load` gives the verifier, which `verifier_id` says the weights of. Raises the DiffscaleError of the first
@@ -113,23 +113,23 @@ class Samples:
         verifier = f"{point.verifier} {verifier_id}"
         final = "" if point.final is None else point.final.id
         names = [f"{verifier} | {point.search} | {point.budget} | {final} | {each.name}" for each in wanted]
-        missing = [i for i, name in enumerate(names) if self._found(name) is None]
+        missing = [i for i, name in enumerate(names) if self._winner(name) is None]
         if missing:
             path = self._folder / f"{safe_name(point.verifier)}-{verifier_id}.sqlite"
             with closing(Journal(path, {"call": self.call.id, "verifier": verifier})) as journal:
                 found = self._search(point, load(), [wanted[i] for i in missing], journal, progress)
             fresh = [(names[i], *_packed(picture), *costs) for i, (picture, *costs) in zip(missing, found, strict=True)]
             self._store.write("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)", fresh)
-        return [each for name in names if (each := self._found(name)) is not None]
+        return [each for name in names if (each := self._winner(name)) is not None]
 
-    def _found(self, name: str) -> Found | None:
+    def _winner(self, name: str) -> Winner | None:
         rows = self._store.read("SELECT shape, picture, nfe, flops FROM results WHERE name = ?", (name,))
-        return Found(_unpacked(*rows[0][:2]), *rows[0][2:]) if rows else None
+        return Winner(_unpacked(*rows[0][:2]), *rows[0][2:]) if rows else None
 
     def _search(
         self, point: Point, verifier: Verifier, wanted: Sequence[PromptRepeat], journal: Journal,
         progress: Counter,
-    ) -> list[Found]:  # fmt: skip
+    ) -> list[Winner]:  # fmt: skip
         prompts, rows = rows_of(wanted)
         sampler = self._models.sampler(self.call, prompts)
         budget = "" if point.anytime else point.budget
@@ -140,7 +140,7 @@ class Samples:
             watched = [partial(_watched, task.search, kept) for task, kept in zip(tasks, starts, strict=True)]
             tasks = [replace(task, search=search) for task, search in zip(tasks, watched, strict=True)]
         results = run_searches(tasks, sampler, verifier, self._batch_size, journal=journal, progress=progress)
-        found = [Found(eight_bit(each.best.image), each.ledger.nfe, each.ledger.flops) for each in results]
+        found = [Winner(eight_bit(each.best.image), each.ledger.nfe, each.ledger.flops) for each in results]
         if point.final is None:
             return found
         if not all(starts):
@@ -152,7 +152,7 @@ class Samples:
         pictures = _sampled(last, noises, torch.tensor(rows))
         flops = (last.forwards - before) * last.flops_per_forward / len(found)
         return [
-            Found(picture, each.nfe + last.steps, each.flops + flops)
+            Winner(picture, each.nfe + last.steps, each.flops + flops)
             for picture, each in zip(pictures, found, strict=True)
         ]
 

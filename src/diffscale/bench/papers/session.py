@@ -23,7 +23,7 @@ from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.bench.papers.plan import Speeds, candidates, plan
 from diffscale.bench.papers.points import Call, Models, Point, call_of, every_point, prompt_repeats
 from diffscale.bench.papers.recipe import Part, Setting, of_shapes
-from diffscale.bench.papers.samples import Found, Samples
+from diffscale.bench.papers.samples import Samples
 from diffscale.bench.papers.scores import Scores
 from diffscale.bench.papers.sets import Sets
 from diffscale.bench.series import PromptRepeat, rows_of, safe_name
@@ -185,14 +185,16 @@ def _categories(part: Part, conditions: Sequence[str]) -> list[str]:
     return [known.get(prompt, "") for prompt in conditions]
 
 
-def _find(point: Point, wanted: Sequence[PromptRepeat], session: Session, progress: Counter) -> Found:
-    """The pictures of a point, uint8 [wanted, 3, H, W], and what one of them cost on average."""
+def _find(
+    point: Point, wanted: Sequence[PromptRepeat], session: Session, progress: Counter
+) -> tuple[Tensor, float, float]:
+    """The pictures of a point, uint8 [wanted, 3, H, W], and the NFE and FLOPs that one of them cost on average."""
     samples, model = session.samples(point.call), point.call.model
     if not point.pooled:
         load = partial(session.scores.verifier, point.verifier, model)
-        found = samples.search(point, session.scores.id(point.verifier, model), load, wanted, progress)
-        pictures, nfe, flops = zip(*found, strict=True)
-        return Found(torch.stack(pictures), sum(nfe) / len(found), sum(flops) / len(found))
+        winners = samples.search(point, session.scores.id(point.verifier, model), load, wanted, progress)
+        pictures, nfe, flops = zip(*winners, strict=True)
+        return torch.stack(pictures), sum(nfe) / len(wanted), sum(flops) / len(wanted)
     n = point.candidates if point.searching else 1
     chosen = session.scores.choose(samples, wanted, n, point.verifier) if point.searching else [0] * len(wanted)
     made = [(point.call, n)]
@@ -202,7 +204,7 @@ def _find(point: Point, wanted: Sequence[PromptRepeat], session: Session, progre
         made.append((point.final, 1))
     best = [samples.pictures(each, [number]) for each, number in zip(wanted, chosen, strict=True)]
     costs = [(count * call.nfe, session.speeds.of_call(call, wanted[0].prompt).flops_per_nfe) for call, count in made]
-    return Found(torch.cat(best), sum(nfe for nfe, _ in costs), sum(nfe * each for nfe, each in costs))
+    return torch.cat(best), sum(nfe for nfe, _ in costs), sum(nfe * each for nfe, each in costs)
 
 
 def _measured(
