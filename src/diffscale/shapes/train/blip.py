@@ -46,6 +46,10 @@ def blip_tokens(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 class _Blip(Sighted):
     net: ImageRewardNet
+    name, vision_steps, head_weight = "shapes-blip", VISION_STEPS, 0.5
+
+    def draw(self, rng: Random) -> tuple[list[Scene], tuple[Tensor, Tensor]]:
+        return _draw(rng, BATCH)
 
     def tower(self) -> nn.Module:
         return self.net.vision
@@ -56,25 +60,14 @@ class _Blip(Sighted):
         rated = self.net.rate(features.repeat_interleave(1 + NEGATIVES, 0), *tokens)
         return (rated.view(len(features), -1),)
 
+    def objective(self, *outputs: Tensor) -> Tensor:
+        return F.cross_entropy(outputs[0], torch.zeros(BATCH, dtype=torch.long))
+
 
 def train(folder: Path, steps: int = STEPS) -> ImageRewardNet:
     """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
     torch.manual_seed(0)
-
-    def objective(scores: Tensor) -> Tensor:
-        return F.cross_entropy(scores, torch.zeros(BATCH, dtype=torch.long))
-
-    return fit_sighted(
-        _Blip(build("shapes-reward")),
-        lambda rng: _draw(rng, BATCH),
-        objective,
-        "shapes-blip",
-        folder,
-        steps,
-        vision_steps=VISION_STEPS,
-        head_weight=0.5,
-        evaluate=_accuracy,
-    ).net
+    return fit_sighted(_Blip(build("shapes-reward")), folder, steps, evaluate=_accuracy).net
 
 
 def _draw(rng: Random, count: int) -> tuple[list[Scene], tuple[Tensor, Tensor]]:

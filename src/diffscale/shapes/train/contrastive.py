@@ -48,11 +48,22 @@ def clip_ids(captions: Sequence[str]) -> Tensor:
 
 class _Clip(Sighted):
     net: CLIPModel
+    name, vision_steps, head_weight = "shapes-clip", CLIP_VISION_STEPS, 1.0
+
+    def draw(self, rng: Random) -> tuple[list[Scene], list[Tensor]]:
+        scenes, captions = _draw(rng, NEGATIVES)
+        return scenes, [clip_ids(captions)]
 
     def embed(self, seen: Any, *tokens: Tensor) -> tuple[Tensor, ...]:
         """Embeddings of pictures [B, 128] and of captions [C, 128]."""
         text = self.net.text_projection(self.net.text_model(input_ids=tokens[0]).pooler_output)
         return self.net.visual_projection(seen.pooler_output), text
+
+    def objective(self, *outputs: Tensor) -> Tensor:
+        image, text = (F.normalize(each, dim=-1) for each in outputs)
+        logits = self.net.logit_scale.exp().clamp(max=100) * image @ text.T
+        label = torch.arange(BATCH)
+        return (F.cross_entropy(logits, label) + F.cross_entropy(logits[:, :BATCH].T, label)) / 2
 
 
 def train_clip(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
@@ -63,30 +74,7 @@ def train_clip(checkpoints: Path, folder: Path, steps: int | None = None) -> Non
 def fit_clip(folder: Path, steps: int = CLIP_STEPS) -> CLIPModel:
     """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
     torch.manual_seed(0)
-    net = _Clip(build())
-
-    def objective(image: Tensor, text: Tensor) -> Tensor:
-        image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-        logits = net.net.logit_scale.exp().clamp(max=100) * image @ text.T
-        label = torch.arange(BATCH)
-        return (F.cross_entropy(logits, label) + F.cross_entropy(logits[:, :BATCH].T, label)) / 2
-
-    def draw(rng: Random) -> tuple[list[Scene], list[Tensor]]:
-        scenes, captions = _draw(rng, NEGATIVES)
-        return scenes, [clip_ids(captions)]
-
-    return fit_sighted(
-        net,
-        draw,
-        objective,
-        "shapes-clip",
-        folder,
-        steps,
-        vision_steps=CLIP_VISION_STEPS,
-        head_weight=1.0,
-        every=500,
-        evaluate=lambda mean: accuracy(mean.net),
-    ).net
+    return fit_sighted(_Clip(build()), folder, steps, every=500, evaluate=lambda mean: accuracy(mean.net)).net
 
 
 def _draw(rng: Random, negatives: int) -> tuple[list[Scene], list[str]]:
@@ -118,10 +106,22 @@ def accuracy(net: CLIPModel) -> dict[str, float]:
 
 class _Siglip(Sighted):
     net: SiglipModel
+    name, vision_steps, head_weight = "shapes-siglip", SIGLIP_VISION_STEPS, 0.5
+
+    def draw(self, rng: Random) -> tuple[list[Scene], list[Tensor]]:
+        scenes, captions = _draw(rng, 0)
+        return scenes, [tokenize(t5_tokenizer(), captions).input_ids]
 
     def embed(self, seen: Any, *tokens: Tensor) -> tuple[Tensor, ...]:
         """Embeddings of pictures and of captions, [B, 128] each."""
         return seen.pooler_output, self.net.text_model(input_ids=tokens[0]).pooler_output
+
+    def objective(self, *outputs: Tensor) -> Tensor:
+        image, text = (F.normalize(each, dim=-1) for each in outputs)
+        logits = self.net.logit_scale.exp() * image @ text.T + self.net.logit_bias
+        # 1 for a picture and its caption, -1 for every other pair.
+        sign = 2 * torch.eye(BATCH) - 1
+        return -F.logsigmoid(sign * logits).sum(1).mean()
 
 
 def train_siglip(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
@@ -136,20 +136,4 @@ def fit_siglip(folder: Path, steps: int = SIGLIP_STEPS) -> SiglipModel:
     # As Zhai et al. begin (section 3.2): from 0 and 0 so few steps would not lead out of a collapse of all embeddings.
     nn.init.constant_(siglip.logit_scale, math.log(10))
     nn.init.constant_(siglip.logit_bias, -10.0)
-    net = _Siglip(siglip)
-    # 1 for a picture and its caption, -1 for every other pair.
-    sign = 2 * torch.eye(BATCH) - 1
-
-    def objective(image: Tensor, text: Tensor) -> Tensor:
-        cosine = F.normalize(image, dim=-1)
-        logits = net.net.logit_scale.exp() * cosine @ F.normalize(text, dim=-1).T + net.net.logit_bias
-        return -F.logsigmoid(sign * logits).sum(1).mean()
-
-    def draw(rng: Random) -> tuple[list[Scene], list[Tensor]]:
-        scenes, captions = _draw(rng, 0)
-        return scenes, [tokenize(t5_tokenizer(), captions).input_ids]
-
-    fitted = fit_sighted(
-        net, draw, objective, "shapes-siglip", folder, steps, vision_steps=SIGLIP_VISION_STEPS, head_weight=0.5
-    )
-    return fitted.net
+    return fit_sighted(_Siglip(siglip), folder, steps).net

@@ -107,21 +107,11 @@ def fit_dino(folder: Path, steps: int = STEPS) -> Dinov2ForImageClassification:
         distilled = torch.stack([-(targets[a] * views[b]).sum(-1).mean() for a, b in pairs]).mean()
         return distilled + _KOLEO * _koleo(features.float()[:BATCH])
 
-    def evaluate(mean: _Distillation) -> dict[str, float]:
+    def accuracy(mean: _Distillation) -> dict[str, float]:
         return {"linear_accuracy": class_accuracy(_with_head(mean.teacher.backbone))}
 
-    mean = fit(
-        net,
-        loss,
-        "shapes-dino step",
-        folder,
-        steps,
-        lr=1e-3,
-        muon=True,
-        weight_decay=0.04,
-        every=250,
-        evaluate=evaluate,
-    )
+    seed = "shapes-dino step"
+    mean = fit(net, loss, seed, folder, steps, lr=1e-3, muon=True, weight_decay=0.04, every=250, evaluate=accuracy)
     return _with_head(mean.teacher.backbone)
 
 

@@ -30,8 +30,12 @@ _KINDS: Final = [len(values) + 1 for values in ATTRIBUTES.values()]
 class Sighted(nn.Module):
     """A network of pictures and texts, with the head that tells what is at each patch.
 
-    A subclass has `tower`, the network's vision tower, and `embed`, what it makes of the tower's output and of tokens.
+    A subclass says what it is trained on and by which loss.
     """
+
+    name: str  # seeds the data
+    vision_steps: int  # on crowded pictures, before all else
+    head_weight: float  # of the head's loss beside `objective`
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -41,7 +45,16 @@ class Sighted(nn.Module):
     def tower(self) -> nn.Module:
         return self.net.vision_model  # type: ignore[return-value]
 
+    def draw(self, rng: Random) -> tuple[list[Scene], Sequence[Tensor]]:
+        """A batch of scenes, and the tokens of the texts that go with them."""
+        raise NotImplementedError
+
     def embed(self, seen: Any, *tokens: Tensor) -> tuple[Tensor, ...]:
+        """What the network makes of its tower's output and of tokens."""
+        raise NotImplementedError
+
+    def objective(self, *outputs: Tensor) -> Tensor:
+        """The loss of what `embed` returned for a batch, in float32."""
         raise NotImplementedError
 
     def look(self, pixels: Tensor) -> tuple[Any, Tensor]:
@@ -59,34 +72,25 @@ Eyes = TypeVar("Eyes", bound=Sighted)
 
 
 def fit_sighted(
-    net: Eyes,
-    draw: Callable[[Random], tuple[list[Scene], Sequence[Tensor]]],  # scenes and the tokens that go with them
-    objective: Callable[..., Tensor],  # of the outputs of `embed`, in float32
-    name: str,  # seeds the data
-    folder: Path,
-    steps: int,
-    *,
-    vision_steps: int,  # on crowded pictures, before
-    head_weight: float,
-    every: int = 200,
-    evaluate: Callable[[Eyes], dict[str, float]] | None = None,
+    net: Eyes, folder: Path, steps: int, every: int = 200, evaluate: Callable[[Eyes], dict[str, float]] | None = None
 ) -> Eyes:
     """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
     if not (folder / "checkpoint.pt").exists():
-        _fit_vision(net, f"{name} vision step", folder / "vision", vision_steps)
+        _fit_vision(net, folder / "vision")
     fast = torch.compile(net)
 
     def loss(step: Step) -> Tensor:
-        scenes, tokens = draw(step.rng)
+        scenes, tokens = net.draw(step.rng)
         x = degrade(render_batch(scenes), step.generator)
         with autocast():
             *outputs, patches = fast(x, *tokens)
-        return objective(*(each.float() for each in outputs)) + head_weight * _patch_loss(patches.float(), scenes)
+        objective = net.objective(*(each.float() for each in outputs))
+        return objective + net.head_weight * _patch_loss(patches.float(), scenes)
 
-    return fit(net, loss, f"{name} step", folder, steps, lr=1e-3, muon=True, every=every, evaluate=evaluate)
+    return fit(net, loss, f"{net.name} step", folder, steps, lr=1e-3, muon=True, every=every, evaluate=evaluate)
 
 
-def _fit_vision(net: Sighted, seed: str, folder: Path, steps: int) -> None:
+def _fit_vision(net: Sighted, folder: Path) -> None:
     fast = torch.compile(net.look)
 
     def loss(step: Step) -> Tensor:
@@ -96,7 +100,8 @@ def _fit_vision(net: Sighted, seed: str, folder: Path, steps: int) -> None:
             patches = fast(x)[1]
         return _patch_loss(patches.float(), scenes)
 
-    net.load_state_dict(fit(net, loss, seed, folder, steps, lr=1e-3, muon=True, every=200).state_dict())
+    mean = fit(net, loss, f"{net.name} vision step", folder, net.vision_steps, lr=1e-3, muon=True, every=200)
+    net.load_state_dict(mean.state_dict())
 
 
 def degrade(x: Tensor, generator: torch.Generator) -> Tensor:
