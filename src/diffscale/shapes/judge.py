@@ -93,9 +93,9 @@ def _binding(description: Description, objects: list[Obj]) -> float:
         holds[: len(objects), : len(objects)] = [
             [related(a, b, description.relation) for b in objects] for a in objects
         ]
-        total, held = _best_related(shares, holds, np.array(row_of))
+        total, related_score = _best_related(shares, holds, np.array(row_of))
         weight = 1 / 2 if description.category == "spatial" else 1 / 3
-        score = (1 - weight) * total / len(row_of) + weight * held
+        score = (1 - weight) * total / len(row_of) + weight * related_score
     else:
         score = float(shares[linear_sum_assignment(shares, maximize=True)].mean())
     return score * (1 - _EXTRA) ** max(len(objects) - len(row_of), 0)

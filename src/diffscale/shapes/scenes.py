@@ -189,8 +189,8 @@ def _fill(spec: Spec, rng: Random, small: bool) -> Iterator[Obj]:
 def _place(objects: list[Obj], relation: str | None, rng: Random) -> Scene | None:
     placed: list[Obj] = []
     for obj in objects:
-        held = partial(related, placed[0], relation=relation) if relation and len(placed) == 1 else lambda _: True
-        put = _drop(obj, placed, rng, held)
+        allowed = partial(related, placed[0], relation=relation) if relation and len(placed) == 1 else lambda _: True
+        put = _drop(obj, placed, rng, allowed)
         if put is None:
             return None
         placed.append(put)
