@@ -1,7 +1,8 @@
 """Errors a user can act on: every message is one sentence that says what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class DiffscaleError(Exception):
@@ -30,6 +31,18 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UnknownName:
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."
     return UnknownName(f"Unknown {kind} {given!r}{hint} Choose one of: {', '.join(names)}.")
+
+
+@contextmanager
+def explained(sentence: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Within it errors of these `kinds` become a DiffscaleError of that `sentence`.
+
+    Its part "{why}" becomes the first line of the error.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise DiffscaleError(sentence.replace("{why}", first_line(error))) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 
 Kind = TypeVar("Kind")
 
@@ -89,22 +89,19 @@ def parse_jsonl(text: str, path: Path) -> list[dict[str, Any]]:
     """
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
-        try:
+        with explained(f"Line {number} of {path} cannot be read: mend or remove it.", ValueError, TypeError):
             rows += [dict(json.loads(line))] if line.strip() else []
-        except (ValueError, TypeError) as error:
-            raise DiffscaleError(f"Line {number} of {path} cannot be read: mend or remove it.") from error
     return rows
 
 
 def read_lines(path: str, what: str) -> list[str]:
     """The lines of a text file that are not empty; raises DiffscaleError if there are none. `what`: what they are."""
-    try:
-        lines = [line.strip() for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiffscaleError(f"The file {path!r} of {what}, one a line, could not be read.") from error
-    if not any(lines):
+    with explained(f"The file {path!r} of {what}, one a line, could not be read.", OSError, UnicodeDecodeError):
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    lines = [stripped for line in text.splitlines() if (stripped := line.strip())]
+    if not lines:
         raise DiffscaleError(f"The file {path!r} must have {what}, one a line, but it is empty.")
-    return [line for line in lines if line]
+    return lines
 
 
 def checked(kind: type[Kind], content: Mapping[str, Any], path: Path) -> Kind:

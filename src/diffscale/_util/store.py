@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import explained
 
 _PATIENCE: Final = 30.0  # seconds that another process may hold the file
 
@@ -26,35 +26,26 @@ class SqliteStore:
 
     def __init__(self, path: Path, tables: str, *, name: str, unreadable: str, unwritable: str) -> None:
         self.path = path
-        self._name, self._unreadable, self._unwritable = name, unreadable, unwritable
+        self._unreadable = f"{name} {path} cannot be read ({{why}}): {unreadable}."
+        self._unwritable = f"{name} {path} cannot be written to ({{why}}): {unwritable}."
         self._lock = threading.Lock()
-        try:
+        with explained(self._unwritable, OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._error("written to", unwritable, error) from error
-        try:
+        with explained(self._unreadable, sqlite3.Error):
             self._db = sqlite3.connect(path, timeout=_PATIENCE, check_same_thread=False)
             self._use_write_ahead_log()
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(tables)
-        except sqlite3.Error as error:
-            raise self._error("read", unreadable, error) from error
 
     def read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows that `query` selects."""
-        try:
-            with self._lock:
-                return self._db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._error("read", self._unreadable, error) from error
+        with explained(self._unreadable, sqlite3.Error), self._lock:
+            return self._db.execute(query, values).fetchall()
 
     def write(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run `statement` for each of `rows` in one transaction; they are in the file when this returns."""
-        try:
-            with self._lock, self._db:
-                self._db.executemany(statement, rows)
-        except sqlite3.Error as error:
-            raise self._error("written to", self._unwritable, error) from error
+        with explained(self._unwritable, sqlite3.Error), self._lock, self._db:
+            self._db.executemany(statement, rows)
 
     def close(self) -> None:
         """Let go of the file; what was written stays."""
@@ -71,6 +62,3 @@ class SqliteStore:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
-
-    def _error(self, action: str, advice: str, error: Exception) -> DiffscaleError:
-        return DiffscaleError(f"{self._name} {self.path} cannot be {action} ({error}): {advice}.")

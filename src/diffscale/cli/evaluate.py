@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import explained
 from diffscale._util.files import write_json
 from diffscale.bench.config import EvaluateConfig
 from diffscale.cli.flags import settings_from_flags
@@ -27,12 +27,8 @@ def evaluate(
     console = quiet_console()
     with progress_bars(console, "pictures", transient=True) as progress:
         results = job.run(settings, progress)
-    try:
+    with explained(f"The results could not be written to {output}: choose another place ({{why}}).", OSError):
         write_json(output, results)
-    except OSError as error:
-        raise DiffscaleError(
-            f"The results could not be written to {output}: choose another place ({error})."
-        ) from error
     _print_results(console, results)
     for note in results["warnings"]:
         print_warning(console, note)

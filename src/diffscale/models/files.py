@@ -12,7 +12,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from huggingface_hub import constants, hf_hub_download
@@ -22,9 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffscale._util.errors import DiffscaleError, first_line, unknown
+from diffscale._util.errors import DiffscaleError, explained, unknown
 from diffscale._util.files import checked, read_config, write_json
 from diffscale.registry import plugins
+
+LOADING_ERRORS: Final = (OSError, ValueError, RuntimeError, SafetensorError)
+"""What libraries raise for files of networks that are not there, or not as they should be."""
 
 
 def shipped_folders() -> dict[str, Path]:
@@ -79,13 +82,11 @@ def fetch(model: str, name: str) -> Path:
         if not (path / name).is_file():
             raise DiffscaleError(f"The folder {model!r} has no file {name}; give a folder or file of this network.")
         return path / name
-    try:
+    mend = "check the name and the network, or give a local path ({why})."
+    with explained(
+        f"The file {name} of {model!r} could not be fetched; {mend}", OSError, ValueError, EntryNotFoundError
+    ):
         return Path(hf_hub_download(model, name))
-    except (OSError, ValueError, EntryNotFoundError) as error:
-        raise DiffscaleError(
-            f"The file {name} of {model!r} could not be fetched; check the name and the network, or give a local path "
-            f"({first_line(error)})."
-        ) from error
 
 
 def download(url: str, sha256: str) -> Path:
@@ -96,16 +97,12 @@ def download(url: str, sha256: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if path.is_file():
         return path
-    try:
+    mend = f"check the network, or fetch it elsewhere and put it at {path} ({{why}})."
+    with explained(f"{url} could not be fetched; {mend}", OSError, RuntimeError):
         if constants.HF_HUB_OFFLINE:
             raise OSError("HF_HUB_OFFLINE is set")
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
-    except (OSError, RuntimeError) as error:
-        raise DiffscaleError(
-            f"{url} could not be fetched; check the network, or fetch it elsewhere and put it at {path} "
-            f"({first_line(error)})."
-        ) from error
     return path
 
 
@@ -117,14 +114,11 @@ def load_state(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors":
         _check_digest(path, sha256)
-    try:
+    unreadable = f"The weights in {path} could not be read; fetch the file anew ({{why}})."
+    with explained(unreadable, *LOADING_ERRORS, EOFError, pickle.UnpicklingError):
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise DiffscaleError(
-            f"The weights in {path} could not be read; fetch the file anew ({first_line(error)})."
-        ) from (error)
 
 
 def load_into(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -142,13 +136,9 @@ def pretrained(family: Any, model: str | Path, what: str, **options: Any) -> Any
     `model`: a Path is a folder. `what`: the kind of network, as users call it.
     """
     where = model if isinstance(model, Path) else locate(model)
-    try:
+    mend = "give a Hub id, or a folder with config.json and safetensors weights ({why})."
+    with explained(f"The {what} {str(model)!r} could not be loaded: {mend}", *LOADING_ERRORS, TypeError, KeyError):
         return family.from_pretrained(where, **options)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise DiffscaleError(
-            f"The {what} {str(model)!r} could not be loaded: give a Hub id, or a folder with config.json and "
-            f"safetensors weights ({first_line(error)})."
-        ) from error
 
 
 def pretrained_network(family: Any, model: str, what: str, device: Any) -> Any:

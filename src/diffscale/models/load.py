@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
 
-from diffscale._util.errors import DiffscaleError, UnknownName, first_line, unknown
+from diffscale._util.errors import DiffscaleError, UnknownName, explained, unknown
 from diffscale.models import loras, memory, quantization, schedulers
 from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
-from diffscale.models.files import locate, read_manifest
+from diffscale.models.files import LOADING_ERRORS, locate, read_manifest
 from diffscale.models.options import LoadOptions
 from diffscale.registry import plugins
 from diffscale.samplers.arguments import call_parameters
@@ -34,12 +33,9 @@ class PlainCall:
 def best_device(asked: str | None = None) -> str:
     """`asked`, else cuda, else mps, else cpu; raises DiffscaleError for a device that is not there."""
     if asked is not None:
-        try:
+        unusable = f"The device {asked!r} cannot be used ({{why}}): give cuda, mps or cpu."
+        with explained(unusable, RuntimeError, AssertionError):
             torch.empty(1, device=asked)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise DiffscaleError(
-                f"The device {asked!r} cannot be used ({first_line(error)}): give cuda, mps or cpu."
-            ) from error
         return asked
     if torch.cuda.is_available():
         return "cuda"
@@ -90,18 +86,13 @@ def _sit(folder: str, options: LoadOptions, device: str, dtype: torch.dtype) -> 
 
 
 def _weights(model: str, folder: str, options: LoadOptions, dtype: torch.dtype, quantizer: Any) -> Any:
-    more = {}
-    try:
+    more: dict[str, Any] = {"variant": options.variant, "revision": options.revision}
+    mend = "check its name, the network and the files ({why})."
+    with explained(f"The model {model!r} could not be loaded; {mend}", *LOADING_ERRORS):
         if quantizer is not None:
             index = DiffusionPipeline.load_config(folder, revision=options.revision)
             more["quantization_config"] = quantization.configuration(quantizer, index, dtype)
-        return DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, variant=options.variant, revision=options.revision, **more
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DiffscaleError(
-            f"The model {model!r} could not be loaded; check its name, the network and the files ({first_line(error)})."
-        ) from error
+        return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **more)
 
 
 def base_model(model: str) -> str:

@@ -9,10 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from diffscale._util.errors import DiffscaleError, UnknownName, first_line
-from diffscale.models.files import locate
+from diffscale._util.errors import DiffscaleError, UnknownName, explained
+from diffscale.models.files import LOADING_ERRORS, locate
 from diffscale.models.quantization import installed
 
 
@@ -54,14 +52,9 @@ def add_loras(pipe: Any, texts: list[str]) -> None:
         source, weight = split_weight(text)
         folder, file = _find(source)
         name = f"lora_{number}"
-        try:
-            with _quiet():
-                pipe.load_lora_weights(folder, weight_name=file, adapter_name=name, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise DiffscaleError(
-                f"The LoRA {source!r} could not be loaded; check its name, and that it is for this model "
-                f"({first_line(error)})."
-            ) from error
+        mend = "check its name, and that it is for this model ({why})."
+        with explained(f"The LoRA {source!r} could not be loaded; {mend}", *LOADING_ERRORS, KeyError), _quiet():
+            pipe.load_lora_weights(folder, weight_name=file, adapter_name=name, use_safetensors=True)
         # Keys that fit nothing are only logged by diffusers.
         if not any(name in adapters for adapters in pipe.get_list_adapters().values()):
             raise DiffscaleError(f"The LoRA {source!r} has no weights for any network of {type(pipe).__name__}.")

@@ -8,7 +8,7 @@ import torch
 from diffusers import ModelMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, explained, unknown
 from diffscale.models.quantization import denoiser_names
 
 
@@ -37,10 +37,9 @@ def use_attention(pipe: Any, backend: str) -> None:
     # set_attention_backend also changes the default of all networks in the process; that is put back.
     with attention_backend("native"):
         for network in _denoisers(pipe):
-            try:
+            unusable = f"The attention backend {backend!r} cannot be used: {{why}}"
+            with explained(unusable, RuntimeError, ValueError, ImportError):
                 network.set_attention_backend(backend)
-            except (RuntimeError, ValueError, ImportError) as error:
-                raise DiffscaleError(f"The attention backend {backend!r} cannot be used: {error}") from error
             processors = (getattr(module, "processor", None) for module in network.modules())
             taken |= any(hasattr(processor, "_attention_backend") for processor in processors)
     if not taken:
@@ -80,15 +79,12 @@ def place_networks(pipe: Any, offload: str | None, device: str) -> None:
     if offload is None:
         pipe.to(device)
         return
-    try:
+    unable = f"{type(pipe).__name__} cannot be offloaded ({{why}}); leave the option offload out."
+    with explained(unable, ValueError, NotImplementedError):
         if offload == "model":
             pipe.enable_model_cpu_offload(device=device)
         else:
             pipe.enable_sequential_cpu_offload(device=device)
-    except (ValueError, NotImplementedError) as error:
-        raise DiffscaleError(
-            f"{type(pipe).__name__} cannot be offloaded ({error}); leave the option offload out."
-        ) from error
 
 
 def _denoisers(pipe: Any) -> list[Any]:

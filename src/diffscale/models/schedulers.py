@@ -8,7 +8,7 @@ from typing import Any, Final
 import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.registry import parse
 from diffscale.samplers import levels
 
@@ -41,10 +41,9 @@ def replace_scheduler(pipe: Any, kind: Any, options: dict[str, Any]) -> None:
     old = getattr(pipe, "scheduler", None)
     if old is None:
         raise DiffscaleError(f"{type(pipe).__name__} has no scheduler to replace: leave the option scheduler out.")
-    try:
+    unmade = f"{kind.__name__} cannot be made from the model's configuration: {{why}}"
+    with explained(unmade, ValueError, TypeError, NotImplementedError, ImportError):
         new = kind.from_config(old.config, **options)
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise DiffscaleError(f"{kind.__name__} cannot be made from the model's configuration: {error}") from error
     # Nothing fails if a flow is solved as a diffusion: the pictures are just noise.
     model, taken = (_KINDS.get(levels.prediction_type(each), "a diffusion") for each in (old, new))
     if model == taken:

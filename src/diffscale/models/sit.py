@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.samplers.formulas import Marginal
 from diffscale.samplers.levels import Schedule, even_levels
 
@@ -74,15 +74,11 @@ def config_of(state: Mapping[str, Tensor]) -> SiTConfig:
 
     Shapes do not tell the number of heads; it goes by the width. The last class is taken for the null class.
     """
-    try:
+    with explained("These weights are not those of a SiT: {why} is missing or of another shape.", KeyError, ValueError):
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape
         tokens, classes = state["pos_embed"].shape[1], len(state["y_embedder.embedding_table.weight"]) - 1
         outputs = len(state["final_layer.linear.bias"])
         hidden = len(state["blocks.0.mlp.fc1.bias"])
-    except (KeyError, ValueError) as error:
-        raise DiffscaleError(
-            f"These weights are not those of a SiT: {error} is missing or of another shape."
-        ) from error
     heads = {config.hidden_size: config.num_heads for config in SIZES.values()}
     if width not in heads:
         raise DiffscaleError(
