@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,10 +45,7 @@ class State:
     def __getitem__(self, index: slice | Tensor | list[int]) -> State:
         """The rows at `index`: a slice, a list or an int64 or bool tensor."""
 
-        def take(value: Tensor) -> Tensor:
-            return value[index.to(value.device) if isinstance(index, Tensor) else index]
-
-        return self._map(take)
+        return self._map(lambda value: value[index.to(value.device) if isinstance(index, Tensor) else index])
 
     def repeat(self, n: int) -> State:
         """Each row `n` times, copies of a row next to each other: [B * n]."""
@@ -62,16 +59,12 @@ class State:
         return self.step, self.level, held, tuple(self.x.shape[1:]), tuple(memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> State:
-        return replace(
-            self,
-            x=change(self.x),
-            key=change(self.key),
-            prompt_index=change(self.prompt_index),
-            x0=None if self.x0 is None else change(self.x0),
-            model_output=None if self.model_output is None else change(self.model_output),
-            recorded=None if self.recorded is None else change(self.recorded),
-            solver={name: change(value) for name, value in self.solver.items()},
-        )
+        rows = {name: change(value) for name in _ROWS if (value := getattr(self, name)) is not None}
+        return replace(self, **rows, solver={name: change(value) for name, value in self.solver.items()})
+
+
+_ROWS: Final = ("x", "key", "prompt_index", "x0", "model_output", "recorded")
+"""Fields of a `State` that hold something of each row, or None."""
 
 
 def concat(states: Sequence[State]) -> State:
@@ -80,20 +73,9 @@ def concat(states: Sequence[State]) -> State:
         raise ValueError("only states at the same step and with the same solver history concatenate")
     first = states[0]
 
-    def join(values: Sequence[Tensor | None]) -> Tensor | None:
-        held = [value for value in values if value is not None]
-        return torch.cat(held) if held else None
-
-    return replace(
-        first,
-        x=torch.cat([state.x for state in states]),
-        key=torch.cat([state.key for state in states]),
-        prompt_index=torch.cat([state.prompt_index for state in states]),
-        x0=join([state.x0 for state in states]),
-        model_output=join([state.model_output for state in states]),
-        recorded=join([state.recorded for state in states]),
-        solver={name: torch.cat([state.solver[name] for state in states]) for name in first.solver},
-    )
+    held = {name: [each for state in states if (each := getattr(state, name)) is not None] for name in _ROWS}
+    rows = {name: torch.cat(values) for name, values in held.items() if values}
+    return replace(first, **rows, solver={name: torch.cat([s.solver[name] for s in states]) for name in first.solver})
 
 
 def nearest(levels: Sequence[float], level: float) -> int:

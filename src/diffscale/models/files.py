@@ -82,10 +82,8 @@ def fetch(model: str, name: str) -> Path:
         if not (path / name).is_file():
             raise DiffscaleError(f"The folder {model!r} has no file {name}; give a folder or file of this network.")
         return path / name
-    mend = "check the name and the network, or give a local path ({why})."
-    with explained(
-        f"The file {name} of {model!r} could not be fetched; {mend}", OSError, ValueError, EntryNotFoundError
-    ):
+    mend = "could not be fetched; check the name and the network, or give a local path ({why})."
+    with explained(f"The file {name} of {model!r} {mend}", OSError, ValueError, EntryNotFoundError):
         return Path(hf_hub_download(model, name))
 
 
