@@ -59,7 +59,7 @@ class State:
         return self.step, self.level, held, tuple(self.x.shape[1:]), tuple(memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> State:
-        rows = {name: change(value) for name in _ROWS if (value := getattr(self, name)) is not None}
+        rows: dict[str, Any] = {name: change(value) for name in _ROWS if (value := getattr(self, name)) is not None}
         return replace(self, **rows, solver={name: change(value) for name, value in self.solver.items()})
 
 
@@ -74,7 +74,7 @@ def concat(states: Sequence[State]) -> State:
     first = states[0]
 
     held = {name: [each for state in states if (each := getattr(state, name)) is not None] for name in _ROWS}
-    rows = {name: torch.cat(values) for name, values in held.items() if values}
+    rows: dict[str, Any] = {name: torch.cat(values) for name, values in held.items() if values}
     return replace(first, **rows, solver={name: torch.cat([s.solver[name] for s in states]) for name in first.solver})
 
 
