@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, check_name
 
 
 class DataSet(Protocol):
@@ -65,8 +65,7 @@ def parse(text: str, kind: str, factories: Mapping[str, Callable[..., Any]]) -> 
     Raises UnknownName for a name or an argument that does not exist, DiffscaleError for a value of the wrong type.
     """
     name, *pairs = text.split() or [""]
-    if name not in factories:
-        raise unknown(kind, name, factories)
+    check_name(kind, name, factories)
     parameters = {
         p.name: p
         for p in _signature(factories[name]).parameters.values()
@@ -78,8 +77,7 @@ def parse(text: str, kind: str, factories: Mapping[str, Callable[..., Any]]) -> 
         key, equals, value = pair.partition("=")
         if not equals:
             raise DiffscaleError(f"Write the arguments of {kind} {name} as key=value, not {pair!r}.")
-        if key not in parameters:
-            raise unknown(f"argument of {kind} {name}", key, parameters)
+        check_name(f"argument of {kind} {name}", key, parameters)
         wanted = _kind(parameters[key], factories[name])
         try:
             given[key] = _literal(value) if wanted is None else TypeAdapter(wanted).validate_python(value)

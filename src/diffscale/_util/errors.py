@@ -1,7 +1,7 @@
 """Errors a user can act on: every message is one sentence that says what to do."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -31,6 +31,12 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> UnknownName:
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."
     return UnknownName(f"Unknown {kind} {given!r}{hint} Choose one of: {', '.join(names)}.")
+
+
+def check_name(kind: str, given: str, allowed: Collection[str]) -> None:
+    """Raises the error of `unknown` for a name that is not `allowed`."""
+    if given not in allowed:
+        raise unknown(kind, given, allowed)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from diffscale._util.config import Flag
-from diffscale._util.errors import unknown
+from diffscale._util.errors import check_name
 from diffscale.models.options import MEANS, LoadOptions
 
 
@@ -123,6 +123,5 @@ class ReproduceConfig(Hardware):
     @field_validator("setting")
     @classmethod
     def _known(cls, setting: str) -> str:
-        if setting not in ("shapes", "paper"):
-            raise unknown("setting", setting, ["shapes", "paper"])
+        check_name("setting", setting, ["shapes", "paper"])
         return setting

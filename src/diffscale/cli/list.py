@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from diffscale._util.errors import unknown
+from diffscale._util.errors import check_name
 from diffscale.cli.terminal import print_table
 
 
@@ -22,8 +22,7 @@ def list_names(
         "verifiers": _verifiers,
         "suites": _suites,
     }
-    if what not in kinds:
-        raise unknown("list", what, kinds)
+    check_name("list", what, kinds)
     print_table(Console(), *kinds[what]())
 
 

@@ -25,7 +25,7 @@ from diffusers import AutoencoderKL, DiTPipeline
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, UnknownName, unknown
+from diffscale._util.errors import DiffscaleError, UnknownName, check_name, unknown
 from diffscale._util.files import checked, read_config, write_json
 from diffscale.models.files import fetch, load_into, load_state, pretrained, read_manifest, save_network
 from diffscale.models.sit import SiT, SiTConfig, SiTDenoiser, config_of, dtype_of
@@ -89,8 +89,7 @@ class ClassModel:
     def sampler(self, classes: Sequence[str], steps: int, args: Mapping[str, Any]) -> ClassSampler:
         """A sampler of `classes`, by names or ids, with `ARGUMENTS`; raises DiffscaleError for other or wrong ones."""
         for name, value in args.items():
-            if name not in ARGUMENTS:
-                raise unknown("argument of a class-conditional model", name, ARGUMENTS)
+            check_name("argument of a class-conditional model", name, ARGUMENTS)
             try:
                 TypeAdapter(ARGUMENTS[name]).validate_python(value, strict=True)
             except ValidationError as error:
@@ -160,8 +159,7 @@ def load_sit(folder: str, device: str, dtype: torch.dtype) -> ClassModel:
     config = read_config(where / "config.json")
     given = {name: value for name, value in config.items() if name != "model_type"}
     for name in given:
-        if name not in (allowed := [f.name for f in fields(SiTConfig)]):
-            raise unknown(f"field of {where / 'config.json'}", name, allowed)
+        check_name(f"field of {where / 'config.json'}", name, [f.name for f in fields(SiTConfig)])
     manifest = read_manifest(folder)
     weights = fetch(folder, "model.safetensors")
     network = _network(checked(SiTConfig, given, where / "config.json"), load_state(weights), weights)

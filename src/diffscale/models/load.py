@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from diffscale._util.errors import DiffscaleError, UnknownName, explained, unknown
+from diffscale._util.errors import DiffscaleError, UnknownName, check_name, explained
 from diffscale.models import loras, memory, quantization, schedulers
 from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
 from diffscale.models.files import LOADING_ERRORS, locate, read_manifest
@@ -116,8 +116,7 @@ def world_of(model: str) -> World | None:
         return None
     if name is None:
         return None
-    if name not in plugins("worlds"):
-        raise unknown("world", name, plugins("worlds"))
+    check_name("world", name, plugins("worlds"))
     world: World = plugins("worlds")[name]
     return world
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, check_name
 
 MEANS: Final = frozenset({"device", "offload", "vae_slicing", "vae_tiling", "compile", "attention"})
 """Options that say where and how a model runs: they take memory and time, and leave the result as it is but for
@@ -69,8 +69,7 @@ class LoadOptions(BaseModel):
 
     def used_dtype(self) -> str:
         """The dtype that weights are loaded in; raises UnknownName for what is none."""
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
+        check_name("dtype", self.dtype, DTYPES)
         return self.dtype
 
     def decisive(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import torch
 from diffusers import PipelineQuantizationConfig
 
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, check_name
 from diffscale.registry import parse
 
 _DENOISERS: Final = ("transformer", "unet", "prior", "decoder")
@@ -50,8 +50,7 @@ def _torchao(library: Any, dtype: torch.dtype, components: str = "", config_clas
     import torchao.quantization as ao
 
     known = {name: getattr(ao, name) for name in dir(ao) if name.endswith("Config")}
-    if config_class not in known:
-        raise unknown("configuration of torchao", config_class, known)
+    check_name("configuration of torchao", config_class, known)
     return library.TorchAoConfig(known[config_class]())
 
 
@@ -111,6 +110,5 @@ def configuration(chosen: partial[Any], index: Mapping[str, Any], dtype: torch.d
             f"Name what to quantise with components=..., by commas; this model has {', '.join(sorted(known))}."
         )
     for name in named:
-        if name not in known:
-            raise unknown("component to quantise", name, known)
+        check_name("component to quantise", name, known)
     return PipelineQuantizationConfig(quant_mapping={name: chosen(known[name], dtype) for name in named})

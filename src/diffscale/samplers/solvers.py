@@ -8,7 +8,7 @@ from typing import Final
 
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, check_name
 from diffscale.samplers.formulas import Marginal, denoise, finite_slopes, flow_slope, linear_step, multistep_x0, sde_std
 
 Stepped = tuple[Tensor, dict[str, Tensor]]
@@ -159,8 +159,7 @@ SOLVERS: Final[dict[str, type[Euler]]] = {
 
 def solver(name: str, eta: float | None = None) -> Euler:
     """The solver called `name`; `eta` is for `ddim`. Raises UnknownName, DiffscaleError for a wrong eta."""
-    if name not in SOLVERS:
-        raise unknown("solver", name, SOLVERS)
+    check_name("solver", name, SOLVERS)
     if eta is None:
         return SOLVERS[name]()
     if name != "ddim":

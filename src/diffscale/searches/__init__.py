@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diffscale._util.errors import unknown
+from diffscale._util.errors import check_name
 from diffscale.searches.bayes import bayes
 from diffscale.searches.demon import demon
 from diffscale.searches.first_order import first_order
@@ -21,8 +21,7 @@ SEARCHES: dict[str, Callable[..., Search]] = {
 
 def get(name: str) -> Callable[..., Search]:
     """The search called `name`; raises UnknownName with the nearest match."""
-    if name not in SEARCHES:
-        raise unknown("search", name, SEARCHES)
+    check_name("search", name, SEARCHES)
     return SEARCHES[name]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diffscale._util.errors import unknown
+from diffscale._util.errors import check_name
 
 app = typer.Typer(no_args_is_help=True, help="The embedded world: train its networks, draw data sets.")
 
@@ -43,8 +43,7 @@ def train(
     from diffscale.shapes.train import recipes
     from diffscale.shapes.world import MODELS
 
-    if network not in recipes.RECIPES:
-        raise unknown("network", network, recipes.RECIPES)
+    check_name("network", network, recipes.RECIPES)
     folder = (output or MODELS) / f"shapes-{network}"
     recipes.train(network, checkpoints, folder, steps)
     typer.echo(f"{folder} is written, its figures in figures.json")
@@ -72,7 +71,6 @@ def data(
     """Draw a data set of Shapes to train on, as a folder of pictures with metadata.jsonl."""
     from diffscale.shapes.datasets import DATASETS
 
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
+    check_name("data set", name, DATASETS)
     rows = DATASETS[name](output, size, checkpoints)
     typer.echo(f"{rows} {'pairs' if name == 'pairs' else 'pictures'} are in {output}")

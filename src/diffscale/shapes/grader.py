@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, check_name
 from diffscale.models.files import fetch, load_into, load_state, pretrained, saved_config
 from diffscale.types import Verifier
 from diffscale.verifiers.image_reward import ImageReward
@@ -44,8 +44,7 @@ def shapes_grader(
     if config is None:
         raise DiffscaleError(f"{model!r} is no folder with config.json of a grader: use shapes-grader or llm_grader.")
     aspects = config.get("aspects", [])
-    if aspect not in aspects:
-        raise unknown("aspect", aspect, aspects)
+    check_name("aspect", aspect, aspects)
     path = fetch(model, "model.safetensors")
     net = ImageRewardNet(config)
     load_into(net, load_state(path), path)

@@ -22,7 +22,7 @@ from pydantic import (
 
 from diffscale._util import config
 from diffscale._util.config import Flag
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, check_name
 
 METHODS: Final = {
     "sharpen-sft": "fine-tuning on the best of several short trajectories from data (Diffusion-Sharpening)",
@@ -463,8 +463,7 @@ def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> TrainConfi
 
     Raises UnknownName for a method that does not exist, DiffscaleError for settings that are wrong.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    check_name("method", method, METHODS)
     settings = {} if file is None else config.read(file)
     if settings.pop("method", method) != method:
         raise DiffscaleError(f"{file} holds the settings of another method: give that one, or leave its method out.")

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, check_name
 from diffscale.bench.papers import numbers
 from diffscale.bench.papers.numbers import Raw
 from diffscale.bench.papers.recipe import Claim
@@ -32,8 +32,7 @@ def compare(raw: Raw, all_of: Sequence[dict[str, Any]]) -> Evidence:
 def _comparison(raw: Raw, a: Place, b: Place, measure: str, how: str, margin: float = 0.0) -> Evidence:
     kinds: dict[str, Callable[[Contrast, float], Evidence]]
     kinds = {"better": superior, "equal": equivalent, "not_better": not_superior}
-    if how not in kinds:
-        raise unknown("comparison", how, kinds)
+    check_name("comparison", how, kinds)
     if how != "better" and margin <= 0:
         raise DiffscaleError(f"That a point is {how} is tested with a margin over 0: mend the recipe.")
     if a[0] != b[0]:
@@ -186,8 +185,7 @@ CLAIMS: Final[dict[str, Callable[..., Evidence]]] = {
 
 def test_claim(claim: Claim, raw: Raw) -> Evidence:
     """The evidence that an item's numbers give for a claim; raises DiffscaleError for a recipe that does not fit."""
-    if claim.test not in CLAIMS:
-        raise unknown("test", claim.test, CLAIMS)
+    check_name("test", claim.test, CLAIMS)
     try:
         return CLAIMS[claim.test](raw, **claim.options)
     except (TypeError, KeyError) as error:

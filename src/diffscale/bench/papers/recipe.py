@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffscale._util import config
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, check_name, unknown
 from diffscale.bench.papers import trainings
 from diffscale.bench.papers.verdicts import Verdict
 from diffscale.models.load import world_of
@@ -175,8 +175,7 @@ def chosen(asked: list[str]) -> list[str]:
     every = names()
     papers = {name.partition(".")[0] for name in every}
     for one in asked:
-        if one not in ("all", *papers, *every):
-            raise unknown("item", one, ["all", *papers, *every])
+        check_name("item", one, ["all", *papers, *every])
     return [name for name in every if {"all", name, name.partition(".")[0]} & {*asked}]
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from accelerate.state import AcceleratorState, GradientState
 
 from diffscale._util import config
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, check_name
 from diffscale._util.fingerprints import json_digest
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
@@ -45,8 +45,7 @@ def expanded(trainings: Mapping[str, Any], recipes: Path, paper: str, setting: s
         own, like = dict(given), given.get("like")
         if own.pop("like", None) is not None:
             shared = config.read(recipes / FOLDER / f"{paper}.yaml").get(setting, {})
-            if like not in shared:
-                raise unknown("training", like, shared)
+            check_name("training", like, shared)
             own = {**shared[like], **own}
         full[name] = own
     return full

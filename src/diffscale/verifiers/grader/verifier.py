@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, check_name
 from diffscale._util.pixels import eight_bit
 from diffscale.verifiers.grader.cache import GradeCache, default_path
 from diffscale.verifiers.grader.client import Client, GraderCosts, Refused, Tally, Unanswered
@@ -82,8 +82,7 @@ class LlmGrader:
         timing: Timing | None = None,
     ) -> None:
         endpoint = resolve(model, base_url, key_env, key)
-        if aspect not in SCORES:
-            raise unknown("aspect", aspect, SCORES)
+        check_name("aspect", aspect, SCORES)
         if min(concurrency, tries) < 1:
             raise DiffscaleError("The grader's concurrency and tries are 1 or more.")
         if not (0 < timeout < math.inf and (per_minute is None or 0 < per_minute < math.inf)):
