@@ -11,7 +11,7 @@ import torch
 from diffscale._util.errors import DiffscaleError
 from diffscale.models.files import shipped_folders
 from diffscale.verifiers import VERIFIERS, check, describe, load, shipped_verifiers
-from diffscale.verifiers.defaults import default_model
+from diffscale.verifiers.defaults import build, counterpart
 
 
 def model(folder: Path, **manifest: object) -> str:
@@ -22,8 +22,15 @@ def model(folder: Path, **manifest: object) -> str:
 
 @pytest.mark.parametrize("image_model", ["", "black-forest-labs/FLUX.1-dev"])
 def test_a_model_without_a_folder_has_the_published_network(image_model: str) -> None:
-    assert default_model(image_model, "clip", "openai/clip") == "openai/clip"
-    assert default_model(image_model, "inception", None) is None
+    assert counterpart(image_model, "clip") is counterpart(image_model, "inception") is None
+
+    def factory(model: str = "openai/clip", *, device: str) -> tuple[str, str]:
+        return model, device
+
+    assert build(factory, {}, "clip", device="cpu", image_model=image_model) == ("openai/clip", "cpu")
+    assert build(factory, {}, "clip", device="cpu", image_model="shapes-flux") == ("shapes-clip", "cpu")
+    assert build(factory, {"model": "x"}, "clip", device="cpu", image_model="shapes-flux") == ("x", "cpu")
+    assert build(factory, {}, None, device="cpu", image_model="shapes-flux") == ("openai/clip", "cpu")
 
 
 def test_a_folder_names_its_networks_and_one_with_a_base_has_those_of_its_base(tmp_path: Path) -> None:
@@ -31,8 +38,8 @@ def test_a_folder_names_its_networks_and_one_with_a_base_has_those_of_its_base(t
     lora = model(tmp_path / "lora", base=base, counterparts={"dino": "lora-dino"})
     chain = model(tmp_path / "chain", base=lora)
     for image_model, dino in ((base, "own-dino"), (lora, "lora-dino"), (chain, "lora-dino")):
-        found = [default_model(image_model, kind, "published") for kind in ("clip", "dino", "siglip")]
-        assert found == ["own-clip", dino, "published"]
+        found = [counterpart(image_model, kind) for kind in ("clip", "dino", "siglip")]
+        assert found == ["own-clip", dino, None]
 
 
 @pytest.mark.parametrize("name", shipped_folders())
@@ -41,13 +48,13 @@ def test_every_shipped_pipeline_names_shipped_networks_for_all_kinds(name: str) 
     manifest = json.loads((shipped_folders()[name] / "diffscale.json").read_text())
     is_pipeline = "base" in manifest or "num_inference_steps" in manifest["call"]
     for kind in kinds:
-        network = default_model(name, kind, "published")
-        assert network in shipped_folders() if is_pipeline else network == "published"
+        network = counterpart(name, kind)
+        assert network in shipped_folders() if is_pipeline else network is None
 
 
 def test_a_wrong_manifest_is_told(tmp_path: Path) -> None:
     with pytest.raises(DiffscaleError, match="Mend counterparts"):
-        default_model(model(tmp_path / "x", counterparts=["clip"]), "clip", "published")
+        counterpart(model(tmp_path / "x", counterparts=["clip"]), "clip")
 
 
 def test_a_shipped_network_is_a_verifier_by_its_own_name() -> None:

@@ -12,9 +12,8 @@ from tools import Counting, Layout, bert_tokenizer, pickled, random_state, shape
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.models.files import save_network
-from diffscale.verifiers import image_reward_net, load
-from diffscale.verifiers.image_reward import ImageReward, image_reward
-from diffscale.verifiers.image_reward_net import PUBLISHED, ImageRewardNet, translate
+from diffscale.verifiers import load
+from diffscale.verifiers.image_reward import PUBLISHED, ImageReward, ImageRewardNet, image_reward, translate
 from diffscale.verifiers.preprocess import CLIP_MEAN, CLIP_STD
 
 PROMPTS = ["a red circle", "two small blue squares above a star"]
@@ -145,4 +144,4 @@ def test_wrong_files_are_told(tiny, tmp_path: Path) -> None:
 
 
 def test_unpublished_names_stay_so(tiny) -> None:
-    assert image_reward_net.translate({"stray": torch.zeros(1)}).keys() == {"stray"}  # and the strict load refuses it
+    assert translate({"stray": torch.zeros(1)}).keys() == {"stray"}  # and the strict load refuses it

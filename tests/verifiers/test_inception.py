@@ -16,8 +16,7 @@ from diffscale.suites.imagenet import inception_order
 from diffscale.types import ClassLabel
 from diffscale.verifiers import load
 from diffscale.verifiers.classes import ClassVerifier
-from diffscale.verifiers.inception import load_inception
-from diffscale.verifiers.inception_net import PUBLISHED, InceptionV3
+from diffscale.verifiers.inception import PUBLISHED, InceptionV3, load_inception
 
 SMALL = {"width": 0.05, "outputs": 7, "side": 75, "order": "plain"}
 
@@ -95,7 +94,7 @@ def test_small_networks_of_the_same_kind(small: Path) -> None:
     images = torch.rand(3, 3, 40, 30, generator=torch.Generator().manual_seed(1)).requires_grad_()
     labels = [ClassLabel("a", 6), ClassLabel("b", 0), ClassLabel("c", 3)]
     scores = found(images, labels)
-    rows = found.classifier.probabilities(images)
+    rows = found.classifier.logits(images).softmax(-1)
     torch.testing.assert_close(rows.sum(1), torch.ones(3))
     torch.testing.assert_close(scores, rows[[0, 1, 2], [6, 0, 3]])
     alone = torch.cat([found(images[i : i + 1], labels[i : i + 1]) for i in range(3)])

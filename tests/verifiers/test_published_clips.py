@@ -18,8 +18,8 @@ from transformers import CLIPModel
 from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.train.text import clip_tokenizer
 from diffscale.verifiers import load
+from diffscale.verifiers.aesthetic import Head
 from diffscale.verifiers.clip import Clip
-from diffscale.verifiers.head import Head
 from diffscale.verifiers.hps import Hps, config_of, translate
 from diffscale.verifiers.preprocess import CLIP_MEAN, CLIP_STD
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ from torch.nn import functional as F
 from transformers import BlipConfig, BlipForQuestionAnswering, BlipImageProcessor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.verifiers import load
+from diffscale.verifiers import load, phrases
 from diffscale.verifiers.preprocess import CLIP_MEAN, CLIP_STD
-from diffscale.verifiers.vqa import Vqa, load_vqa
+from diffscale.verifiers.vqa import Vqa, questions_of, vqa
 
 PROMPTS = ["a red circle and a blue star", "two small squares"]
 RENAMED = (
@@ -125,7 +124,7 @@ def test_the_full_network_has_the_published_layout() -> None:
 
 
 def test_the_score_is_the_product_over_noun_phrases(tiny: tuple[Path, dict[str, torch.Tensor]]) -> None:
-    found, (_, state) = load_vqa(str(tiny[0])), tiny
+    found, (_, state) = vqa(str(tiny[0])), tiny
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     pixels = (images - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
     first = [asked(found, state, pixels[:1], text) for text in ("a red circle?", "a blue star?")]
@@ -138,7 +137,7 @@ def test_pictures_are_stretched_as_the_processor_does(tiny: tuple[Path, dict[str
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     made = BlipImageProcessor.from_pretrained(tiny[0])(Image.fromarray(pixels), return_tensors="pt").pixel_values
     back = made * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)
-    found = load_vqa(str(tiny[0]))
+    found = vqa(str(tiny[0]))
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     torch.testing.assert_close(found(image, ["a star"]), found(back, ["a star"]), atol=2e-3, rtol=0)
 
@@ -151,7 +150,7 @@ def test_a_batch_is_one_at_a_time_with_gradients_and_questions_are_read_once(
     images = torch.rand(4, 3, 40, 30, generator=torch.Generator().manual_seed(1)).requires_grad_()
     prompts = [*PROMPTS, *PROMPTS]
     together = found(images, prompts)
-    monkeypatch.setattr(sys.modules[load_vqa.__module__], "read_prompt", None)
+    monkeypatch.setattr(phrases, "_tokens", None)
     found.tokenizer = counting = Counting(found.tokenizer)
     alone = torch.cat([found(images[i : i + 1], prompts[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
@@ -160,12 +159,9 @@ def test_a_batch_is_one_at_a_time_with_gradients_and_questions_are_read_once(
     assert gradient.isfinite().all() and (gradient.abs().sum((1, 2, 3)) > 0).all()
 
 
-def test_a_prompt_without_phrases_is_asked_whole_and_no_more_than_eight(
-    tiny: tuple[Path, dict[str, torch.Tensor]],
-) -> None:
-    found = load_vqa(str(tiny[0]))
-    assert found.questions("Is it so?") == ["is it so?"]
-    assert len(found.questions(", ".join(f"a {letter}{letter} car" for letter in "abcdefghij"))) == 8
+def test_a_prompt_without_phrases_is_asked_whole_and_no_more_than_eight() -> None:
+    assert questions_of("Is it so?") == ["is it so?"]
+    assert len(questions_of(", ".join(f"a {letter}{letter} car" for letter in "abcdefghij"))) == 8
 
 
 def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:

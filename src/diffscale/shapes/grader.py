@@ -11,8 +11,7 @@ from transformers import AutoTokenizer
 from diffscale._util.errors import DiffscaleError, check_name
 from diffscale.models.files import fetch, load_into, load_state, pretrained, saved_config
 from diffscale.types import Verifier
-from diffscale.verifiers.image_reward import ImageReward
-from diffscale.verifiers.image_reward_net import ImageRewardNet
+from diffscale.verifiers.image_reward import ImageReward, ImageRewardNet
 
 
 @dataclass

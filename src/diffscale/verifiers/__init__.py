@@ -11,9 +11,10 @@ from diffscale.models.files import read_manifest, shipped, shipped_folders
 from diffscale.registry import parse, plugins
 from diffscale.types import Verifier
 from diffscale.verifiers.aesthetic import aesthetic
-from diffscale.verifiers.clip import clip
+from diffscale.verifiers.clip import clip, pick_score
 from diffscale.verifiers.clip_zeroshot import clip_zeroshot
 from diffscale.verifiers.composition import composition
+from diffscale.verifiers.defaults import build
 from diffscale.verifiers.detector import detector
 from diffscale.verifiers.dino import dino_linear
 from diffscale.verifiers.ensemble import ensemble, weighted
@@ -23,7 +24,6 @@ from diffscale.verifiers.hps import hps
 from diffscale.verifiers.image_reward import image_reward
 from diffscale.verifiers.inception import inception
 from diffscale.verifiers.oracle_fid import oracle_fid
-from diffscale.verifiers.pick_score import pick_score
 from diffscale.verifiers.self_supervised import clip_ssl, dino_ssl, siglip_ssl
 from diffscale.verifiers.vqa import vqa
 
@@ -39,6 +39,13 @@ OWN: Final[dict[str, Callable[..., Verifier]]] = {
 VERIFIERS: Final[Mapping[str, Callable[..., Verifier]]] = ChainMap(OWN, cast(Any, plugins("verifiers")))
 """Every factory by name: ours and those of plug-ins, which are imported when they are looked up."""
 
+COUNTERPARTS: Final = {
+    **{name: name for name in ("aesthetic", "clip", "image_reward", "inception", "pick_score")},
+    **{"clip_ssl": "clip", "clip_zeroshot": "clip", "dino_linear": "dino", "dino_ssl": "dino", "siglip_ssl": "siglip"},
+    "oracle_fid": "inception",
+}
+"""The kind of network that a verifier has for the pictures of a model that names one, see `defaults.counterpart`."""
+
 
 @cache
 def shipped_verifiers() -> dict[str, str]:
@@ -53,14 +60,17 @@ def shipped_verifiers() -> dict[str, str]:
 def load(text: str, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """The verifier that "name key=value ..." says, on `device`; a function for "package.module:function ...".
 
-    `image_model` is the model whose pictures it will see, see `defaults`.
+    `image_model` is the model whose pictures it will see, see `COUNTERPARTS`.
     Raises UnknownName for an unknown name, DiffscaleError for bad arguments or weights.
     """
     if is_function(text):
         return load_function(text)
     text = _by_factory(text)
     name, arguments = parse(text, "verifier", VERIFIERS)
-    return VERIFIERS[name](**arguments, device=device, image_model=image_model)
+    verifier: Verifier = build(
+        VERIFIERS[name], arguments, COUNTERPARTS.get(name), device=device, image_model=image_model
+    )
+    return verifier
 
 
 def check(text: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Final
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
@@ -14,14 +16,45 @@ from diffscale.models.files import fetch, load_into, load_state, saved_config
 from diffscale.types import Verifier
 from diffscale.verifiers.clip import MODEL as CLIP
 from diffscale.verifiers.clip import Clip
-from diffscale.verifiers.defaults import default_model
-from diffscale.verifiers.head import Head, head_sizes
 
 MODEL: Final = "camenduru/improved-aesthetic-predictor"
 """A copy on the Hub of github.com/christophschuhmann/improved-aesthetic-predictor, held to the original's digest."""
 
 FILE: Final = "sac+logos+ava1-l14-linearMSE.pth"
 SHA256: Final = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
+
+HEAD: Final = (768, 1024, 128, 64, 16, 1)
+"""Widths of the published heads of this predictor and of ImageReward, from the features to the score."""
+
+
+class Head(nn.Module):
+    """Features [..., sizes[0]] to a number [..., 1], through `layers.0` ... as the publishers name them.
+
+    It is the head of the LAION aesthetic predictor and of ImageReward: linear layers with dropout between.
+    Dropout (0.2, 0.2, 0.1) follows every layer but the last two, so that the published widths give linear layers at
+    0, 2, 4, 6 and 7. Without activations the trained head is one linear function: the publishers' own choice.
+    Source: MLP in github.com/christophschuhmann/improved-aesthetic-predictor and github.com/THUDM/ImageReward.
+    """
+
+    def __init__(self, sizes: Sequence[int] = HEAD) -> None:
+        super().__init__()
+        steps: list[nn.Module] = []
+        for i, widths in enumerate(pairwise(sizes)):
+            steps.append(nn.Linear(*widths))
+            if i < len(sizes) - 3:
+                steps.append(nn.Dropout(0.2 if i < 2 else 0.1))
+        self.layers = nn.Sequential(*steps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The score [..., 1] of `features` [..., sizes[0]]."""
+        return self.layers(features)
+
+
+def head_sizes(state: Mapping[str, Tensor]) -> list[int]:
+    """The widths of a head from its state dict (`layers.0.weight`, ...), first to last; empty if it has no layers."""
+    names = [name for name in state if name.startswith("layers.") and name.endswith(".weight")]
+    weights = [state[name] for name in sorted(names, key=lambda name: int(name.split(".")[1]))]
+    return [weights[0].shape[1], *(weight.shape[0] for weight in weights)] if weights else []
 
 
 @dataclass
@@ -46,25 +79,17 @@ class Aesthetic:
         return list(self.head.parameters())
 
 
-def aesthetic(
-    model: str | None = None,
-    clip: str | None = None,
-    sha256: str | None = None,
-    *,
-    device: Any = "cpu",
-    image_model: str = "",
-) -> Verifier:
+def aesthetic(model: str = MODEL, clip: str | None = None, sha256: str = SHA256, *, device: Any = "cpu") -> Verifier:
     """LAION aesthetic score, about 1 to 10, of the picture alone; `model` is a file, folder, Hub id or name.
 
     A folder has model.safetensors and config.json, whose `clip` names the CLIP; otherwise `clip` does, by default the
     published ViT-L/14. `sha256`: the digest of a pickle other than the published one. Raises DiffscaleError for weights
     that cannot be loaded or do not fit the CLIP.
     """
-    model = model or default_model(image_model, "aesthetic", MODEL)
     config = saved_config(model)
     path = fetch(model, FILE if config is None else "model.safetensors")
     clip = clip or (config or {}).get("clip", CLIP)
-    state = load_state(path, sha256 or SHA256)
+    state = load_state(path, sha256)
     sizes = head_sizes(state)
     if not sizes:
         raise DiffscaleError(f"The weights in {path} have no layers.0.weight, so that they are no aesthetic predictor.")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.fingerprints import network_digest
+from diffscale.models.files import pretrained_network
+from diffscale.verifiers.preprocess import Preprocessing
 
 Output = Literal["log_probability", "probability", "logit"]
 """Of the conditioning class: log of the softmax, at most 0; the softmax, in [0, 1]; or the logit before it."""
@@ -17,7 +20,7 @@ Output = Literal["log_probability", "probability", "logit"]
 
 @dataclass
 class Classifier:
-    """A network that tells classes, with its preprocessing: features, logits and probabilities of pictures.
+    """A network that tells classes, with its preprocessing: features and logits of pictures.
 
     `order`: the output that class i has, int64 [classes]. `name` says the network and its weights. Differentiable in
     the pictures.
@@ -35,9 +38,31 @@ class Classifier:
         """Logits [B, outputs] of `images`, in the network's own order."""
         raise NotImplementedError
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Probabilities [B, outputs] of `images`, in the network's own order; rows add up to 1."""
-        return self.logits(images).softmax(-1)
+
+@dataclass
+class PretrainedClassifier(Classifier):
+    """An image classifier of transformers, or such a network without the last layer, whose `order` is empty then.
+
+    Pictures of any shape are stretched. Features are pooled, as the last layer reads them.
+    """
+
+    preprocessing: Preprocessing
+
+    @classmethod
+    def load(cls, family: Any, model: str, what: str, device: Any, name: str) -> Self:
+        """From a Hub id, folder or shipped name; `what`: as for `pretrained`; `name`: what weights are told by."""
+        net = pretrained_network(family, model, what, device)
+        classes = torch.arange(getattr(net, "num_labels", 0))  # which only classifiers have
+        return cls(net, classes, f"{name} {network_digest(net)}", Preprocessing.load(model, what))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = self.preprocessing.stretch(images.to(self.net.device, torch.float32))
+        out = getattr(self.net, self.net.base_model_prefix, self.net)(pixel_values=pixels)
+        pooled = getattr(out, "pooler_output", None)
+        return (out.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.net(pixel_values=self.preprocessing.stretch(images.to(self.net.device, torch.float32))).logits
 
 
 @dataclass

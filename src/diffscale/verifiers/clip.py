@@ -1,4 +1,4 @@
-"""CLIP as verifiers see it, and CLIPScore (Hessel et al. 2021, equation 1): 2.5 max(cos, 0) of picture and text."""
+"""CLIP as verifiers see it, and two scores that are its cosine times a factor: CLIPScore and PickScore."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from transformers import AutoTokenizer, CLIPModel
 from diffscale.engine.flops import uncounted
 from diffscale.models.files import pretrained, pretrained_network
 from diffscale.types import Verifier
-from diffscale.verifiers.defaults import default_model
 from diffscale.verifiers.preprocess import Preprocessing
 
 MODEL: Final = "openai/clip-vit-large-patch14"
+PICK_SCORE: Final = "yuvalkirstain/PickScore_v1"
+PICK_SCORE_PROCESSOR: Final = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""Where the published tokenizer and preprocessing of PickScore lie, as the model's page says."""
 
 
 @dataclass
@@ -81,9 +83,9 @@ class Clip:
 
 @dataclass
 class ClipScore(Clip):
-    """Verifier over a `CLIPModel`; scores lie in [0, 2.5], published CLIPs stay mostly within [0.3, 1].
+    """Verifier over a `CLIPModel`: CLIPScore (Hessel et al. 2021, equation 1), 2.5 max(cos, 0) of picture and text.
 
-    Differentiable in the pictures.
+    Scores lie in [0, 2.5], published CLIPs stay mostly within [0.3, 1]. Differentiable in the pictures.
     """
 
     name: str = "clip"
@@ -93,6 +95,31 @@ class ClipScore(Clip):
         return 2.5 * self.cosine(images, prompts).clamp(min=0)
 
 
-def clip(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Verifier:
+def clip(model: str = MODEL, *, device: Any = "cpu") -> Verifier:
     """CLIPScore, 2.5 max(cos, 0), of picture and prompt; `model` is a CLIP by Hub id, folder or name."""
-    return ClipScore.load(model or default_model(image_model, "clip", MODEL), device)
+    return ClipScore.load(model, device)
+
+
+@dataclass
+class PickScore(Clip):
+    """Verifier over a `CLIPModel`: PickScore (Kirstain et al. 2023, arXiv 2305.01569), exp(logit_scale) cos.
+
+    A CLIP ViT-H/14 was trained on people's choices of two pictures, and its scale, which is about 100. Scores lie in
+    [-100, 100] and mostly within [16, 26]; the softmax of two pictures' scores is the probability that people choose
+    one over the other for the prompt. Differentiable in the pictures.
+    """
+
+    name: str = "pick_score"
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
+        return self.scale * self.cosine(images, prompts)
+
+
+def pick_score(model: str = PICK_SCORE, processor: str | None = None, *, device: Any = "cpu") -> Verifier:
+    """PickScore: what people choose, of picture and prompt; `model` is a CLIP by Hub id, folder or name.
+
+    `processor`: where tokenizer and preprocessing lie, if not with the weights. Raises DiffscaleError for weights that
+    cannot be loaded.
+    """
+    return PickScore.load(model, device, processor or (PICK_SCORE_PROCESSOR if model == PICK_SCORE else None))

@@ -17,7 +17,6 @@ from diffscale.suites.imagenet import TEMPLATES, names
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Output, class_ids, class_scores
 from diffscale.verifiers.clip import MODEL, Clip
-from diffscale.verifiers.defaults import default_model
 
 BATCH: Final = 256
 """Texts encoded at once."""
@@ -63,13 +62,12 @@ class ClipZeroShot(Clip):
 
 
 def clip_zeroshot(
-    model: str | None = None,
+    model: str = MODEL,
     classes: str | None = None,
     templates: str | None = None,
     output: Output = "logit",
     *,
     device: Any = "cpu",
-    image_model: str = "",
 ) -> Verifier:
     """CLIP's zero-shot classifier: logit of the class, 100 cos; `model` is a Hub id, folder or name.
 
@@ -78,7 +76,6 @@ def clip_zeroshot(
     ImageNet. The first score embeds all names in all templates. Raises DiffscaleError for weights or files that cannot
     be read.
     """
-    model = model or default_model(image_model, "clip", MODEL)
     folder = local_path(model)
 
     def lines(given: str | None, what: str, usual: list[str]) -> list[str]:

@@ -12,10 +12,11 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.types import Verifier
 from diffscale.verifiers.clip import Clip
+from diffscale.verifiers.detector import MODEL as OWL
 from diffscale.verifiers.detector import Detector, Owl
 from diffscale.verifiers.phrases import Reading, read_prompt
 from diffscale.verifiers.vqa import MODEL as VQA
-from diffscale.verifiers.vqa import load_vqa
+from diffscale.verifiers.vqa import vqa as load_vqa
 
 Category = Literal["attribute", "spatial", "numeracy", "non_spatial", "complex"]
 
@@ -58,13 +59,12 @@ class Composition:
 
 def composition(
     category: Category | None = None,
-    vqa: str | None = None,
-    detector: str | None = None,
+    vqa: str = VQA,
+    detector: str = OWL,
     clip: str = CLIP,
     threshold: float = 0.2,
     *,
     device: Any = "cpu",
-    image_model: str = "",
 ) -> Verifier:
     """T2I-CompBench's score of a category, or of what each prompt's words are; most in [0, 1].
 
@@ -73,7 +73,7 @@ def composition(
     """
     measures: dict[str, Callable[[Tensor, list[str]], Tensor]] = {}
     if category in (None, "complex", "attribute"):
-        measures["vqa"] = load_vqa(vqa or VQA, device)
+        measures["vqa"] = load_vqa(vqa, device=device)
     if category in (None, "complex", "spatial", "numeracy"):
         owl = Owl.load(detector, device, threshold)
         measures |= {"spatial": Detector(owl, "spatial", NAME), "numeracy": Detector(owl, "numeracy", NAME)}

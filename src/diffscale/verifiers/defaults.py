@@ -1,16 +1,16 @@
-"""Which network a verifier takes if none is named: the one for the pictures of a model, or the published one."""
+"""How a verifier is built by its factory, and which network it takes if none is named."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from diffscale.models.files import locate, read_manifest
 
-Published = TypeVar("Published", str, None)
 
-
-def default_model(image_model: str, kind: str, published: Published) -> str | Published:
-    """The network of a `kind`, such as `clip`, for pictures of `image_model`; `published` if that names none.
+def counterpart(image_model: str, kind: str) -> str | None:
+    """The network of a `kind`, such as `clip`, for pictures of `image_model`; None if that names none.
 
     `image_model`: a shipped name, a folder, a Hub id or nothing. A folder names its networks in diffscale.json, as
     `counterparts`: {"clip": "shapes-clip"}; where it names none of the kind, as that of a LoRA, its `base` does.
@@ -20,4 +20,16 @@ def default_model(image_model: str, kind: str, published: Published) -> str | Pu
         if kind in manifest.get("counterparts", {}):
             return str(manifest["counterparts"][kind])
         image_model = manifest.get("base", "")
-    return published
+    return None
+
+
+def build(factory: Callable[..., Any], given: Mapping[str, Any], kind: str | None, **context: Any) -> Any:
+    """What `factory` makes of the arguments `given`, without a `model` of the `counterpart` of that kind, if there is.
+
+    `context`: `device` and `image_model`, each passed on to a factory that has an argument of the name.
+    """
+    takes = inspect.signature(factory).parameters
+    usual = {name: value for name, value in context.items() if name in takes}
+    if kind is not None and "model" in takes.keys() - given and (model := counterpart(context["image_model"], kind)):
+        usual["model"] = model
+    return factory(**usual, **given)

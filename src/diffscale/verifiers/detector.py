@@ -62,9 +62,9 @@ class Owl:
     _names: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, model: str | None = None, device: Any = "cpu", threshold: float = 0.2) -> Owl:
+    def load(cls, model: str = MODEL, device: Any = "cpu", threshold: float = 0.2) -> Owl:
         """By Hub id, folder or name; raises DiffscaleError if it cannot be loaded."""
-        model, what = model or MODEL, "OWLv2 model"
+        what = "OWLv2 model"
         net = pretrained_network(Owlv2ForObjectDetection, model, what, device)
         tokenizer = pretrained(AutoTokenizer, model, what)
         return cls(net, tokenizer, pretrained(AutoImageProcessor, model, what, backend="pil"), threshold)
@@ -127,13 +127,12 @@ class Detector:
     owl: Owl
     category: Kind = "auto"
     name: str = "detector"
-    _readings: dict[str, Reading] = field(default_factory=dict, repr=False)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
         if images.requires_grad and torch.is_grad_enabled():
             raise DiffscaleError(f"Verifier {self.name!r} has no gradient: choose a search that needs none.")
-        readings = [self._read(prompt) for prompt in prompts]
+        readings = [self._checked(prompt) for prompt in prompts]
         detected = self.owl.detect(images, [[phrase.object for phrase in reading.phrases] for reading in readings])
         longer = max(images.shape[-2:])
         scores = [
@@ -145,28 +144,19 @@ class Detector:
     def _is_spatial(self, reading: Reading) -> bool:
         return self.category == "spatial" or (self.category == "auto" and reading.relation is not None)
 
-    def _read(self, prompt: str) -> Reading:
-        if prompt not in self._readings:
-            reading = read_prompt(prompt)
-            if not reading.phrases:
-                raise DiffscaleError(f"Verifier {self.name!r} finds no object in the prompt {prompt!r}: name one.")
-            if self.category == "spatial" and reading.relation is None:
-                raise DiffscaleError(
-                    f"Verifier {self.name!r} finds no relation in the prompt {prompt!r}: write, for example, "
-                    '"on the left of", "above" or "next to", or set category=numeracy.'
-                )
-            self._readings[prompt] = reading
-        return self._readings[prompt]
+    def _checked(self, prompt: str) -> Reading:
+        reading = read_prompt(prompt)
+        if not reading.phrases:
+            raise DiffscaleError(f"Verifier {self.name!r} finds no object in the prompt {prompt!r}: name one.")
+        if self.category == "spatial" and reading.relation is None:
+            raise DiffscaleError(
+                f"Verifier {self.name!r} finds no relation in the prompt {prompt!r}: write, for example, "
+                '"on the left of", "above" or "next to", or set category=numeracy.'
+            )
+        return reading
 
 
-def detector(
-    model: str | None = None,
-    category: Kind = "auto",
-    threshold: float = 0.2,
-    *,
-    device: Any = "cpu",
-    image_model: str = "",
-) -> Verifier:
+def detector(model: str = MODEL, category: Kind = "auto", threshold: float = 0.2, *, device: Any = "cpu") -> Verifier:
     """Spatial relations and counts of T2I-CompBench, in [0, 1]; `model` is an OWLv2 by Hub id or folder.
 
     `threshold`: the detection score from which an object counts, in [0, 1]. Raises DiffscaleError for weights that

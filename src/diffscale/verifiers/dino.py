@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -10,31 +9,20 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.fingerprints import network_digest
-from diffscale.models.files import pretrained, pretrained_network
+from diffscale.models.files import pretrained
 from diffscale.types import Verifier
-from diffscale.verifiers.classes import Classifier, ClassVerifier, Output
-from diffscale.verifiers.defaults import default_model
-from diffscale.verifiers.preprocess import Preprocessing
+from diffscale.verifiers.classes import ClassVerifier, Output, PretrainedClassifier
 
 MODEL: Final = "facebook/dinov2-large-imagenet1k-1-layer"
 """ViT-L/14 with the published linear head on the last layer's class token and mean patch token."""
 
 
-@dataclass
-class Dino(Classifier):
-    """A DINOv2 of transformers, with or without a linear head; `order` is empty without one."""
+class Dino(PretrainedClassifier):
+    """A DINOv2 of transformers, with or without a linear head.
 
-    preprocessing: Preprocessing
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features [B, D]: the class token after the last norm, of whole pictures [B, 3, H, W] in [0, 1].
-
-        Pictures are stretched, as for FD-DINOv2 (Stein et al. 2023, github.com/layer6ai-labs/dgm-eval).
-        """
-        pixels = self.preprocessing.stretch(images.to(self.net.device, torch.float32))
-        backbone = getattr(self.net, self.net.base_model_prefix, self.net)
-        return backbone(pixel_values=pixels).last_hidden_state[:, 0]
+    Features are the class token after the last norm, of whole pictures, stretched as for FD-DINOv2 (Stein et al. 2023,
+    github.com/layer6ai-labs/dgm-eval).
+    """
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of the middle of `images`, as the published head was trained and measured."""
@@ -45,7 +33,7 @@ class Dino(Classifier):
         return self.net(pixel_values=self.preprocessing.crop(images.to(self.net.device, torch.float32))).logits
 
 
-def load_dino(model: str = MODEL, device: Any = "cpu") -> Dino:
+def load_dino(model: str = MODEL, *, device: Any = "cpu") -> Dino:
     """A DINOv2 in transformers' layout, by Hub id, folder or name; by default ViT-L/14 with its ImageNet head.
 
     The folder has config.json, model.safetensors and preprocessor_config.json; a linear head is loaded if its config
@@ -56,20 +44,15 @@ def load_dino(model: str = MODEL, device: Any = "cpu") -> Dino:
         raise DiffscaleError(f"{model!r} is a {config.model_type}, not a DINOv2 model.")
     has_head = any(kind.endswith("ForImageClassification") for kind in config.architectures or [])
     family = AutoModelForImageClassification if has_head else AutoModel
-    net = pretrained_network(family, model, "DINOv2 model", device)
-    classes = torch.arange(net.config.num_labels if has_head else 0)
-    return Dino(net, classes, f"dino {network_digest(net)}", Preprocessing.load(model, "DINOv2 model"))
+    return Dino.load(family, model, "DINOv2 model", device, "dino")
 
 
-def dino_linear(
-    model: str | None = None, output: Output = "logit", *, device: Any = "cpu", image_model: str = ""
-) -> Verifier:
+def dino_linear(model: str = MODEL, output: Output = "logit", *, device: Any = "cpu") -> Verifier:
     """DINOv2's linear head: logit of the class; `model` is a Hub id, folder or name.
 
     `logit` is what Ma et al. search with. Raises DiffscaleError for weights that cannot be loaded or have no head.
     """
-    model = model or default_model(image_model, "dino", MODEL)
-    dino = load_dino(model, device)
+    dino = load_dino(model, device=device)
     if not len(dino.order):
         raise DiffscaleError(
             f"The DINOv2 {model!r} has no linear head: give one of the facebook/dinov2-...-imagenet1k-1-layer, or a "

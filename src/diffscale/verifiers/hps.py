@@ -66,20 +66,19 @@ class Hps(Clip):
 
 
 def hps(
-    model: str | None = None,
+    model: str = MODEL,
     version: Literal["v2.0", "v2.1"] = "v2.1",
     sha256: str | None = None,
     tokenizer: str = TOKENIZER,
     *,
     device: Any = "cpu",
-    image_model: str = "",
 ) -> Verifier:
     """Human Preference Score v2, the cosine that people's choices trained; `model` is a file, folder or Hub id.
 
     The publisher has pickles only: `sha256` is the digest of the file, as its page on the Hub shows it. `tokenizer`: a
     folder or Hub id. Raises DiffscaleError for weights that cannot be loaded.
     """
-    path = fetch(model or MODEL, FILES[version])
+    path = fetch(model, FILES[version])
     state = load_state(path, sha256)
     state = state.get("state_dict", state)
     if "visual.conv1.weight" not in state:

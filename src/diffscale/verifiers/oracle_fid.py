@@ -19,8 +19,7 @@ from diffscale.metrics.statistics import load_reference
 from diffscale.models.files import local_path
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Classifier
-from diffscale.verifiers.defaults import default_model
-from diffscale.verifiers.inception import load_inception
+from diffscale.verifiers.inception import SHA256, load_inception
 
 
 @dataclass
@@ -69,12 +68,7 @@ class OracleFid:
 
 
 def oracle_fid(
-    reference: str | None = None,
-    model: str | None = None,
-    sha256: str | None = None,
-    *,
-    device: Any = "cpu",
-    image_model: str = "",
+    reference: str | None = None, model: str | None = None, sha256: str = SHA256, *, device: Any = "cpu"
 ) -> Verifier:
     """Minus the FID of all slots filled so far with the picture, at most 0; slots are filled one after another.
 
@@ -82,12 +76,11 @@ def oracle_fid(
     default reference.safetensors in the folder of `model`. `model`, `sha256`: as for `inception`. Raises DiffscaleError
     for weights or statistics that cannot be loaded.
     """
-    model = model or default_model(image_model, "inception", None)
     beside = None if model is None else local_path(model)
     if reference is None and beside is not None and (beside / "reference.safetensors").is_file():
         reference = str(beside / "reference.safetensors")
     if reference is None:
         raise DiffscaleError("oracle_fid needs the statistics of real pictures: give reference=FILE.")
-    inception = load_inception(model, device, sha256)
+    inception = load_inception(model, sha256, device=device)
     statistics = load_reference(Path(reference).expanduser(), inception.name)
     return OracleFid(inception, torch.from_numpy(statistics.mean), torch.from_numpy(root(statistics.covariance)))

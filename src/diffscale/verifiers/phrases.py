@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 
-def _listed(text: str) -> list[str]:
-    return text.split()
-
-
 def _words(text: str) -> frozenset[str]:
-    return frozenset(_listed(text))
+    return frozenset(text.split())
 
 
-COUNTS: Final = {
-    word: i for i, word in enumerate(_listed("one two three four five six seven eight nine ten eleven twelve"), start=1)
-}
+_NUMBERS: Final = "one two three four five six seven eight nine ten eleven twelve"
+COUNTS: Final = {word: count for count, word in enumerate(_NUMBERS.split(), start=1)}
 
 DETERMINERS: Final = _words(
     """
@@ -47,11 +43,8 @@ FUNCTION: Final = _words(
 )
 """Prepositions and particles, then conjunctions, pronouns, question words, auxiliaries and adverbs of degree."""
 
-OPENINGS: Final = tuple(
-    f"{article} {kind}"
-    for article in ("a", "an", "the")
-    for kind in _listed("photo picture image photograph painting drawing illustration rendering close-up")
-)
+_PICTURES: Final = "photo picture image photograph painting drawing illustration rendering close-up"
+OPENINGS: Final = tuple(f"{article} {kind}" for article in ("a", "an", "the") for kind in _PICTURES.split())
 
 RELATIONS: Final = (
     (r"(?:up)?on (?:the )?left(?:[- ]hand)?(?: side)? of|to the left(?: side)? of|(?:at the )?left of", "left"),
@@ -96,7 +89,7 @@ UNCHANGED: Final = _words("sheep fish deer glasses pants scissors jeans shorts h
 
 IRREGULAR: Final = {noun: noun for noun in UNCHANGED} | dict(
     pair.split(":")
-    for pair in _listed(
+    for pair in _words(
         """
         men:man women:woman children:child people:person mice:mouse geese:goose feet:foot teeth:tooth knives:knife
         wolves:wolf leaves:leaf loaves:loaf shelves:shelf scarves:scarf shoes:shoe canoes:canoe movies:movie
@@ -141,6 +134,7 @@ class Reading:
     actions: tuple[str, ...]
 
 
+@lru_cache(10_000)  # searches ask for the same few prompts with every batch
 def read_prompt(prompt: str) -> Reading:
     """The reading of a prompt in English; anything is read, at worst with no phrases."""
     tokens = _tokens(prompt)

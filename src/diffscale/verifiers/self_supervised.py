@@ -19,7 +19,6 @@ from diffscale.models.files import pretrained_network
 from diffscale.types import Verifier
 from diffscale.verifiers.clip import MODEL as CLIP
 from diffscale.verifiers.clip import Clip
-from diffscale.verifiers.defaults import default_model
 from diffscale.verifiers.dino import MODEL as DINO
 from diffscale.verifiers.dino import load_dino
 from diffscale.verifiers.preprocess import Preprocessing
@@ -45,20 +44,18 @@ class SelfSupervised:
         return F.cosine_similarity(self.features(images), self.features(predicted))
 
 
-def clip_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", image_model: str = "") -> Verifier:
+def clip_ssl(model: str = CLIP, level: float = 0.4, *, device: Any = "cpu") -> Verifier:
     """Cosine of CLIP's features of the picture and of its x0-prediction at `level`; `model` is a CLIP."""
-    net = Clip.load(model or default_model(image_model, "clip", CLIP), device)
-    return SelfSupervised("clip_ssl", net.features, level)
+    return SelfSupervised("clip_ssl", Clip.load(model, device).features, level)
 
 
-def dino_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", image_model: str = "") -> Verifier:
+def dino_ssl(model: str = DINO, level: float = 0.4, *, device: Any = "cpu") -> Verifier:
     """Cosine of DINOv2's class tokens of the picture and of its x0-prediction at `level`; `model` is a DINOv2."""
-    return SelfSupervised("dino_ssl", load_dino(model or default_model(image_model, "dino", DINO), device), level)
+    return SelfSupervised("dino_ssl", load_dino(model, device=device), level)
 
 
-def siglip_ssl(model: str | None = None, level: float = 0.4, *, device: Any = "cpu", image_model: str = "") -> Verifier:
+def siglip_ssl(model: str = SIGLIP, level: float = 0.4, *, device: Any = "cpu") -> Verifier:
     """Cosine of SigLIP's pooled features of the picture and of its x0-prediction at `level`; `model` is a SigLIP."""
-    model = model or default_model(image_model, "siglip", SIGLIP)
     net = pretrained_network(SiglipVisionModel, model, "SigLIP", device)
     preprocessing = Preprocessing.load(model, "SigLIP")
 

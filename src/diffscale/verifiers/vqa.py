@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, BlipForQuestionAnswering
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.models.files import pretrained, pretrained_network
-from diffscale.types import Verifier
 from diffscale.verifiers.phrases import read_prompt
 from diffscale.verifiers.preprocess import Preprocessing
 
@@ -31,7 +30,7 @@ class Vqa:
 
     P(yes) = p(yes) / (p(yes) + p(no)) for the answer's first token, to the question "a red car?". A prompt without noun
     phrases is asked after as a whole. Phrases are those of `phrases.read_prompt`, not spaCy's. Differentiable in the
-    pictures. Questions are read once per prompt; features depend on the picture.
+    pictures.
     """
 
     net: Any
@@ -39,22 +38,14 @@ class Vqa:
     preprocessing: Preprocessing
     answers: tuple[int, int]
     name: str = "vqa"
-    _questions: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
-        questions = [self.questions(prompt) for prompt in prompts]
+        questions = [questions_of(prompt) for prompt in prompts]
         lengths = [len(texts) for texts in questions]
         picture = torch.arange(len(prompts)).repeat_interleave(torch.tensor(lengths)).to(self.net.device)
         chances = self.yes(images, [text for texts in questions for text in texts], picture)
         return torch.stack([part.prod() for part in chances.split(lengths)])
-
-    def questions(self, prompt: str) -> list[str]:
-        """What is asked of a picture of `prompt`."""
-        if prompt not in self._questions:
-            texts = [phrase.text for phrase in read_prompt(prompt).phrases[:QUESTIONS]]
-            self._questions[prompt] = [f"{text}?" for text in texts or [prompt.lower().rstrip(" .!?")]]
-        return self._questions[prompt]
 
     def yes(self, images: Tensor, questions: list[str], picture: Tensor) -> Tensor:
         """P(yes) [Q] to `questions`, each about row `picture[q]` (int64 [Q]) of `images`."""
@@ -83,8 +74,17 @@ class Vqa:
         return (logits[:, yes] - logits[:, no]).sigmoid()
 
 
-def load_vqa(model: str = MODEL, device: Any = "cpu") -> Vqa:
-    """A `BlipForQuestionAnswering` by Hub id, folder or name; raises DiffscaleError if it cannot be loaded."""
+def questions_of(prompt: str) -> list[str]:
+    """What is asked of a picture of `prompt`."""
+    texts = [phrase.text for phrase in read_prompt(prompt).phrases[:QUESTIONS]]
+    return [f"{text}?" for text in texts or [prompt.lower().rstrip(" .!?")]]
+
+
+def vqa(model: str = MODEL, *, device: Any = "cpu") -> Vqa:
+    """BLIP-VQA of T2I-CompBench: is each noun phrase seen, product in [0, 1]; `model` is a BLIP by Hub id or folder.
+
+    For the categories colour, shape and texture. Raises DiffscaleError for weights that cannot be loaded.
+    """
     what = "BLIP question answering model"
     net = pretrained_network(BlipForQuestionAnswering, model, what, device)
     tokenizer = pretrained(AutoTokenizer, model, what)
@@ -93,11 +93,3 @@ def load_vqa(model: str = MODEL, device: Any = "cpu") -> Vqa:
         raise DiffscaleError(f"The tokenizer of {model!r} does not know the answers yes and no.")
     side = net.config.vision_config.image_size
     return Vqa(net, tokenizer, Preprocessing.load(model, what, side), (yes, no))
-
-
-def vqa(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Verifier:
-    """BLIP-VQA of T2I-CompBench: is each noun phrase seen, product in [0, 1]; `model` is a BLIP by Hub id or folder.
-
-    For the categories colour, shape and texture. Raises DiffscaleError for weights that cannot be loaded.
-    """
-    return load_vqa(model or MODEL, device)

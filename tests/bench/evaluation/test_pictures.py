@@ -141,7 +141,7 @@ def test_features_are_made_once(folder: Any, colours: Any, cache: Path) -> None:
     np.testing.assert_array_equal(features.features(Pictures.open(where), colours), rows)
     assert colours.seen == seen
     np.testing.assert_array_equal(
-        features.features(pictures, extractors.Logits(colours)), colours.logits(pictures.load(range(5)))
+        features.features(pictures, extractors.Named("logits", colours.logits)), colours.logits(pictures.load(range(5)))
     )
     # Another network, other pictures, or a file that is broken: made again.
     colours.name = "colours 2"

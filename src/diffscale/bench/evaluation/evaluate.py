@@ -16,7 +16,7 @@ from diffscale._util.errors import DiffscaleError, unknown
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import EvaluateConfig
 from diffscale.bench.evaluation import extractors, means
-from diffscale.bench.evaluation.extractors import Classifier, Extractor, Logits
+from diffscale.bench.evaluation.extractors import Classifier, Extractor, Named
 from diffscale.bench.evaluation.features import features, statistics
 from diffscale.metrics.cmmd import cmmd
 from diffscale.metrics.frechet import fid
@@ -201,8 +201,8 @@ class _ByFeatures:
     def _inception_score(self, text: str, extractor: Extractor) -> dict[str, Any]:
         if not isinstance(extractor, Classifier):
             raise DiffscaleError(f"The features {text} tell no classes, which `is` needs: leave --features out.")
-        bar = partial(self.progress, f"classes by {text}")
-        rows = features(self.pictures, Logits(extractor), self.settings.batch_size, bar)
+        logits, bar = Named(f"{extractor.name} logits", extractor.logits), partial(self.progress, f"classes by {text}")
+        rows = features(self.pictures, logits, self.settings.batch_size, bar)
         # Splits are runs of pictures, and folders are often sorted by class.
         mean, std = inception_score(np.random.default_rng(0).permutation(rows))
         return {"value": mean, "std": std, "features": extractor.name}

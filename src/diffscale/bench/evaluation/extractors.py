@@ -1,9 +1,9 @@
 """Feature extractors by name: the seam between networks and the metrics that compare pictures.
 
 An extractor is anything that fits `Extractor` (or `Classifier`, if it also tells classes). To add one, write a factory
-`name(model: str | None = None, *, device="cpu", image_model="") -> Extractor`, whose signature is its configuration,
-and name it in `EXTRACTORS`; the metrics find it by the names in `evaluate.COMPARED` (`is` asks for `inception`), users
-by `--features`. A factory imports its network when it is called, so that no other one is loaded for it.
+`name(model: str = ..., *, device="cpu") -> Extractor`, whose signature is its configuration, and name it in
+`EXTRACTORS`; the metrics find it by the names in `evaluate.COMPARED` (`is` asks for `inception`), users by
+`--features`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 
 from diffscale._util.fingerprints import network_digest
 from diffscale.registry import parse
+from diffscale.verifiers.clip import Clip
+from diffscale.verifiers.defaults import build
+from diffscale.verifiers.dino import load_dino
+from diffscale.verifiers.inception import load_inception
 
 
 class Extractor(Protocol):
@@ -41,54 +45,29 @@ class Classifier(Extractor, Protocol):
         """Logits [B, classes] of `images` as `__call__` takes them."""
 
 
-class Logits:
-    """The logits of a classifier, as features of their own name."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        self.name, self._classifier = f"{classifier.name} logits", classifier
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self._classifier.logits(images)
-
-
 @dataclass(frozen=True)
-class ClipFeatures:
-    """CLIP's picture embeddings, projected, not normalised; the short edge is resized, the middle cut out."""
+class Named:
+    """An extractor by its name and function."""
 
-    net: Any
     name: str
+    function: Callable[[Tensor], Tensor]
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self.net.features(images)
+        return self.function(images)
 
 
-def clip(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Extractor:
-    """Picture embeddings of a CLIP by Hub id, folder or name; by default that of CMMD, ViT-L/14 at 336 pixels."""
-    from diffscale.verifiers.clip import Clip
-    from diffscale.verifiers.defaults import default_model
+def clip(model: str = "openai/clip-vit-large-patch14-336", *, device: Any = "cpu") -> Extractor:
+    """Picture embeddings of a CLIP by Hub id, folder or name; by default that of CMMD, ViT-L/14 at 336 pixels.
 
-    network = Clip.load(model or default_model(image_model, "clip", "openai/clip-vit-large-patch14-336"), device)
+    They are projected, not normalised; the short edge of pictures is resized, the middle cut out.
+    """
+    network = Clip.load(model, device)
     towers = nn.ModuleList([network.net.vision_model, network.net.visual_projection])
-    return ClipFeatures(network, f"clip {network_digest(towers)}")
+    return Named(f"clip {network_digest(towers)}", network.features)
 
 
-def dino(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Extractor:
-    """Class tokens of a DINOv2 by Hub id, folder or name; by default that of FD-DINOv2, ViT-L/14."""
-    from diffscale.verifiers.defaults import default_model
-    from diffscale.verifiers.dino import MODEL, load_dino
-
-    return load_dino(model or default_model(image_model, "dino", MODEL), device)
-
-
-def inception(model: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Extractor:
-    """Pooled features and classes of the InceptionV3 of FID, or of an image classifier by folder or name."""
-    from diffscale.verifiers.defaults import default_model
-    from diffscale.verifiers.inception import load_inception
-
-    return load_inception(model or default_model(image_model, "inception", None), device)
-
-
-EXTRACTORS: Final[dict[str, Callable[..., Extractor]]] = {"clip": clip, "dino": dino, "inception": inception}
+EXTRACTORS: Final[dict[str, Callable[..., Extractor]]] = {"clip": clip, "dino": load_dino, "inception": load_inception}
+"""Factories by name, which is the kind of `verifiers.defaults.counterpart` too."""
 
 
 def load(text: str, *, device: Any = "cpu", image_model: str = "") -> Extractor:
@@ -98,7 +77,8 @@ def load(text: str, *, device: Any = "cpu", image_model: str = "") -> Extractor:
     for an unknown name, DiffscaleError for bad arguments or weights.
     """
     name, arguments = split(text)
-    return EXTRACTORS[name](**arguments, device=device, image_model=image_model)
+    extractor: Extractor = build(EXTRACTORS[name], arguments, name, device=device, image_model=image_model)
+    return extractor
 
 
 def split(text: str) -> tuple[str, dict[str, Any]]:

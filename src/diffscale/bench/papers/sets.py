@@ -39,8 +39,8 @@ class Sets:
     def open(cls, model: str, reference: str | None, device: str) -> Sets:
         """For pictures of `model`: those of Shapes have an Inception and a drawn reference of their own."""
         if (world := world_of(base_of(model))) is not None:
-            return cls(load_inception("shapes-inception", device), _statistics(world.reference_pictures()))
-        classifier = load_inception(None, device)
+            return cls(load_inception("shapes-inception", device=device), _statistics(world.reference_pictures()))
+        classifier = load_inception(device=device)
         real = None if reference is None else load_reference(Path(reference).expanduser(), classifier.name)
         return cls(classifier, real)
 
@@ -128,7 +128,7 @@ def diversity(features: NDArray[np.float32], conditions: Sequence[str]) -> list[
 @cache
 def _statistics(pictures: Tensor) -> Statistics:
     """Statistics of the real pictures of a world."""
-    classifier = load_inception("shapes-inception", "cpu")
+    classifier = load_inception("shapes-inception")
     with torch.no_grad():
         features = torch.cat([classifier(part) for part in pictures.split(64)])
     return Statistics.from_features(features.numpy(), classifier.name)

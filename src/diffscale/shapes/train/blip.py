@@ -25,7 +25,7 @@ from diffscale.shapes.taste import REWARD_RATER
 from diffscale.shapes.train.seeing import Sighted, fit_sighted
 from diffscale.shapes.train.text import clip_tokenizer, tokenize
 from diffscale.shapes.world import MODELS
-from diffscale.verifiers.image_reward_net import ImageRewardNet
+from diffscale.verifiers.image_reward import ImageRewardNet
 
 STEPS: Final = 1_200
 VISION_STEPS: Final = 600  # on crowded pictures, before

@@ -28,7 +28,7 @@ from diffscale.shapes.train.contrastive import clip_ids
 from diffscale.shapes.train.generated import Groups, ShownPicture, generate_pictures, stack_pixels
 from diffscale.shapes.train.loop import Net, Step, autocast, fit
 from diffscale.shapes.world import MODELS
-from diffscale.verifiers.image_reward_net import ImageRewardNet
+from diffscale.verifiers.image_reward import ImageRewardNet
 
 STEPS: Final = 600
 BATCH: Final = 32  # pairs

@@ -21,9 +21,9 @@ from diffscale.shapes.taste import ASPECTS, beauty, draw_grades
 from diffscale.shapes.train import blip
 from diffscale.shapes.train.generated import Groups, ShownPicture, generate_pictures, stack_pixels
 from diffscale.shapes.train.loop import Step, autocast, fit
+from diffscale.verifiers.aesthetic import Head
 from diffscale.verifiers.clip import Clip
-from diffscale.verifiers.head import Head
-from diffscale.verifiers.image_reward_net import ImageRewardNet
+from diffscale.verifiers.image_reward import ImageRewardNet
 
 GRADER_STEPS: Final = 800
 AESTHETIC_STEPS: Final = 2_000

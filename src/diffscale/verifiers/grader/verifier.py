@@ -9,7 +9,6 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,8 +76,6 @@ class LlmGrader:
         price_out: float | None = None,
         *,
         key: str | None = None,
-        device: Any = "cpu",
-        image_model: str = "",
         timing: Timing | None = None,
     ) -> None:
         endpoint = resolve(model, base_url, key_env, key)
