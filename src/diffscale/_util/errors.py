@@ -25,12 +25,12 @@ class Unsuited(DiffscaleError):
     """A search asked for what its verifier cannot give; other searches and verifiers are none the worse for it."""
 
 
-def unknown(kind: str, given: str, allowed: Iterable[str]) -> UnknownName:
-    """The error for a wrong name: names `given`, the nearest match and all that is `allowed`."""
+def unknown(kind: str, given: str, allowed: Iterable[str], advice: str = "") -> UnknownName:
+    """The error for a wrong name: names `given`, the nearest match and all that is `allowed`, or else the `advice`."""
     names = sorted(allowed)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."
-    return UnknownName(f"Unknown {kind} {given!r}{hint} Choose one of: {', '.join(names)}.")
+    return UnknownName(f"Unknown {kind} {given!r}{hint} {advice or 'Choose one of: ' + ', '.join(names) + '.'}")
 
 
 def check_name(kind: str, given: str, allowed: Collection[str]) -> None:

@@ -16,7 +16,6 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ from diffusers import AutoencoderKL, DiTPipeline
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, UnknownName, check_name, unknown
+from diffscale._util.errors import DiffscaleError, check_name, unknown
 from diffscale._util.files import checked, read_config, write_json
 from diffscale.models.files import fetch, load_into, load_state, pretrained, read_manifest, save_network
 from diffscale.models.sit import SiT, SiTConfig, SiTDenoiser, config_of, dtype_of
@@ -76,11 +75,8 @@ class ClassModel:
         every = [*((name, number) for number, name in enumerate(self.names)), *self.synonyms.items()]
         found = sorted({number for name, number in every if name.lower() == text.lower()})
         if not found:
-            near = get_close_matches(text.lower(), [name.lower() for name, _ in every], n=1, cutoff=0.5)
-            hint = f", did you mean {near[0]!r}?" if near else "."
-            raise UnknownName(
-                f"Unknown class {asked!r}{hint} Give the name of a class, or its id from 0 to {count - 1}."
-            )
+            advice = f"Give the name of a class, or its id from 0 to {count - 1}."
+            raise unknown("class", asked, [name.lower() for name, _ in every], advice)
         if len(found) > 1:
             numbers = " and ".join(map(str, found))
             raise DiffscaleError(f"The name {asked!r} is that of classes {numbers}: give the id instead.")
@@ -156,8 +152,7 @@ def is_sit(folder: str) -> bool:
 def load_sit(folder: str, device: str, dtype: torch.dtype) -> ClassModel:
     """The SiT in `folder`, see above; raises DiffscaleError for files that are missing or not as they should be."""
     where = Path(folder)
-    config = read_config(where / "config.json")
-    given = {name: value for name, value in config.items() if name != "model_type"}
+    given = {name: value for name, value in read_config(where / "config.json").items() if name != "model_type"}
     for name in given:
         check_name(f"field of {where / 'config.json'}", name, [f.name for f in fields(SiTConfig)])
     manifest = read_manifest(folder)
@@ -203,9 +198,8 @@ def save_sit(
     network = model.denoiser.network
     assert isinstance(network, SiT)
     save_network(network, {"model_type": "sit", **asdict(network.config)}, folder)
-    listed = classes if isinstance(classes, str) else list(classes)
     shared = {} if vae is None else {"vae": vae}
-    stated = {"description": description, **(manifest or {}), "classes": listed, **shared, "call": dict(call)}
+    stated = {"description": description, **(manifest or {}), "classes": classes, **shared, "call": dict(call)}
     write_json(folder / "diffscale.json", stated)
     if vae is None:
         model.vae.save_pretrained(folder / "vae")
@@ -221,21 +215,16 @@ def _network(config: SiTConfig, state: dict[str, Tensor], path: Path) -> SiT:
 def _class_model(
     network: SiT, vae: str | Path, classes: str | Sequence[str], device: str, dtype: torch.dtype, folder: str = ""
 ) -> ClassModel:
-    names = _names(classes, network.config.num_classes)
+    if isinstance(classes, str):
+        check_name("classes", classes, ["imagenet"])
+        classes = imagenet.names()
+    if len(classes) != (count := network.config.num_classes):
+        raise DiffscaleError(
+            f"The network has {count} classes, but {len(classes)} names are stated: put the right list, or imagenet, "
+            "in diffscale.json as `classes`."
+        )
     autoencoder = pretrained(AutoencoderKL, vae, "autoencoder").eval()
     # As paper A samples SiT (Ma et al. 2025, arXiv 2501.09732): 50 NFE of Heun, no guidance.
     defaults = {"solver": "heun", "guidance_scale": 1.0}
     denoiser = SiTDenoiser(network.to(device, dtype))
-    return ClassModel(denoiser, autoencoder.to(device, dtype), names, 25, defaults, name_or_path=folder)
-
-
-def _names(classes: str | Sequence[str], count: int) -> Sequence[str]:
-    if isinstance(classes, str) and classes != "imagenet":
-        raise unknown("classes", classes, ["imagenet"])
-    names = imagenet.names() if isinstance(classes, str) else list(classes)
-    if len(names) != count:
-        raise DiffscaleError(
-            f"The network has {count} classes, but {len(names)} names are stated: put the right list, or imagenet, "
-            "in diffscale.json as `classes`."
-        )
-    return names
+    return ClassModel(denoiser, autoencoder.to(device, dtype), classes, 25, defaults, name_or_path=folder)

@@ -7,7 +7,6 @@ if its SHA-256 digest is the one that was stated. Nothing is fetched when `HF_HU
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -38,10 +37,7 @@ def shipped_folders() -> dict[str, Path]:
 
 def shipped() -> dict[str, str]:
     """The one-line description of every network of `shipped_folders`, by name."""
-    return {
-        name: json.loads((folder / "diffscale.json").read_text(encoding="utf-8"))["description"]
-        for name, folder in shipped_folders().items()
-    }
+    return {name: read_manifest(str(folder))["description"] for name, folder in shipped_folders().items()}
 
 
 def locate(model: str) -> str:
@@ -75,13 +71,11 @@ def fetch(model: str, name: str) -> Path:
 
     Raises DiffscaleError if there is no such file or it cannot be had.
     """
-    path = local_path(model)
-    if path is not None and path.is_file():
-        return path
-    if path is not None:
-        if not (path / name).is_file():
+    if (path := local_path(model)) is not None:
+        file = path if path.is_file() else path / name
+        if not file.is_file():
             raise DiffscaleError(f"The folder {model!r} has no file {name}; give a folder or file of this network.")
-        return path / name
+        return file
     mend = "could not be fetched; check the name and the network, or give a local path ({why})."
     with explained(f"The file {name} of {model!r} {mend}", OSError, ValueError, EntryNotFoundError):
         return Path(hf_hub_download(model, name))

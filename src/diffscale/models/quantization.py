@@ -95,14 +95,11 @@ def configuration(chosen: partial[Any], index: Mapping[str, Any], dtype: torch.d
     `index`: the pipeline's model_index.json, component to (library, class). `dtype`: in which it computes.
     Raises DiffscaleError if there is no such component.
     """
-    import diffusers
-    import transformers
-
-    libraries = {"diffusers": diffusers, "transformers": transformers}
+    libraries = {name: entry[0] for name, entry in index.items() if isinstance(entry, list | tuple)}
     known = {
-        name: libraries[entry[0]]
-        for name, entry in index.items()
-        if isinstance(entry, list | tuple) and entry[0] in libraries and name not in ("scheduler", "tokenizer")
+        name: importlib.import_module(library)
+        for name, library in libraries.items()
+        if library in ("diffusers", "transformers") and name not in ("scheduler", "tokenizer")
     }
     named = [name for name in chosen.keywords["components"].split(",") if name] or denoiser_names(known)
     if not named:

@@ -60,21 +60,21 @@ def same_in_every_row(drawn: Tensor, number: int) -> Tensor:
 
 @contextmanager
 def counted_rows(networks: Sequence[torch.nn.Module]) -> Iterator[list[tuple[torch.nn.Module, int]]]:
-    """Within it every call of `networks` is listed with its rows; no hook outlives it."""
+    """Within it every call of `networks` is listed with its rows; no hook outlives it.
+
+    These are the rows of its first batched input, a tensor or a list with a tensor for each row; 1 if there is none.
+    """
     called: list[tuple[torch.nn.Module, int]] = []
 
     def note(network: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        called.append((network, _rows_of([*args, *kwargs.values()])))
+        inputs = [*args, *kwargs.values()]
+        rows = next((len(v) for v in inputs if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1)), 1)
+        called.append((network, rows))
 
     with ExitStack() as hooks:
         for network in networks:
             hooks.enter_context(network.register_forward_pre_hook(note, with_kwargs=True))
         yield called
-
-
-def _rows_of(inputs: Sequence[Any]) -> int:
-    """Rows of a network's first batched input, a tensor or a list with a tensor for each row; 1 if there is none."""
-    return next((len(v) for v in inputs if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1)), 1)
 
 
 def networks_of(pipe: Any) -> list[torch.nn.Module]:

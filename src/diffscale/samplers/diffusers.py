@@ -22,7 +22,7 @@ from diffscale.samplers.formulas import Marginal, denoise, renoise
 from diffscale.samplers.grid import GridSampler
 from diffscale.samplers.windowed.pipeline import WindowedPipeline
 from diffscale.samplers.windowed.scheduler import StepWindow
-from diffscale.types import State, concat, nearest
+from diffscale.types import State, concat
 
 
 class DiffusersSampler(GridSampler):
@@ -102,8 +102,7 @@ class DiffusersSampler(GridSampler):
 
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
         state = self._with_noise_mixed(state)
-        down = self._levels_down(state, level, steps)
-        recorded_step = None if record is None or not level <= record <= down[0] else nearest(down[:-1], record)
+        down, recorded_step = self._levels_down(state, level, steps, record)
 
         def through(rows: State) -> State:
             return self._through(rows, StepWindow(0, 0, rows.key, levels=down, record=recorded_step))
@@ -127,8 +126,7 @@ class DiffusersSampler(GridSampler):
         return levels.off_grid_marginal(self._scheduler, state.level)
 
     def run(self, state: State, to: int | None = None, record: float | None = None) -> State:
-        end = self._run_end(state, to)
-        recorded_step = None if record is None else nearest(self.levels[:-1], record)
+        end, recorded_step = self._run_end(state, to, record)
         if state.model_output is not None and state.step < end:
             state = self.step(replace(state, recorded=state.x0) if state.step == recorded_step else state)
         if state.step == end:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.types import State
+from diffscale.types import State, nearest
 
 
 class GridSampler(ABC):
@@ -60,12 +60,12 @@ class GridSampler(ABC):
             raise DiffscaleError(f"A step from step {state.step} needs a state on the grid, and Predict first.")
         return state.x0, state.model_output
 
-    def _run_end(self, state: State, to: int | None) -> int:
-        """The grid step at which a run ends; raises DiffscaleError for one that cannot be reached."""
+    def _run_end(self, state: State, to: int | None, record: float | None) -> tuple[int, int | None]:
+        """The grid step at which a run ends, and that to `record` at; raises DiffscaleError if it cannot be reached."""
         to = self.steps if to is None else to
         if not state.step <= to <= self.steps or not self._is_on_grid(state):
             raise DiffscaleError(f"A run from step {state.step} cannot end at step {to}.")
-        return to
+        return to, None if record is None else nearest(self.levels[:-1], record)
 
     def _check_renoising(self, state: State, level: float) -> None:
         """Raises DiffscaleError unless `level` is from that of the state to the noisiest."""
@@ -73,15 +73,19 @@ class GridSampler(ABC):
         if not here - 1e-9 <= level <= top + 1e-9:
             raise DiffscaleError(f"Renoising goes from level {here:.3g} up to {top:.3g} at most, not to {level:.3g}.")
 
-    def _levels_down(self, state: State, level: float, steps: int) -> list[float]:
-        """The levels of `steps` equal steps from the state's down to `level`, both included.
+    def _levels_down(
+        self, state: State, level: float, steps: int, record: float | None
+    ) -> tuple[list[float], int | None]:
+        """The levels of `steps` equal steps from the state's down to `level`, both included, and which to `record` at.
 
         Raises DiffscaleError if that is no way down.
         """
         here = self._level(state)
         if not 0 <= level < here or steps < 1:
             raise DiffscaleError(f"Solving goes from level {here:.3g} down in 1 step or more, not to {level:.3g}.")
-        return [here + (level - here) * i / steps for i in range(steps)] + [level]
+        down = [here + (level - here) * i / steps for i in range(steps)]
+        recorded = None if record is None or not level <= record <= down[0] else nearest(down, record)
+        return [*down, level], recorded
 
     def _moved(self, state: State, x: Tensor, step: int, memory: Mapping[str, Tensor] | None = None) -> State:
         """The state with latents `x` at a grid step; it is not predicted, and `memory` is that of the solver."""

@@ -10,12 +10,12 @@ from itertools import pairwise
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.engine import noise
+from diffscale.engine.noise import fold_rows, normal
 from diffscale.samplers.formulas import Marginal, denoise, renoise, x0_and_eps
 from diffscale.samplers.grid import GridSampler
 from diffscale.samplers.levels import Schedule
 from diffscale.samplers.solvers import Euler, Interval
-from diffscale.types import State, nearest
+from diffscale.types import State
 
 
 class SolvedSampler(GridSampler):
@@ -46,7 +46,7 @@ class SolvedSampler(GridSampler):
         """The denoiser's output [B, ...], as `schedule.prediction` says, for latents at one level; counts its rows."""
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
-        unit = noise.normal(keys, self._like.shape[1:]).to(self._like)
+        unit = normal(keys, self._like.shape[1:]).to(self._like)
         # Flows and VP processes start at unit variance, whatever little signal their first level has.
         scale = self._schedule.marginal(self.levels[0]).sigma if self._schedule.process == "ve" else 1.0
         return State(unit * scale, 0, keys, rows)
@@ -68,20 +68,18 @@ class SolvedSampler(GridSampler):
         if not self._solver.stochastic and noise is not None:
             raise DiffscaleError(f"The solver {self._solver.name} is deterministic and takes no noise.")
         if self._solver.stochastic and noise is None:
-            noise = _keyed_noise(state)
+            noise = normal(fold_rows(state.key, "step", state.step), state.x.shape[1:]).to(state.x)
         x, memory = self._solver.step(interval, *self._x0_and_eps(state, model_output), noise)
         return self._moved(state, x, state.step + 1, memory if state.step + 1 < self.steps else {})
 
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
         self._check_renoising(state, level)
-        x = renoise(
-            state.x, self._schedule.marginal(self._level(state)), self._schedule.marginal(level), noise.to(state.x)
-        )
+        here, there = self._schedule.marginal(self._level(state)), self._schedule.marginal(level)
+        x = renoise(state.x, here, there, noise.to(state.x))
         return self._placed(state, x, level)
 
     def run(self, state: State, to: int | None = None, record: float | None = None) -> State:
-        to = self._run_end(state, to)
-        recorded_step = None if record is None else nearest(self.levels[:-1], record)
+        to, recorded_step = self._run_end(state, to, record)
         while state.step < to:
             state = state if state.x0 is not None else self.predict(state)
             state = self.step(replace(state, recorded=state.x0) if state.step == recorded_step else state)
@@ -89,8 +87,7 @@ class SolvedSampler(GridSampler):
 
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
         """As `Sampler.solve`, by Euler steps whatever the solver is, as every level costs one evaluation."""
-        down = self._levels_down(state, level, steps)
-        recorded_step = None if record is None or not level <= record <= down[0] else nearest(down[:-1], record)
+        down, recorded_step = self._levels_down(state, level, steps, record)
         state = replace(state, solver={})
         for i, (start, end) in enumerate(pairwise(down)):
             state = self.predict(self._placed(state, state.x, start))
@@ -114,8 +111,3 @@ class SolvedSampler(GridSampler):
     def _x0_and_eps(self, state: State, model_output: Tensor) -> tuple[Tensor, Tensor]:
         x, at = self._denoiser_input(state)
         return x0_and_eps(self._schedule.prediction, x, model_output, at)
-
-
-def _keyed_noise(state: State) -> Tensor:
-    """A stochastic solver's own noise, from the rows' keys."""
-    return noise.normal(noise.fold_rows(state.key, "step", state.step), state.x.shape[1:]).to(state.x)

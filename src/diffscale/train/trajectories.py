@@ -150,14 +150,14 @@ class TrajectorySampler(GridSampler):
         return self._placed(state, times.renoised(state.x, self._now(state), to, noise.to(state.x)), level)
 
     def run(self, state: State, to: int | None = None, record: float | None = None) -> State:
-        to = self._run_end(state, to)
+        to, _ = self._run_end(state, to, record)
         while state.step < to:
             state = self.step(state if state.x0 is not None else self.predict(state))
         return state
 
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
         state = self._noised(state)
-        for at, to in pairwise(self._levels_down(state, level, steps)):
+        for at, to in pairwise(self._levels_down(state, level, steps, record)[0]):
             state = self.predict(self._placed(state, state.x, at))
             assert state.x0 is not None
             state = self._placed(state, self._stepped(state, state.x0, to, 0.0, None), to)
