@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from diffscale._util.errors import DiffscaleError, check_name
+from diffscale._util.errors import DiffscaleError, check_name, explained
 
 
 class DataSet(Protocol):
@@ -79,11 +79,9 @@ def parse(text: str, kind: str, factories: Mapping[str, Callable[..., Any]]) -> 
             raise DiffscaleError(f"Write the arguments of {kind} {name} as key=value, not {pair!r}.")
         check_name(f"argument of {kind} {name}", key, parameters)
         wanted = _kind(parameters[key], factories[name])
-        try:
+        wrong = f"{kind} {name} takes {key} as {inspect.formatannotation(wanted)}, but got {value!r}."
+        with explained(wrong, ValidationError, PydanticUserError):
             given[key] = _literal(value) if wanted is None else TypeAdapter(wanted).validate_python(value)
-        except (ValidationError, PydanticUserError) as error:
-            wanted = inspect.formatannotation(wanted)
-            raise DiffscaleError(f"{kind} {name} takes {key} as {wanted}, but got {value!r}.") from error
     return name, given
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import replacing
 from diffscale.metrics.arrays import matrix
 
@@ -63,13 +63,9 @@ def save_reference(statistics: Sequence[Statistics], file: Path) -> None:
         if one.features is not None:
             tensors[f"{i}.features"] = np.ascontiguousarray(one.features)
     names = json.dumps([one.extractor for one in statistics])
-    try:
-        with replacing(file) as fresh:
-            save_file(tensors, fresh, {"format": _FORMAT, "extractors": names})
-    except (OSError, SafetensorError) as error:
-        raise DiffscaleError(
-            f"The statistics could not be written to {file}: choose another place ({error})."
-        ) from error
+    unwritten = f"The statistics could not be written to {file}: choose another place ({{why}})."
+    with explained(unwritten, OSError, SafetensorError), replacing(file) as fresh:
+        save_file(tensors, fresh, {"format": _FORMAT, "extractors": names})
 
 
 def load_reference(file: Path, extractor: str) -> Statistics:

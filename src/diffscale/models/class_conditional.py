@@ -24,7 +24,7 @@ from diffusers import AutoencoderKL, DiTPipeline
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, check_name, unknown
+from diffscale._util.errors import DiffscaleError, check_name, explained, unknown
 from diffscale._util.files import checked, read_config, write_json
 from diffscale.models.files import fetch, load_into, load_state, pretrained, read_manifest, save_network
 from diffscale.models.sit import SiT, SiTConfig, SiTDenoiser, config_of, dtype_of
@@ -86,11 +86,9 @@ class ClassModel:
         """A sampler of `classes`, by names or ids, with `ARGUMENTS`; raises DiffscaleError for other or wrong ones."""
         for name, value in args.items():
             check_name("argument of a class-conditional model", name, ARGUMENTS)
-            try:
+            wanted = inspect.formatannotation(ARGUMENTS[name])
+            with explained(f"A class-conditional model takes {name} as {wanted}, not {value!r}.", ValidationError):
                 TypeAdapter(ARGUMENTS[name]).validate_python(value, strict=True)
-            except ValidationError as error:
-                wanted = inspect.formatannotation(ARGUMENTS[name])
-                raise DiffscaleError(f"A class-conditional model takes {name} as {wanted}, not {value!r}.") from error
         labels = [self.label(c) for c in classes]
         return ClassSampler(self.denoiser, self.vae, labels, steps, device=self.device, **{**self.args, **args})
 

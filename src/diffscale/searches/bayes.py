@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.searches.ask_tell import ask_tell
 from diffscale.types import Environment, Search
 
@@ -32,10 +32,8 @@ def bayes(env: Environment, dimensions: int = 8, n: int = 4, initial: int | None
             f"Bayesian optimisation takes dimensions, n and initial >= 1, not dimensions={dimensions}, n={n}, "
             f"initial={initial}."
         )
-    try:
+    with explained("The search bayes needs botorch: pip install 'diffscale[bo]'.", ImportError):
         import botorch  # noqa: F401
-    except ImportError as error:
-        raise DiffscaleError("The search bayes needs botorch: pip install 'diffscale[bo]'.") from error
     yield from ask_tell(env, partial(TrustRegion, env, initial), dimensions, n)
 
 

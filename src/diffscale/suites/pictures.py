@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.progress import Counter, silent
 from diffscale.engine.batching import MicroBatch
 from diffscale.registry import plugins
@@ -171,19 +171,15 @@ def _is_picture(path: Path, folder: Path) -> bool:
 
 
 def _digest(path: Path) -> bytes:
-    try:
+    with explained(_unreadable(path), OSError):
         return hashlib.sha256(path.read_bytes()).digest()
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def _read_picture(path: Path, look: Callable[[Image.Image], Any]) -> Any:
-    try:
-        with Image.open(path) as picture:
-            return look(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+    kinds = OSError, SyntaxError, ValueError, Image.DecompressionBombError
+    with explained(_unreadable(path), *kinds), Image.open(path) as picture:
+        return look(picture)
 
 
-def _unreadable(path: Path, error: Exception) -> DiffscaleError:
-    return DiffscaleError(f"The picture {path} cannot be read: mend or remove it ({error}).")
+def _unreadable(path: Path) -> str:
+    return f"The picture {path} cannot be read: mend or remove it ({{why}})."

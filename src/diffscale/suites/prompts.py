@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError, explained, unknown
 from diffscale._util.files import parse_jsonl
 from diffscale.registry import plugins
 from diffscale.suites import imagenet
@@ -62,7 +62,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
     Raises DiffscaleError for a file that cannot be read; of JSONL it names the line.
     """
-    try:
+    with explained(f"The prompts in {file} cannot be read ({{why}}).", OSError, ValueError, TypeError, csv.Error):
         text, kind = file.read_text(encoding="utf-8-sig"), file.suffix.lower()
         if kind in (".csv", ".tsv"):
             return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ","))
@@ -71,8 +71,6 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
             if not isinstance(content, list):
                 raise TypeError("it is no list of prompts or rows")
             return [{"prompt": row} if isinstance(row, str) else dict(row) for row in content]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise DiffscaleError(f"The prompts in {file} cannot be read ({error}).") from error
     if kind == ".jsonl":
         return parse_jsonl(text, file)
     return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]

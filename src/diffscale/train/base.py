@@ -11,7 +11,7 @@ import torch
 from diffusers.training_utils import cast_training_params
 from torch import Tensor, nn
 
-from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, explained, first_line
 from diffscale.models.class_conditional import ClassModel
 from diffscale.models.files import locate
 from diffscale.models.load import PlainCall, load_pipeline, plain_call
@@ -138,12 +138,9 @@ def _make_trainable(pipe: Any, policy: Policy, settings: TrainConfig) -> None:
     cast_training_params(networks, torch.float32)
     if settings.gradient_checkpointing:
         for module in networks:
-            try:
+            unable = f"{type(module).__name__} cannot recompute its activations: leave --gradient_checkpointing out."
+            with explained(unable, ValueError):
                 module.enable_gradient_checkpointing()  # type: ignore[operator]
-            except ValueError as error:
-                raise DiffscaleError(
-                    f"{type(module).__name__} cannot recompute its activations: leave --gradient_checkpointing out."
-                ) from error
 
 
 def add_lora(
@@ -154,20 +151,14 @@ def add_lora(
     Its scale is 1. Raises DiffscaleError if peft is not installed, and for networks that have none of the layers
     `targets`.
     """
-    try:
+    with explained('LoRA training needs the library peft: pip install "diffscale[lora]".', ImportError):
         from peft import LoraConfig
-    except ImportError as error:
-        raise DiffscaleError('LoRA training needs the library peft: pip install "diffscale[lora]".') from error
     for network in networks:
         network.requires_grad_(False)
         lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
-        try:
+        unable = f"{type(network).__name__} takes no LoRA on {', '.join(targets)} ({{why}}): "
+        with explained(unable + "train all weights with --full.", ValueError):
             network.add_adapter(lora, adapter_name=name)  # type: ignore[operator]
-        except ValueError as error:
-            raise DiffscaleError(
-                f"{type(network).__name__} takes no LoRA on {', '.join(targets)} ({first_line(error)}): train all "
-                "weights with --full."
-            ) from error
 
 
 def _biased(times: Times, settings: Noised) -> Times:

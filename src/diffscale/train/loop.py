@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectCon
 from torch import Tensor
 
 from diffscale import verifiers
-from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.progress import Progress, silent
 from diffscale.registry import parse
 from diffscale.searches import SEARCHES
@@ -89,15 +89,13 @@ def check_names(config: TrainConfig) -> None:
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The process as accelerate sees it; raises DiffscaleError for what it cannot do."""
     project = ProjectConfiguration(str(config.output_dir), str(config.output_dir / config.logging_dir))
-    try:
+    with explained("accelerate cannot run as asked: {why}", ValueError, ImportError):
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=list(config.report_to) or None,
             project_config=project,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
-    except (ValueError, ImportError) as error:
-        raise DiffscaleError(f"accelerate cannot run as asked: {first_line(error)}") from error
     if accelerator.distributed_type in _SHARDED:
         raise DiffscaleError(
             f"accelerate is configured for {accelerator.distributed_type.value}, and trainings here keep whole weights "

@@ -13,7 +13,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.train.configs import TrainConfig
 
 Loss = tuple[Tensor, dict[str, float]]
@@ -42,15 +42,13 @@ class Optimisation:
         self._accelerator, self._settings, self._parameters = accelerator, settings, parameters
         optimizer = _adamw(settings, parameters)
         # accelerate steps a schedule once for each process, as diffusers' scripts account for.
-        try:
+        with explained("There is no such schedule: {why}.", ValueError):
             schedule = get_scheduler(
                 settings.lr_scheduler,
                 optimizer,
                 num_warmup_steps=settings.lr_warmup_steps * accelerator.num_processes,
                 num_training_steps=settings.max_train_steps * accelerator.num_processes,
             )
-        except ValueError as error:
-            raise DiffscaleError(f"There is no such schedule: {first_line(error)}.") from error
         self.module, self._optimizer, self._schedule = accelerator.prepare(losses, optimizer, schedule)
         self._ema = EMAModel(parameters) if settings.use_ema else None
 

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.engine.scoring import shaped_scores
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
@@ -113,10 +113,8 @@ def members(of: str, weights: str | None, *, device: Any, image_model: str) -> t
     from diffscale.verifiers import load
 
     loaded = [load(_ARGUMENT.sub(" ", member), device=device, image_model=image_model) for member in _split(of)]
-    try:
+    with explained(f"Weights are numbers, as in weights=1,1,2, not {weights!r}.", ValueError):
         shares = [1.0] * len(loaded) if weights is None else [float(weight) for weight in weights.split(",")]
-    except ValueError as error:
-        raise DiffscaleError(f"Weights are numbers, as in weights=1,1,2, not {weights!r}.") from error
     return loaded, shares
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.engine.scoring import shaped_scores
 from diffscale.registry import parse
 
@@ -42,13 +42,10 @@ def load_function(text: str) -> FunctionVerifier:
     module, _, name = where.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
-    try:
+    mend = "give package.module:function, in this folder or an installed package."
+    kinds = ImportError, AttributeError, ValueError
+    with explained(f"The verifier {where} cannot be imported ({{why}}): {mend}", *kinds):
         function = attrgetter(name)(importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DiffscaleError(
-            f"The verifier {where} cannot be imported ({error}): give package.module:function, in this folder or an "
-            "installed package."
-        ) from error
     if not callable(function):
         raise DiffscaleError(f"The verifier {where} is no function: give one of (images, prompts).")
     _, options = parse(text, "verifier", {where: function})

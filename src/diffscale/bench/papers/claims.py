@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from diffscale._util.errors import DiffscaleError, check_name
+from diffscale._util.errors import DiffscaleError, check_name, explained
 from diffscale.bench.papers import numbers
 from diffscale.bench.papers.numbers import Raw
 from diffscale.bench.papers.recipe import Claim
@@ -186,9 +186,6 @@ CLAIMS: Final[dict[str, Callable[..., Evidence]]] = {
 def test_claim(claim: Claim, raw: Raw) -> Evidence:
     """The evidence that an item's numbers give for a claim; raises DiffscaleError for a recipe that does not fit."""
     check_name("test", claim.test, CLAIMS)
-    try:
+    untested = f"The claim {claim.says!r} of {raw['item']} cannot be tested: mend its recipe ({{why}})."
+    with explained(untested, TypeError, KeyError):
         return CLAIMS[claim.test](raw, **claim.options)
-    except (TypeError, KeyError) as error:
-        raise DiffscaleError(
-            f"The claim {claim.says!r} of {raw['item']} cannot be tested: mend its recipe ({error})."
-        ) from error

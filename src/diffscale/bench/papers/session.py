@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import write_json
 from diffscale._util.fingerprints import json_digest
 from diffscale._util.progress import Counter, Progress, silent
@@ -45,10 +45,8 @@ class Session:
     """What the items of one output folder share: models, verifiers, samples, scores, speeds."""
 
     def __init__(self, folder: Path, loading: LoadOptions, batch_size: int | None = None) -> None:
-        try:
+        with explained(f"The folder {folder} cannot be made: choose another place ({{why}}).", OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiffscaleError(f"The folder {folder} cannot be made: choose another place ({error}).") from error
         self.folder, self.cache, self._batch_size = folder, folder / CACHE, batch_size
         self.models, device = Models(loading, self.cache), best_device(loading.device)
         self.scores = Scores(self.cache, device)
@@ -111,17 +109,13 @@ def discard(folder: Path, items: Iterable[str]) -> None:
 
     Raises DiffscaleError for what cannot be deleted; the numbers are still there then.
     """
-    try:
+    with explained(f"{folder / CACHE} cannot be deleted ({{why}}): delete it, or leave --no-resume out.", OSError):
         # Not the folder itself, which may be a link to another disk.
         for kept in (folder / CACHE).glob("*"):
             if kept.is_dir() and not kept.is_symlink():
                 shutil.rmtree(kept)
             else:
                 kept.unlink()
-    except OSError as error:
-        raise DiffscaleError(
-            f"{folder / CACHE} cannot be deleted ({error}): delete it, or leave --no-resume out."
-        ) from error
     for item in items:
         (folder / item / "raw.json").unlink(missing_ok=True)
 

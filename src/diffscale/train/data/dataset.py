@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.suites.pictures import pixels
 
 Want = Literal["pictures", "pairs", "prompts"]
@@ -66,18 +66,15 @@ class Dataset:
     def encoded(self, row: int, side: int = 0) -> bytes:
         """A picture as it is stored; raises DiffscaleError where it cannot be read."""
         assert self.read is not None
-        try:
+        with explained(f"{self._named(row)} cannot be read ({{why}}).", OSError, ValueError):
             return self.read(self.places[row], side)
-        except (OSError, ValueError) as error:
-            raise DiffscaleError(f"{self._named(row)} cannot be read ({error}).") from error
 
     def picture(self, row: int, side: int = 0) -> Tensor:
         """A picture: uint8 [3, H, W]; raises DiffscaleError for one that is broken."""
-        try:
-            with Image.open(io.BytesIO(self.encoded(row, side))) as picture:
-                return torch.from_numpy(pixels(picture).copy()).permute(2, 0, 1)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DiffscaleError(f"{self._named(row)} cannot be read ({error}).") from error
+        kinds = OSError, SyntaxError, ValueError, Image.DecompressionBombError
+        unreadable = f"{self._named(row)} cannot be read ({{why}})."
+        with explained(unreadable, *kinds), Image.open(io.BytesIO(self.encoded(row, side))) as picture:
+            return torch.from_numpy(pixels(picture).copy()).permute(2, 0, 1)
 
     def content(self, row: int) -> tuple[str, ...]:
         """SHA-256 of each picture of a row; raises DiffscaleError where one cannot be read."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, explained, first_line
 from diffscale.train.data.dataset import Dataset
 
 ID: Final = "JourneyDB/JourneyDB"
@@ -51,13 +51,10 @@ def load(folder: Path, caption: str | None = None) -> Dataset:
     prompts: dict[str, Any] = {}
     with (folder / ANNOTATIONS).open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            try:
+            unreadable = f"Line {number} of {folder / ANNOTATIONS} cannot be read: fetch it anew."
+            with explained(unreadable, ValueError, KeyError, TypeError):
                 row = json.loads(line)
                 name = str(row["img_path"]).removeprefix("./")
-            except (ValueError, KeyError, TypeError) as error:
-                raise DiffscaleError(
-                    f"Line {number} of {folder / ANNOTATIONS} cannot be read: fetch it anew."
-                ) from error
             if name in here:
                 prompts[name] = _look_up(row, (caption or "prompt").split("."))
     names = [name for name, prompt in prompts.items() if isinstance(prompt, str)]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import replacing
 from diffscale._util.fingerprints import array_digest
 from diffscale._util.progress import Counter, silent
@@ -93,13 +93,10 @@ class Store:
         rows: list[dict[str, Tensor]] = []
         for key in keys:
             path, row = self._where[key]
-            try:
+            unreadable = f"{path} cannot be read any more: give the same command again ({{why}})."
+            with explained(unreadable, OSError, SafetensorError):
                 shard = self._open(path)
                 rows.append({name: shard.get_slice(name)[row : row + 1] for name in shard.keys()})  # noqa: SIM118
-            except (OSError, SafetensorError) as error:
-                raise DiffscaleError(
-                    f"{path} cannot be read any more: give the same command again ({first_line(error)})."
-                ) from error
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
     def _write_shard(self, keys: Sequence[str], waiting: list[Made]) -> None:
@@ -107,10 +104,8 @@ class Store:
         if not names:
             return
         parts = [tensors for numbers, tensors in waiting if numbers]
-        try:
+        with explained("What is cached must have one shape: {why}.", RuntimeError):
             tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-        except RuntimeError as error:
-            raise DiffscaleError(f"What is cached must have one shape: {first_line(error)}.") from error
         self._check_shapes(tensors)
         # Of the same entries the same name: what two processes write at once is one shard.
         path = self.folder / f"{array_digest(*names)}.safetensors"
