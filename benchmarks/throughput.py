@@ -76,7 +76,7 @@ def main() -> None:
 def bare(sampler: Any, verifier: Any, tasks: list[Task], rows: int, rounds: int) -> float:
     """Seconds of `rounds` times the network, decoder and verifier calls of a batch, on inputs as a search has them."""
     inputs: dict[str, list[tuple[Any, Any]]] = {"forward": [], "decode": []}
-    networks = {"forward": sampler._pipe.transformer, "decode": sampler._pipe.vae.decoder}
+    networks = {"forward": sampler.pipeline._pipe.transformer, "decode": sampler.pipeline._pipe.vae.decoder}
     hooks = [
         network.register_forward_pre_hook(
             lambda _, args, kwargs, kind=kind: inputs[kind].append((args, kwargs)), with_kwargs=True

@@ -20,7 +20,9 @@ from typing import Any, Final
 
 import numpy as np
 from scipy.stats import t
-from sharpening import settings, trainings
+from sharpening import settings
+
+from diffscale.bench.papers.trainings import draw, make
 
 BATCHES: Final = 8  # of own samples in a round
 STEPS: Final = 3 * BATCHES
@@ -36,9 +38,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/training_cost"))
     options = parser.parse_args()
     if options.one:
-        trainings(options.output).make(short(options.one[0], int(options.one[1]), options.batch), options.one[0])
+        make(short(options.one[0], int(options.one[1]), options.batch), options.one[0], options.output / "cache")
         return
-    trainings(options.output).drawn("plain size=256")
+    draw("plain size=256", options.output / "cache" / "data")
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
     for seed in range(options.seeds):
         for method in METHODS:
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
     given = ["--batch", str(options.batch), "--output", str(options.output), "--one", method, str(seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, __file__, *given], check=True, env=environment, stdout=subprocess.DEVNULL)
-    folder = trainings(options.output).make(short(method, seed, options.batch), method)
+    folder = make(short(method, seed, options.batch), method, options.output / "cache")
     told = json.loads((folder / "result.json").read_text())
     seconds = [json.loads(line)["seconds"] for line in (folder / "log.jsonl").read_text().splitlines()]
     return {
