@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.train.data.batches import Order, chance, permutation
+from diffscale.train.data.dataset import permutation
+from diffscale.train.training_data import Order, chance
 
 sizes = st.integers(1, 40)
 
