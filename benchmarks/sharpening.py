@@ -37,7 +37,7 @@ from diffscale._util.pixels import eight_bit
 from diffscale.bench.papers.recipe import RECIPES
 from diffscale.bench.papers.trainings import draw, expanded, make
 from diffscale.engine import noise
-from diffscale.metrics.precision_recall import recall
+from diffscale.metrics.distances import recall
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler

@@ -32,7 +32,7 @@ from scipy.stats import ttest_1samp
 from verifier_agreement import ENSEMBLE, JUDGE, TEXT
 
 from diffscale.metrics.bootstrap import interval
-from diffscale.metrics.precision_recall import recall
+from diffscale.metrics.distances import recall
 from diffscale.shapes.captions import parse_caption
 from diffscale.shapes.render import render_batch
 from diffscale.shapes.scenes import draw_scene

@@ -18,7 +18,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.metrics import arrays, cmmd, precision_recall
+from diffscale.metrics import distances
 from diffscale.metrics.frechet import FewSamples, fid, frechet_distance
 from diffscale.metrics.inception_score import inception_score
 from diffscale.metrics.statistics import Statistics
@@ -161,9 +161,9 @@ def _manifolds(kind: str) -> tuple[Rows, Rows]:
 def test_precision_and_recall_are_those_of_brute_force(kind: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = _manifolds(kind)
     expected = _brute_precision(real, fake, k), _brute_precision(fake, real, k)
-    for block in (arrays.BLOCK, 7):  # whole, and a row at a time
-        monkeypatch.setattr(arrays, "BLOCK", block)
-        assert (precision_recall.precision(real, fake, k), precision_recall.recall(real, fake, k)) == expected
+    for block in (distances.BLOCK, 7):  # whole, and a row at a time
+        monkeypatch.setattr(distances, "BLOCK", block)
+        assert (distances.precision(real, fake, k), distances.recall(real, fake, k)) == expected
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -171,17 +171,17 @@ def test_a_distance_that_is_a_radius_but_for_rounding_lies_inside(k: int) -> Non
     rng = np.random.default_rng(0)
     real, fake = rng.integers(3, size=(50, 8)), rng.integers(3, size=(40, 8))
     # Thirds are not exact in binary; the integers they are thirds of are.
-    assert precision_recall.precision(real / 3, fake / 3, k) == _brute_precision(real * 1.0, fake * 1.0, k)
+    assert distances.precision(real / 3, fake / 3, k) == _brute_precision(real * 1.0, fake * 1.0, k)
 
 
 def test_precision_falls_with_bad_pictures_and_recall_with_missing_ones() -> None:
     rng = np.random.default_rng(0)
     real = np.concatenate([rng.normal(size=(50, 2)), rng.normal(100, 1, size=(50, 2))])
     only_one_kind, half_bad = real[:50], np.concatenate([real[:50], rng.normal(-100, 1, size=(50, 2))])
-    assert precision_recall.precision(real, only_one_kind) == 1 and precision_recall.recall(real, only_one_kind) == 0.5
-    assert precision_recall.precision(real, half_bad) == 0.5
+    assert distances.precision(real, only_one_kind) == 1 and distances.recall(real, only_one_kind) == 0.5
+    assert distances.precision(real, half_bad) == 0.5
     with pytest.raises(DiffscaleError, match="more than 3 pictures in each set, not 2"):
-        precision_recall.precision(real[:2], real)
+        distances.precision(real[:2], real)
 
 
 def _brute_cmmd(x: Rows, y: Rows) -> float:
@@ -193,15 +193,15 @@ def _brute_cmmd(x: Rows, y: Rows) -> float:
     return 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
 
 
-@pytest.mark.parametrize("block", [arrays.BLOCK, 50])
+@pytest.mark.parametrize("block", [distances.BLOCK, 50])
 def test_cmmd_is_that_of_brute_force(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "BLOCK", block)
+    monkeypatch.setattr(distances, "BLOCK", block)
     rng = np.random.default_rng(1)
     for m, n in ((30, 20), (3, 2), (1, 1)):
         x, y = rng.normal(size=(m, 8)), rng.normal(0.5, 1, size=(n, 8))
-        assert cmmd.cmmd(x, y) == pytest.approx(_brute_cmmd(x, y), rel=1e-6)
-        assert cmmd.cmmd(x, x) == pytest.approx(0, abs=1e-12)
-    assert cmmd.cmmd(np.zeros((2, 8)), x) >= 0  # nothing of unit length can be made of zeros
+        assert distances.cmmd(x, y) == pytest.approx(_brute_cmmd(x, y), rel=1e-6)
+        assert distances.cmmd(x, x) == pytest.approx(0, abs=1e-12)
+    assert distances.cmmd(np.zeros((2, 8)), x) >= 0  # nothing of unit length can be made of zeros
 
 
 def _logits(kind: str) -> Rows:
@@ -257,10 +257,10 @@ def test_the_inception_score_takes_probabilities_and_uneven_splits() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: arrays.matrix([1.0, 2.0]), r"not \[2\]"),
-        (lambda: arrays.matrix(np.zeros((0, 4))), r"not \[0, 4\]"),
-        (lambda: arrays.matrix([[1.0, np.nan]]), "finite"),
-        (lambda: arrays.pair(np.zeros((2, 3)), np.zeros((2, 4))), "3 and of 4 dimensions"),
+        (lambda: distances.matrix([1.0, 2.0]), r"not \[2\]"),
+        (lambda: distances.matrix(np.zeros((0, 4))), r"not \[0, 4\]"),
+        (lambda: distances.matrix([[1.0, np.nan]]), "finite"),
+        (lambda: distances.pair(np.zeros((2, 3)), np.zeros((2, 4))), "3 and of 4 dimensions"),
         (lambda: inception_score([[0.5, 0.9]], probabilities=True), "no probabilities"),
         (lambda: inception_score([[0.5, 0.9]], splits=0), "at least one split"),
     ],
@@ -272,5 +272,5 @@ def test_what_are_no_features_is_told(call: Any, said: str) -> None:
 
 def test_features_of_any_kind_become_float64() -> None:
     rows = torch.rand(2, 3, dtype=torch.bfloat16, requires_grad=True)
-    assert arrays.matrix(rows).dtype == np.float64
-    np.testing.assert_array_equal(arrays.matrix(rows), rows.detach().float().numpy())
+    assert distances.matrix(rows).dtype == np.float64
+    np.testing.assert_array_equal(distances.matrix(rows), rows.detach().float().numpy())

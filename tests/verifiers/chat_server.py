@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from diffscale.verifiers.grader.retry import Timing
+from diffscale.verifiers.grader.client import Timing
 from diffscale.verifiers.grader.verifier import LlmGrader
 
 KEY = "sk-test-0123456789abcdef"

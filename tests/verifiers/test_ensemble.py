@@ -129,7 +129,7 @@ def test_members_may_be_functions_and_have_any_signs_in_their_values(tmp_path, m
     assert found.components == ["llm_grader", "own:told", "own:told", "shapes-judge"]
     llm, first, second, _ = found.members
     assert llm.aspect == "quality" and llm._model == "llava:7b"
-    assert llm._client._endpoint.url == "http://localhost:8000/v1/chat/completions"
+    assert llm._client._client._endpoint.url == "http://localhost:8000/v1/chat/completions"
     llm.close()
     assert first.function.keywords == {"words": "a,b=c", "by": 2.0}
     assert second.function.keywords == {"where": "http://x:80/y?a=b,c:7"}

@@ -107,7 +107,7 @@ def test_no_object_shows_it(server: ChatServer, make_grader: Make) -> None:
         repr(dataclasses.asdict(endpoint)),
         repr(grader),
     ]
-    shown += [repr(vars(grader)), repr(vars(grader._client)), repr(vars(grader._retrying)), repr(grader.costs)]
+    shown += [repr(vars(grader)), repr(vars(grader._client)), repr(vars(grader._client._client)), repr(grader.costs)]
     assert not any(KEY in text for text in shown)
     assert endpoint.key.get_secret_value() == KEY
 

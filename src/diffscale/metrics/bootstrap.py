@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.metrics.arrays import BLOCK
+from diffscale.metrics.distances import BLOCK
 
 _DRAWS: Final = 4000
 

@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax, xlogy
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.metrics.arrays import matrix
+from diffscale.metrics.distances import matrix
 from diffscale.metrics.frechet import FewSamples
 
 

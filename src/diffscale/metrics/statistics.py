@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import replacing
-from diffscale.metrics.arrays import matrix
+from diffscale.metrics.distances import matrix
 
 _FORMAT: Final = "diffscale statistics 1"
 _ROWS: Final = 4096  # rows that are float64 at once
@@ -97,12 +97,8 @@ def load_reference(file: Path, extractor: str) -> Statistics:
 
 def _checked(tensors: dict[str, NDArray[Any]], extractor: str) -> Statistics:
     """Raises LookupError or ValueError for tensors that do not fit together."""
-    n, mean, covariance, features = (
-        int(tensors["n"][0]),
-        tensors["mean"],
-        tensors["covariance"],
-        tensors.get("features"),
-    )
+    n, features = int(tensors["n"][0]), tensors.get("features")
+    mean, covariance = tensors["mean"], tensors["covariance"]
     if n < 1 or mean.ndim != 1 or covariance.shape != mean.shape * 2:
         raise ValueError("its mean and covariance do not fit together")
     if features is not None and features.shape != (n, *mean.shape):

@@ -102,10 +102,7 @@ class Pictures:
         return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 255
 
     def map(
-        self,
-        work: Callable[[Tensor, list[int]], Tensor],
-        batch_size: int | None = None,
-        progress: Counter = silent,
+        self, work: Callable[[Tensor, list[int]], Tensor], batch_size: int | None = None, progress: Counter = silent
     ) -> Tensor:
         """`work(images [b, 3, H, W], their indices)` for all, in batches of one size: its rows, on the CPU, in order.
 

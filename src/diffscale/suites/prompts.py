@@ -108,7 +108,8 @@ def _download(source: str) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     repository, _, name = source.partition(":")
-    try:
+    unreadable = f"{source} is no file, and no data set of the Hub that can be read ({{why}})."
+    with explained(unreadable, OSError, ValueError, RequestError):  # the last: no connection, of the listing alone
         if not name:
             files = HfApi().list_repo_files(repository, repo_type="dataset")
             readable = [file for file in files if Path(file).suffix.lower() in _SUFFIXES]
@@ -120,6 +121,3 @@ def _download(source: str) -> Path:
                 )
             name = readable[0]
         return Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except (OSError, ValueError, RequestError) as error:  # the last: no connection, of the listing alone
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DiffscaleError(f"{source} is no file, and no data set of the Hub that can be read ({reason}).") from error

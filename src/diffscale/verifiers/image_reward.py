@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.models.files import fetch, load_into, load_state, pretrained, renamed, saved_config
 from diffscale.types import Verifier
 from diffscale.verifiers.aesthetic import HEAD, Head
@@ -90,13 +90,11 @@ class ImageRewardNet(nn.Module):
         if missing:
             raise DiffscaleError(f"The config of an ImageReward network lacks {', '.join(missing)}.")
         self.config = dict(config)
-        try:
+        with explained("The config of an ImageReward network is wrong: {why}", TypeError, ValueError):
             vision = BlipVisionConfig(**config["vision_config"])
             text = BlipTextConfig(**{**config["text_config"], "encoder_hidden_size": vision.hidden_size})
             self.vision = BlipVisionModel(vision)
             self.text = BlipTextModel(text, add_pooling_layer=False)
-        except (TypeError, ValueError) as error:
-            raise DiffscaleError(f"The config of an ImageReward network is wrong: {first_line(error)}") from error
         self.head = Head(config["head"])
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

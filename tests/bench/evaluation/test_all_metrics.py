@@ -15,10 +15,9 @@ from diffscale.bench.config import EvaluateConfig
 from diffscale.bench.evaluation import extractors
 from diffscale.bench.evaluation.evaluate import COMPARED, METRICS, run
 from diffscale.bench.evaluation.features import features, statistics
-from diffscale.metrics.cmmd import cmmd
+from diffscale.metrics.distances import cmmd, precision, recall
 from diffscale.metrics.frechet import fid
 from diffscale.metrics.inception_score import inception_score
-from diffscale.metrics.precision_recall import precision, recall
 from diffscale.metrics.statistics import Statistics
 from diffscale.suites.pictures import Pictures
 

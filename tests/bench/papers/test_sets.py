@@ -9,8 +9,8 @@ import torch
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.papers.sets import Sets, diversity, groups
 from diffscale.bench.series import PromptRepeat
+from diffscale.metrics.distances import recall
 from diffscale.metrics.frechet import fid
-from diffscale.metrics.precision_recall import recall
 from diffscale.metrics.statistics import Statistics
 
 

@@ -18,10 +18,9 @@ from diffscale.bench.config import EvaluateConfig
 from diffscale.bench.evaluation import extractors, means
 from diffscale.bench.evaluation.extractors import Classifier, Extractor, Named
 from diffscale.bench.evaluation.features import features, statistics
-from diffscale.metrics.cmmd import cmmd
+from diffscale.metrics.distances import cmmd, precision, recall
 from diffscale.metrics.frechet import fid
 from diffscale.metrics.inception_score import inception_score
-from diffscale.metrics.precision_recall import precision, recall
 from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.models.load import best_device
 from diffscale.registry import plugins

@@ -32,10 +32,7 @@ def cache_folder() -> Path:
 
 
 def features(
-    pictures: Pictures,
-    extractor: Extractor,
-    batch_size: int | None = None,
-    progress: Counter = silent,
+    pictures: Pictures, extractor: Extractor, batch_size: int | None = None, progress: Counter = silent
 ) -> NDArray[np.float32]:
     """Features [N, D] of all pictures, in their order; of pictures seen before by this extractor, from the cache.
 

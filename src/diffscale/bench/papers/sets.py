@@ -17,9 +17,9 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.papers.trainings import base_of
 from diffscale.bench.series import PromptRepeat, rows_of
+from diffscale.metrics.distances import precision, recall
 from diffscale.metrics.frechet import FewSamples, fid
 from diffscale.metrics.inception_score import inception_score
-from diffscale.metrics.precision_recall import precision, recall
 from diffscale.metrics.statistics import Statistics, load_reference
 from diffscale.models.load import world_of
 from diffscale.verifiers.inception import load_inception

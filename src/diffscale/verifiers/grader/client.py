@@ -1,8 +1,8 @@
-"""One request to a chat endpoint by openai's client, what its answer means, and what requests cost.
+"""Requests to a chat endpoint by openai's client until there is a grade, what answers mean, and what they cost.
 
 These pieces stay by hand, because the client has none of them: a time limit for a whole answer (httpx's own starts anew
 with every byte, and some servers send blanks to keep awake); a check of the answer's form (the client takes any JSON
-for a completion); the key hidden in whatever a server sends back; and, in `retry`, tries that all threads pace
+for a completion); the key hidden in whatever a server sends back; and, in `RetryingClient`, tries that all threads pace
 together, count, and wait for as long as a server asks (the client's own go request by request, and know 60 seconds at
 most).
 """
@@ -10,11 +10,14 @@ most).
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import httpx2
@@ -22,10 +25,14 @@ from pydantic import AliasPath, BaseModel, Field, ValidationError
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers.grader.endpoint import Endpoint, RedactedLogs
-from diffscale.verifiers.grader.grade import MalformedGrade
+from diffscale.verifiers.grader.grade import FORMATS, Grade, MalformedGrade, chat_messages, parse_grade
 
 _PASSING: Final = {408, 409, 425, 429}
 _SHOWN: Final = 200  # characters of what a server says that go into a message
+_FIRST_PAUSE: Final = 1.0  # seconds before the second try
+_LONGEST_PAUSE: Final = 60.0
+_LONGEST_RETRY_AFTER: Final = 600.0  # seconds that a run may stand still because a server asks for it
+_OUTAGE: Final = 4  # pictures in a row without an answer
 
 
 class Unanswered(Exception):
@@ -199,3 +206,182 @@ def _message(text: str) -> str:
         return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, LookupError, TypeError):
         return text
+
+
+class Stopped(Exception):
+    """The call that this picture belongs to is over."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where time and chance come from.
+
+    `clock`: monotonic seconds. `now`: seconds since the epoch. `wait(stop, seconds)`: sleep until then, or until the
+    event is set. `uniform(low, high)`: the jitter, a generator of its own.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = time.time
+    wait: Callable[[threading.Event, float], object] = threading.Event.wait
+    uniform: Callable[[float, float], float] = random.Random().uniform
+
+
+class RateLimit:
+    """One queue for the requests of all threads: at most `per_minute` of them (None: no limit), evenly spaced."""
+
+    def __init__(self, per_minute: float | None, clock: Callable[[], float]) -> None:
+        self._gap = 0.0 if per_minute is None else 60 / per_minute
+        self._clock = clock
+        self._free = clock()
+        self._lock = threading.Lock()
+
+    def reserve(self) -> float:
+        """Seconds until the turn that is now the caller's."""
+        with self._lock:
+            now = self._clock()
+            turn = max(now, self._free)
+            self._free = turn + self._gap
+            return turn - now
+
+    def pause(self, seconds: float) -> None:
+        """Give no turns for so long, to any thread."""
+        with self._lock:
+            self._free = max(self._free, self._clock() + seconds)
+
+
+def retry_after(header: str | None, now: float) -> float | None:
+    """Seconds to wait by a Retry-After header (RFC 9110, 10.2.3: seconds or a date); None if it says nothing.
+
+    `now`: seconds since the epoch.
+    """
+    text = (header or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    # "-0000" as the zone parses to a naive time, which is UTC.
+    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
+
+
+class Outage:
+    """Counts pictures in a row that the server at `url` gave up on, over all threads and calls.
+
+    One such picture is one lost candidate; a row of them is a server that loses every candidate of the search, and
+    then stopping is cheaper, as a run goes on where it was.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._failures = 0
+        self._lock = threading.Lock()
+
+    def answered(self) -> None:
+        """The server answered, usably or not."""
+        with self._lock:
+            self._failures = 0
+
+    def failed(self, reason: str) -> None:
+        """Raise DiffscaleError with the last reason if this is the fourth picture in a row."""
+        with self._lock:
+            self._failures = (self._failures + 1) % _OUTAGE
+            if self._failures:
+                return
+        raise DiffscaleError(
+            f"The grader's server {self._url} gave no answer for {_OUTAGE} pictures in a row ({reason}): check it, its "
+            "quota and that the model takes pictures, then give the same command again."
+        )
+
+
+class RetryingClient:
+    """Asks `Client` for grades; for many threads at once.
+
+    `timeout`, `tally`: as for `Client`. `per_minute`: as for `RateLimit`. `tries`: how often a picture is asked for
+    before it is given up, the first time included.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, timeout: float, per_minute: float | None, tries: int, tally: Tally, timing: Timing
+    ) -> None:
+        self._client = Client(endpoint, timeout, tally)
+        self._limit = RateLimit(per_minute, timing.clock)
+        self._outage = Outage(endpoint.url)
+        self._tries = tries
+        self._tally = tally
+        self._timing = timing
+        self._format = 0
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def grade(self, png: bytes, prompt: str, stop: threading.Event) -> Grade | str:
+        """The grade of a PNG picture, or why there is none; "stopped" once `stop` is set.
+
+        Raises DiffscaleError as `Client.complete` and `Outage` do, and if the server wants to be left alone for long.
+        """
+        try:
+            answer: Grade | str = self._retried(chat_messages(png, prompt), stop)
+        except Stopped:
+            return "stopped"
+        except MalformedGrade as error:
+            answer = f"malformed answer ({error})"
+        except (Unanswered, Refused) as error:
+            self._outage.failed(str(error))
+            return f"no answer ({error})"
+        self._outage.answered()
+        return answer
+
+    def _retried(self, messages: list[dict[str, Any]], stop: threading.Event) -> Grade:
+        """The grade; waits for its turn and between tries.
+
+        Raises MalformedGrade or Unanswered, whichever the last try ended in, Refused, and Stopped once `stop` is set.
+        """
+        attempt = 1
+        while True:
+            try:
+                return parse_grade(self._complete(messages, stop, again=attempt > 1))
+            except (MalformedGrade, Unanswered) as error:
+                if attempt == self._tries:
+                    raise
+                if isinstance(error, Unanswered):
+                    self._wait(stop, self._pause(attempt, error))
+            attempt += 1
+
+    def _complete(self, messages: list[dict[str, Any]], stop: threading.Event, again: bool) -> str:
+        """What the model writes in the strictest format that the server knows; found out once."""
+        first = self._format
+        for level in range(first, len(FORMATS)):
+            self._wait(stop, self._limit.reserve())
+            self._tally.add(requests=1, retries=int(again or level > first))
+            try:
+                answer = self._client.complete(messages, **FORMATS[level])
+            except Refused:
+                # The format's fault or the picture's: only an answer in another format tells.
+                if level == len(FORMATS) - 1:
+                    raise
+                continue
+            self._format = max(self._format, level)
+            return answer
+        raise AssertionError("there is a format")
+
+    def _pause(self, attempt: int, error: Unanswered) -> float:
+        """Seconds before the next try: doubled each time, halved by chance, on top of what the server asks for."""
+        seconds = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1)) * self._timing.uniform(0.5, 1.0)
+        after = retry_after(error.retry_after, self._timing.now())
+        if after is None:
+            return seconds
+        if after > _LONGEST_RETRY_AFTER:
+            raise DiffscaleError(
+                f"The grader's server asks to be left alone for {after:.0f} s ({error}): wait or raise the quota, then "
+                "give the same command again."
+            )
+        self._limit.pause(after)
+        return after + seconds
+
+    def _wait(self, stop: threading.Event, seconds: float) -> None:
+        if seconds > 0:
+            self._timing.wait(stop, seconds)
+        if stop.is_set():
+            raise Stopped

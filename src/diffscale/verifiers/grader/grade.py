@@ -1,13 +1,17 @@
-"""What the model is asked, and the grade that is read from what it writes. The wording is our own."""
+"""What the model is asked, the grade that is read from what it writes, and grades on disk. The wording is our own."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import os
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
+
+from diffscale._util.store import SqliteStore
 
 Points = Annotated[float, Field(ge=0, le=10, strict=True, allow_inf_nan=False)]
 
@@ -98,20 +102,14 @@ _FORM: Final = {name: {"reason": "...", "score": "number from 0 to 10"} for name
     "overall": "number from 0 to 10"
 }
 
-_ASPECT: Final = {
-    "type": "object",
-    "properties": {"reason": {"type": "string"}, "score": {"type": "number"}},
-    "required": ["reason", "score"],
-    "additionalProperties": False,
-}
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
 
 # No minimum and maximum: some servers refuse a strict schema with them, and the range is checked here anyway.
-SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {**dict.fromkeys(ASPECTS, _ASPECT), "overall": {"type": "number"}},
-    "required": [*ASPECTS, "overall"],
-    "additionalProperties": False,
-}
+_ASPECT: Final = _object({"reason": {"type": "string"}, "score": {"type": "number"}})
+SCHEMA: Final = _object({**dict.fromkeys(ASPECTS, _ASPECT), "overall": {"type": "number"}})
 """JSON schema of a grade, within what strict structured outputs allow."""
 
 
@@ -140,3 +138,51 @@ FORMATS: Final[tuple[dict[str, Any], ...]] = (
 )
 """What holds the answer to JSON, strictest first: some servers know no schemas (DeepSeek), others nothing but schemas
 (LM Studio refuses `json_object`), some neither. The question itself shows the form in any case."""
+
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS grades (
+    picture TEXT, prompt TEXT, model TEXT, grading TEXT, grade TEXT NOT NULL,
+    PRIMARY KEY (picture, prompt, model, grading));
+"""
+_ADVICE: Final = "make room, move it away, or set DIFFSCALE_CACHE to a folder on a local disk that you can write to"
+
+
+def default_path() -> Path:
+    """`grader.sqlite` in the folder DIFFSCALE_CACHE, or in ~/.cache/diffscale."""
+    folder = os.environ.get("DIFFSCALE_CACHE")
+    return (Path(folder).expanduser() if folder else Path.home() / ".cache" / "diffscale") / "grader.sqlite"
+
+
+class GradeCache:
+    """The grades in the file `path`, so that no picture is paid for twice; one SQLite file for all runs of a user.
+
+    It is made if it is not there, and for many threads and processes at once.
+
+    Methods raise DiffscaleError for a file that cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._store = SqliteStore(path, _TABLES, name="The grader's cache", unreadable=_ADVICE, unwritable=_ADVICE)
+
+    def get(self, picture: str, prompt: str, model: str, grading: str) -> Grade | None:
+        """The grade of the picture with that SHA-256 for `prompt` by `model`, asked as `grading` digests.
+
+        None if it is not known, or does not read back.
+        """
+        rows = self._store.read(
+            "SELECT grade FROM grades WHERE picture = ? AND prompt = ? AND model = ? AND grading = ?",
+            (picture, prompt, model, grading),
+        )
+        try:
+            return Grade.model_validate_json(rows[0][0]) if rows else None
+        except ValidationError:
+            return None
+
+    def put(self, picture: str, prompt: str, model: str, grading: str, grade: Grade) -> None:
+        """Write a grade; it is in the file when this returns."""
+        row = (picture, prompt, model, grading, grade.model_dump_json())
+        self._store.write("INSERT OR REPLACE INTO grades VALUES (?, ?, ?, ?, ?)", [row])
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._store.close()

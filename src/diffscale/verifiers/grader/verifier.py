@@ -18,11 +18,9 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, check_name
 from diffscale._util.pixels import eight_bit
-from diffscale.verifiers.grader.cache import GradeCache, default_path
-from diffscale.verifiers.grader.client import Client, GraderCosts, Refused, Tally, Unanswered
+from diffscale.verifiers.grader.client import GraderCosts, RetryingClient, Tally, Timing
 from diffscale.verifiers.grader.endpoint import BaseUrl, KeyVariable, resolve
-from diffscale.verifiers.grader.grade import DIGEST, SCORES, Grade, MalformedGrade
-from diffscale.verifiers.grader.retry import Outage, RateLimit, RetryingClient, Stopped, Timing
+from diffscale.verifiers.grader.grade import DIGEST, SCORES, Grade, GradeCache, default_path
 
 
 class Ungraded(UserWarning):
@@ -86,16 +84,12 @@ class LlmGrader:
             raise DiffscaleError("The grader's timeout (in seconds) and per_minute (requests) are above 0.")
         if not all(0 <= price < math.inf for price in (price_in or 0.0, price_out or 0.0)):
             raise DiffscaleError("The grader's price_in and price_out (of a million tokens) are 0 or more.")
-        timing = timing or Timing()
         self.aspect = aspect
         self._model = endpoint.model
         self._cache = GradeCache(default_path())
         self._concurrency = concurrency
         self._tally = Tally(price_in, price_out)
-        self._client = Client(endpoint, timeout, self._tally)
-        limit = RateLimit(per_minute, timing.clock)
-        self._retrying = RetryingClient(self._client, limit, tries, self._tally, timing)
-        self._outage = Outage(endpoint.url)
+        self._client = RetryingClient(endpoint, timeout, per_minute, tries, self._tally, timing or Timing())
 
     @property
     def costs(self) -> GraderCosts:
@@ -144,7 +138,10 @@ class LlmGrader:
 
         def ask(picture: _Picture) -> Grade | str:
             try:
-                return self._ask_one(picture, stop)
+                answer = self._client.grade(picture.png(), picture.prompt, stop)
+                if isinstance(answer, Grade):
+                    self._cache.put(picture.digest, picture.prompt, self._model, DIGEST, answer)
+                return answer
             except BaseException:
                 stop.set()
                 raise
@@ -154,21 +151,6 @@ class LlmGrader:
                 return list(pool.map(ask, pictures))
             finally:
                 stop.set()
-
-    def _ask_one(self, picture: _Picture, stop: threading.Event) -> Grade | str:
-        try:
-            grade = self._retrying.grade(picture.png(), picture.prompt, stop)
-            self._cache.put(picture.digest, picture.prompt, self._model, DIGEST, grade)
-        except Stopped:
-            return "stopped"
-        except MalformedGrade as error:
-            self._outage.answered()
-            return f"malformed answer ({error})"
-        except (Unanswered, Refused) as error:
-            self._outage.failed(str(error))
-            return f"no answer ({error})"
-        self._outage.answered()
-        return grade
 
 
 def _picture(image: Tensor, prompt: str) -> _Picture | None:
