@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -31,29 +32,17 @@ class DataSet(Protocol):
         """
 
 
-class Plugins(Mapping[str, Any]):
+class Plugins(UserDict[str, Any]):
     """The things of one kind that installed packages offer, by name; a thing is imported when it is looked up."""
 
-    def __init__(self, kind: str) -> None:
-        self._entries = {entry.name: entry for entry in entry_points(group=f"diffscale.{kind}")}
-
     def __getitem__(self, name: str) -> Any:
-        return self._entries[name].load()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        return super().__getitem__(name).load()
 
 
 @cache
 def plugins(kind: str) -> Plugins:
     """What installed packages offer of `kind`, see above."""
-    return Plugins(kind)
+    return Plugins({entry.name: entry for entry in entry_points(group=f"diffscale.{kind}")})
 
 
 def parse(text: str, kind: str, factories: Mapping[str, Callable[..., Any]]) -> tuple[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, check_name, explained, unknown
 from diffscale._util.files import checked, read_config, write_json
-from diffscale.models.files import fetch, load_into, load_state, pretrained, read_manifest, save_network
+from diffscale.models.files import fetch, load_into, load_state, pretrained, read_manifest, save_network, saved_config
 from diffscale.models.sit import SiT, SiTConfig, SiTDenoiser, config_of, dtype_of
 from diffscale.samplers.class_conditional import ClassSampler, Denoiser
 from diffscale.samplers.formulas import Marginal
@@ -143,8 +143,7 @@ def class_model(pipe: Any) -> ClassModel | None:
 
 def is_sit(folder: str) -> bool:
     """Whether there is a SiT in `folder`, as this module writes it."""
-    path = Path(folder) / "config.json"
-    return path.is_file() and read_config(path).get("model_type") == "sit"
+    return (saved_config(folder) or {}).get("model_type") == "sit"
 
 
 def load_sit(folder: str, device: str, dtype: torch.dtype) -> ClassModel:

@@ -59,8 +59,7 @@ def load_pipeline(model: str, options: LoadOptions) -> Any:
     quantizer = None if options.quantize is None else quantization.parse_quantizer(options.quantize, device)
     loras.check_loras(options.lora)
     memory.check_offload(options.offload, device)
-    if options.attention is not None:
-        memory.check_attention(options.attention)
+    memory.check_attention(options.attention)
     pipe = _weights(model, where, options, dtype, quantizer)
     if scheduler is not None:
         schedulers.replace_scheduler(pipe, *scheduler)

@@ -24,10 +24,10 @@ def save_decoding(pipe: Any, slicing: bool, tiling: bool) -> None:
                 raise DiffscaleError(f"{owner} has no {what}: leave the option vae_{what} out.") from error
 
 
-def check_attention(backend: str) -> None:
+def check_attention(backend: str | None) -> None:
     """Raises UnknownName for a backend that diffusers does not know."""
     names = [each.value for each in AttentionBackendName]
-    if backend.lower() not in names:
+    if backend is not None and backend.lower() not in names:
         raise unknown("attention backend", backend, names)
 
 

@@ -106,6 +106,7 @@ class Heun(Euler):
     """
 
     name = "heun"
+    first_order: Euler = Euler()
 
     def splits(self, process: str, start: Marginal, end: Marginal) -> bool:
         return finite_slopes(process, start, end)
@@ -119,7 +120,7 @@ class Heun(Euler):
         slope = flow_slope(interval.process, x0, eps) + (eps if self.stochastic else 0)
         if interval.memory:
             return self._from_whole_start(interval, (interval.memory["slope"] + slope) / 2), {}
-        x = self._first_order(interval, x0, eps, noise)
+        x = self.first_order.step(interval, x0, eps, noise)[0]
         if interval.whole_end is None:
             return x, {}
         memory = {"start": interval.x, "slope": slope}
@@ -135,21 +136,16 @@ class Heun(Euler):
         x = linear_step(second_half.process, memory["start"], slope, second_half.previous, second_half.end)
         return x + memory["fresh"] if self.stochastic else x
 
-    def _first_order(self, interval: Interval, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Tensor:
-        return denoise(interval.x, x0, interval.start, interval.end)
-
 
 class SdeHeun(Heun):
     """Heun on the reverse SDE: both slopes with the same noise (SiT's own draws it before the first; ours after)."""
 
     name = "sde_heun"
     stochastic = True
+    first_order = SdeEuler()
 
     def splits(self, process: str, start: Marginal, end: Marginal) -> bool:
         return end.sigma > 0 and finite_slopes(process, start, end)
-
-    def _first_order(self, interval: Interval, x0: Tensor, eps: Tensor, noise: Tensor | None) -> Tensor:
-        return SdeEuler().step(interval, x0, eps, noise)[0]
 
 
 SOLVERS: Final[dict[str, type[Euler]]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from diffscale.models.files import read_manifest, shipped, shipped_folders
 from diffscale.registry import parse, plugins
@@ -36,7 +36,7 @@ OWN: Final[dict[str, Callable[..., Verifier]]] = {
     LlmGrader.name: LlmGrader,
 }
 
-VERIFIERS: Final[Mapping[str, Callable[..., Verifier]]] = ChainMap(OWN, cast(Any, plugins("verifiers")))
+VERIFIERS: Final[Mapping[str, Callable[..., Verifier]]] = ChainMap(OWN, plugins("verifiers"))
 """Every factory by name: ours and those of plug-ins, which are imported when they are looked up."""
 
 COUNTERPARTS: Final = {
