@@ -29,7 +29,7 @@ from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches.random import random
 from diffscale.shapes.judge import judge_images
-from diffscale.shapes.suite import Prompt, suite
+from diffscale.shapes.prompts import Prompt, suite
 from diffscale.types import Sampler
 from diffscale.verifiers import load
 

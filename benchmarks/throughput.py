@@ -24,7 +24,7 @@ from diffscale.engine.task import Task
 from diffscale.metrics.bootstrap import interval
 from diffscale.models.options import LoadOptions
 from diffscale.searches.zero_order import zero_order
-from diffscale.shapes.suite import suite
+from diffscale.shapes.prompts import suite
 from diffscale.verifiers import load
 
 MODEL = "shapes-flux"

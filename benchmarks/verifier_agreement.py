@@ -23,8 +23,8 @@ from pool import CLASS_PROMPTS, Pool, mean_ranks
 from scipy.stats import rankdata
 
 from diffscale.metrics.bootstrap import interval
+from diffscale.shapes.prompts import suite
 from diffscale.shapes.scenes import CATEGORIES
-from diffscale.shapes.suite import suite
 
 TEXT = (
     "clip", "aesthetic", "image_reward", "pick_score", "shapes-grader", "shapes-grader aspect=accuracy",

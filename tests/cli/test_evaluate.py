@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from diffscale.cli.main import run
-from diffscale.shapes.classes import CLASSES, draw_class_scene
+from diffscale.shapes.prompts import suite
 from diffscale.shapes.render import render
-from diffscale.shapes.scenes import draw_scene
-from diffscale.shapes.suite import suite
+from diffscale.shapes.scenes import CLASSES, draw_class_scene, draw_scene
 
 
 @pytest.fixture(autouse=True)

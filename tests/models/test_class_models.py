@@ -19,7 +19,7 @@ from diffscale.cli.main import app
 from diffscale.models.class_conditional import ClassModel, load_sit, published_sit, save_sit
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.sit import SIZES, SiT, SiTDenoiser
-from diffscale.shapes.classes import CLASSES
+from diffscale.shapes.scenes import CLASSES
 from diffscale.suites import imagenet
 from diffscale.types import ClassLabel
 

@@ -12,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffscale.shapes.captions import parse_caption, write_caption
+from diffscale.shapes.judge import judge_image
 from diffscale.shapes.negatives import describes, hard_negatives
+from diffscale.shapes.prompts import held_out, suite, training_example
+from diffscale.shapes.render import render
 from diffscale.shapes.scenes import (
     CANVAS,
     CATEGORIES,
+    CLASSES,
     COLOURS,
     MAX_COUNT,
     RADIUS,
@@ -26,11 +30,12 @@ from diffscale.shapes.scenes import (
     Description,
     Obj,
     Spec,
+    class_description,
+    draw_class_scene,
     draw_description,
     draw_scene,
     related,
 )
-from diffscale.shapes.suite import held_out, suite, training_example
 
 categories = st.sampled_from(CATEGORIES)
 seeds = st.integers(0, 10**9)
@@ -141,3 +146,18 @@ def test_training_keeps_clear_of_the_suite_but_not_of_its_words_and_pairs() -> N
     evaluated = {s for prompt in suite("shapes") for s in prompt.description.specs}
     share = sum(spec in set(specs) for spec in evaluated) / len(evaluated)
     assert share > 0.95
+
+
+def test_every_class_is_drawn_and_recognised() -> None:
+    assert len(set(CLASSES)) == 48
+    rng = Random(0)
+    for label, name in enumerate(CLASSES):
+        (obj,) = draw_class_scene(label, rng)
+        assert f"{obj.colour} {obj.shape}" == name
+        assert judge_image(render([obj]), class_description(label)).score == 1
+        assert judge_image(render([obj]), class_description((label + 1) % 48)).score == 0
+
+
+def test_other_labels_are_refused() -> None:
+    with pytest.raises(IndexError, match="0 to 47"):
+        class_description(48)

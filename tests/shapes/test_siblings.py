@@ -12,12 +12,11 @@ from diffusers import PixArtSigmaPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
 from diffscale.shapes.captions import write_caption
-from diffscale.shapes.classes import class_description
 from diffscale.shapes.judge import judge_images
+from diffscale.shapes.prompts import training_example
 from diffscale.shapes.render import render_batch
-from diffscale.shapes.scenes import Obj
-from diffscale.shapes.suite import training_example
-from diffscale.shapes.train import dpo, sit
+from diffscale.shapes.scenes import Obj, class_description
+from diffscale.shapes.train import loras, sit
 from diffscale.shapes.train.corpus import encode_unshifted, training_scene
 from diffscale.shapes.train.generated import ShownPicture
 from diffscale.shapes.train.noise_prediction import TIME_IDS, SdxlToNoise
@@ -41,14 +40,14 @@ def groups() -> list[list[ShownPicture]]:
 def test_dpo_trains_a_lora_that_the_pipeline_loads(
     groups: list[list[ShownPicture]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dpo, "BATCH", 4)
+    monkeypatch.setattr(loras, "BATCH", 4)
     torch.manual_seed(0)
     net = SdxlToNoise()
     pipe = StableDiffusionXLPipeline.from_pretrained(
         MODELS / "shapes-sdxl", unet=net.unet, text_encoder=net.text_encoder, text_encoder_2=net.text_encoder_2
     )
     before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
-    lora = dpo.fit_lora(pipe, groups, tmp_path, steps=2)
+    lora = loras.fit_lora(pipe, groups, tmp_path, steps=2)
     after = {name.replace(".base_layer", ""): weight for name, weight in pipe.unet.state_dict().items()}
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     pipe.unet.delete_adapters("default")

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffscale.shapes.captions import parse_caption
+from diffscale.shapes.prompts import held_out
 from diffscale.shapes.scenes import CATEGORIES, Obj, draw_description, draw_scene
-from diffscale.shapes.suite import held_out
 from diffscale.shapes.taste import PICK_RATER, REWARD_RATER, balance, beauty, draw_grades, harmony, variety
 from diffscale.shapes.train.blip import matching_example
 from diffscale.shapes.train.generated import ShownPicture
-from diffscale.shapes.train.preferences import draw_pairs
+from diffscale.shapes.train.raters import draw_pairs
 
 RED = Obj("circle", "red", "solid", "small", 16, 32)
 

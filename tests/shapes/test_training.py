@@ -9,17 +9,19 @@ from random import Random
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from diffscale._util import hardware
 from diffscale.shapes.captions import WORDS
 from diffscale.shapes.scenes import COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, draw_crowded_scene
-from diffscale.shapes.train import autoencoder, blip, corpus, flux, inception, preferences, ratings, recipes, seeing
-from diffscale.shapes.train.autoencoder import build, polish
+from diffscale.shapes.train import autoencoder, blip, corpus, flux, inception, raters, recipes, seeing
+from diffscale.shapes.train.autoencoder import polish
 from diffscale.shapes.train.corpus import Corpus, encode_scenes, training_scene
 from diffscale.shapes.train.flux import TextToVelocity, distil, guided, pack
 from diffscale.shapes.train.loop import Step, autocast, fit
 from diffscale.shapes.train.seeing import patch_labels
+from diffscale.shapes.train.shipped import untrained as from_config
 from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer
 from diffscale.shapes.world import MODELS
 from diffscale.verifiers.inception import load_inception
@@ -62,7 +64,7 @@ def test_every_word_is_one_token() -> None:
 
 
 def test_scenes_are_encoded_once_and_alike(tmp_path: Path) -> None:
-    vae = build().eval()
+    vae = from_config(AutoencoderKL, "shapes-flux/vae").eval()
     first, latents = encode_scenes(vae, tmp_path, 6)
     again, kept = encode_scenes(vae, tmp_path, 6)
     assert first == again
@@ -118,7 +120,7 @@ def test_patches_are_labelled_by_the_object_whose_box_holds_their_centre() -> No
 
 def test_polishing_trains_the_decoder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoencoder, "BATCH", 2)
-    vae = build().requires_grad_(False)
+    vae = from_config(AutoencoderKL, "shapes-flux/vae").requires_grad_(False)
     encoder, decoder = ({k: v.clone() for k, v in part.state_dict().items()} for part in (vae.encoder, vae.decoder))
     polish(vae, tmp_path, steps=2)
     assert all(torch.equal(v, encoder[k]) for k, v in vae.encoder.state_dict().items())
@@ -156,14 +158,12 @@ def test_steps_are_those_of_the_network_itself(
             raise Enough
         return net
 
-    for module in (seeing, preferences, ratings):
+    for module in (seeing, raters):
         monkeypatch.setattr(module, "fit", fitted)
-    for module in (preferences, ratings):
-        monkeypatch.setattr(module, "generate_pictures", lambda folder: [])
+    monkeypatch.setattr(raters, "generate_pictures", lambda folder: [])
     with pytest.raises(Enough):
         recipes.train(network, tmp_path, tmp_path / "out", given)
-    usual = {"reward": preferences.STEPS, "grader": ratings.GRADER_STEPS}[network]
-    assert asked == {"vision": blip.VISION_STEPS, "blip": blip.STEPS, network: given or usual}
+    assert asked == {"vision": blip.VISION_STEPS, "blip": blip.STEPS, network: given or recipes.RECIPES[network].steps}
 
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

@@ -14,7 +14,7 @@ from diffscale.bench.config import BenchConfig
 from diffscale.bench.run import run
 from diffscale.cli.main import run as command
 from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.classes import CLASSES, class_description
+from diffscale.shapes.scenes import CLASSES, class_description
 from diffscale.suites import prompts
 from diffscale.types import ClassLabel
 

@@ -23,7 +23,7 @@ TIMES = {
 class ToyPolicy:
     """Latents [B, 2, 2, 2]; the network is a x + b t + c with a number for each prompt; a picture is its latents."""
 
-    errors, predict_x0 = Policy.errors, Policy.predict_x0
+    errors = Policy.errors
     _gamma = None
 
     def __init__(self, prediction="epsilon", steps=6):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_train_methods import METHODS, REWARDED, SHARPENED, given
 
-from diffscale.train import loop, run_directory
+from diffscale.train import run_directory
 from diffscale.train.base import Base
 from diffscale.train.run_directory import list_checkpoints, step_of
 
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, own = tmp_path / "out", loop.save_file
+    out, own = tmp_path / "out", run_directory.save_file
     more = ["--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1]
 
     def full(tensors: Any, path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         own(tensors, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "save_file", full)
+        patched.setattr(run_directory, "save_file", full)
         assert tiny.cli(monkeypatch, *given(data, "sft", out, *more)) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"the last good checkpoint is {out / 'checkpoint-2'}" in said and str(error.args[-1]) in said

@@ -23,14 +23,11 @@ def test_own_samples_are_those_of_whole_steps(samples: int | None, places: list[
     seen: list[int] = []
     made: list[int] = []
 
+    def use_batch(number: int) -> SimpleNamespace:
+        seen.append(number)
+        return SimpleNamespace(captions=["a", "b"])
+
     class Placed(SharpenRlhf):
-        def use_batch(self, number: int) -> Any:
-            seen.append(number)
-            return SimpleNamespace(captions=["a", "b"])
-
-        def keys(self, *_: Any) -> torch.Tensor:
-            return torch.arange(2)
-
         def select(self, *_: Any) -> Any:
             return None
 
@@ -38,9 +35,15 @@ def test_own_samples_are_those_of_whole_steps(samples: int | None, places: list[
             made.append(seen[-1])
             return [keys]
 
-    base = SimpleNamespace(policy=SimpleNamespace(like=torch.empty(0)))
-    data: Any = SimpleNamespace(set_own_prompts=lambda _: None, base=base)
-    method = Placed(configs.resolve("sharpen-rlhf", None, {**LEAST, **more}), data, [], None)
+    context: Any = SimpleNamespace(
+        settings=configs.resolve("sharpen-rlhf", None, {**LEAST, **more}),
+        data=SimpleNamespace(
+            set_own_prompts=lambda _: None, base=SimpleNamespace(policy=SimpleNamespace(like=torch.empty(0)))
+        ),
+        use_batch=use_batch,
+        keys=lambda *_: torch.arange(2),
+    )
+    method = Placed(context)
     for number in range(8):
         method.gather(number)
     assert seen == places and made == sorted(set(places))
@@ -55,9 +58,14 @@ def test_iterpo_tells_rewards_the_captions(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(iterpo, "iterpo_loss", loss)
     batch = SimpleNamespace(captions=["a tree", "a hill"], prompts=["", "a hill"])
-    monkeypatch.setattr(iterpo.Iterpo, "use_batch", lambda *_: batch)
-    monkeypatch.setattr(iterpo.Iterpo, "keys", lambda *_: torch.arange(2))
-    data: Any = SimpleNamespace(base=SimpleNamespace(policy=None))
-    method = iterpo.Iterpo(configs.resolve("iterpo", None, LEAST), data, [], None)
+    context: Any = SimpleNamespace(
+        settings=configs.resolve("iterpo", None, LEAST),
+        rewards=[],
+        use_batch=lambda _: batch,
+        keys=lambda _: torch.arange(2),
+        rows=torch.arange(2),
+        data=SimpleNamespace(base=SimpleNamespace(policy=None)),
+    )
+    method = iterpo.Iterpo(context)
     method.loss(method.gather(0))
     assert told == [batch.captions]

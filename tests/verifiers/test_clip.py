@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from diffscale._util.errors import DiffscaleError, UnknownName
-from diffscale.shapes.train.contrastive import build
+from diffscale.shapes.train.shipped import untrained
 from diffscale.shapes.train.text import CLIP_TOKENS, clip_tokenizer
 from diffscale.shapes.world import MODELS
 from diffscale.verifiers import load
@@ -26,7 +26,7 @@ PROMPTS = ["a red circle", "two small blue squares above a star"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("clip")
-    build().save_pretrained(path)
+    untrained(CLIPModel, "shapes-clip").save_pretrained(path)
     clip_tokenizer().save_pretrained(path)
     PROCESSOR.save_pretrained(path)
     return path

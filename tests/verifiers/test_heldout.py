@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffscale.models.files import locate
-from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.render import render_batch
+from diffscale.shapes.scenes import CLASSES, draw_class_scene
 from diffscale.verifiers.heldout import heldout_scores
 
 

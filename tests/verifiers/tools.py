@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertTokenizer, CLIPImageProcessorPil
+from transformers import BertTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from diffscale.shapes.train.contrastive import build
+from diffscale.shapes.train.shipped import untrained
 from diffscale.shapes.train.text import clip_tokenizer
 from diffscale.shapes.world import MODELS
 
@@ -81,7 +81,7 @@ class Counting:
 def clip_folder(folder: Path) -> Path:
     """Save a CLIP of random weights, its tokenizer and preprocessing."""
     torch.manual_seed(0)
-    build().save_pretrained(folder)
+    untrained(CLIPModel, "shapes-clip").save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
     CLIPImageProcessorPil.from_pretrained(MODELS / "shapes-clip").save_pretrained(folder)
     return folder

@@ -170,8 +170,10 @@ class _Bench:
         picture = Path("pictures", safe_name(cell.name), f"{safe_name(each.prompt)[:60]}-{digest}.png")
         (self.folder / picture).parent.mkdir(parents=True, exist_ok=True)
         to_pil(outcome.best.image).save(self.folder / picture)
-        images = {"best": outcome.best.image, "baseline": baseline.image}
-        prompt = self.sampler.prompts[task.prompt_index]
+        images, prompt = (
+            {"best": outcome.best.image, "baseline": baseline.image},
+            self.sampler.prompts[task.prompt_index],
+        )
         scores = {name: _scores(v, images, prompt) for name, v in self.verifiers.items() if not _relative(v)}
         return {
             **sample,

@@ -37,15 +37,10 @@ def write_caption(description: Description, rng: Random) -> str:
     if description.relation is not None:
         first, second, *rest = parts
         parts = [f"{first} {rng.choice(_RELATION_WORDS[description.relation])} {second}", *rest]
-    if len(parts) == 1:
-        text = parts[0]
-    else:
-        *before, last = parts
-        text = (
-            ", ".join(before)
-            + rng.choice((" and ", " and ", " with ") if len(parts) == 2 else (" and ", ", and "))
-            + last
-        )
+    *before, text = parts
+    if before:
+        joint = rng.choice((" and ", " and ", " with ") if len(before) == 1 else (" and ", ", and "))
+        text = ", ".join(before) + joint + text
     if description.category != "complex" and rng.random() < 0.15:
         text = f"{rng.choice(_OPENINGS)} {text}"
     return text
@@ -60,9 +55,8 @@ def _write_spec(spec: Spec, rng: Random) -> str:
     ]
     if spec.texture and spec.colour and rng.random() < 0.3:
         words[-3:-1] = words[-2], words[-3]  # "red striped" as well as "striped red"
-    if spec.count > 1:
-        return " ".join([NUMBERS[spec.count - 1], *words])
-    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([NUMBERS[spec.count - 1] if spec.count > 1 else article, *words])
 
 
 _MEANING: Final = {
@@ -70,10 +64,7 @@ _MEANING: Final = {
     **{word: ("texture", texture) for texture, words in _TEXTURE_WORDS.items() for word in words},
     **{colour: ("colour", colour) for colour in COLOURS},
 }
-_NOUNS: Final = {
-    **{shape: shape for shape in SHAPES},
-    **{plural: shape for shape, plural in _PLURALS.items()},
-}
+_NOUNS: Final = {noun: shape for shape, plural in _PLURALS.items() for noun in (shape, plural)}
 _COUNTS: Final = {"a": 1, "an": 1, "the": 1} | {word: n for n, word in enumerate(NUMBERS, 1)}
 _RELATION_PATTERN: Final = re.compile(
     r"\b(?:is |are |stands? )?(?:(?:to|on) the )?(left of|right of|above|over|below|under|beneath)\b"
@@ -89,15 +80,13 @@ def parse_caption(text: str) -> Description | None:
     """
     plain = re.sub(r"[.!]", " ", text.lower()).strip()
     plain = re.sub(r"^(?:an?|the) (?:picture|image|photo|drawing) of ", "", plain)
-    relation_match = _RELATION_PATTERN.search(plain)
     relation = None
-    if relation_match:
-        said = relation_match[1]
-        relation = _RELATION_MEANING.get(said, said)
-        plain = f"{plain[: relation_match.start()]} <rel> {plain[relation_match.end() :]}"
+    if match := _RELATION_PATTERN.search(plain):
+        relation = _RELATION_MEANING.get(match[1], match[1])
+        plain = f"{plain[: match.start()]} <rel> {plain[match.end() :]}"
     pieces = re.split(r",? and |,| with |<rel>", plain)
     parsed = [_parse_spec(words) for piece in pieces if (words := piece.split())]
-    specs = tuple(spec for spec in parsed if spec is not None)
+    specs = tuple(filter(None, parsed))
     if not specs or len(specs) < len(parsed):
         return None
     if relation and (len(specs) < 2 or plain.index("<rel>") > len(pieces[0])):
@@ -109,16 +98,12 @@ def _parse_spec(words: list[str]) -> Spec | None:
     *before, noun = words
     if noun not in _NOUNS:
         return None
-    count, said = 1, {}
-    for position, word in enumerate(before):
-        if position == 0 and word in _COUNTS:
-            count = _COUNTS[word]
-        elif word in _MEANING and _MEANING[word][0] not in said:
-            kind, value = _MEANING[word]
-            said[kind] = value
-        else:
-            return None
-    return Spec(_NOUNS[noun], count=min(count, MAX_COUNT), **said)
+    count = _COUNTS.get(before[0]) if before else None
+    words = before if count is None else before[1:]
+    said = dict(_MEANING[word] for word in words if word in _MEANING)
+    if len(said) < len(words):  # a word is unknown or says again what another said
+        return None
+    return Spec(_NOUNS[noun], count=min(count or 1, MAX_COUNT), **said)
 
 
 def _category(specs: tuple[Spec, ...], relation: str | None) -> str:

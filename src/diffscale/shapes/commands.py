@@ -12,11 +12,6 @@ from diffscale._util.errors import check_name
 app = typer.Typer(no_args_is_help=True, help="The embedded world: train its networks, draw data sets.")
 
 
-@app.callback()
-def main() -> None:
-    """The embedded world."""
-
-
 @app.command()
 def train(
     network: Annotated[

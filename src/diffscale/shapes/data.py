@@ -22,12 +22,9 @@ from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.captions import parse_caption, write_caption
-from diffscale.shapes.prompts import class_prompts, shapes
+from diffscale.shapes.prompts import class_prompts, shapes, training_example
 from diffscale.shapes.render import render
 from diffscale.shapes.scenes import RELATIONS, Description, Scene, Spec, related
-from diffscale.shapes.suite import training_example
-
-METADATA: Final = "metadata.jsonl"
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ def write_folder(folder: Path, rows: Callable[[Path], Iterator[dict[str, Any]]])
         lines = [json.dumps(row) + "\n" for row in rows(fresh)]
         if not lines:
             raise DiffscaleError("A data set has at least one row: give a larger --size.")
-        (fresh / METADATA).write_text("".join(lines), encoding="utf-8")
+        (fresh / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
         fresh.replace(folder)
     except OSError as error:
         raise DiffscaleError(f"The data set cannot be written to {folder}: choose another place ({error}).") from error

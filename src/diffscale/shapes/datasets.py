@@ -5,7 +5,7 @@ from typing import Final
 
 from diffscale.registry import DataSet
 from diffscale.shapes.data import write_dataset
-from diffscale.shapes.train import generated, preferences
+from diffscale.shapes.train import generated, raters
 
 
 def _drawn(name: str) -> DataSet:
@@ -18,7 +18,7 @@ def _drawn(name: str) -> DataSet:
 def pairs(folder: Path, size: int | None, cache: Path) -> int:
     """A `registry.DataSet`: preference pairs of pictures that shapes-flux makes of 2,000 prompts, as Pick-a-Pic."""
     groups = generated.generate_pictures(cache / "generated", size or generated.PROMPTS)
-    return preferences.write_pairs(groups, folder)
+    return raters.write_pairs(groups, folder)
 
 
 plain, detailed, stars = map(_drawn, ("plain", "detailed", "stars"))

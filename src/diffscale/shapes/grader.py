@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from diffscale._util.errors import DiffscaleError, check_name
-from diffscale.models.files import fetch, load_into, load_state, pretrained, saved_config
+from diffscale.models.files import saved_config
 from diffscale.types import Verifier
-from diffscale.verifiers.image_reward import ImageReward, ImageRewardNet
+from diffscale.verifiers.image_reward import ImageReward, image_reward
 
 
 @dataclass
@@ -44,10 +43,6 @@ def shapes_grader(
         raise DiffscaleError(f"{model!r} is no folder with config.json of a grader: use shapes-grader or llm_grader.")
     aspects = config.get("aspects", [])
     check_name("aspect", aspect, aspects)
-    path = fetch(model, "model.safetensors")
-    net = ImageRewardNet(config)
-    load_into(net, load_state(path), path)
-    pieces = pretrained(AutoTokenizer, model, "tokenizer")
-    net.to(device).eval().requires_grad_(False)
+    loaded = image_reward(model, device=device)
     name = "shapes-grader" if aspect == "overall" else f"shapes-grader {aspect}"
-    return LocalGrader(net, pieces, name, column=aspects.index(aspect))
+    return LocalGrader(loaded.net, loaded.tokenizer, name, column=aspects.index(aspect))

@@ -82,18 +82,15 @@ def judge_images(images: Tensor, descriptions: Sequence[Description]) -> Tensor:
 def _binding(description: Description, objects: list[Obj]) -> float:
     if not objects:
         return 0.0
-    row_of = [k for k, spec in enumerate(description.specs) for _ in range(spec.count)]
+    row_of = np.repeat(np.arange(len(description.specs)), [spec.count for spec in description.specs])
     # Columns beyond the objects stand for objects that are missing: nothing they have is right.
-    places = max(len(row_of), len(objects))
+    here, places = len(objects), max(len(row_of), len(objects))
     shares = np.zeros((len(row_of), places))
-    for row, k in enumerate(row_of):
-        shares[row, : len(objects)] = [description.specs[k].share(obj) for obj in objects]
-    if description.relation and len(description.specs) > 1:
+    shares[:, :here] = np.array([[spec.share(obj) for obj in objects] for spec in description.specs])[row_of]
+    if relation := description.relation if len(description.specs) > 1 else None:
         holds = np.zeros((places, places))
-        holds[: len(objects), : len(objects)] = [
-            [related(a, b, description.relation) for b in objects] for a in objects
-        ]
-        total, related_score = _best_related(shares, holds, np.array(row_of))
+        holds[:here, :here] = [[related(a, b, relation) for b in objects] for a in objects]
+        total, related_score = _best_related(shares, holds, row_of)
         weight = 1 / 2 if description.category == "spatial" else 1 / 3
         score = (1 - weight) * total / len(row_of) + weight * related_score
     else:

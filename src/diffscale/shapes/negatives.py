@@ -38,29 +38,27 @@ def hard_negatives(description: Description, scene: Scene, rng: Random) -> list[
 def _near(description: Description, rng: Random) -> Iterator[Description]:
     specs = description.specs
 
-    def with_specs(*changed: Spec) -> Description:
-        return replace(description, specs=changed)
+    def changed(new: dict[int, Spec]) -> Description:
+        return replace(description, specs=tuple(new.get(i, spec) for i, spec in enumerate(specs)))
 
     if description.relation:
         yield replace(description, relation=rng.choice([r for r in RELATIONS if r != description.relation]))
-        yield with_specs(specs[1], specs[0], *specs[2:])
+        yield changed({0: specs[1], 1: specs[0]})
     for attribute, values in ATTRIBUTES.items():
         for i, spec in enumerate(specs):
             said = getattr(spec, attribute)
             if said is None:
                 continue
             other = rng.choice([v for v in values if v != said])
-            yield with_specs(*specs[:i], _saying(spec, attribute, other), *specs[i + 1 :])
+            yield changed({i: _saying(spec, attribute, other)})
             for j in range(i):  # the swap keeps every word and moves it to the wrong object
-                swapped = list(specs)
-                swapped[i] = _saying(spec, attribute, getattr(specs[j], attribute))
-                swapped[j] = _saying(specs[j], attribute, said)
-                yield with_specs(*swapped)
+                theirs = getattr(specs[j], attribute)
+                yield changed({i: _saying(spec, attribute, theirs), j: _saying(specs[j], attribute, said)})
     if description.category == "numeracy":
         for i, spec in enumerate(specs):
             for count in (spec.count - 1, spec.count + 1):
                 if 1 <= count <= MAX_COUNT:
-                    yield with_specs(*specs[:i], replace(spec, count=count), *specs[i + 1 :])
+                    yield changed({i: replace(spec, count=count)})
 
 
 def _saying(spec: Spec, attribute: str, value: str | None) -> Spec:

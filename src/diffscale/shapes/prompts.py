@@ -1,10 +1,61 @@
-"""The suites of prompts, as the plug-in offers them."""
+"""The fixed prompts that figures are made on, as the plug-in offers them, and the training stream that avoids them."""
 
 from __future__ import annotations
 
-from diffscale.shapes.classes import CLASSES
-from diffscale.shapes.suite import suite
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Final
+
+from diffscale.shapes.captions import write_caption
+from diffscale.shapes.scenes import CATEGORIES, CLASSES, Description, Scene, draw_description, draw_scene
 from diffscale.types import ClassLabel
+
+PER_CATEGORY: Final = {"shapes": 50, "shapes-mini": 10}
+"""Prompts per category: 300 in `shapes`; `shapes-mini` is the first ten of each, 60."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One evaluation prompt and what it means."""
+
+    text: str
+    description: Description
+
+
+@cache
+def suite(name: str = "shapes") -> tuple[Prompt, ...]:
+    """The prompts of `shapes` (300) or `shapes-mini` (60), in the order of the categories; always the same.
+
+    Raises KeyError for another name.
+    """
+    return tuple(prompt for category in CATEGORIES for prompt in _drawn(category)[: PER_CATEGORY[name]])
+
+
+@cache
+def _drawn(category: str) -> tuple[Prompt, ...]:
+    rng = Random(f"shapes evaluation suite: {category}")
+    found: dict[str, Prompt] = {}
+    while len(found) < max(PER_CATEGORY.values()):
+        description = draw_description(rng, category)
+        # One object of one kind has so few descriptions that holding some out would take the words from training.
+        if sum(spec.count for spec in description.specs) > 1 and description.key() not in found:
+            found[description.key()] = Prompt(write_caption(description, rng), description)
+    return tuple(found.values())
+
+
+@cache
+def held_out() -> frozenset[str]:
+    """Keys of all descriptions of the suite: none of them may be trained on."""
+    return frozenset(prompt.description.key() for prompt in suite("shapes"))
+
+
+def training_example(rng: Random) -> tuple[Description, Scene]:
+    """A random description that is not of the suite, of any category alike, and a scene of it."""
+    while True:
+        description = draw_description(rng, rng.choice(CATEGORIES))
+        if description.key() not in held_out():
+            return description, draw_scene(description, rng)
 
 
 def class_prompts() -> list[str]:

@@ -7,9 +7,9 @@ an object's place is its centre pixel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from random import Random
 from typing import Final
 
@@ -24,6 +24,9 @@ ATTRIBUTES: Final = {"colour": COLOURS, "shape": SHAPES, "texture": TEXTURES, "s
 RELATIONS: Final = ("left of", "right of", "above", "below")
 CATEGORIES: Final = ("colour", "shape", "texture", "spatial", "numeracy", "complex")
 MAX_COUNT: Final = 6
+CLASSES: Final = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+"""The 48 class names; a class's id is its index."""
+
 
 RADIUS: Final = {"small": 8, "large": 12}
 """Half the side of an object's bounding box, in pixels, its centre pixel not counted."""
@@ -173,7 +176,8 @@ def draw_scene(description: Description, rng: Random) -> Scene:
         # Four large objects still fit with room to vary; beyond that, or when placing keeps failing, small ones.
         small = total > 4 or attempt > 20
         objects = [obj for spec in description.specs for obj in _fill(spec, rng, small)]
-        if scene := _place(objects, description.relation, rng):
+        scene = _place(objects, description.relation, rng)
+        if len(scene) == total:
             return scene
     raise ValueError(f"no room on the canvas for {description.key()}: ask for fewer or smaller objects")
 
@@ -186,33 +190,48 @@ def _fill(spec: Spec, rng: Random, small: bool) -> Iterator[Obj]:
         yield Obj(spec.shape, colour, texture, size, 0, 0)
 
 
-def _place(objects: list[Obj], relation: str | None, rng: Random) -> Scene | None:
-    placed: list[Obj] = []
-    for obj in objects:
-        allowed = partial(related, placed[0], relation=relation) if relation and len(placed) == 1 else lambda _: True
-        put = _drop(obj, placed, rng, allowed)
-        if put is None:
-            return None
-        placed.append(put)
-    return tuple(placed)
-
-
 def draw_crowded_scene(rng: Random) -> Scene:
     """As many of nine random objects as find room, in their order, at random places."""
-    attributes = [[rng.choice(values) for values in (SHAPES, COLOURS, TEXTURES, SIZES)] for _ in range(9)]
+    looks = [[rng.choice(values) for values in (SHAPES, COLOURS, TEXTURES, SIZES)] for _ in range(9)]
+    objects = [Obj(shape, colour, texture, size, 0, 0) for shape, colour, texture, size in looks]
+    return _place(objects, None, rng, partly=True)
+
+
+def _place(objects: list[Obj], relation: str | None, rng: Random, partly: bool = False) -> Scene:
+    """The objects at random free places, the first so related to the second.
+
+    It ends at an object without a place, or with `partly` leaves such objects out.
+    """
     placed: list[Obj] = []
-    for shape, colour, texture, size in attributes:
-        obj = Obj(shape, colour, texture, size, 0, 0)
-        if (put := _drop(obj, placed, rng)) is not None:
+    for obj in objects:
+        if put := _drop(obj, placed, rng, relation if len(placed) == 1 else None):
             placed.append(put)
+        elif not partly:
+            break
     return tuple(placed)
 
 
-def _drop(obj: Obj, placed: list[Obj], rng: Random, wanted: Callable[[Obj], bool] = lambda _: True) -> Obj | None:
-    """The object at a random free place, or None if 40 tries found none."""
+def _drop(obj: Obj, placed: list[Obj], rng: Random, relation: str | None = None) -> Obj | None:
+    """The object at a random free place to which the first of `placed` is so related, or None after 40 tries."""
     low, high = MARGIN + RADIUS[obj.size], CANVAS - 1 - MARGIN - RADIUS[obj.size]
     for _ in range(40):
         put = replace(obj, x=rng.randint(low, high), y=rng.randint(low, high))
-        if wanted(put) and all(_apart(put, other) for other in placed):
+        if (relation is None or related(placed[0], put, relation)) and all(_apart(put, other) for other in placed):
             return put
     return None
+
+
+def class_description(label: int) -> Description:
+    """What a picture of class `label` (0 to 47) shows; texture, size and place are open.
+
+    Raises IndexError for another label.
+    """
+    if not 0 <= label < len(CLASSES):
+        raise IndexError(f"Shapes has classes 0 to {len(CLASSES) - 1}, not {label}")
+    colour, shape = CLASSES[label].split()
+    return Description("numeracy", (Spec(shape, colour),))
+
+
+def draw_class_scene(label: int, rng: Random) -> Scene:
+    """A random scene of class `label`: one object."""
+    return draw_scene(class_description(label), rng)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.judge import judge_image
 from diffscale.shapes.render import render
-from diffscale.shapes.scenes import CANVAS, CATEGORIES
+from diffscale.shapes.scenes import CANVAS, CATEGORIES, CLASSES, draw_class_scene
 
 MODELS: Final = Path(__file__).parent / "weights"
 """Where the networks lie that come with Shapes, a folder each."""
@@ -34,30 +33,23 @@ class ShapesWorld:
     categories = CATEGORIES
 
     def prompt_key(self, prompt: str) -> str | None:
-        description = parse_caption(prompt)
-        return None if description is None else description.key()
+        return meaning.key() if (meaning := parse_caption(prompt)) else None
 
     def category(self, prompt: str) -> str:
-        description = parse_caption(prompt)
-        return "" if description is None else description.category
+        return meaning.category if (meaning := parse_caption(prompt)) else ""
 
     def judge(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         meanings = [parse_caption(prompt) for prompt in prompts]
-        seen = [
-            judge_image(x.permute(1, 2, 0).numpy(), m) for x, m in zip(images, meanings, strict=True) if m is not None
-        ]
+        seen = [judge_image(x.permute(1, 2, 0).numpy(), m) for x, m in zip(images, meanings, strict=True) if m]
         columns = {"score": [each.score for each in seen], "cleanliness": [each.cleanliness for each in seen]}
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
 
-    def reference_pictures(self) -> Tensor:
-        return _drawn_classes()
+    @staticmethod
+    @cache
+    def reference_pictures() -> Tensor:
+        rng = Random("reproduce reference")
+        scenes = [draw_class_scene(label, rng) for label in range(len(CLASSES)) for _ in range(_REFERENCE)]
+        return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)
 
 
 WORLD: Final = ShapesWorld()
-
-
-@cache
-def _drawn_classes() -> Tensor:
-    rng = Random("reproduce reference")
-    scenes = [draw_class_scene(label, rng) for label in range(len(CLASSES)) for _ in range(_REFERENCE)]
-    return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +11,7 @@ import torch
 from diffusers.training_utils import cast_training_params
 from torch import Tensor, nn
 
-from diffscale._util.errors import DiffscaleError, explained
+from diffscale._util.errors import DiffscaleError, explained, first_line
 from diffscale.models.class_conditional import ClassModel
 from diffscale.models.files import locate
 from diffscale.models.load import PlainCall, load_pipeline, plain_call
@@ -68,15 +68,13 @@ class Base:
         from peft.utils import get_peft_model_state_dict  # an extra
 
         layers = {
-            f"{name}_lora_layers": on_cpu(get_peft_model_state_dict(module, adapter_name=self.policy.adapter))
+            f"{name}_lora_layers": {
+                key: tensor.detach().cpu().contiguous()
+                for key, tensor in get_peft_model_state_dict(module, adapter_name=self.policy.adapter).items()
+            }
             for name, module in self.policy.networks.items()
         }
         type(self.pipe).save_lora_weights(folder, **layers, safe_serialization=True)
-
-
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by name, as files take them."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
@@ -101,17 +99,21 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
     call = PlainCall(call.steps, {**call.args, **sized})
     steps = (settings.sample_steps if isinstance(settings, Sampling) else None) or call.steps
     gamma = settings.snr_gamma if isinstance(settings, Noised) else None
-    size, refused = settings.resolution, [] if settings.resolution is None else [ValueError]
-    unsized = f"{given} makes no pictures of {size} pixels a side ({{why}}): give another --resolution."
-    with explained(unsized, *refused):
+    try:
         policy = Policy(pipe, [""], steps, call.args, settings.adapter, gamma)
+    except ValueError as error:
+        if settings.resolution is None:
+            raise
+        raise DiffscaleError(
+            f"{given} makes no pictures of {settings.resolution} pixels a side ({first_line(error)}): give another "
+            "--resolution."
+        ) from error
     if isinstance(settings, Noised):
         policy.times = _biased(policy.times, settings)
     _make_trainable(pipe, policy, settings)
     if precision != "no":
-        kind, dtype = torch.device(device).type, getattr(torch, DTYPES[precision])
         for module in (*policy.networks.values(), *policy.copies.values()):
-            module.forward = torch.autocast(kind, dtype)(module.forward)  # type: ignore[method-assign]
+            _autocast(module, torch.device(device).type, getattr(torch, DTYPES[precision]))
     sampler = DiffusersSampler(pipe, [""], call.steps, call.args)
     own = sampler if steps == call.steps else DiffusersSampler(pipe, [""], steps, call.args)
     name = str(Path(locate(given)).resolve()) if Path(given).expanduser().is_dir() else given
@@ -136,8 +138,8 @@ def _make_trainable(pipe: Any, policy: Policy, settings: TrainConfig) -> None:
     cast_training_params(networks, torch.float32)
     if settings.gradient_checkpointing:
         for module in networks:
-            kept = f"{type(module).__name__} cannot recompute its activations: leave --gradient_checkpointing out."
-            with explained(kept, ValueError):
+            unable = f"{type(module).__name__} cannot recompute its activations: leave --gradient_checkpointing out."
+            with explained(unable, ValueError):
                 module.enable_gradient_checkpointing()  # type: ignore[operator]
 
 
@@ -154,24 +156,31 @@ def add_lora(
     for network in networks:
         network.requires_grad_(False)
         lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
-        takes = f"{type(network).__name__} takes no LoRA on {', '.join(targets)}"
-        with explained(f"{takes} ({{why}}): train all weights with --full.", ValueError):
+        unable = f"{type(network).__name__} takes no LoRA on {', '.join(targets)} ({{why}}): "
+        with explained(unable + "train all weights with --full.", ValueError):
             network.add_adapter(lora, adapter_name=name)  # type: ignore[operator]
 
 
 def _biased(times: Times, settings: Noised) -> Times:
     """`times` as `--timestep_bias_strategy` and its kin have them drawn."""
     part = int(settings.timestep_bias_portion * times.count)
-    if settings.timestep_bias_strategy == "none":
-        return times
-    begin, end = {
-        "earlier": (0, part),
-        "later": (times.count - part, times.count),
-        "range": (settings.timestep_bias_begin, settings.timestep_bias_end),
-    }[settings.timestep_bias_strategy]
+    match settings.timestep_bias_strategy:
+        case "none":
+            return times
+        case "earlier":
+            begin, end = 0, part
+        case "later":
+            begin, end = times.count - part, times.count
+        case "range":
+            begin, end = settings.timestep_bias_begin, settings.timestep_bias_end
     if begin >= min(end, times.count):
         raise DiffscaleError(
             f"None of the model's {times.count} times is drawn more often: give a larger timestep_bias_portion, or a "
             f"timestep_bias_begin below {times.count}."
         )
     return times.biased(settings.timestep_bias_multiplier, begin, end)
+
+
+def _autocast(module: nn.Module, device: str, dtype: torch.dtype) -> None:
+    """Have `module` run under autocast."""
+    module.forward = torch.autocast(device, dtype)(module.forward)  # type: ignore[method-assign]

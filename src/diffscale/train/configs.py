@@ -9,7 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)  # fmt: skip
 
 from diffscale._util import config
 from diffscale._util.config import Flag
@@ -51,7 +60,9 @@ class ModelSettings(_Settings):
     """What is trained, and how much of it."""
 
     panel = "Model"
-    pretrained_model_name_or_path: Annotated[str, Field(min_length=1), Flag(("pretrained_model_name_or_path", "model"))]
+    pretrained_model_name_or_path: Annotated[str, Flag(("pretrained_model_name_or_path", "model"))] = Field(
+        min_length=1
+    )
     """Shipped name, folder or Hub id of the base."""
     revision: str | None = None
     """Branch, tag or commit."""
@@ -117,7 +128,7 @@ class OptimisationSettings(_Settings):
     """Of AdamW."""
     adam_beta2: Decay = 0.999
     """Of AdamW."""
-    adam_weight_decay: float = Field(1e-2, ge=0)
+    adam_weight_decay: NonNegativeFloat = 1e-2
     """Of AdamW."""
     adam_epsilon: PositiveFloat = 1e-08
     """Of AdamW."""
@@ -186,7 +197,7 @@ class TrainConfig(ModelSettings, DataSettings, OptimisationSettings, OutputSetti
     @property
     def rewards(self) -> list[str]:
         """The verifiers that reward, none where the method learns from data alone."""
-        return getattr(self, "reward", [])
+        return []
 
     def evaluations(self, sample: int) -> int:
         """About how many denoiser evaluations a row of a pass costs, a step backward counted as two forward.
@@ -197,10 +208,13 @@ class TrainConfig(ModelSettings, DataSettings, OptimisationSettings, OutputSetti
 
     def same_run(self, other: TrainConfig) -> bool:
         """Whether one can go on where the other stopped: all but where to stop and what is told and kept."""
-        passing = {*OutputSettings.model_fields, "max_train_seconds", "cache_dir", "gradient_checkpointing"}
-        passing -= {"validation_prompt", "num_validation_images"}
-        if self.lr_scheduler.startswith("constant"):  # others end at the last step
-            passing.add("max_train_steps")
+        passing = {
+            "max_train_steps", "max_train_seconds", "output_dir", "logging_dir", "report_to", "checkpointing_steps",
+            "checkpoints_total_limit", "resume_from_checkpoint", "validation_steps", "cache_dir",
+            "gradient_checkpointing",
+        }  # fmt: skip
+        if self.lr_scheduler in ("linear", "cosine", "cosine_with_restarts", "polynomial"):
+            passing.remove("max_train_steps")  # they end there
         return self.model_dump(exclude=passing) == other.model_dump(exclude=passing)
 
 
@@ -267,6 +281,10 @@ class Rewarded(Captioned):
     reward: list[str] = []
     """Verifier, as "clip" or "image_reward weight=0.5"; several are added up, each over its running deviation;
     repeatable."""
+
+    @property
+    def rewards(self) -> list[str]:
+        return self.reward
 
     @model_validator(mode="after")
     def _check_reward(self) -> Self:
@@ -399,6 +417,9 @@ class D3poConfig(SamplingRounds, Preferring):
         return 2 * 5 * (self.sample_steps or sample)
 
 
+_REFINING: Final = {"refine_every", "refine_prompts", "refine_epochs", "refine_learning_rate"}
+
+
 class IterpoConfig(Sampling):
     panel = "Method"
     learning_rate: LearningRate = 1e-5
@@ -418,8 +439,7 @@ class IterpoConfig(Sampling):
 
     @model_validator(mode="after")
     def _check_refining(self) -> Self:
-        own = {name for name in IterpoConfig.model_fields if name.startswith("refine_")}
-        if self.refine_by is None and self.model_dump(include=own, exclude_defaults=True):
+        if self.refine_by is None and self.model_dump(include=_REFINING, exclude_defaults=True):
             raise DiffscaleError("Rewards are refined by what ranks pictures: give refine_by, too.")
         return self
 

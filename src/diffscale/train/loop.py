@@ -1,61 +1,42 @@
-"""One loop for all methods, on accelerate: steps, checkpoints, stops, and what is left at the end.
-
-Of what a checkpoint holds accelerate saves what it prepared but for the weights: frozen ones are the base's, and the
-trained ones are written here as safetensors, by name, as the method's samples are. accelerate would pickle both.
-"""
+"""One loop for all methods, on accelerate: steps, checkpoints, stops, and what is left at the end."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Final, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedType,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-    gather_object,
-    is_bnb_available,
-    is_tensorboard_available,
-    is_wandb_available,
-)
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, gather_object
+from torch import Tensor
 
 from diffscale import verifiers
-from diffscale._util.errors import DiffscaleError, explained, first_line
-from diffscale._util.files import replacing
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.progress import Progress, silent
 from diffscale.registry import parse
 from diffscale.searches import SEARCHES
-from diffscale.train import output, rewards, run_directory, training_data, validation
-from diffscale.train.base import Base, load_base, on_cpu
+from diffscale.train import optimisation, output, rewards, run_directory, training_data, validation
+from diffscale.train.base import Base, load_base
 from diffscale.train.configs import Sharpening, TrainConfig
 from diffscale.train.methods import METHODS
+from diffscale.train.methods.method import TrainContext
 from diffscale.train.optimisation import Losses, Optimisation
 from diffscale.train.rewards import BadReward, Cost, Mixture, Reward
-from diffscale.train.run_directory import DISK_ERRORS, TrainState, list_checkpoints, name_last_checkpoint
+from diffscale.train.run_directory import Checkpoints, TrainState, name_last_checkpoint
 from diffscale.train.training_data import TrainingData
 from diffscale.train.validation import Validation
 
 PATIENCE: Final = timedelta(days=7)
 """How long a process waits for the others: the first one encodes the data and samples alone, for hours where there are
 many; by default the others would give up after ten minutes on GPUs."""
-_WEIGHTS: Final = "trained.safetensors"
-_AVERAGE: Final = "average.safetensors"
-_STATE: Final = "state.json"
 _SHARDED: Final = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 
 
@@ -101,12 +82,8 @@ def check_names(config: TrainConfig) -> None:
         verifiers.check(rewards.split_weight(text)[0])
     if isinstance(config, Sharpening) and config.search is not None:
         parse(config.search, "search", SEARCHES)
-    there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
-    for name in config.report_to:
-        if not there[name]():
-            raise DiffscaleError(f"Reporting to {name} needs its library: pip install {name}.")
-    if config.use_8bit_adam and not is_bnb_available():
-        raise DiffscaleError("8-bit AdamW needs the library bitsandbytes: pip install bitsandbytes.")
+    run_directory.check_trackers(config.report_to)
+    optimisation.check_libraries(config)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -139,18 +116,19 @@ class _Training:
         self.reward: Reward | Mixture | None = None
         if self.rewards:  # a single one as it is, in its own units
             self.reward = self.rewards[0] if len(self.rewards) == 1 else Mixture(self.rewards)
-        self.method = METHODS[config.method](config, data, self.rewards, self.reward)
+        self.method = METHODS[config.method](TrainContext(config, data, self.rewards, self.reward))
         accelerator.gradient_accumulation_steps = self.method.passes
         losses = Losses(base.policy.networks.values(), accelerator.device.type)
         self.optimisation = Optimisation(accelerator, config, list(base.trainable.values()), losses)
-        accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
-        accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
-        base.policy.decoding = self.state.decoding
+        self.checkpoints = Checkpoints(
+            accelerator, config, base, self.optimisation, self.method, self.reward, self.state
+        )
+        _measure_decoding(base, self.state.decoding)
 
     def run(self, resumed: Path | None) -> Ended:
         """All steps from the checkpoint `resumed` on, or from the first."""
         if resumed is not None:
-            self._load(resumed)
+            self.checkpoints.load(resumed)
         self.log = run_directory.Log(self.accelerator, self.config, self.state.step)
         if resumed is None:
             self._validate("before")
@@ -160,7 +138,7 @@ class _Training:
                 self._step(terminated.is_set())
                 step = self.state.step
                 if self.stop or step % self.config.checkpointing_steps == 0:
-                    self._save()
+                    self.checkpoints.save()
                     last_saved = step
                 if self.stop:
                     self.accelerator.end_training()
@@ -168,7 +146,7 @@ class _Training:
                 if self.config.validation_steps and step % self.config.validation_steps == 0:
                     self._validate(f"step-{step}")
             if last_saved != self.state.step:
-                self._save()
+                self.checkpoints.save()
         self._validate("after")
         result: dict[str, Any] = {}
         if self.accelerator.is_main_process:
@@ -204,83 +182,6 @@ class _Training:
         self.log.add(self.state.step, values)
         self.progress("steps", self.state.step, self.config.max_train_steps, **values)
 
-    def _save(self) -> None:
-        """Write checkpoint-N of the step, and only then remove the oldest above `--checkpoints_total_limit`.
-
-        To be called by all processes. Raises DiffscaleError if the disk does not take it; what was there before stays.
-        """
-        run, first = self.config.output_dir, self.accelerator.is_main_process
-        wait = self.accelerator.wait_for_everyone
-        place = run / f"checkpoint-{self.state.step}"
-        try:
-            with replacing(place) if first else nullcontext(place) as fresh:
-                folder = Path(gather_object([str(fresh)])[0])  # where the first process writes
-                if first:
-                    folder.mkdir()
-                wait()
-                self._write_checkpoint(folder)
-                wait()
-            if first and (limit := self.config.checkpoints_total_limit) is not None:
-                # Where a run went on from an earlier checkpoint, later ones may be among the others.
-                others = [path for path in list_checkpoints(run) if path != place]
-                for path in others[: max(0, len(others) + 1 - limit)]:
-                    shutil.rmtree(path, ignore_errors=True)
-            wait()
-        except DISK_ERRORS as error:
-            free = ""
-            with suppress(OSError):
-                free = f", {shutil.disk_usage(run).free / 2**20:.0f} MiB free"
-            raise DiffscaleError(
-                f"A checkpoint could not be written to {run} ({first_line(error)}{free}): {name_last_checkpoint(run)}; "
-                "make room and go on with --resume_from_checkpoint latest."
-            ) from error
-
-    def _load(self, path: Path) -> None:
-        """Go on from a checkpoint; raises DiffscaleError if it cannot be read or is of another training."""
-        try:
-            self.base.load_trainable(load_file(path / _WEIGHTS))
-            self.accelerator.load_state(str(path))
-            content = json.loads((path / _STATE).read_text())
-            if (path / _AVERAGE).exists():
-                self.optimisation.load_average(load_file(path / _AVERAGE), content["step"])
-            own = path / self._samples_file
-            self.method.load_state_dict(load_file(own) if own.exists() else {})
-            self.state.step, self.state.seconds = content["step"], content["seconds"]
-            for name in ("rewards", "decoding"):
-                vars(getattr(self.state, name)).update(content[name])
-        except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
-            raise DiffscaleError(
-                f"The checkpoint {path} cannot be read ({first_line(error)}): give an earlier one."
-            ) from error
-        if content["processes"] != self.accelerator.num_processes:
-            raise DiffscaleError(f"{path} is of {content['processes']} processes: go on with as many.")
-        self.method.load_statistics(content["statistics"])
-        if isinstance(self.reward, Mixture):
-            self.reward.load_state_dict(content["mixture"])
-
-    @property
-    def _samples_file(self) -> str:
-        return f"method-{self.accelerator.process_index}.safetensors"
-
-    def _write_checkpoint(self, folder: Path) -> None:
-        self.accelerator.save_state(str(folder))
-        if samples := self.method.state_dict():
-            save_file(on_cpu(samples), folder / self._samples_file)
-        if not self.accelerator.is_main_process:
-            return
-        save_file(on_cpu(self.base.trainable), folder / _WEIGHTS)
-        if average := self.optimisation.average():
-            save_file(on_cpu(average), folder / _AVERAGE)
-        if self.config.adapter is not None:
-            self.base.save_lora(folder)
-        content = {
-            **asdict(self.state),
-            "processes": self.accelerator.num_processes,
-            "statistics": self.method.statistics(),
-            "mixture": self.reward.state_dict() if isinstance(self.reward, Mixture) else None,
-        }
-        (folder / _STATE).write_text(json.dumps(content))
-
     def _is_over(self) -> bool:
         most = self.config.max_train_seconds
         return self.state.step >= self.config.max_train_steps or (most is not None and self.state.seconds >= most)
@@ -298,7 +199,8 @@ class _Training:
             with self.optimisation.averaged():
                 images = validation.sample(self.base, self.data, self.config)
             with self.method.original_rewards():
-                scores = validation.score(images, self.data, self.rewards, self.accelerator.device)
+                prompts = validation.prompts_of_samples(self.data, self.config)
+                scores = validation.score(images, prompts, self.rewards, self.base.name, self.accelerator.device)
             try:
                 validation.save(self.config.output_dir, name, Validation(images, scores))
             except OSError as error:
@@ -307,6 +209,16 @@ class _Training:
                     f"{name_last_checkpoint(self.config.output_dir)}."
                 ) from error
         self.accelerator.wait_for_everyone()
+
+
+def _measure_decoding(base: Base, cost: Cost) -> None:
+    own = base.policy.decode
+
+    def decode(latents: Tensor) -> Tensor:
+        with cost.measured(latents.device):
+            return own(latents)
+
+    base.policy.decode = decode  # type: ignore[method-assign]
 
 
 @contextmanager

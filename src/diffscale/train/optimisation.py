@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +13,10 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from diffscale._util.errors import explained
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.train.configs import TrainConfig
 
 Loss = tuple[Tensor, dict[str, float]]
-"""A scalar, and what to log beside it."""
 
 
 class Losses(nn.Module):
@@ -59,13 +59,13 @@ class Optimisation:
 
     def one_pass(self, loss_of: Callable[[], Loss]) -> dict[str, float]:
         """Forward and back, and a step after its last pass; what to log."""
+        logs: dict[str, float]
         with self._accelerator.accumulate(self.module):
-            loss, more = self.module(loss_of)
-            logs: dict[str, float] = {"loss": float(loss.detach()), **more}
+            loss, logs = self.module(loss_of)
             self._accelerator.backward(loss)
             if self._accelerator.sync_gradients:
                 norm = self._accelerator.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
-                logs["grad_norm"] = float(norm)
+                logs = {**logs, "grad_norm": float(norm)}
             self._optimizer.step()
             self._schedule.step()
             self._optimizer.zero_grad()
@@ -95,6 +95,12 @@ class Optimisation:
         if self._ema is not None:
             shadow = [tensors[name].to(p) for name, p in zip(sorted(tensors), self._parameters, strict=True)]
             self._ema.load_state_dict({"shadow_params": shadow, "optimization_step": step})
+
+
+def check_libraries(settings: TrainConfig) -> None:
+    """Raises DiffscaleError if the optimiser needs a library that is not installed."""
+    if settings.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
+        raise DiffscaleError("8-bit AdamW needs the library bitsandbytes: pip install bitsandbytes.")
 
 
 def _adamw(settings: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -52,7 +52,8 @@ def write(
         if before is not None and after is not None:
             result["gains"] = validation.gains(before.scores, after.scores)
             if len(before.images) == len(after.images):
-                _write_strip(folder / "validation.png", before, after, data.validation_prompts, title)
+                captions = validation.prompts_of_samples(data, settings)
+                _write_strip(folder / "validation.png", before, after, captions, title)
         training_curve(lines, "loss", title, folder / "loss.png")
         rewarded = training_curve(lines, "reward", f"{title}, by {', '.join(settings.rewards)}", folder / "rewards.png")
         _write_card(folder / "README.md", settings, base.name, data.dataset, result, rewarded)

@@ -16,7 +16,6 @@ from diffscale.samplers.arguments import call_parameters
 from diffscale.samplers.calls import networks_of
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.windowed.training import PerRowDenoiser, PictureEncoder
-from diffscale.train.rewards import Cost
 from diffscale.train.times import Times
 
 
@@ -31,8 +30,7 @@ class Policy:
     `snr_gamma`: errors are weighted by it, see `Times.weight`; None for no weights.
 
     `sampler`: a Sampler of the same prompts, for plain samples. `times`: see `Times`. All latents are the network's own
-    input: of variance preserving models they have variance 1, whatever scheduler the pipeline has. `decoding`: what
-    `decode` cost so far.
+    input: of variance preserving models they have variance 1, whatever scheduler the pipeline has.
 
     Raises NotWindowed for pipelines that cannot be windowed, DiffscaleError for those whose guidance cannot be switched
     off.
@@ -60,7 +58,6 @@ class Policy:
         self.like = self.sampler.prior(one, one).x[:0]
         self._network = PerRowDenoiser(self._pipeline, self.like)
         self._encoder: PictureEncoder | None = None
-        self.decoding = Cost()
 
     @property
     def prompts(self) -> list[str]:
@@ -101,10 +98,6 @@ class Policy:
         """The network's output like `x` [B, ...] at times `time` [B] for the prompts `rows` [B], with gradients."""
         return self._network(x, time, rows).to(x)
 
-    def predict_x0(self, x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
-        """The x0-prediction of latents; all is as of `output`."""
-        return self.times.clean(x, self.output(x, time, rows), time)
-
     def errors(self, x: Tensor, time: Tensor, rows: Tensor, target: Tensor) -> Tensor:
         """The output's squared distances to `target` [B, ...], each the mean over elements, weighted: [B]."""
         errors = (self.output(x, time, rows) - target).square().flatten(1).mean(1)
@@ -112,7 +105,7 @@ class Policy:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures float32 [B, 3, H, W] in [0, 1] of clean latents, with gradients where they are on."""
-        with self.decoding.measured(latents.device), self._pipeline.graph_kept(torch.is_grad_enabled()):
+        with self._pipeline.graph_kept(torch.is_grad_enabled()):
             return self.sampler.decode(latents.to(self.like))
 
     def encode(self, pictures: Tensor) -> Tensor:

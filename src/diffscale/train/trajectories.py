@@ -38,17 +38,13 @@ class Trajectory:
     x0: Tensor
     eps: Tensor
 
-    def first(self) -> Trajectory:
-        """Its first point alone."""
-        return replace(self, x=self.x[:1], time=self.time[:1])
-
 
 @dataclass(frozen=True)
 class TrajectoryBatch:
     """The S steps of B trajectories: latents `x` [S, ...] at `time` float64 [S] for the prompts `rows` int64 [S].
 
     `x0`, `eps`: the data [S, ...] that the step's trajectory began from, and the noise at first; `began`: its first
-    time [S]. `number`: int64 [S], which trajectory.
+    time [S]. `number`: int64 [S], which trajectory; `starts`: int64 [B], where each begins.
     """
 
     x: Tensor
@@ -58,6 +54,7 @@ class TrajectoryBatch:
     eps: Tensor
     began: Tensor
     number: Tensor
+    starts: Tensor
 
     def target(self, times: Times, form: Form) -> Tensor:
         """The target of the network at each step [S, ...].
@@ -76,17 +73,24 @@ class TrajectoryBatch:
     def mean(self, values: Tensor) -> Tensor:
         """The mean of `values` [S] over the steps of each trajectory: [B]."""
         number = self.number.to(values.device)
-        count = number.bincount().to(values)
-        return values.new_zeros(len(count)).index_add(0, number, values) / count
+        count = number.bincount(minlength=len(self.starts)).to(values)
+        return values.new_zeros(len(self.starts)).index_add(0, number, values) / count
+
+    def first(self) -> TrajectoryBatch:
+        """The first step of each trajectory alone."""
+        at, alone = self.starts, torch.arange(len(self.starts))
+        x, x0, eps = (each[at.to(each.device)] for each in (self.x, self.x0, self.eps))
+        return TrajectoryBatch(x, self.time[at], self.rows[at], x0, eps, self.began[at], alone, alone)
 
 
 def batch_of(trajectories: Sequence[Trajectory], rows: Tensor) -> TrajectoryBatch:
     """The steps of `trajectories`, each for its prompt of `rows` int64 [B]."""
-    number = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(one.time) for one in trajectories]))
+    lengths = torch.tensor([len(one.time) for one in trajectories])
+    number = torch.arange(len(trajectories)).repeat_interleave(lengths)
     x, time = (torch.cat([getattr(one, name) for one in trajectories]) for name in ("x", "time"))
     x0, eps = (torch.stack([getattr(one, name) for one in trajectories])[number.to(x.device)] for name in ("x0", "eps"))
-    began = torch.stack([one.time[0] for one in trajectories])
-    return TrajectoryBatch(x, time, rows[number], x0, eps, began[number], number)
+    starts = lengths.cumsum(0) - lengths
+    return TrajectoryBatch(x, time, rows[number], x0, eps, time[starts][number], number, starts)
 
 
 class TrajectorySampler(GridSampler):

@@ -34,36 +34,42 @@ class Validation:
     scores: dict[str, list[Any]]
 
 
+def prompts_of_samples(data: TrainingData, settings: TrainConfig) -> list[str]:
+    """The prompt of each picture of `sample`."""
+    return [prompt for prompt in data.validation_prompts for _ in range(settings.num_validation_images)]
+
+
 @torch.no_grad()
 def sample(base: Base, data: TrainingData, settings: TrainConfig) -> list[Tensor]:
-    """Pictures [3, H, W] in [0, 1] of the validation prompts, of the model as it is now.
+    """Pictures [3, H, W] in [0, 1], `num_validation_images` of each prompt, of the model as it is now.
 
-    Their noise is a function of the seed, the prompt and the number of the picture among those of its prompt alone.
+    Their noise is a function of the seed, the prompt and the number alone.
     """
     made: list[Tensor] = []
-    root, repeats = noise.root(settings.seed), settings.num_validation_images
-    for start in range(0, len(data.validation_prompts), _AT_ONCE):
-        part = data.validation_prompts[start : start + _AT_ONCE]
-        data.set_own_prompts(part)
-        numbered = enumerate(part, start)
-        keys = torch.tensor([noise.fold(root, "validation", prompt, i % repeats) for i, prompt in numbered])
+    root = noise.root(settings.seed)
+    wanted = [(prompt, i) for prompt in data.validation_prompts for i in range(settings.num_validation_images)]
+    for start in range(0, len(wanted), _AT_ONCE):
+        part = wanted[start : start + _AT_ONCE]
+        data.set_own_prompts([prompt for prompt, _ in part])
+        keys = torch.tensor([noise.fold(root, "validation", prompt, i) for prompt, i in part])
         latents = base.sampler.run(base.sampler.prior(keys, torch.arange(len(part)))).x
         made += list(base.sampler.decode(latents).float().cpu())
     return made
 
 
 @torch.no_grad()
-def score(images: Sequence[Tensor], data: TrainingData, rewards: Sequence[Reward], device: Any) -> dict[str, list[Any]]:
+def score(
+    images: Sequence[Tensor], prompts: Sequence[str], rewards: Sequence[Reward], model: str, device: Any
+) -> dict[str, list[Any]]:
     """Each verifier's score of each picture (of an ensemble its components), and the judge's where it can judge."""
     scores: dict[str, list[Any]] = {}
-    shown = list(zip(data.validation_prompts, images, strict=True))
     for reward in rewards:
         each = [
             torch.as_tensor(reward.verifier(image[None].to(device), [prompt])).double().flatten().tolist()
-            for prompt, image in shown
+            for image, prompt in zip(images, prompts, strict=True)
         ]
         scores[reward.name] = [one[0] if len(one) == 1 else one for one in each]
-    judged = [heldout_scores(data.base.name, prompt, {"it": image}) for prompt, image in shown]
+    judged = [heldout_scores(model, prompt, {"it": image}) for prompt, image in zip(prompts, images, strict=True)]
     if judged and all(judged):
         scores["shapes-judge"] = [each["it"]["score"] for each in judged]
     return scores

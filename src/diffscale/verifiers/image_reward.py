@@ -17,7 +17,6 @@ from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale.models.files import fetch, load_into, load_state, pretrained, renamed, saved_config
-from diffscale.types import Verifier
 from diffscale.verifiers.aesthetic import HEAD, Head
 from diffscale.verifiers.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing
 
@@ -160,7 +159,7 @@ class ImageReward:
 
 def image_reward(
     model: str = MODEL, sha256: str | None = None, tokenizer: str | None = None, *, device: Any = "cpu"
-) -> Verifier:
+) -> ImageReward:
     """ImageReward, what people prefer, about -2.3 to 2; `model` is a file, folder, Hub id or name.
 
     The publisher has a pickle only: `sha256` is the digest of the file, as its page on the Hub shows it. A folder with

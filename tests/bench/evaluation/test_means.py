@@ -15,9 +15,9 @@ from PIL import Image
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.evaluation import means
 from diffscale.metrics.bootstrap import interval
+from diffscale.shapes.prompts import suite
 from diffscale.shapes.render import render
 from diffscale.shapes.scenes import draw_scene
-from diffscale.shapes.suite import suite
 from diffscale.suites.pictures import Pictures
 
 

@@ -9,7 +9,7 @@ from fabricated import fabricated
 from matplotlib.figure import Figure
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.bench.papers import claims, figures, page, plan, points, recipe, trainings
+from diffscale.bench.papers import claims, figures, plan, points, recipe, tables, trainings
 from diffscale.bench.papers.plan import check
 from diffscale.bench.papers.points import Call
 from diffscale.bench.papers.recipe import Setting
@@ -61,7 +61,7 @@ def test_claims_and_views_of_a_recipe_fit_its_parts(name: str, setting: str, qui
     for claim in found.claims.values():
         evidence = claims.test_claim(claim, raw)
         assert 0 <= evidence.holds <= 1 and 0 <= evidence.fails <= 1 and evidence.found
-    for grid in page.grids(recipe.load(name), found, raw):
+    for grid in tables.grids(recipe.load(name), found, raw):
         assert all(len(row) == len(grid.heads) for row in grid.rows)
     for panel in found.panels:
         part = found.parts[panel.part]

@@ -121,7 +121,7 @@ def test_items_share_a_training_sample_from_it_and_the_page_is_made_of_files(
     call = Call(str(folder), 2, (), "float32", 0)
     keys = torch.tensor([candidate_key(0, PromptRepeat(prompt, 0), 0) for prompt in ("a red hill", "a green car")])
     sampler = Models(LoadOptions(device="cpu")).sampler(call, ["a red hill", "a green car"])
-    (pictures,) = finish(sampler, sampler.prior(keys, torch.arange(2)))
+    pictures, _ = finish(sampler, sampler.prior(keys, torch.arange(2)))
     scores = raw["parts"]["texts"]["series"]["sharpened"][0]["scores"]["tiny:redness"]
     assert scores == pytest.approx(tiny.redness(pictures.float() / 255, []).tolist(), abs=1e-2)
     assert scores != raw["parts"]["texts"]["series"]["base"][0]["scores"]["tiny:redness"]

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from diffscale._util import files
 from diffscale._util.errors import DiffscaleError
-from diffscale.train.data.encodings import Framing, Store, encode_dataset, encode_texts
+from diffscale.train.data.batches import Batches, Order
+from diffscale.train.data.encodings import Framing, encode_dataset, encode_texts
 from diffscale.train.data.sources import load
-from diffscale.train.training_data import Batches, Order
+from diffscale.train.data.store import Store
 
 MIDDLE = Framing(8, center_crop=True)
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.train.data.dataset import permutation
-from diffscale.train.training_data import Order, chance
+from diffscale.train.data.batches import Order, chance, permutation
 
 sizes = st.integers(1, 40)
 

@@ -17,7 +17,7 @@ from tiny_data import PROMPTS, captioned, encoded, lines, picture, same
 
 from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale.shapes.captions import write_caption
-from diffscale.shapes.suite import suite
+from diffscale.shapes.prompts import suite
 from diffscale.train.data import journeydb
 from diffscale.train.data.dataset import Dataset
 from diffscale.train.data.hub import HubOptions

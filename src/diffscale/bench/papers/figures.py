@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,20 +67,19 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
     series = (name for panel in setting.panels for name in _series(raw, panel))
     trained = (_log_label(name, panel) for panel in setting.logs for name in panel.of)
     styles = {name: i for i, name in enumerate(dict.fromkeys((*series, *trained)))}
+    curves = partial(_curves, styles=styles)
+    kinds: dict[str, Callable[..., None]] = {"curves": curves, "table": curves, "bars": _bars, "scatter": _scatter}
     for axes, panel in zip(every, setting.panels, strict=False):
-        if panel.x not in _COSTS:
-            _scatter(axes, raw, panel)
-        elif setting.view == "bars":
-            _bars(axes, raw, panel)
-        else:
-            _curves(axes, raw, panel, styles)
+        kind = _scatter if panel.y and panel.x not in _COSTS else kinds[setting.view]
+        kind(axes, raw, panel)
     for axes, log in zip(every[len(setting.panels) :], setting.logs, strict=False):
         draw_logs(axes, raw["logs"], log, styles)
+    for axes in every[:count]:
+        clean_axes(axes)
     for axes in every[count:]:
         axes.set_visible(False)
     handles: dict[str, Any] = {}
-    for axes in every[:count]:
-        clean_axes(axes)
+    for axes in every:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
@@ -92,13 +92,13 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
     return ["figure.png", "figure.svg"]
 
 
-def short(label: str) -> str:
-    """A measure's label without its range and direction."""
-    return label.partition(" (")[0].partition(",")[0]
+def _label(panel: Panel) -> str:
+    return _gain(panel) if panel.relative else panel.label or UNITS.get(panel.y, panel.y)
 
 
 def _gain(panel: Panel) -> str:
-    return f"gain in {short(panel.label or UNITS.get(panel.y, panel.y))}{' (%)' if panel.relative else ''}"
+    name = (panel.label or UNITS.get(panel.y, panel.y)).partition(" (")[0].partition(",")[0]
+    return f"gain in {name}{' (%)' if panel.relative else ''}"
 
 
 def _series(raw: Raw, panel: Panel) -> list[str]:
@@ -124,7 +124,7 @@ def _curves(axes: Any, raw: Raw, panel: Panel, styles: Mapping[str, int]) -> Non
         axes.set_xticks([cost for cost in doubled if cost <= 1.05 * max(costs)])
     axes.minorticks_off()
     axes.set_xlabel(_COSTS[panel.x])
-    axes.set_ylabel(_gain(panel) if panel.relative else panel.label or UNITS.get(panel.y, panel.y), fontsize=9)
+    axes.set_ylabel(_label(panel), fontsize=9)
     axes.set_title(f"{panel.part}: {numbers.models(raw, panel.part)}", fontsize=10)
 
 

@@ -18,16 +18,13 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from diffscale._util.config import validated
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import write_json, write_text
-from diffscale.bench.papers import claims, figures, numbers, trainings
+from diffscale.bench.papers import claims, figures, tables, trainings
 from diffscale.bench.papers import recipe as recipes
-from diffscale.bench.papers.figures import UNITS, short
-from diffscale.bench.papers.numbers import Measured, Raw
-from diffscale.bench.papers.recipe import Claim, Recipe, Setting, Table
+from diffscale.bench.papers.recipe import Claim, Recipe, Setting
 from diffscale.bench.papers.session import made_of, read
 from diffscale.bench.papers.verdicts import LEVEL, Evidence, Verdict, decide
 
 PAGE: Final = "reproduction.html"
-_PLAIN = {"fid": "FID", "is": "IS"}
 _TEMPLATES: Final = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=select_autoescape(["html"]),
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -146,68 +143,6 @@ def test_claims(every: Sequence[Item]) -> list[ClaimResult]:
     return results
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table: what it is of, its heads, and rows of texts as long."""
-
-    title: str
-    heads: list[str]
-    rows: list[list[str]]
-
-
-def grids(recipe: Recipe, setting: Setting, raw: Raw) -> list[Grid]:
-    """The item's own table, that of its trainings, and the paper's where it prints one."""
-    wanted = [setting.table] if setting.table is not None else _of_panels(setting)
-    made = [_grid(table, raw) for table in wanted]
-    if raw.get("trainings"):
-        heads = ["training", "method", "base", "reward", "rows of data", "steps", "seconds in steps"]
-        rows = [
-            [name, one["method"], one["base"], " + ".join(one["reward"]) or "-", f"{one['rows']:,}",
-             f"{one['steps']:,}", f"{one['seconds']:,.1f}"]
-            for name, one in raw["trainings"].items()
-        ]  # fmt: skip
-        made.append(Grid("Trainings", heads, rows))
-    if (printed := recipe.printed) is not None:
-        rows = [[str(cell) for cell in row] for row in printed.rows]
-        made.append(Grid(f"The paper's own numbers, of another model: {printed.of}", printed.columns, rows))
-    return made
-
-
-def _of_panels(setting: Setting) -> list[Table]:
-    """Figures have their numbers in tables too: the measures of their panels, by part."""
-    made = []
-    for name, part in setting.parts.items():
-        panels = [panel.y for panel in setting.panels if panel.part == name and panel.y in (*part.sets, *part.judges)]
-        if panels:
-            columns = {y: short(UNITS.get(y, y)) for y in dict.fromkeys(panels)}
-            made.append(Table(part=name, columns=columns))
-    return made
-
-
-def _grid(table: Table, raw: Raw) -> Grid:
-    part = raw["parts"][table.part]
-    points = [(name, each) for name in part["series"] for each in numbers.points(raw, table.part, name)]
-    first = points[0][1].row
-    rows = []
-    for name, each in points:
-        ratio = [f"{each.row['flops'] / first['flops']:.3g}"] if table.cost else []
-        rows.append([name, f"{each.row['nfe']:,.0f}", *ratio, *(_cell(each, measure) for measure in table.columns)])
-    count, cost = len(part["prompts"]), ["compute"] if table.cost else []
-    pictures = f"{count} prompts, {count * part['repeats']} pictures a row"
-    title = f"{numbers.models(raw, table.part)}, {pictures}; 95% intervals"
-    return Grid(title, ["search", "NFE", *cost, *(_PLAIN.get(c, c) for c in table.columns.values())], rows)
-
-
-def _cell(point: Measured, measure: str) -> str:
-    """Mean and interval."""
-    category = measure.partition("@")[2]
-    if category and category not in point.part["categories"]:
-        return "-"  # no prompt of it: of few prompts some categories have none
-    value = point.summary(measure)
-    mean = f"{value['mean']:.3f}"
-    return mean if value["low"] == value["high"] else f"{mean} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
 def build(folder: Path) -> Path:
     """Draw all items in `folder` and write tables, `verdicts.json` and the page; raises DiffscaleError if none is."""
     every = items(folder)
@@ -217,11 +152,11 @@ def build(folder: Path) -> Path:
     sections = []
     for item in every:
         files = figures.draw(item.raw, item.setting, folder / item.name)
-        tables = grids(item.recipe, item.setting, item.raw)
+        grids = tables.grids(item.recipe, item.setting, item.raw)
         for kind in ("md", "html"):
-            text = _TEMPLATES.get_template(f"tables.{kind}").render(grids=tables)
+            text = _TEMPLATES.get_template(f"tables.{kind}").render(grids=grids)
             write_text(folder / item.name / f"table.{kind}", text)
-        sections.append((item, files, tables))
+        sections.append((item, files, grids))
     verdicts = [
         {"item": each.item.name, "run": each.item.run, "stale": each.item.stale, "claim": each.claim.says,
          "verdict": each.verdict, "p": each.p, "found": each.evidence.found, "why": each.why}

@@ -31,7 +31,6 @@ from diffscale.types import NeedsIntermediateX0, SetVerifier
 from diffscale.verifiers import VERIFIERS, is_function
 
 _RECORDING = ("clip_ssl", "dino_ssl", "siglip_ssl")
-"""Verifiers that compare with predictions, by their names: their weights may not be there."""
 _ROWS, _MOST, _SECONDS = 16, 64, 1.0
 _PROMPT = "a red circle"
 """Where nothing is sampled, only trained."""
@@ -73,8 +72,8 @@ class Plan:
             for judge in part.judges:
                 self.verified[judge, point.last, "judge"] += len(wanted)
             if point.pooled:
-                searched = [point.verifier] if point.searching else []
-                self._pool(point.call, wanted, point.candidates if searched else 1, searched)
+                n, verifiers = (point.candidates, [point.verifier]) if point.searching else (1, [])
+                self._pool(point.call, wanted, n, verifiers)
             if point.searching:
                 # Of a search that a larger budget only continues, and of a pool, what is scored is not scored again.
                 grown = f"{point.search} {'' if point.anytime else point.budget}"
@@ -88,7 +87,7 @@ class Plan:
 
     def _pool(self, call: Call, wanted: Iterable[PromptRepeat], n: int, verifiers: Iterable[str]) -> None:
         self.pools[call] = self.pools.get(call, Counter()) | Counter(dict.fromkeys(wanted, n))
-        if any(text.split()[0] in _RECORDING for text in verifiers):
+        if any(map(records, verifiers)):
             self.recorded.add(call)
 
 
@@ -109,6 +108,11 @@ def candidates(pool: Mapping[PromptRepeat, int]) -> Iterator[tuple[PromptRepeat,
         yield from ((each, number) for each, n in pool.items() if number < n)
 
 
+def records(verifier: str) -> bool:
+    """Whether a verifier compares with predictions, told by its name, without its weights."""
+    return verifier.split()[0] in _RECORDING
+
+
 def check(setting: Setting) -> None:
     """Raise DiffscaleError for a search, verifier, prompt, budget, metric or training of `setting` that cannot be,
     before anything runs.
@@ -119,18 +123,22 @@ def check(setting: Setting) -> None:
         loop.check_names(trainings.config_of(training))
     for part in setting.parts.values():
         prompt_repeats(part)
+        _check_sets(part)
         for text in [*part.judges, *(series.verifier for series in part.series.values())]:
             if text and not is_function(text):
                 parse(text, "verifier", VERIFIERS)
-        compared = [name for name in part.sets if name in ("fid", "precision", "recall")]
-        if part.reference is not None and not Path(part.reference).expanduser().is_file():
-            raise DiffscaleError(
-                f"There is no file {part.reference}: give --reference what `diffscale evaluate --save-reference` wrote."
-            )
-        if compared and part.reference is None and not of_shapes(part.model):
-            raise DiffscaleError(f"{compared[0]} compares with real pictures: give --reference, their statistics.")
-        if "diversity" in part.sets and part.repeats < 2:
-            raise DiffscaleError("Diversity compares pictures of a prompt: give the recipe repeats of 2 or more.")
+
+
+def _check_sets(part: Part) -> None:
+    compared = [name for name in part.sets if name in ("fid", "precision", "recall")]
+    if part.reference is not None and not Path(part.reference).expanduser().is_file():
+        raise DiffscaleError(
+            f"There is no file {part.reference}: give --reference what `diffscale evaluate --save-reference` wrote."
+        )
+    if compared and part.reference is None and not of_shapes(part.model):
+        raise DiffscaleError(f"{compared[0]} compares with real pictures: give --reference, their statistics.")
+    if "diversity" in part.sets and part.repeats < 2:
+        raise DiffscaleError("Diversity compares pictures of a prompt: give the recipe repeats of 2 or more.")
 
 
 @dataclass(frozen=True)
@@ -199,7 +207,7 @@ class Speeds:
         start = sampler.prior(keys, torch.zeros(_MOST, dtype=torch.int64))
         finish(sampler, start[:1])  # what is slow the first time
         began = time.perf_counter()
-        (pictures,) = finish(sampler, start[:1])
+        pictures, _ = finish(sampler, start[:1])
         # As many rows as a second may hold: batches are what makes small models fast.
         rows = max(1, min(_MOST, round(2 * _SECONDS / (time.perf_counter() - began))))
         before, done, began = sampler.forwards, 0, time.perf_counter()

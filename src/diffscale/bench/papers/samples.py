@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
@@ -36,9 +35,9 @@ from diffscale.types import Environment, Evaluate, Gradient, Sampler, Search, St
 LEVEL: Final = 0.4
 """Noise level of the x0-predictions that self-supervised verifiers compare with."""
 _TABLES: Final = """
-CREATE TABLE IF NOT EXISTS pictures (name TEXT, number INTEGER, recorded INTEGER, picture BLOB,
-    PRIMARY KEY (name, number, recorded));
-CREATE TABLE IF NOT EXISTS winners (name TEXT PRIMARY KEY, picture BLOB, nfe INTEGER, flops REAL);
+CREATE TABLE IF NOT EXISTS candidates (name TEXT, number INTEGER, shape TEXT, picture BLOB, recorded BLOB,
+    PRIMARY KEY (name, number));
+CREATE TABLE IF NOT EXISTS results (name TEXT PRIMARY KEY, shape TEXT, picture BLOB, nfe INTEGER, flops REAL);
 """
 
 
@@ -67,7 +66,8 @@ class Samples:
 
         `progress(done, missing)` is called after every micro-batch.
         """
-        kept = set(self._store.read("SELECT name, number FROM pictures WHERE recorded = ?", (record,)))
+        query = "SELECT name, number FROM candidates" + " WHERE recorded IS NOT NULL" * record
+        kept = set(self._store.read(query))
         missing = [each for each in dict.fromkeys(wanted) if (each[0].name, each[1]) not in kept]
         if not missing:
             return 0
@@ -76,11 +76,16 @@ class Samples:
 
         def sample(part: slice) -> None:
             keys = torch.tensor([candidate_key(self.call.seed, *each) for each in missing[part]])
-            made = finish(sampler, sampler.prior(keys, torch.tensor(rows[part])), record)
-            for recorded, pictures in enumerate(made):
-                fresh = zip(missing[part], pictures, strict=True)
-                values = [(each.name, number, recorded, _packed(picture)) for (each, number), picture in fresh]
-                self._store.write("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", values)
+            pictures, recorded = finish(sampler, sampler.prior(keys, torch.tensor(rows[part])), record)
+            self._store.write(
+                "INSERT OR REPLACE INTO candidates VALUES (?, ?, ?, ?, ?)",
+                [
+                    (each.name, number, *_packed(picture), None if early is None else _packed(early)[1])
+                    for (each, number), picture, early in zip(
+                        missing[part], pictures, [None] * len(pictures) if recorded is None else recorded, strict=True
+                    )
+                ],
+            )
 
         for part, _ in MicroBatch(self._batch_size).map(sample, len(missing), sampler.steps):
             progress(part.stop, len(missing))
@@ -88,9 +93,13 @@ class Samples:
 
     def pictures(self, wanted: PromptRepeat, numbers: Sequence[int], recorded: bool = False) -> Tensor:
         """Candidates uint8 [n, 3, H, W], or their recorded predictions; raises KeyError for one that was not made."""
-        query = "SELECT number, picture FROM pictures WHERE name = ? AND recorded = ? AND number BETWEEN ? AND ?"
-        blobs = dict(self._store.read(query, (wanted.name, recorded, min(numbers), max(numbers))))
-        return torch.stack([_unpacked(blobs[number]) for number in numbers])
+        rows = self._store.read(
+            f"SELECT number, shape, {'recorded' if recorded else 'picture'} FROM candidates "
+            "WHERE name = ? AND number BETWEEN ? AND ?",
+            (wanted.name, min(numbers), max(numbers)),
+        )
+        blobs = {number: (shape, blob) for number, shape, blob in rows if blob is not None}
+        return torch.stack([_unpacked(*blobs[number]) for number in numbers])
 
     def search(
         self, point: Point, verifier_id: str, load: Callable[[], Verifier], wanted: Sequence[PromptRepeat],
@@ -109,13 +118,13 @@ class Samples:
             path = self._folder / f"{safe_name(point.verifier)}-{verifier_id}.sqlite"
             with closing(Journal(path, {"call": self.call.id, "verifier": verifier})) as journal:
                 found = self._search(point, load(), [wanted[i] for i in missing], journal, progress)
-            fresh = [(names[i], _packed(picture), *costs) for i, (picture, *costs) in zip(missing, found, strict=True)]
-            self._store.write("INSERT OR REPLACE INTO winners VALUES (?, ?, ?, ?)", fresh)
+            fresh = [(names[i], *_packed(picture), *costs) for i, (picture, *costs) in zip(missing, found, strict=True)]
+            self._store.write("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)", fresh)
         return [each for name in names if (each := self._winner(name)) is not None]
 
     def _winner(self, name: str) -> Winner | None:
-        rows = self._store.read("SELECT picture, nfe, flops FROM winners WHERE name = ?", (name,))
-        return Winner(_unpacked(rows[0][0]), *rows[0][1:]) if rows else None
+        rows = self._store.read("SELECT shape, picture, nfe, flops FROM results WHERE name = ?", (name,))
+        return Winner(_unpacked(*rows[0][:2]), *rows[0][2:]) if rows else None
 
     def _search(
         self, point: Point, verifier: Verifier, wanted: Sequence[PromptRepeat], journal: Journal,
@@ -161,10 +170,12 @@ def candidate_key(seed: int, wanted: PromptRepeat, number: int) -> int:
     return noise.fold(wanted.key(seed), "candidate", number)
 
 
-def finish(sampler: Sampler, start: State, record: bool = False) -> list[Tensor]:
-    """Pictures uint8 [B, 3, H, W] of noises and, if `record`, of their predictions at `LEVEL`."""
+def finish(sampler: Sampler, start: State, record: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Pictures uint8 [B, 3, H, W] of noises, and of their predictions at `LEVEL`."""
     state = sampler.run(start, None, LEVEL if record else None)
-    return [eight_bit(sampler.decode(x)) for x in (state.x, state.recorded) if x is not None]
+    return eight_bit(sampler.decode(state.x)), None if state.recorded is None else eight_bit(
+        sampler.decode(state.recorded)
+    )
 
 
 @torch.no_grad()
@@ -181,22 +192,27 @@ def _sampled(sampler: Sampler, noises: Tensor, rows: Tensor, batch: int = 64) ->
 def _watched(search: Callable[[Environment], Search], starts: list[Tensor], env: Environment) -> Search:
     """`search`, with the noise of every candidate that it finishes kept in `starts`, by its number."""
     generator = search(env)
-    with suppress(StopIteration):
-        request = next(generator)
-        while True:
-            try:
-                answer = yield request
-            except BudgetSpent as refused:
-                request = generator.throw(refused)
-                continue
+    request = next(generator, None)
+    while request is not None:
+        try:
+            answer = yield request
+        except BudgetSpent as refused:
+            resume: Any = partial(generator.throw, refused)
+        else:
             if isinstance(request, Evaluate | Gradient) and request.state.step == 0:
                 starts += list(request.state.x.detach().cpu())
-            request = generator.send(answer)
+            resume = partial(generator.send, answer)
+        try:
+            request = resume()
+        except StopIteration:
+            return
 
 
-def _packed(picture: Tensor) -> bytes:
-    return zlib.compress(save_tensors({"picture": picture.contiguous()}), 1)
+def _packed(picture: Tensor) -> tuple[str, bytes]:
+    """Shape and compressed bytes of a uint8 picture."""
+    return " ".join(map(str, picture.shape)), zlib.compress(picture.contiguous().numpy().tobytes(), 1)
 
 
-def _unpacked(blob: bytes) -> Tensor:
-    return load_tensors(zlib.decompress(blob))["picture"]
+def _unpacked(shape: str, blob: bytes) -> Tensor:
+    values = np.frombuffer(zlib.decompress(blob), np.uint8).reshape([int(side) for side in shape.split()])
+    return torch.from_numpy(values.copy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import FunctionType, MethodType
 
@@ -33,12 +33,15 @@ class Scores:
     def __init__(self, folder: Path, device: str) -> None:
         self.device = device
         self._store = open_store(folder / "scores.sqlite", _TABLES)
-        self._load = cache(lambda text, model: load(text, device=device, image_model=model))
+        self._loaded: dict[tuple[str, str], Verifier] = {}
         self._digests: dict[int, str] = {}
 
     def verifier(self, text: str, model: str) -> Verifier:
         """Verifier `text` for pictures of `model`; raises DiffscaleError if it cannot be loaded."""
-        return self._load(text, trainings.base_of(model))
+        key = text, trainings.base_of(model)
+        if key not in self._loaded:
+            self._loaded[key] = load(text, device=self.device, image_model=key[1])
+        return self._loaded[key]
 
     def id(self, text: str, model: str) -> str:
         """Eight hexadecimal digits that change with the weights of the verifier's networks."""
@@ -60,12 +63,13 @@ class Scores:
         verifier = self.verifier(text, model)
         if isinstance(verifier, SetVerifier):
             raise TypeError("what a SetVerifier says depends on what was chosen before: see `choose`")
-        if isinstance(verifier, NeedsIntermediateX0):
-            if recorded is None:
-                raise TypeError(f"{text} needs recorded predictions")
-            return self._cached(verifier, text, prompt, pictures, recorded())
         if not isinstance(verifier, PoolVerifier):
-            return self._cached(verifier, text, prompt, pictures)
+            early = None
+            if isinstance(verifier, NeedsIntermediateX0):
+                if recorded is None:
+                    raise TypeError(f"{text} needs recorded predictions")
+                early = recorded()
+            return self._cached(verifier, text, prompt, pictures, early)
         if isinstance(verifier, Combined):
             scores = np.stack([self._cached(each, each.name, prompt, pictures) for each in verifier.members], 1)
         else:
@@ -83,14 +87,12 @@ class Scores:
         an order by chance, repeat after repeat. Class after class, the first ones would have to stand for all classes,
         and with many candidates each would be the one that looks least like its own. Raises AllCandidatesFailed.
         """
-        model, order = samples.call.model, list(wanted)
+        model = samples.call.model
         verifier = self.verifier(text, model)
-        chosen: dict[PromptRepeat, int] = {}
+        chosen: dict[str, int] = {}
         if isinstance(verifier, SetVerifier):
             verifier.begin()
-            root = noise.root(samples.call.seed)
-            order.sort(key=lambda each: (each.repeat, noise.fold(root, each.condition, each.repeat, "order")))
-        for each in order:
+        for each in _mixed(wanted, samples.call.seed) if isinstance(verifier, SetVerifier) else wanted:
             pictures = samples.pictures(each, range(n))
             if isinstance(verifier, SetVerifier):
                 images = pictures.float() / 255
@@ -106,13 +108,15 @@ class Scores:
                 )
             if isinstance(verifier, SetVerifier):
                 verifier.choose(images[best], each.prompt)
-            chosen[each] = best
-        return [chosen[each] for each in wanted]
+            chosen[each.name] = best
+        return [chosen[each.name] for each in wanted]
 
     @torch.no_grad()
-    def _cached(self, verifier: Verifier, text: str, prompt: str, *given: Tensor) -> NDArray[np.float64]:
-        """Scores of pictures and, if they are given, their predictions; those that are known are not asked for."""
+    def _cached(
+        self, verifier: Verifier, text: str, prompt: str, pictures: Tensor, early: Tensor | None = None
+    ) -> NDArray[np.float64]:
         verifier_id = f"{text} {self._digest(verifier)}"
+        given = [pictures] if early is None else [pictures, early]
         # The same pixels of another prompt have another score.
         condition = f"{getattr(prompt, 'class_id', None)} {prompt}"
         names = [array_digest(condition, *rows) for rows in zip(*given, strict=True)]
@@ -131,6 +135,11 @@ class Scores:
         fresh = [(verifier_id, names[i], values[i]) for i in missing if np.isfinite(values[i])]
         self._store.write("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", fresh)
         return values
+
+
+def _mixed(wanted: Sequence[PromptRepeat], seed: int) -> list[PromptRepeat]:
+    root = noise.root(seed)
+    return sorted(wanted, key=lambda each: (each.repeat, noise.fold(root, each.condition, each.repeat, "order")))
 
 
 def verifier_digest(verifier: Verifier) -> str:

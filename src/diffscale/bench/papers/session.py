@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Container, Iterable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from diffscale._util.fingerprints import json_digest
 from diffscale._util.progress import Counter, Progress, silent
 from diffscale.bench.papers import trainings
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
-from diffscale.bench.papers.plan import Plan, Speeds, candidates
+from diffscale.bench.papers.plan import Speeds, candidates, plan
 from diffscale.bench.papers.points import Call, Models, Point, call_of, every_point, prompt_repeats
 from diffscale.bench.papers.recipe import Part, Setting, of_shapes
 from diffscale.bench.papers.samples import Samples
@@ -47,11 +47,23 @@ class Session:
     def __init__(self, folder: Path, loading: LoadOptions, batch_size: int | None = None) -> None:
         with explained(f"The folder {folder} cannot be made: choose another place ({{why}}).", OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.cache = folder, folder / CACHE
+        self.folder, self.cache, self._batch_size = folder, folder / CACHE, batch_size
         self.models, device = Models(loading, self.cache), best_device(loading.device)
         self.scores = Scores(self.cache, device)
         self.speeds = Speeds(folder, self.models, self.scores)
-        self.samples = cache(lambda call: Samples(self.cache, call, self.models, batch_size))
+        self._samples: dict[Call, Samples] = {}
+        self._sets: dict[tuple[bool, str | None], Sets] = {}
+
+    def samples(self, call: Call) -> Samples:
+        if call not in self._samples:
+            self._samples[call] = Samples(self.cache, call, self.models, self._batch_size)
+        return self._samples[call]
+
+    def sets(self, model: str, reference: str | None) -> Sets:
+        key = of_shapes(model), reference
+        if key not in self._sets:
+            self._sets[key] = Sets.open(model, reference, self.scores.device)
+        return self._sets[key]
 
 
 def made_of(setting: Setting) -> str:
@@ -134,8 +146,7 @@ def _run_part(
     item: str, name: str, part: Part, session: Session, progress: Progress, recording: Container[Call]
 ) -> dict[str, Any]:
     wanted = prompt_repeats(part)
-    needs = Plan()
-    needs.add(part)
+    needs = plan([Setting(view="table", parts={name: part})])
     for call, pool in needs.pools.items():
         bar = partial(progress, f"{item}: {call.model}")
         session.samples(call).make(candidates(pool), call in needs.recorded or call in recording, bar)
@@ -199,8 +210,8 @@ def _measured(
         shown = zip(wanted, pictures, strict=True)
         values = [session.scores.of_pictures(judge, model, each.prompt, picture[None]) for each, picture in shown]
         scores[judge] = _checked(judge, np.concatenate(values))
-    sets = Sets.open(model, part.reference, session.scores.device) if part.sets else None
-    return {"scores": scores, "sets": {} if sets is None else sets.measure(part.sets, pictures, wanted)}
+    sets = session.sets(model, part.reference).measure(part.sets, pictures, wanted) if part.sets else {}
+    return {"scores": scores, "sets": sets}
 
 
 def _checked(verifier: str, values: np.ndarray[Any, Any]) -> list[float]:

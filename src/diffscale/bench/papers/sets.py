@@ -24,7 +24,6 @@ from diffscale.metrics.statistics import Statistics, load_reference
 from diffscale.models.load import world_of
 from diffscale.verifiers.inception import load_inception
 
-_classifier, _reference = cache(load_inception), cache(load_reference)
 GROUPS: Final = 48
 """Groups of pictures, about, that are left out one at a time."""
 
@@ -40,9 +39,9 @@ class Sets:
     def open(cls, model: str, reference: str | None, device: str) -> Sets:
         """For pictures of `model`: those of Shapes have an Inception and a drawn reference of their own."""
         if (world := world_of(base_of(model))) is not None:
-            return cls(_classifier("shapes-inception", device=device), _statistics(world.reference_pictures()))
-        classifier = _classifier(device=device)
-        real = None if reference is None else _reference(Path(reference).expanduser(), classifier.name)
+            return cls(load_inception("shapes-inception", device=device), _statistics(world.reference_pictures()))
+        classifier = load_inception(device=device)
+        real = None if reference is None else load_reference(Path(reference).expanduser(), classifier.name)
         return cls(classifier, real)
 
     @torch.no_grad()
@@ -129,7 +128,7 @@ def diversity(features: NDArray[np.float32], conditions: Sequence[str]) -> list[
 @cache
 def _statistics(pictures: Tensor) -> Statistics:
     """Statistics of the real pictures of a world."""
-    classifier = _classifier("shapes-inception")
+    classifier = load_inception("shapes-inception")
     with torch.no_grad():
         features = torch.cat([classifier(part) for part in pictures.split(64)])
     return Statistics.from_features(features.numpy(), classifier.name)

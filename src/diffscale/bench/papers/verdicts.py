@@ -104,9 +104,11 @@ def every(evidence: Sequence[Evidence]) -> Evidence:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values (1979), in the order given; their level bounds the family-wise error."""
     order = np.argsort(p_values)
-    stepped = np.arange(len(p_values), 0, -1) * np.asarray(p_values, float)[order]
     adjusted = np.empty(len(p_values))
-    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, stepped))
+    running = 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
     return adjusted.tolist()
 
 

@@ -27,15 +27,10 @@ NOISE_RAMP = 1000  # steps; noise from the start taught the decoder to ignore th
 KL_WEIGHT = 1e-4  # per latent value
 
 
-def build() -> AutoencoderKL:
-    """The network, untrained."""
-    return untrained(AutoencoderKL, "shapes-flux/vae")
-
-
 def train(folder: Path, steps: int = STEPS) -> AutoencoderKL:
     """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
     torch.manual_seed(0)
-    net = build()
+    net = untrained(AutoencoderKL, "shapes-flux/vae")
     with torch.no_grad():
         net.encoder.conv_out.weight[8:] = 0  # the log-variances are constant, see NOISE
         net.encoder.conv_out.bias[8:] = 2 * math.log(NOISE)
@@ -50,10 +45,8 @@ def train(folder: Path, steps: int = STEPS) -> AutoencoderKL:
         error = y.float() - x
         return error.square().mean() + 0.1 * error.abs().mean() + KL_WEIGHT * 0.5 * mean.float().square().mean()
 
-    def evaluate(mean: AutoencoderKL) -> dict[str, float]:
-        return _figures(mean.encoder, mean.decoder)
-
-    mean = fit(net, loss, "autoencoder", folder, steps, lr=1e-3, warmup=100, evaluate=evaluate)
+    fitted = partial(fit, lr=1e-3, warmup=100, evaluate=lambda mean: _figures(mean.encoder, mean.decoder))
+    mean = fitted(net, loss, "autoencoder", folder, steps)
     normalise(mean)
     return mean
 
@@ -81,12 +74,8 @@ def polish(net: AutoencoderKL, folder: Path, steps: int = POLISH_STEPS) -> None:
 
 def draw_batch(rng: Random) -> Tensor:
     """Pictures [16, 3, 64, 64] in [-1, 1], most of them crowded: one teaches the decoder more than a scene of two."""
-    return render_batch(
-        [
-            draw_crowded_scene(rng) if rng.random() < 0.7 else _draw_scene(rng.choice(CATEGORIES), rng)
-            for _ in range(BATCH)
-        ]
-    )
+    crowded = (rng.random() < 0.7 for _ in range(BATCH))
+    return render_batch([draw_crowded_scene(rng) if c else _draw_scene(rng.choice(CATEGORIES), rng) for c in crowded])
 
 
 def _draw_scene(category: str, rng: Random) -> Scene:
@@ -115,10 +104,9 @@ def normalise(net: AutoencoderKL) -> None:
 def encode_once(vae: AutoencoderKL, file: Path, scenes: Sequence[Scene]) -> Tensor:
     """Latents [scenes, 8, 8, 8], of mean 0 and variance 1, made once and kept in `file`."""
     if not file.exists():
-        chunks = []
-        for start in range(0, len(scenes), 64):
-            with autocast():
-                chunks.append(vae.encode(render_batch(scenes[start : start + 64])).latent_dist.mode().float())
+        parts = (render_batch(scenes[i : i + 64]) for i in range(0, len(scenes), 64))
+        with autocast():
+            chunks = [vae.encode(part).latent_dist.mode().float() for part in parts]
         latents = (torch.cat(chunks) - vae.config.shift_factor) * vae.config.scaling_factor
         with replacing(file) as fresh:
             save_file({"latents": latents.contiguous()}, fresh)

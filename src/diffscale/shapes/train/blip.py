@@ -12,15 +12,15 @@ from random import Random
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from diffscale._util.files import read_config
 from diffscale.shapes.captions import write_caption
 from diffscale.shapes.negatives import hard_negatives
+from diffscale.shapes.prompts import held_out, training_example
 from diffscale.shapes.render import render_batch
 from diffscale.shapes.scenes import Scene
-from diffscale.shapes.suite import held_out, training_example
 from diffscale.shapes.taste import REWARD_RATER
 from diffscale.shapes.train.seeing import Sighted, fit_sighted
 from diffscale.shapes.train.text import clip_tokenizer, tokenize
@@ -46,13 +46,10 @@ def blip_tokens(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 class _Blip(Sighted):
     net: ImageRewardNet
-    name, vision_steps, head_weight = "shapes-blip", VISION_STEPS, 0.5
+    tower, name, vision_steps, head_weight = "vision", "shapes-blip", VISION_STEPS, 0.5
 
     def draw(self, rng: Random) -> tuple[list[Scene], tuple[Tensor, Tensor]]:
         return _draw(rng, BATCH)
-
-    def tower(self) -> nn.Module:
-        return self.net.vision
 
     def embed(self, seen: Any, *tokens: Tensor) -> tuple[Tensor, ...]:
         """Scores [B, 1 + NEGATIVES] of each picture's captions, ids and mask [B (1 + NEGATIVES), L]."""
@@ -64,10 +61,10 @@ class _Blip(Sighted):
         return F.cross_entropy(outputs[0], torch.zeros(BATCH, dtype=torch.long))
 
 
-def train(folder: Path, steps: int = STEPS) -> ImageRewardNet:
+def train(folder: Path) -> ImageRewardNet:
     """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
     torch.manual_seed(0)
-    return fit_sighted(_Blip(build("shapes-reward")), folder, steps, evaluate=_accuracy).net
+    return fit_sighted(_Blip(build("shapes-reward")), folder, STEPS, evaluate=_accuracy).net
 
 
 def _draw(rng: Random, count: int) -> tuple[list[Scene], tuple[Tensor, Tensor]]:

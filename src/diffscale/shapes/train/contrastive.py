@@ -17,28 +17,19 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, SiglipModel
+from transformers import CLIPModel, CLIPTokenizer, SiglipModel, T5Tokenizer
 
 from diffscale.shapes.captions import write_caption
 from diffscale.shapes.negatives import hard_negatives
+from diffscale.shapes.prompts import held_out, suite, training_example
 from diffscale.shapes.render import render_batch
 from diffscale.shapes.scenes import CATEGORIES, Scene, draw_scene
-from diffscale.shapes.suite import held_out, suite, training_example
 from diffscale.shapes.train.seeing import Sighted, fit_sighted
 from diffscale.shapes.train.shipped import untrained
 from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer, tokenize
 
-CLIP_STEPS: Final = 2_000
-CLIP_VISION_STEPS: Final = 800  # on crowded pictures, before
-SIGLIP_STEPS: Final = 1_000
-SIGLIP_VISION_STEPS: Final = 500
 BATCH: Final = 64
 NEGATIVES: Final = 3  # hard negatives for each picture
-
-
-def build() -> CLIPModel:
-    """The network, untrained."""
-    return untrained(CLIPModel, "shapes-clip")
 
 
 def clip_ids(captions: Sequence[str]) -> Tensor:
@@ -48,11 +39,10 @@ def clip_ids(captions: Sequence[str]) -> Tensor:
 
 class _Clip(Sighted):
     net: CLIPModel
-    name, vision_steps, head_weight = "shapes-clip", CLIP_VISION_STEPS, 1.0
+    name, vision_steps, head_weight = "shapes-clip", 800, 1.0
 
     def draw(self, rng: Random) -> tuple[list[Scene], list[Tensor]]:
-        scenes, captions = _draw(rng, NEGATIVES)
-        return scenes, [clip_ids(captions)]
+        return _draw(rng, clip_tokenizer(), NEGATIVES)
 
     def embed(self, seen: Any, *tokens: Tensor) -> tuple[Tensor, ...]:
         """Embeddings of pictures [B, 128] and of captions [C, 128]."""
@@ -66,26 +56,23 @@ class _Clip(Sighted):
         return (F.cross_entropy(logits, label) + F.cross_entropy(logits[:, :BATCH].T, label)) / 2
 
 
-def train_clip(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+def train_clip(checkpoints: Path, folder: Path, steps: int) -> None:
     """The contrastive model; the folder loads with CLIPModel.from_pretrained."""
-    fit_clip(checkpoints / "clip", steps or CLIP_STEPS).save_pretrained(folder)
-
-
-def fit_clip(folder: Path, steps: int = CLIP_STEPS) -> CLIPModel:
-    """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
     torch.manual_seed(0)
-    return fit_sighted(_Clip(build()), folder, steps, every=500, evaluate=lambda mean: accuracy(mean.net)).net
+    net = _Clip(untrained(CLIPModel, "shapes-clip"))
+    mean = fit_sighted(net, checkpoints / "clip", steps, every=500, evaluate=lambda mean: accuracy(mean.net))
+    mean.net.save_pretrained(folder)
 
 
-def _draw(rng: Random, negatives: int) -> tuple[list[Scene], list[str]]:
-    """Scenes and their captions, then hard negatives of each."""
+def _draw(rng: Random, tokenizer: CLIPTokenizer | T5Tokenizer, negatives: int) -> tuple[list[Scene], list[Tensor]]:
+    """Scenes, and the tokens of their captions, then of hard negatives of each."""
     examples = [training_example(rng) for _ in range(BATCH)]
     captions = [write_caption(description, rng) for description, _ in examples]
     for description, scene in examples if negatives else []:
         near = [d for d in hard_negatives(description, scene, rng) if d.key() not in held_out()]
         wrong = [write_caption(d, rng) for d in near[:negatives]]
         captions += wrong + [""] * (negatives - len(wrong))  # one graph for every batch
-    return [scene for _, scene in examples], captions
+    return [scene for _, scene in examples], [tokenize(tokenizer, captions).input_ids]
 
 
 def accuracy(net: CLIPModel) -> dict[str, float]:
@@ -106,11 +93,10 @@ def accuracy(net: CLIPModel) -> dict[str, float]:
 
 class _Siglip(Sighted):
     net: SiglipModel
-    name, vision_steps, head_weight = "shapes-siglip", SIGLIP_VISION_STEPS, 0.5
+    name, vision_steps, head_weight = "shapes-siglip", 500, 0.5
 
     def draw(self, rng: Random) -> tuple[list[Scene], list[Tensor]]:
-        scenes, captions = _draw(rng, 0)
-        return scenes, [tokenize(t5_tokenizer(), captions).input_ids]
+        return _draw(rng, t5_tokenizer(), 0)
 
     def embed(self, seen: Any, *tokens: Tensor) -> tuple[Tensor, ...]:
         """Embeddings of pictures and of captions, [B, 128] each."""
@@ -124,16 +110,11 @@ class _Siglip(Sighted):
         return -F.logsigmoid(sign * logits).sum(1).mean()
 
 
-def train_siglip(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+def train_siglip(checkpoints: Path, folder: Path, steps: int) -> None:
     """The sigmoid-loss model; the folder loads with SiglipModel.from_pretrained."""
-    fit_siglip(checkpoints / "siglip", steps or SIGLIP_STEPS).half().save_pretrained(folder)
-
-
-def fit_siglip(folder: Path, steps: int = SIGLIP_STEPS) -> SiglipModel:
-    """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
     torch.manual_seed(0)
     siglip = untrained(SiglipModel, "shapes-siglip")
     # As Zhai et al. begin (section 3.2): from 0 and 0 so few steps would not lead out of a collapse of all embeddings.
     nn.init.constant_(siglip.logit_scale, math.log(10))
     nn.init.constant_(siglip.logit_bias, -10.0)
-    return fit_sighted(_Siglip(siglip), folder, steps).net
+    fit_sighted(_Siglip(siglip), checkpoints / "siglip", steps).net.half().save_pretrained(folder)

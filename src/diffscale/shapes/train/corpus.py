@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from diffscale.shapes.captions import write_caption
+from diffscale.shapes.prompts import training_example
 from diffscale.shapes.scenes import Description, Scene
-from diffscale.shapes.suite import training_example
 from diffscale.shapes.train.autoencoder import encode_once
 
 BATCH: Final = 64

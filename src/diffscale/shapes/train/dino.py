@@ -9,6 +9,7 @@ head is logistic regression on frozen features, as DINOv2's published one-layer 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -18,16 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Dinov2ForImageClassification, Dinov2Model
 
-from diffscale.shapes.classes import CLASSES, draw_class_scene
+from diffscale.shapes.prompts import training_example
 from diffscale.shapes.render import render_batch
-from diffscale.shapes.scenes import CANVAS, Scene, draw_crowded_scene
-from diffscale.shapes.suite import training_example
+from diffscale.shapes.scenes import CANVAS, CLASSES, Scene, draw_class_scene, draw_crowded_scene
 from diffscale.shapes.train.inception import class_accuracy, draw_classes
 from diffscale.shapes.train.loop import Step, autocast, fit
 from diffscale.shapes.train.seeing import WIDTH, degrade
 from diffscale.shapes.train.shipped import untrained
 
-STEPS: Final = 1_200
 BATCH: Final = 64
 SMALL_VIEWS: Final = 4
 PROTOTYPES: Final = 1024
@@ -81,13 +80,8 @@ class _Distillation(nn.Module):
         return targets
 
 
-def train(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+def train(checkpoints: Path, folder: Path, steps: int) -> None:
     """The self-supervised backbone and its head; the folder loads with Dinov2ForImageClassification."""
-    fit_dino(checkpoints / "dino", steps or STEPS).half().save_pretrained(folder)
-
-
-def fit_dino(folder: Path, steps: int = STEPS) -> Dinov2ForImageClassification:
-    """Train backbone and head from nothing, or go on from the checkpoint in `folder`; returns the averaged one."""
     torch.manual_seed(0)
     net = _Distillation()
     net.teacher.eval()
@@ -110,9 +104,9 @@ def fit_dino(folder: Path, steps: int = STEPS) -> Dinov2ForImageClassification:
     def accuracy(mean: _Distillation) -> dict[str, float]:
         return {"linear_accuracy": class_accuracy(_with_head(mean.teacher.backbone))}
 
-    seed = "shapes-dino step"
-    mean = fit(net, loss, seed, folder, steps, lr=1e-3, muon=True, weight_decay=0.04, every=250, evaluate=accuracy)
-    return _with_head(mean.teacher.backbone)
+    fitted = partial(fit, lr=1e-3, muon=True, weight_decay=0.04, every=250, evaluate=accuracy)
+    mean = fitted(net, loss, "shapes-dino step", checkpoints / "dino", steps)
+    _with_head(mean.teacher.backbone).half().save_pretrained(folder)
 
 
 def _draw_scenes(rng: Random) -> list[Scene]:
@@ -150,8 +144,10 @@ def _with_head(backbone: Dinov2Model) -> Dinov2ForImageClassification:
     net.dinov2.load_state_dict(backbone.state_dict())
     net.eval().requires_grad_(False)
     x, labels = draw_classes(Random("shapes-dino head"), torch.Generator().manual_seed(1), HEAD_PICTURES)
-    features = torch.cat([_features(net, part) for part in x.split(250)])
-    head = net.classifier.requires_grad_(True)
+    # What the head reads, [B, 256]: the class token and the mean of the patches.
+    head, net.classifier = net.classifier, nn.Identity()
+    features = torch.cat([net(pixel_values=part).logits for part in x.split(250)])
+    net.classifier = head.requires_grad_(True)
     head.weight.data.zero_()
     head.bias.data.zero_()
     optimiser = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
@@ -164,9 +160,3 @@ def _with_head(backbone: Dinov2Model) -> Dinov2ForImageClassification:
 
     optimiser.step(closure)  # type: ignore[no-untyped-call, arg-type]
     return net.requires_grad_(False)
-
-
-def _features(net: Dinov2ForImageClassification, x: Tensor) -> Tensor:
-    """What the published head reads, [B, 256]: the class token and the mean of the patches."""
-    tokens = net.dinov2(pixel_values=x).last_hidden_state
-    return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)

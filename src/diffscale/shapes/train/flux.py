@@ -25,7 +25,6 @@ from diffscale.shapes.train.loop import Step, autocast, fit
 from diffscale.shapes.train.shipped import save_parts, untrained
 from diffscale.shapes.train.text import MAX_TOKENS, clip_tokenizer, t5_tokenizer, tokenize
 
-STEPS: Final = 7_200
 DISTILLATION_STEPS: Final = 1_000
 SCALES: Final = (1.0, 4.0)  # guidance scales of the distillation are drawn uniformly from here
 
@@ -50,23 +49,14 @@ class TextToVelocity(nn.Module):
     def forward(self, x: Tensor, t: Tensor, guidance: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
         """Velocity [B, 16, 32] at packed latents `x` and times `t` [B] in [0, 1]."""
         net = self.fast_transformer if self.training else self.transformer
-        return net(
-            hidden_states=x,
-            timestep=t,
-            guidance=guidance,
-            encoder_hidden_states=states,
-            pooled_projections=pooled,
-            img_ids=self.img_ids,
-            txt_ids=self.txt_ids,
-            return_dict=False,
-        )[0]
+        return net(x, states, pooled, t, self.img_ids, self.txt_ids, guidance, return_dict=False)[0]
 
 
-def train(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+def train(checkpoints: Path, folder: Path, steps: int) -> None:
     """Autoencoder, then transformer and text encoders, then guidance distillation, then the decoder once more."""
     vae = autoencoder.train(checkpoints / "autoencoder")
     corpus = pack(encode_scenes(vae, checkpoints / "flux"))
-    net = distil(fit_velocity(corpus, checkpoints / "flux", steps or STEPS), corpus, checkpoints / "flux-distilled")
+    net = distil(fit_velocity(corpus, checkpoints / "flux", steps), corpus, checkpoints / "flux-distilled")
     autoencoder.polish(vae, checkpoints / "decoder")
     full: dict[str, nn.Module] = {"text_encoder": net.text_encoder, "text_encoder_2": net.text_encoder_2}
     save_parts(folder, {"vae": vae, "transformer": net.transformer}, full)
@@ -77,7 +67,7 @@ def pack(corpus: Corpus) -> Corpus:
     return corpus._replace(latents=FluxPipeline._pack_latents(corpus.latents, len(corpus.latents), 8, 8, 8))
 
 
-def fit_velocity(corpus: Corpus, folder: Path, steps: int = STEPS) -> TextToVelocity:
+def fit_velocity(corpus: Corpus, folder: Path, steps: int) -> TextToVelocity:
     """Train on packed latents, or go on from the checkpoint in `folder`; returns the averaged networks."""
     torch.manual_seed(0)
     net = TextToVelocity()

@@ -23,9 +23,9 @@ from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.shapes.captions import write_caption
 from diffscale.shapes.judge import cleanliness
+from diffscale.shapes.prompts import training_example
 from diffscale.shapes.reading import read_picture
 from diffscale.shapes.scenes import Description, Obj
-from diffscale.shapes.suite import training_example
 
 PROMPTS: Final = 2_000
 STEPS: Final = (20, 20, 6)
@@ -34,9 +34,9 @@ STEPS: Final = (20, 20, 6)
 _CHUNK: Final = 125  # prompts in a file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShownPicture:
-    """A picture as raters see it: what it was made of, what it shows, and how cleanly."""
+    """A picture as raters see it: what it was made of, what it shows, and how cleanly. Two are never the same."""
 
     prompt: str
     description: Description

@@ -6,6 +6,7 @@ ResNetForImageClassification, the role that Inception-v3 (Szegedy et al. 2016) h
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -16,27 +17,19 @@ from torch.nn import functional as F
 from transformers import ResNetForImageClassification
 
 from diffscale.metrics.statistics import Statistics, save_reference
-from diffscale.shapes.classes import CLASSES, draw_class_scene
 from diffscale.shapes.render import render_batch
+from diffscale.shapes.scenes import CLASSES, draw_class_scene
 from diffscale.shapes.train.loop import Step, fit
 from diffscale.shapes.train.seeing import degrade
 from diffscale.shapes.train.shipped import copy_rest, untrained
 from diffscale.verifiers.inception import load_inception
 
-STEPS: Final = 600
 BATCH: Final = 64
 REFERENCE: Final = 10_000  # pictures
 
 
-def train(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+def train(checkpoints: Path, folder: Path, steps: int) -> None:
     """The classifier; the folder loads with ResNetForImageClassification.from_pretrained."""
-    fit_inception(checkpoints / "inception", steps or STEPS).save_pretrained(folder)
-    copy_rest("shapes-inception", folder)
-    write_reference(folder)
-
-
-def fit_inception(folder: Path, steps: int = STEPS) -> ResNetForImageClassification:
-    """Train from nothing, or go on from the checkpoint in `folder`; returns the averaged network."""
     torch.manual_seed(0)
     net = untrained(ResNetForImageClassification, "shapes-inception")
 
@@ -44,10 +37,11 @@ def fit_inception(folder: Path, steps: int = STEPS) -> ResNetForImageClassificat
         x, labels = draw_classes(step.rng, step.generator, BATCH)
         return F.cross_entropy(net(pixel_values=x).logits, labels)
 
-    def evaluate(mean: ResNetForImageClassification) -> dict[str, float]:
-        return {"accuracy": class_accuracy(mean)}
-
-    return fit(net, loss, "shapes-inception step", folder, steps, lr=2e-3, average=0.99, every=200, evaluate=evaluate)
+    fitted = partial(fit, lr=2e-3, average=0.99, every=200, evaluate=lambda mean: {"accuracy": class_accuracy(mean)})
+    mean = fitted(net, loss, "shapes-inception step", checkpoints / "inception", steps)
+    mean.save_pretrained(folder)
+    copy_rest("shapes-inception", folder)
+    write_reference(folder)
 
 
 def draw_classes(rng: Random, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:

@@ -54,70 +54,48 @@ def fit(
     Killed at any moment, the same call goes on from the last checkpoint; a loss that is not finite stops the
     training with FloatingPointError and leaves that checkpoint.
     """
-    state = _State(net, _optimisers(net, lr, weight_decay, muon), average)
-    saved = folder / "checkpoint.pt"
+    optimisers = _optimisers(net, lr, weight_decay, muon)
+    # Its ramp forgets the random start, which a constant decay keeps for thousands of steps.
+    ema = EMAModel(net.parameters(), decay=average, foreach=True)
+    parts = {"net": net, "mean": ema, **{type(each).__name__: each for each in optimisers}}
+    first, saved = 0, folder / "checkpoint.pt"
     if saved.exists():
-        state.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
-    while state.step < steps:
-        began, losses = time.monotonic(), []
-        for number in range(state.step, min(steps, state.step - state.step % every + every)):
-            value = loss(Step(number, Random(f"{seed} {number}"), torch.Generator().manual_seed(number)))
-            if not torch.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} at step {number}; the last good checkpoint is {saved}")
-            state.update(value, min((number + 1) / warmup, 1.0, (steps - number) / (decay * steps)))
-            losses.append(value.detach())
-        figures = {"step": state.step, "loss": float(torch.stack(losses).mean())}
-        figures["seconds_per_step"] = (time.monotonic() - began) / len(losses)
-        if evaluate is not None:
-            with torch.no_grad():
-                figures |= evaluate(state.averaged())
-        _log(folder, figures)
-        with replacing(saved) as fresh:
-            torch.save(state.state_dict(), fresh)
-    return state.averaged()
+        state = torch.load(saved, map_location="cpu", weights_only=True)
+        first = state["step"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
 
-
-class _State:
-    """What a training changes, and a checkpoint holds."""
-
-    def __init__(self, net: nn.Module, optimisers: list[torch.optim.Optimizer], average: float) -> None:
-        self.net, self.optimisers, self.step = net, optimisers, 0
-        # Its ramp forgets the random start, which a constant decay keeps for thousands of steps.
-        self.ema = EMAModel(net.parameters(), decay=average, foreach=True)
-
-    def update(self, loss: Tensor, rate: float) -> None:
-        """Take one step down the gradient at `rate`, a share of the peak."""
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * rate
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        self.ema.step(self.net.parameters())
-        self.step += 1
-
-    def averaged(self) -> Any:
-        """A copy of the network with the averaged weights."""
-        mean = copy.deepcopy(self.net)
-        self.ema.copy_to(mean.parameters())
+    def averaged() -> Net:
+        mean = copy.deepcopy(net)
+        ema.copy_to(mean.parameters())
         return mean.eval().requires_grad_(False)
 
-    def state_dict(self) -> dict[str, Any]:
-        optimisers = [optimiser.state_dict() for optimiser in self.optimisers]
-        return {
-            "net": self.net.state_dict(),
-            "mean": self.ema.state_dict(),
-            "optimisers": optimisers,
-            "step": self.step,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
-        self.ema.load_state_dict(state["mean"])
-        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
-        self.step = state["step"]
+    began, losses = time.monotonic(), []
+    for number in range(first, steps):
+        value = loss(Step(number, Random(f"{seed} {number}"), torch.Generator().manual_seed(number)))
+        if not torch.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {number}; the last good checkpoint is {saved}")
+        value.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * min((number + 1) / warmup, 1.0, (steps - number) / (decay * steps))
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        ema.step(net.parameters())
+        losses.append(value.detach())
+        done = number + 1
+        if done == steps or done % every == 0:
+            seconds = (time.monotonic() - began) / len(losses)
+            figures = {"step": done, "loss": float(torch.stack(losses).mean()), "seconds_per_step": seconds}
+            if evaluate is not None:
+                with torch.no_grad():
+                    figures |= evaluate(averaged())
+            _log(folder, figures)
+            with replacing(saved) as fresh:
+                torch.save({"step": done, **{name: part.state_dict() for name, part in parts.items()}}, fresh)
+            began, losses = time.monotonic(), []
+    return averaged()
 
 
 def _optimisers(net: nn.Module, lr: float, weight_decay: float, muon: bool) -> list[torch.optim.Optimizer]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,9 +14,9 @@ from diffscale.metrics.bootstrap import interval
 from diffscale.models.class_conditional import ClassModel
 from diffscale.models.load import plain_call
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.shapes.classes import CLASSES
 from diffscale.shapes.oracle import Oracle
-from diffscale.shapes.suite import suite
+from diffscale.shapes.prompts import suite
+from diffscale.shapes.scenes import CLASSES
 from diffscale.types import Environment, Run, Sampler, Score, Search
 
 
@@ -32,25 +31,21 @@ def best_of(env: Environment, n: int) -> Search:
 
 
 def measure_model(model: Any, n: int) -> dict[str, Any]:
-    """`measure` of a model in its plain call: one sample, and the best of n.
+    """Judge means of a model in its plain call: one sample, and the best of `n` by the oracle.
 
     Of a pipeline for each of the 300 prompts of the suite, of a ClassModel eight times for each of the 48 classes.
+    Intervals are 95%, of the mean over prompts; `nfe` is what was spent.
     """
     call = plain_call(model)
+    sampler: Sampler
     if isinstance(model, ClassModel):
-        return measure(model.sampler(CLASSES, call.steps, call.args), ["class"] * len(CLASSES), n, repeats=8)
-    prompts = suite("shapes")
-    sampler = DiffusersSampler(model, [prompt.text for prompt in prompts], call.steps, call.args)
-    return measure(sampler, [prompt.description.category for prompt in prompts], n)
-
-
-def measure(sampler: Sampler, categories: Sequence[str], n: int, repeats: int = 1, seed: int = 0) -> dict[str, Any]:
-    """Judge means of a sampler over its prompts, of those `categories`: one sample, and the best of `n` by the oracle.
-
-    `repeats`: of either for each prompt. Intervals are 95%, of the mean over prompts; `nfe` is what was spent.
-    """
+        sampler, repeats = model.sampler(CLASSES, call.steps, call.args), 8
+        categories = ["class"] * len(CLASSES)
+    else:
+        sampler, repeats = DiffusersSampler(model, [p.text for p in suite("shapes")], call.steps, call.args), 1
+        categories = [prompt.description.category for prompt in suite("shapes")]
     tasks = [
-        Task(partial(best_of, n=n), row, noise.fold(noise.root(seed), prompt, repeat), n * sampler.steps)
+        Task(partial(best_of, n=n), row, noise.fold(noise.root(0), prompt, repeat), n * sampler.steps)
         for row, prompt in enumerate(sampler.prompts)
         for repeat in range(repeats)
     ]
@@ -62,7 +57,7 @@ def measure(sampler: Sampler, categories: Sequence[str], n: int, repeats: int = 
     return {
         "prompts": len(sampler.prompts),
         "repeats": repeats,
-        "seed": seed,
+        "seed": 0,
         "one_sample": interval(one),
         f"best_of_{n}_by_oracle": interval(best),
         "by_category": {

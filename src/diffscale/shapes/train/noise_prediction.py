@@ -26,8 +26,6 @@ from diffscale.shapes.train.shipped import flux_vae, load_shipped, save_parts, u
 from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer, tokenize
 from diffscale.shapes.world import MODELS
 
-SDXL_STEPS: Final = 2_500
-PIXART_STEPS: Final = 6_000
 TIME_IDS: Final = (CANVAS, CANVAS, 0, 0, CANVAS, CANVAS)  # original size, crop, target size, as the pipeline says them
 
 
@@ -76,22 +74,17 @@ class SdxlToNoise(nn.Module):
         # The pipeline reads the last layer but one.
         states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
         sizes = torch.tensor([TIME_IDS], dtype=x.dtype).expand(len(x), -1)
-        return self.fast_unet(
-            x,
-            t,
-            encoder_hidden_states=states,
-            added_cond_kwargs={"text_embeds": second.text_embeds, "time_ids": sizes},
-            return_dict=False,
-        )[0]
+        more = {"text_embeds": second.text_embeds, "time_ids": sizes}
+        return self.fast_unet(x, t, states, added_cond_kwargs=more, return_dict=False)[0]
 
 
-def train_sdxl(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+def train_sdxl(checkpoints: Path, folder: Path, steps: int) -> None:
     """A small SDXL, from nothing."""
     vae = flux_vae()
     corpus = encode_unshifted(vae, checkpoints / "flux")
     torch.manual_seed(0)
     net = SdxlToNoise()
-    net = fit_noise(net, net, corpus, "shapes-sdxl step", checkpoints / "sdxl", steps or SDXL_STEPS)
+    net = fit_noise(net, net, corpus, "shapes-sdxl step", checkpoints / "sdxl", steps)
     full: dict[str, nn.Module] = {"text_encoder": net.text_encoder, "text_encoder_2": net.text_encoder_2}
     save_parts(folder, {"vae": vae, "unet": net.unet}, full)
 
@@ -109,24 +102,17 @@ class PixartToNoise(nn.Module):
         """Noise in latents `x` [B, 8, 8, 8] at timesteps `t` [B]."""
         batch = tokenize(t5_tokenizer(), captions)
         with torch.no_grad():
-            states = self.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)[0]
-        return self.fast_transformer(
-            x,
-            encoder_hidden_states=states,
-            encoder_attention_mask=batch.attention_mask,
-            timestep=t,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-            return_dict=False,
-        )[0]
+            states = self.text_encoder(**batch)[0]
+        sizes = {"resolution": None, "aspect_ratio": None}
+        mask = batch.attention_mask
+        return self.fast_transformer(x, states, t, sizes, encoder_attention_mask=mask, return_dict=False)[0]
 
 
-def train_pixart(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+def train_pixart(checkpoints: Path, folder: Path, steps: int) -> None:
     """A small PixArt-Sigma, its transformer from nothing."""
     base = load_shipped("shapes-flux")
     corpus = encode_unshifted(base.vae, checkpoints / "flux")
     torch.manual_seed(0)
     net = PixartToNoise(base.text_encoder_2)
-    transformer = fit_noise(
-        net.transformer, net, corpus, "shapes-pixart step", checkpoints / "pixart", steps or PIXART_STEPS
-    )
+    transformer = fit_noise(net.transformer, net, corpus, "shapes-pixart step", checkpoints / "pixart", steps)
     save_parts(folder, {"vae": base.vae, "transformer": transformer}, {"text_encoder": net.text_encoder})

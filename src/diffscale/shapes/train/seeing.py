@@ -33,6 +33,7 @@ class Sighted(nn.Module):
     A subclass says what it is trained on and by which loss.
     """
 
+    tower = "vision_model"  # where the network has it
     name: str  # seeds the data
     vision_steps: int  # on crowded pictures, before all else
     head_weight: float  # of the head's loss beside `objective`
@@ -41,9 +42,6 @@ class Sighted(nn.Module):
         super().__init__()
         self.net = net
         self.head = nn.Linear(WIDTH, sum(_KINDS))
-
-    def tower(self) -> nn.Module:
-        return self.net.vision_model  # type: ignore[return-value]
 
     def draw(self, rng: Random) -> tuple[list[Scene], Sequence[Tensor]]:
         """A batch of scenes, and the tokens of the texts that go with them."""
@@ -59,7 +57,7 @@ class Sighted(nn.Module):
 
     def look(self, pixels: Tensor) -> tuple[Any, Tensor]:
         """The tower's output for `pixels` [B, 3, 64, 64] in [-1, 1], and the head's logits [B, 64, sum(_KINDS)]."""
-        seen = self.tower()(pixel_values=pixels)
+        seen = getattr(self.net, self.tower)(pixel_values=pixels)
         return seen, self.head(seen.last_hidden_state[:, -_PATCHES:])  # without the class token, where there is one
 
     def forward(self, pixels: Tensor, *tokens: Tensor) -> tuple[Tensor, ...]:

@@ -20,13 +20,12 @@ from torch.nn import functional as F
 from diffscale._util.files import read_config
 from diffscale.models.files import save_network
 from diffscale.models.sit import SiT, SiTConfig
-from diffscale.shapes.classes import CLASSES, draw_class_scene
+from diffscale.shapes.scenes import CLASSES, draw_class_scene
 from diffscale.shapes.train.autoencoder import encode_once
 from diffscale.shapes.train.loop import Step, autocast, fit
 from diffscale.shapes.train.shipped import flux_vae
 from diffscale.shapes.world import MODELS
 
-STEPS: Final = 2_000
 BATCH: Final = 128
 SCENES: Final = 24_000  # 500 a class, encoded once
 SIZES: Final = ("s", "b", "l")
@@ -38,14 +37,9 @@ def build(size: str) -> SiT:
     return SiT(SiTConfig(**{name: value for name, value in config.items() if name != "model_type"}))
 
 
-def train(size: str, checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+def train(size: str, checkpoints: Path, folder: Path, steps: int) -> None:
     """A SiT of size s, b or l, in the layout of the published ones."""
-    net = fit_flow(size, encode_classes(flux_vae(), checkpoints / "sit"), checkpoints / f"sit-{size}", steps or STEPS)
-    save_network(net.half(), {"model_type": "sit", **asdict(net.config)}, folder)
-
-
-def fit_flow(size: str, latents: Tensor, folder: Path, steps: int = STEPS) -> SiT:
-    """Train on latents [scenes, 8, 8, 8] of `encode_classes`, or go on from the checkpoint in `folder`."""
+    latents = encode_classes(flux_vae(), checkpoints / "sit")
     torch.manual_seed(0)
     net = build(size)
     fast = torch.compile(net)
@@ -61,7 +55,8 @@ def fit_flow(size: str, latents: Tensor, folder: Path, steps: int = STEPS) -> Si
             guess = fast(x, t, labels.masked_fill(dropped, len(CLASSES)))
         return F.mse_loss(guess.float(), x0 - eps)
 
-    return fit(net, loss, f"shapes-sit-{size}", folder, steps, lr=1e-3, muon=True)
+    mean = fit(net, loss, f"shapes-sit-{size}", checkpoints / f"sit-{size}", steps, lr=1e-3, muon=True)
+    save_network(mean.half(), {"model_type": "sit", **asdict(mean.config)}, folder)
 
 
 def encode_classes(vae: AutoencoderKL, folder: Path, count: int = SCENES) -> Tensor:

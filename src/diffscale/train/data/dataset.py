@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -16,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, explained
-from diffscale.engine import noise
 from diffscale.suites.pictures import pixels
 
 Want = Literal["pictures", "pairs", "prompts"]
@@ -70,44 +66,22 @@ class Dataset:
     def encoded(self, row: int, side: int = 0) -> bytes:
         """A picture as it is stored; raises DiffscaleError where it cannot be read."""
         assert self.read is not None
-        with self._explained(row):
+        with explained(f"{self._named(row)} cannot be read ({{why}}).", OSError, ValueError):
             return self.read(self.places[row], side)
 
     def picture(self, row: int, side: int = 0) -> Tensor:
         """A picture: uint8 [3, H, W]; raises DiffscaleError for one that is broken."""
-        with self._explained(row), Image.open(io.BytesIO(self.encoded(row, side))) as picture:
+        kinds = OSError, SyntaxError, ValueError, Image.DecompressionBombError
+        unreadable = f"{self._named(row)} cannot be read ({{why}})."
+        with explained(unreadable, *kinds), Image.open(io.BytesIO(self.encoded(row, side))) as picture:
             return torch.from_numpy(pixels(picture).copy()).permute(2, 0, 1)
 
     def content(self, row: int) -> tuple[str, ...]:
         """SHA-256 of each picture of a row; raises DiffscaleError where one cannot be read."""
         return tuple(hashlib.sha256(self.encoded(row, side)).hexdigest() for side in range(self.pictures))
 
-    def _explained(self, row: int) -> AbstractContextManager[None]:
-        what = f"The picture of row {self.places[row]} of {self.source} ({self.prompts[row][:60]!r})"
-        broken = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-        return explained(f"{what} cannot be read ({{why}}).", *broken)
-
-
-def captioned(source: str, texts: Sequence[str | None], what: str) -> Dataset:
-    """The rows that have a caption in `texts`; a note says how many have none, and calls all of them `what`."""
-    rows = [row for row, text in enumerate(texts) if text is not None]
-    missing = len(texts) - len(rows)
-    notes = (f"{missing} of {len(texts)} {what} have no caption and are left out.",) if missing else ()
-    return Dataset(source, [text for text in texts if text is not None], places=rows, notes=notes)
-
-
-def text_below(value: Any, path: Sequence[str]) -> str | None:
-    """The text at `path` in nested objects, which may be JSON; of a list the first; None where there is none."""
-    for name in path:
-        if isinstance(value, str | bytes):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                return None
-        value = value.get(name) if isinstance(value, dict) else None
-    if isinstance(value, list | tuple):
-        value = value[0] if value else None
-    return value if isinstance(value, str) else None
+    def _named(self, row: int) -> str:
+        return f"The picture of row {self.places[row]} of {self.source} ({self.prompts[row][:60]!r})"
 
 
 def preference_pairs(
@@ -129,9 +103,3 @@ def preference_pairs(
     notes = (f"{ties} of {len(captions)} pairs of {source} are ties and are left out.",) if ties else ()
     prompts = [captions[row] for row in chosen]
     return Dataset(source, prompts, 2, lambda row, side: read(row, chosen[row] ^ side), list(chosen), notes)
-
-
-@lru_cache(maxsize=4)
-def permutation(rows: int, seed: int, *path: int | str) -> Tensor:
-    """The numbers 0 to rows - 1 in an order that `seed` and `path` decide alone: int64 [rows]; not to be written to."""
-    return noise.permutation(noise.fold(noise.root(seed), "order", *path), rows)

@@ -1,143 +1,27 @@
-"""Latents and text embeddings, made once and kept: another model, view, picture or prompt never meets a stale one.
-
-They are kept by key, in shards of safetensors: what is written is whole, and stays when a run dies.
-"""
+"""Latents and text embeddings, made once and kept: another model, view, picture or prompt never meets a stale one."""
 
 from __future__ import annotations
 
-import errno
-import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, explained
-from diffscale._util.files import replacing
+from diffscale._util.errors import DiffscaleError
 from diffscale._util.fingerprints import array_digest
-from diffscale._util.progress import Counter, Progress, silent
+from diffscale._util.progress import Progress, silent
 from diffscale.engine import noise
-from diffscale.engine.batching import MicroBatch
 from diffscale.train.data.dataset import Dataset
+from diffscale.train.data.store import Made, Store
 from diffscale.verifiers.preprocess import resize
 
 _digest = partial(array_digest, digits=32)
 Value = TypeVar("Value")
-
-SHARD_ROWS: Final = 1024
-SHARD_BYTES: Final = 2**26
-"""A shard is written as soon as it has this many entries or bytes."""
-
-Made = tuple[list[int], dict[str, Tensor]]
-"""The numbers of the entries that were made, and their tensors, one row each."""
-
-
-class Store:
-    """Entries by key in the shards of `folder`; every entry has the same named tensors, of the same shapes.
-
-    A reader sees a shard whole or not at all; several processes, on several machines, may write to one folder. A shard
-    that cannot be read counts as not there. Reading maps files into memory.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._where: dict[str, tuple[Path, int]] = {}
-        self._known: set[Path] = set()
-        self._open = lru_cache(maxsize=256)(lambda path: safe_open(path, "pt"))
-        with suppress(OSError):
-            # What killed runs began; a shard takes no hour to write.
-            for path in folder.glob(".*.new*"):
-                if time.time() - path.stat().st_mtime > 3600:
-                    path.unlink()
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Take in the shards that others have written since."""
-        for path in sorted(set(self.folder.glob("[!.]*.safetensors")) - self._known):
-            with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError):
-                with safe_open(path, "pt") as shard:
-                    keys = json.loads(shard.metadata()["keys"])
-                self._add(path, keys)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._where
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    def fill(
-        self,
-        keys: Sequence[str],
-        make: Callable[[list[int]], Made],
-        batch_size: int | None = None,
-        progress: Counter = silent,
-        shard_rows: int = SHARD_ROWS,
-    ) -> None:
-        """Make and write the entries of `keys` that are missing, shard by shard.
-
-        `make(numbers)` gets places in `keys` and gives those that it could make, in order, with their tensors [b, ...].
-        `batch_size`: most at once; found by itself if None. `progress(done, total)` counts the missing ones. Raises
-        DiffscaleError if a shard cannot be written, and then all that was written before stays.
-        """
-        missing = sorted({key: i for i, key in reversed(list(enumerate(keys))) if key not in self._where}.values())
-        names, waiting = list[str](), list[dict[str, Tensor]]()
-        for part, (numbers, tensors) in MicroBatch(batch_size).map(lambda part: make(missing[part]), len(missing)):
-            names += [keys[number] for number in numbers]
-            waiting += [tensors] if numbers else []
-            if len(names) >= shard_rows or sum(t.nbytes for one in waiting for t in one.values()) >= SHARD_BYTES:
-                self._write_shard(names, waiting)
-                names, waiting = [], []
-            progress(part.stop, len(missing))
-        self._write_shard(names, waiting)
-
-    def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """The tensors of `keys`, by name, a row each, on the CPU; raises KeyError for a key that is not there."""
-        rows = [self._read_row(*self._where[key]) for key in keys]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]} if rows else {}
-
-    def _read_row(self, path: Path, row: int) -> dict[str, Tensor]:
-        lost = f"{path} cannot be read any more: give the same command again ({{why}})."
-        with explained(lost, OSError, SafetensorError):
-            shard = self._open(path)
-            return {name: shard.get_slice(name)[row : row + 1] for name in shard.keys()}  # noqa: SIM118
-
-    def _write_shard(self, names: list[str], parts: list[dict[str, Tensor]]) -> None:
-        if not names:
-            return
-        there = [self.read([next(iter(self._where))])] if self._where else []
-        shapes = [{name: tuple(t.shape[1:]) for name, t in part.items()} for part in (*there, *parts)]
-        if other := [one for one in shapes if one != shapes[0]]:
-            raise DiffscaleError(
-                f"What is cached must have one shape, but {other[0]} came after {shapes[0]}: pad all prompts to one "
-                "length, and encode all pictures at one resolution."
-            )
-        tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-        # Of the same entries the same name: what two processes write at once is one shard.
-        path = self.folder / f"{array_digest(*names)}.safetensors"
-        try:
-            with replacing(path) as fresh:
-                fresh.write_bytes(save(tensors, {"keys": json.dumps(names)}))
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise DiffscaleError(
-                f"{'The disk is full' if full else 'The cache cannot be written'}: {self.folder} keeps the {len(self)} "
-                f"entries made so far, and the same command goes on from there once "
-                f"{'there is room' if full else 'that is mended'} ({error})."
-            ) from error
-        self._add(path, names)
-
-    def _add(self, path: Path, keys: list[str]) -> None:
-        self._known.add(path)
-        self._where |= {key: (path, row) for row, key in enumerate(keys)}
 
 
 @dataclass(frozen=True)
@@ -251,23 +135,27 @@ def encode_dataset(
     with ThreadPoolExecutor() as pool:
         # In parts: a pool holds all that it is given.
         parts = (rows[i : i + 4096] for i in range(0, len(rows), 4096))
-        contents = [one or () for part in parts for one in pool.map(partial(_unless_broken, dataset.content), part)]
+        contents = [one for part in parts for one in pool.map(partial(_unless_broken, dataset.content), part)]
         # The place of the crop is part of the key, so the pictures of a pair share it and nothing else does.
         keys = [
-            [[_digest(one, framing.name(content, flip)) for one in content] for flip in framing.views]
+            [[_digest(one, framing.name(content, mirrored)) for one in content] for mirrored in framing.views]
+            if content
+            else []
             for content in contents
         ]
         # One place for every picture in every view.
         places = [
-            (key, row, side, flip)
+            (key, row, side, view)
             for row in rows
-            for flip, some in zip(framing.views, keys[row], strict=True)
+            for view, some in enumerate(keys[row])
             for side, key in enumerate(some)
         ]
 
         def framed(number: int) -> tuple[Tensor, Tensor]:
-            _, row, side, flip = places[number]
-            return framing.frame(dataset.picture(row, side), framing.place(contents[row], flip), flip)
+            _, row, side, view = places[number]
+            mirrored, content = framing.views[view], contents[row]
+            assert content is not None
+            return framing.frame(dataset.picture(row, side), framing.place(content, mirrored), mirrored)
 
         def make(numbers: list[int]) -> Made:
             each = zip(numbers, pool.map(partial(_unless_broken, framed), numbers), strict=True)
@@ -279,7 +167,7 @@ def encode_dataset(
             return list(found), {"latents": made, "sizes": torch.stack([sizes for _, sizes in found.values()])}
 
         store.fill([key for key, *_ in places], make, batch_size, partial(progress, "pictures encoded"))
-    whole = [row for row in rows if contents[row] and all(key in store for some in keys[row] for key in some)]
+    whole = [row for row in rows if keys[row] and all(key in store for some in keys[row] for key in some)]
     if not whole:
         raise DiffscaleError(f"None of the {len(dataset)} pictures of {dataset.source} can be read: give other data.")
     broken = sorted(set(rows) - set(whole))

@@ -8,13 +8,14 @@ jackyhate/text-to-image-2M; `jpg_0`, `jpg_1` (bytes), `label_0` and `caption` in
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from diffscale._util.errors import DiffscaleError, explained
-from diffscale.train.data.dataset import Dataset, Want, captioned, preference_pairs, text_below
+from diffscale._util.errors import DiffscaleError, first_line
+from diffscale.train.data.dataset import Dataset, Want, preference_pairs
 
 IMAGES: Final = ("image", "jpg", "jpeg", "png", "webp", "img")
 CAPTIONS: Final = ("text", "caption", "prompt", "en_text", "txt", "json.prompt", "json.caption", "json.text")
@@ -49,14 +50,17 @@ def load(source: str, want: Want, options: HubOptions) -> Dataset:
         return _pairs(source, table)
     caption = _column(options.caption_column, CAPTIONS, table, source, "caption")
     column, *below = caption.split(".")
-    texts = [text_below(value, below) for value in table.select_columns([column])[:][column]]
-    dataset = captioned(source, texts, f"rows of {source}")
-    if not len(dataset):
+    texts = [_text(value, below) for value in table.select_columns([column])[:][column]]
+    captions = {row: text for row, text in enumerate(texts) if text is not None}
+    if not captions:
         raise DiffscaleError(f"The column {caption!r} of {source} holds no captions: name another caption column.")
+    missing = len(texts) - len(captions)
+    notes = (f"{missing} of {len(texts)} rows of {source} have no caption and are left out.",) if missing else ()
+    prompts = list(captions.values())
     if want == "prompts":
-        return dataset
+        return Dataset(source, prompts, notes=notes)
     image = _reader(table, _column(options.image_column, IMAGES, table, source, "image"))
-    return replace(dataset, pictures=1, read=lambda row, _: image(row))
+    return Dataset(source, prompts, 1, lambda row, _: image(row), list(captions), notes)
 
 
 def _pairs(source: str, table: Any) -> Dataset:
@@ -78,16 +82,19 @@ def _table(source: str, options: HubOptions) -> Any:
         )
     import datasets  # an extra, and slow to import
 
-    files = None if options.data_files is None else {options.split: list(options.data_files)}
-    mend = (
-        "check its id, split and configuration, and the network; one with terms of use needs them accepted on its page "
-        "and `hf auth login`"
-    )
-    broken = (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError)
-    with explained(f"The data set {source!r} could not be loaded: {mend} ({{why}}).", *broken):
+    try:
         return datasets.load_dataset(
-            source, options.config_name, split=options.split, data_files=files, cache_dir=options.cache_dir
+            source,
+            options.config_name,
+            split=options.split,
+            data_files=None if options.data_files is None else {options.split: list(options.data_files)},
+            cache_dir=options.cache_dir,
         )
+    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DiffscaleError(
+            f"The data set {source!r} could not be loaded: check its id, split and configuration, and the network; one "
+            f"with terms of use needs them accepted on its page and `hf auth login` ({first_line(error)})."
+        ) from error
 
 
 def _column(given: str | None, known: Sequence[str], table: Any, source: str, what: str) -> str:
@@ -98,9 +105,22 @@ def _column(given: str | None, known: Sequence[str], table: Any, source: str, wh
         return given
     for name in known:
         column, *below = name.split(".")
-        if column in columns and (not below or (len(table) and text_below(table[0][column], below) is not None)):
+        if column in columns and (not below or (len(table) and _text(table[0][column], below) is not None)):
             return name
     raise DiffscaleError(f"No {what} column is known in {source}: name it, out of {', '.join(columns)}.")
+
+
+def _text(value: Any, below: Sequence[str]) -> str | None:
+    for name in below:
+        if isinstance(value, str | bytes):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return None
+        value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
+    return value if isinstance(value, str) else None
 
 
 def _reader(table: Any, column: str) -> Callable[[int], bytes]:

@@ -8,18 +8,17 @@ have the pictures. Terms of use must be accepted on its page.
 from __future__ import annotations
 
 import json
+import os
 import tarfile
-from dataclasses import replace
-from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from diffscale._util.errors import DiffscaleError, explained
-from diffscale.train.data.dataset import Dataset, captioned, text_below
+from diffscale._util.errors import DiffscaleError, explained, first_line
+from diffscale.train.data.dataset import Dataset
 
 ID: Final = "JourneyDB/JourneyDB"
 ANNOTATIONS: Final = "train_anno_realease_repath.jsonl"
@@ -45,40 +44,47 @@ def load(folder: Path, caption: str | None = None) -> Dataset:
 
     `Task2.Caption` looks into an object. Raises DiffscaleError if there is no such picture or caption.
     """
-    column = caption or "prompt"
-    here = set(glob("*/*", root_dir=folder / "imgs"))
-    texts: dict[str, str | None] = {}
+    here = {
+        f"{part.name}/{name}" for part in sorted((folder / "imgs").glob("*")) if part.is_dir()
+        for name in os.listdir(part)
+    }  # fmt: skip
+    prompts: dict[str, Any] = {}
     with (folder / ANNOTATIONS).open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            try:
+            unreadable = f"Line {number} of {folder / ANNOTATIONS} cannot be read: fetch it anew."
+            with explained(unreadable, ValueError, KeyError, TypeError):
                 row = json.loads(line)
                 name = str(row["img_path"]).removeprefix("./")
-            except (ValueError, KeyError, TypeError) as error:
-                raise DiffscaleError(
-                    f"Line {number} of {folder / ANNOTATIONS} cannot be read: fetch it anew."
-                ) from error
             if name in here:
-                texts[name] = text_below(row, column.split("."))
-    dataset = captioned(ID, list(texts.values()), "pictures of JourneyDB")
-    if not len(dataset):
+                prompts[name] = _look_up(row, (caption or "prompt").split("."))
+    names = [name for name, prompt in prompts.items() if isinstance(prompt, str)]
+    if not names:
         raise DiffscaleError(
-            f"{folder} has no pictures with a caption: its lines must have {column!r}, and imgs/000 and so on the "
-            "pictures that img_path names."
+            f"{folder} has no pictures with a caption: its lines must have {caption or 'prompt'!r}, and imgs/000 and "
+            "so on the pictures that img_path names."
         )
-    paths = [folder / "imgs" / name for name in texts]
-    return replace(dataset, pictures=1, read=lambda row, _: paths[row].read_bytes())
+    missing = len(prompts) - len(names)
+    notes = (f"{missing} of {len(prompts)} pictures of JourneyDB have no caption and are left out.",) if missing else ()
+    read = lambda row, _: (folder / "imgs" / names[row]).read_bytes()  # noqa: E731
+    return Dataset(ID, [prompts[name] for name in names], 1, read, range(len(names)), notes)
+
+
+def _look_up(row: Any, path: list[str]) -> Any:
+    for name in path:
+        row = row.get(name) if isinstance(row, dict) else None
+    return row
 
 
 def _unpack(archive: str, folder: Path, name: str) -> None:
     """Fetch an archive of the repository and put what it holds as `name` into `folder`, whole or not at all."""
-    mend = (
-        f"accept its terms on its page and log in (`hf auth login`), check the network and the disk, or give a folder "
-        f"that holds {ANNOTATIONS} and imgs/"
-    )
-    broken = (OSError, ValueError, tarfile.TarError, StopIteration, HfHubHTTPError)
-    with explained(f"{archive} of {ID} could not be had: {mend} ({{why}}).", *broken):
+    try:
         packed = hf_hub_download(ID, archive, repo_type="dataset")
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".", dir=folder) as fresh, tarfile.open(packed) as tar:
             tar.extractall(fresh, filter="data")
             next(path for path in Path(fresh).rglob("*") if path.name == name).replace(folder / name)
+    except (OSError, ValueError, tarfile.TarError, StopIteration, HfHubHTTPError) as error:
+        raise DiffscaleError(
+            f"{archive} of {ID} could not be had: accept its terms on its page and log in (`hf auth login`), check the "
+            f"network and the disk, or give a folder that holds {ANNOTATIONS} and imgs/ ({first_line(error)})."
+        ) from error

@@ -17,7 +17,8 @@ from diffscale.suites import prompts
 from diffscale.suites.pictures import METADATA, Pictures
 from diffscale.suites.prompts import read_rows
 from diffscale.train.data import hub, journeydb
-from diffscale.train.data.dataset import Dataset, Leaked, Want, permutation, preference_pairs
+from diffscale.train.data.batches import permutation
+from diffscale.train.data.dataset import Dataset, Leaked, Want, preference_pairs
 from diffscale.train.data.hub import HubOptions
 
 _TABLES: Final = (".parquet", ".tar")
@@ -45,7 +46,7 @@ def load(
 ) -> Dataset:
     """The rows of `source` to train on, without those whose prompt is one of a known suite or of the files `held_out`.
 
-    `source` is, for "pictures", a folder with `metadata.jsonl` (`file_name` and `text`), a folder with
+    `source` is, for "pictures", a folder with `metadata.jsonl` (see `_captioned_pictures`), a folder with
     parquet files or WebDataset shards, an unpacked JourneyDB, or an id of the Hub; for "pairs", a folder with
     `metadata.jsonl` (see `_pairs`) or parquet files, or an id; for "prompts", any source of pictures, whose
     different captions are the prompts, or a text, JSONL or CSV file (see `suites.prompts.load`). `limit`: at most that
@@ -130,31 +131,44 @@ def _load(source: str, want: Want, options: HubOptions) -> Dataset:
 def _folder(folder: Path, want: Want, options: HubOptions) -> Dataset:
     if (folder / journeydb.ANNOTATIONS).is_file() and want != "pairs":
         return journeydb.load(folder, options.caption_column)
-    lines = read_rows(folder / METADATA) if (folder / METADATA).is_file() else []
-    if lines and _names(lines[0]) is not None:
-        if want != "pictures":
-            return _pairs(folder, lines)
-        raise DiffscaleError(f"{folder} holds preference pairs, but captioned pictures are needed: give other data.")
-    if any(path.suffix in _TABLES for path in folder.rglob("*")):
+    paired = _has_pairs(folder)
+    if not paired and any(path.suffix in _TABLES for path in folder.rglob("*")):
         return hub.load(str(folder), want, options)
     if want == "pairs":
-        raise DiffscaleError(
-            f"{folder} has no preference pairs: it needs metadata.jsonl with jpg_0_file_name, jpg_1_file_name, "
-            "label_0 and caption, or parquet files with jpg_0, jpg_1, label_0 and caption."
-        )
-    # An image-caption folder, as `diffscale evaluate` reads it: `metadata.jsonl` with `file_name` and `text`.
+        if not paired:
+            raise DiffscaleError(
+                f"{folder} has no preference pairs: it needs metadata.jsonl with jpg_0_file_name, jpg_1_file_name, "
+                "label_0 and caption, or parquet files with jpg_0, jpg_1, label_0 and caption."
+            )
+        return _pairs(folder)
+    if paired and want == "pictures":
+        raise DiffscaleError(f"{folder} holds preference pairs, but captioned pictures are needed: give other data.")
+    return _pairs(folder) if paired else _captioned_pictures(folder)
+
+
+def _captioned_pictures(folder: Path) -> Dataset:
+    """An image-caption folder, as `diffscale evaluate` reads it: `metadata.jsonl` with `file_name` and `text`.
+
+    Raises DiffscaleError if there is no picture, one has no caption, or a file cannot be read.
+    """
     found = Pictures.open(folder)
     texts = found.prompted("training")
     return Dataset(str(folder), texts, 1, lambda row, _: found.paths[row].read_bytes(), range(len(texts)))
 
 
-def _pairs(folder: Path, lines: Sequence[dict[str, Any]]) -> Dataset:
+def _has_pairs(folder: Path) -> bool:
+    """Whether the lines of `metadata.jsonl` name two pictures each."""
+    return (folder / METADATA).is_file() and any(_names(row) is not None for row in read_rows(folder / METADATA)[:1])
+
+
+def _pairs(folder: Path) -> Dataset:
     """Preference pairs in the layout of Pick-a-Pic, the chosen picture first; see `preference_pairs`.
 
     A line of `metadata.jsonl` has `caption`, `label_0` and two file names, `jpg_0_file_name` and `jpg_1_file_name`, as
     the imagefolder layout of Hugging Face has several pictures a row, or plainly `jpg_0` and `jpg_1`. Raises
     DiffscaleError for a line that lacks something.
     """
+    lines = read_rows(folder / METADATA)
     files: list[tuple[str, str]] = []
     for number, row in enumerate(lines, 1):
         names = _names(row)

@@ -33,7 +33,8 @@ def d3po_loss(
             before = log_prob(policy, moves)
         won.append((now - before).exp().clamp(1 - clip, 1 + clip).log())
     inside = beta * preferred.to(won[0]) * (won[0] - won[1])
-    return -F.logsigmoid(inside).mean(), {"accuracy": float((inside > 0).double().mean())}
+    loss = -F.logsigmoid(inside).mean()
+    return loss, {"loss": float(loss.detach()), "accuracy": float((inside > 0).double().mean())}
 
 
 class D3po(OnPolicyMethod):
@@ -43,12 +44,12 @@ class D3po(OnPolicyMethod):
 
     def sample_batch(self, number: int) -> dict[str, Tensor]:
         """Two rollouts of batch `number`, and the rewards [B] of each."""
-        batch, samples = self.use_batch(number), dict[str, Tensor]()
-        start = self.keys(number, "start")
+        batch, samples = self.context.use_batch(number), dict[str, Tensor]()
+        start = self.context.keys(number, "start")
         for name in ("first", "second"):
-            x0, moves = rollout(self.policy, self.rows, self.keys(number, name), start)
+            x0, moves = rollout(self.policy, self.context.rows, self.context.keys(number, name), start)
             samples |= self.by_sample(moves, f"{name}.")
-            samples[f"{name}.reward"] = self.reward_scores(x0, batch.captions)
+            samples[f"{name}.reward"] = self.context.reward_scores(x0, batch.captions)
         return samples
 
     def compare(self, samples: dict[str, Tensor], captions: list[str]) -> dict[str, Tensor]:
@@ -58,4 +59,4 @@ class D3po(OnPolicyMethod):
     def loss(self, gathered: GatheredMoves) -> tuple[Tensor, dict[str, float]]:
         first, second = self.moves_of(gathered, "first."), self.moves_of(gathered, "second.")
         loss, logs = d3po_loss(self.policy, first, second, gathered.samples["preferred"], self.settings.beta)
-        return loss, {**logs, **self.new_reward_logs(gathered, "first.reward", "second.reward")}
+        return loss, {**logs, **self.reward_logs(gathered, "first.reward", "second.reward")}

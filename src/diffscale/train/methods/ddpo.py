@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from diffscale.train.methods.method import TrainContext
 from diffscale.train.methods.on_policy import GatheredMoves, Moves, OnPolicyMethod, log_prob, rollout
 from diffscale.train.policy import Policy
 
@@ -31,6 +32,7 @@ def ddpo_loss(
     ratio = (now - moves.log_prob).exp()
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
     return loss, {
+        "loss": float(loss.detach()),
         "clipped": float(((ratio - 1).abs() > clip).double().mean()),
         "kl": float(0.5 * (now.detach() - moves.log_prob).square().mean()),
     }
@@ -71,28 +73,28 @@ class PromptStatistics:
 class Ddpo(OnPolicyMethod):
     """Advantages within each prompt, over all processes."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __init__(self, context: TrainContext) -> None:
+        super().__init__(context)
         self._prompts = PromptStatistics()
 
     def sample_batch(self, number: int) -> dict[str, Tensor]:
         """A rollout of batch `number` and its rewards [B]."""
-        batch = self.use_batch(number)
-        x0, moves = rollout(self.policy, self.rows, self.keys(number))
-        return {**self.by_sample(moves), "reward": self.reward_scores(x0, batch.captions)}
+        batch = self.context.use_batch(number)
+        x0, moves = rollout(self.policy, self.context.rows, self.context.keys(number))
+        return {**self.by_sample(moves), "reward": self.context.reward_scores(x0, batch.captions)}
 
     def compare(self, samples: dict[str, Tensor], captions: list[str]) -> dict[str, Tensor]:
         """Advantages, by the rewards of all processes."""
         own = list(zip(captions, samples["reward"].tolist(), strict=True))
         every = gather_object(own)
         rewards = torch.tensor([reward for _, reward in every], dtype=torch.float64)
-        first = self.data.batches.order.process * len(own)
+        first = self.context.data.batches.order.process * len(own)
         advantages = self._prompts.advantages([caption for caption, _ in every], rewards)
         return {"advantage": advantages[first : first + len(own)]}
 
     def loss(self, gathered: GatheredMoves) -> tuple[Tensor, dict[str, float]]:
         loss, logs = ddpo_loss(self.policy, self.moves_of(gathered), gathered.samples["advantage"])
-        return loss, {**logs, **self.new_reward_logs(gathered, "reward")}
+        return loss, {**logs, **self.reward_logs(gathered, "reward")}
 
     def statistics(self) -> Any:
         return self._prompts.state_dict()

@@ -39,7 +39,11 @@ def diffusion_dpo_loss(
         won_before, lost_before = policy.errors(x, time, both, target).chunk(2)
     loss = dpo_loss((won, lost), (won_before, lost_before), beta)
     better = (won - won_before) < (lost - lost_before)
-    return loss, {"accuracy": float(better.double().mean()), "error": float(won.detach().mean())}
+    return loss, {
+        "loss": float(loss.detach()),
+        "accuracy": float(better.double().mean()),
+        "error": float(won.detach().mean()),
+    }
 
 
 class Dpo(Method):
@@ -49,9 +53,9 @@ class Dpo(Method):
 
     def gather(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [B, ...] of the chosen pictures and of the others, and keys [B]."""
-        chosen, other = self.data.latents(self.use_batch(number)).unbind(1)
-        return chosen, other, self.keys(number)
+        chosen, other = self.context.data.latents(self.context.use_batch(number)).unbind(1)
+        return chosen, other, self.context.keys(number)
 
     def loss(self, gathered: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
         chosen, other, keys = gathered
-        return diffusion_dpo_loss(self.policy, chosen, other, self.rows, keys, self.settings.beta)
+        return diffusion_dpo_loss(self.policy, chosen, other, self.context.rows, keys, self.settings.beta)

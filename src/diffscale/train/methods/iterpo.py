@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.nn import Module, ModuleDict, ModuleList, ParameterList
+from torch.nn import Parameter
 from torch.nn import functional as F
 
 from diffscale._util.errors import DiffscaleError
@@ -24,7 +24,7 @@ from diffscale.engine import noise
 from diffscale.engine.scoring import score_images
 from diffscale.train import rewards
 from diffscale.train.configs import IterpoConfig
-from diffscale.train.methods.method import Method, reward_logs
+from diffscale.train.methods.method import Method, TrainContext
 from diffscale.train.policy import Policy
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, Refinable, SetVerifier, Verifier
 
@@ -60,7 +60,8 @@ def iterpo_loss(
     late = max(1, round(LATE * len(grid)))
     last = len(grid) - late + int(float(noise.uniform(noise.fold_rows(keys[:1], "stop"))) * late)
     x = _denoised(policy, rows, keys, grid[: last + 1])
-    x0 = policy.predict_x0(x, grid[last].repeat(len(rows)), rows)
+    now = grid[last].repeat(len(rows))
+    x0 = policy.times.clean(x, policy.output(x, now, rows), now)
     pictures = policy.decode(x0)
     prompts = [policy.prompts[row] for row in rows.tolist()] if captions is None else list(captions)
     each = [score_images(verifier, pictures, prompts).to(x0) for verifier in verifiers]
@@ -68,8 +69,11 @@ def iterpo_loss(
         if not reward.requires_grad:
             raise DiffscaleError(f"Verifier {verifier.name!r} gives no gradient: train with another, or by DDPO.")
     values = torch.stack(each)
+    loss = scale * F.relu(MARGIN - values).sum(0).mean()
     logs = {f"reward_{v.name}": float(r.detach().mean()) for v, r in zip(verifiers, each, strict=True)}
-    return scale * F.relu(MARGIN - values).sum(0).mean(), {**logs, **reward_logs(values.detach().mean(0))}
+    together = values.detach().mean(0)
+    spread = {"reward": float(together.mean()), "reward_std": float(together.std(correction=0))}
+    return loss, {"loss": float(loss.detach()), **logs, **spread}
 
 
 @torch.no_grad()
@@ -78,7 +82,8 @@ def _denoised(policy: Policy, rows: Tensor, keys: Tensor, grid: Tensor) -> Tenso
     x = policy.prior(noise.fold_rows(keys, "start"))
     for here, there in pairwise(grid):
         time, to = here.repeat(len(x)), there.repeat(len(x))
-        x, _ = policy.times.step_mean_and_std(x, policy.predict_x0(x, time, rows), time, to, 0.0)
+        x0 = policy.times.clean(x, policy.output(x, time, rows), time)
+        x = policy.times.step_mean_and_std(x, x0, time, to, 0.0)[0]
     return x
 
 
@@ -140,15 +145,15 @@ class Iterpo(Method):
 
     settings: IterpoConfig
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if any(reward.weight != 1 for reward in self.rewards):
+    def __init__(self, context: TrainContext) -> None:
+        super().__init__(context)
+        if any(reward.weight != 1 for reward in context.rewards):
             raise DiffscaleError("iterpo adds up its rewards as they are: leave their weights out.")
         self._gallery: Gallery | None = None
         self._original: dict[str, Tensor] = {}
         if self.settings.refine_by is None:
             return
-        device, name = self.policy.like.device, self.data.base.name
+        device, name = self.policy.like.device, context.data.base.name
         [self._ranker] = rewards.load([self.settings.refine_by], device, name)
         if isinstance(self._ranker.verifier, PoolVerifier):
             raise DiffscaleError(f"Verifier {self._ranker.name!r} has no rank of a picture alone: refine by another.")
@@ -157,16 +162,17 @@ class Iterpo(Method):
     def gather(self, number: int) -> tuple[Tensor, list[str]]:
         """Keys [B], and the captions that rewards are told; where it is time the rewards are refined first."""
         if self.settings.refine_by is not None:
-            turn, since = divmod(number, self.passes * self.settings.refine_every)
-            done = 0 if self._gallery is None else len(self._gallery.pictures)
-            if not since and turn >= done:
+            step, within = divmod(number, self.passes)
+            turn, since = divmod(step, self.settings.refine_every)
+            done = -1 if self._gallery is None else len(self._gallery.pictures) - 1
+            if not within and not since and turn > done:
                 self._refine_rewards(turn)
-        captions = self.use_batch(number).captions
-        return self.keys(number), captions
+        captions = self.context.use_batch(number).captions
+        return self.context.keys(number), captions
 
     def loss(self, gathered: tuple[Tensor, list[str]]) -> tuple[Tensor, dict[str, float]]:
         keys, captions = gathered
-        return iterpo_loss(self.policy, self.rewards, self.rows, keys, captions=captions)
+        return iterpo_loss(self.policy, self.context.rewards, self.context.rows, keys, captions=captions)
 
     @contextmanager
     def original_rewards(self) -> Iterator[None]:
@@ -192,12 +198,12 @@ class Iterpo(Method):
     @cached_property
     def _prompts(self) -> list[str]:
         """The prompts of the gallery, which are some of the data."""
-        every, root = dict.fromkeys(self.data.dataset.prompts), noise.root(self.settings.seed)
+        every, root = dict.fromkeys(self.context.data.dataset.prompts), noise.root(self.settings.seed)
         return sorted(every, key=lambda prompt: noise.fold(root, "gallery", prompt))[: self.settings.refine_prompts]
 
     def _refine_rewards(self, turn: int) -> None:
         """Pictures of the model as it is join the gallery; from the second time on the rewards learn from it."""
-        settings, order = self.settings, self.data.batches.order
+        settings, order = self.settings, self.context.data.batches.order
         places = range(order.process, len(self._prompts), order.processes)
         shown = list[tuple[int, Tensor, float]]()
         for start in range(0, len(places), settings.train_batch_size):
@@ -220,33 +226,33 @@ class Iterpo(Method):
     def _ranked_pictures(self, turn: int, places: range) -> list[tuple[int, Tensor, float]]:
         """Places, pictures uint8 [3, H, W] and ranks of some prompts of the gallery."""
         prompts, root = [self._prompts[i] for i in places], noise.root(self.settings.seed)
-        self.data.set_own_prompts(prompts)
+        self.context.data.set_own_prompts(prompts)
         keys = torch.tensor([noise.fold(root, "gallery", turn, prompt) for prompt in prompts])
-        sampler = self.data.base.own
+        sampler = self.context.data.base.own
         images = sampler.decode(sampler.run(sampler.prior(keys, torch.arange(len(prompts)))).x)
         pictures = eight_bit(images)
         ranks = self._ranker(pictures.to(images.device).float() / 255, prompts).double().flatten().tolist()
         return list(zip(places, pictures, ranks, strict=True))
 
     def _refinable(self) -> list[Refinable]:
-        found = list[Refinable]()
-        for reward in self.rewards:
-            if not isinstance(reward.verifier, Refinable):
+        verifiers = [reward.verifier for reward in self.context.rewards]
+        for verifier in verifiers:
+            if not isinstance(verifier, Refinable):
                 raise DiffscaleError(
-                    f"Verifier {reward.name!r} cannot be refined: reward by clip, pick_score, hps, aesthetic or "
+                    f"Verifier {verifier.name!r} cannot be refined: reward by clip, pick_score, hps, aesthetic or "
                     "image_reward, or leave refine_by out."
                 )
-            found.append(reward.verifier)
-        return found
+        return [verifier for verifier in verifiers if isinstance(verifier, Refinable)]
 
-    @cached_property
-    def _weights(self) -> Module:
+    def _weights(self) -> dict[str, Parameter]:
         """The weights of all rewards, by name."""
-        return ModuleDict({"reward": ModuleList(ParameterList(each.weights()) for each in self._refinable())})
+        every = enumerate(self._refinable())
+        return {f"reward.{number}.{i}": w for number, verifier in every for i, w in enumerate(verifier.weights())}
 
     def _weight_copies(self) -> dict[str, Tensor]:
-        return {name: weight.cpu().clone() for name, weight in self._weights.state_dict().items()}
+        return {name: weight.detach().cpu().clone() for name, weight in self._weights().items()}
 
+    @torch.no_grad()
     def _load_weights(self, tensors: dict[str, Tensor]) -> None:
-        if tensors:
-            self._weights.load_state_dict(tensors)
+        for name, weight in self._weights().items() if tensors else ():
+            weight.copy_(tensors[name])

@@ -1,10 +1,10 @@
-"""What methods of training have in common."""
+"""The interface of methods, and the context that they work in."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,35 +12,22 @@ from torch import Tensor
 
 from diffscale.engine import noise
 from diffscale.train.configs import TrainConfig
+from diffscale.train.data.batches import Batch
 from diffscale.train.rewards import Mixture, Reward
-from diffscale.train.training_data import Batch, TrainingData
+from diffscale.train.training_data import TrainingData
 
 
-def reward_logs(rewards: Tensor) -> dict[str, float]:
-    """What is logged of the rewards [B] of a pass."""
-    return {"reward": float(rewards.mean()), "reward_std": float(rewards.std(correction=0))}
+@dataclass(frozen=True)
+class TrainContext:
+    """The settings, data and rewards of a training, as methods use them.
 
-
-@dataclass(eq=False)
-class Method(ABC):
-    """Losses by the number of a pass forward and back, counted from 0 over the whole training.
-
-    An optimiser step has `passes` of them. All randomness is a function of that number. `rewards` has the rewards one
-    by one, `reward` is all of them together, None where none is given.
+    `rewards` has them one by one, `reward` is all of them together, None where none is given.
     """
 
     settings: TrainConfig
     data: TrainingData
     rewards: list[Reward]
     reward: Reward | Mixture | None
-
-    def __post_init__(self) -> None:
-        self.policy = self.data.base.policy
-
-    @property
-    def rows(self) -> Tensor:
-        """The rows of a batch whose prompts the policy has: int64 [B]."""
-        return torch.arange(self.settings.train_batch_size)
 
     def keys(self, number: int, what: str = "pass") -> Tensor:
         """A key for each row of batch `number` of this process, int64 [B].
@@ -50,6 +37,11 @@ class Method(ABC):
         order = self.data.batches.order
         root = noise.fold(noise.root(self.settings.seed), what, number * order.processes + order.process)
         return torch.tensor([noise.fold(root, row) for row in range(self.settings.train_batch_size)])
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows of a batch whose prompts the policy has: int64 [B]."""
+        return torch.arange(self.settings.train_batch_size)
 
     def use_batch(self, number: int) -> Batch:
         """Batch `number` of this process; from now on the policy has its prompts."""
@@ -61,7 +53,19 @@ class Method(ABC):
         """Rewards float64 [B] of clean latents."""
         assert self.reward is not None
         with torch.no_grad():
-            return self.reward(self.policy.decode(latents), captions).detach().double().cpu()
+            return self.reward(self.data.base.policy.decode(latents), captions).detach().double().cpu()
+
+
+class Method(ABC):
+    """Losses by the number of a pass forward and back, counted from 0 over the whole training.
+
+    An optimiser step has `passes` of them. All randomness is a function of that number.
+    """
+
+    settings: TrainConfig
+
+    def __init__(self, context: TrainContext) -> None:
+        self.context, self.settings, self.policy = context, context.settings, context.data.base.policy
 
     @property
     def passes(self) -> int:
@@ -95,15 +99,16 @@ class Method(ABC):
         return nullcontext()
 
 
-@dataclass(eq=False)
 class RoundMethod(Method):
     """A method that samples in rounds, and learns from the samples of a round in several passes.
 
     `samples`: those of the round at hand that later passes need; a checkpoint holds them.
     """
 
-    round: int = -1
-    samples: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(self, context: TrainContext) -> None:
+        super().__init__(context)
+        self.round = -1
+        self.samples: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**self.samples, "round": torch.tensor(self.round)} if self.samples else {}

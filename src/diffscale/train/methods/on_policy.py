@@ -12,7 +12,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.train.configs import SamplingRounds
-from diffscale.train.methods.method import RoundMethod, reward_logs
+from diffscale.train.methods.method import RoundMethod, TrainContext
 from diffscale.train.policy import Policy
 from diffscale.train.rewards import PooledReward
 
@@ -42,12 +42,14 @@ def rollout(policy: Policy, rows: Tensor, keys: Tensor, start: Tensor | None = N
     clean latents [B, ...] and the N - 1 moves with noise, row by row [B (N - 1)]. The last step goes to the clean end
     without noise, so it has no probability.
     """
+    times = policy.times
     grid = policy.grid()
     x = policy.prior(noise.fold_rows(keys if start is None else start, "start"))
     visited, log_probs = [x], list[Tensor]()
     for i in range(len(grid) - 1):
         time, to = (grid[j].expand(len(x)) for j in (i, i + 1))
-        mean, deviation = policy.times.step_mean_and_std(x, policy.predict_x0(x, time, rows), time, to, ETA)
+        x0 = times.clean(x, policy.output(x, time, rows), time)
+        mean, deviation = times.step_mean_and_std(x, x0, time, to, ETA)
         x = mean + deviation * policy.prior(noise.fold_rows(keys, "step", i)).to(mean)
         visited.append(x)
         log_probs.append(_log_normal(x, mean, deviation))
@@ -60,7 +62,7 @@ def rollout(policy: Policy, rows: Tensor, keys: Tensor, start: Tensor | None = N
         rows.repeat_interleave(len(grid) - 1),
         torch.stack(log_probs, 1).flatten(0, 1),
     )
-    return policy.predict_x0(x, last, rows), moves
+    return times.clean(x, policy.output(x, last, rows), last), moves
 
 
 def log_prob(policy: Policy, moves: Moves) -> Tensor:
@@ -68,7 +70,7 @@ def log_prob(policy: Policy, moves: Moves) -> Tensor:
 
     The mean, where a density has the sum, as in the authors' code of DDPO: it makes clip ranges independent of size.
     """
-    x0 = policy.predict_x0(moves.x, moves.time, moves.rows)
+    x0 = policy.times.clean(moves.x, policy.output(moves.x, moves.time, moves.rows), moves.time)
     return _log_normal(moves.after, *policy.times.step_mean_and_std(moves.x, x0, moves.time, moves.to, ETA))
 
 
@@ -96,12 +98,12 @@ class OnPolicyMethod(RoundMethod):
 
     settings: SamplingRounds
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.reward, PooledReward):
+    def __init__(self, context: TrainContext) -> None:
+        super().__init__(context)
+        if isinstance(context.reward, PooledReward):
             # Its scores say something within one choice alone, and samples of a round are for different prompts.
             raise DiffscaleError(
-                f"{self.settings.method} needs a number for each sample, and {self.reward.name!r} compares: give "
+                f"{self.settings.method} needs a number for each sample, and {context.reward.name!r} compares: give "
                 "its members one by one, each as a --reward."
             )
 
@@ -131,11 +133,11 @@ class OnPolicyMethod(RoundMethod):
             numbers = range(round_ * batches, (round_ + 1) * batches)
             parts = [self.sample_batch(each) for each in numbers]
             samples = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            captions = [caption for i in numbers for caption in self.data.batches.batch_of(i).captions]
+            captions = [caption for i in numbers for caption in self.context.data.batches.batch_of(i).captions]
             self.samples, self.round = samples | self.compare(samples, captions), round_
-        self.use_batch(batch)
+        self.context.use_batch(batch)
         own = {name: tensor[place * size : (place + 1) * size] for name, tensor in self.samples.items()}
-        keys = self.keys(batch, "moves")
+        keys = self.context.keys(batch, "moves")
         order = torch.stack([noise.uniform(noise.fold_rows(keys, i)) for i in range(self.moves)], 1).argsort(1)
         return GatheredMoves(own, order[:, move], fresh)
 
@@ -151,8 +153,10 @@ class OnPolicyMethod(RoundMethod):
             gathered.samples[f"{rollout_name}{name}"][each, gathered.move]
             for name in ("x", "after", "time", "to", "log_prob")
         )
-        return Moves(x.to(device), after.to(device), time, to, self.rows, log_prob.to(device))
+        return Moves(x.to(device), after.to(device), time, to, self.context.rows, log_prob.to(device))
 
-    def new_reward_logs(self, gathered: GatheredMoves, *names: str) -> dict[str, float]:
+    def reward_logs(self, gathered: GatheredMoves, *names: str) -> dict[str, float]:
         """Log the rewards of new samples, and not once more at every step that learns from them."""
-        return reward_logs(torch.cat([self.samples[name] for name in names])) if gathered.fresh else {}
+        rewards = torch.cat([self.samples[name] for name in names])
+        spread = {"reward": float(rewards.mean()), "reward_std": float(rewards.std(correction=0))}
+        return spread if gathered.fresh else {}

@@ -16,7 +16,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.registry import parse
 from diffscale.searches import SEARCHES
 from diffscale.train.configs import Sharpening, SharpenRlhfConfig
-from diffscale.train.methods.method import Method, RoundMethod, reward_logs
+from diffscale.train.methods.method import Method, RoundMethod, TrainContext
 from diffscale.train.policy import Policy
 from diffscale.train.selection import MakeSearch, Selection, make_trajectories, select_samples, select_trajectories
 from diffscale.train.trajectories import Form, TrajectoryBatch, batch_of
@@ -30,7 +30,8 @@ def sharpen_sft_loss(
     Diffusion-Sharpening, SFT. `selection`: of `select_trajectories` from the data's latents. `form`: of the target, see
     `TrajectoryBatch.target`. The trajectory is a choice of data: no gradient goes through its making.
     """
-    return _errors(policy, batch_of(selection.best, selection.rows), form).mean(), _reward_logs(selection)
+    loss = _errors(policy, batch_of(selection.best, selection.rows), form).mean()
+    return loss, {"loss": float(loss.detach()), **_reward_logs(selection)}
 
 
 def sharpen_rlhf_loss(
@@ -48,18 +49,17 @@ def sharpen_rlhf_loss(
     """
     if bool((selection.count < 2).any()):
         raise DiffscaleError("Preferring needs two trajectories of a row: give n >= 2, and a search that ends in 2.")
-    trajectories = (selection.best, selection.worst)
-    both = [batch_of(each, selection.rows) for each in trajectories]
+    both = [batch_of(which, selection.rows) for which in (selection.best, selection.worst)]
     mod_w, mod_l = (_errors(policy, steps, form) for steps in both)
     with policy.reference():
-        seen = both
-        if form == "published":
-            seen = [batch_of([one.first() for one in each], selection.rows) for each in trajectories]
+        seen = both if form == "consistent" else [steps.first() for steps in both]
         ref_w, ref_l = (_errors(policy, steps, form) for steps in seen)
     gap = (selection.reward - selection.lowest).to(mod_w)
     inside = beta * ((ref_w - ref_l) - (mod_w - mod_l))
     each = -F.logsigmoid(inside - gap) if form == "consistent" else -F.logsigmoid(inside) + gap
-    return each.mean(), {
+    loss = each.mean()
+    return loss, {
+        "loss": float(loss.detach()),
         **_reward_logs(selection),
         "reward_gap": float(gap.mean()),
         "accuracy": float((inside > 0).double().mean()),
@@ -72,7 +72,11 @@ def _errors(policy: Policy, steps: TrajectoryBatch, form: Form) -> Tensor:
 
 
 def _reward_logs(selection: Selection) -> dict[str, float]:
-    return {**reward_logs(selection.reward), "reward_mean": float(selection.mean.mean())}
+    return {
+        "reward": float(selection.reward.mean()),
+        "reward_mean": float(selection.mean.mean()),
+        "reward_std": float(selection.reward.std(correction=0)),
+    }
 
 
 class SharpenSft(Method):
@@ -80,8 +84,8 @@ class SharpenSft(Method):
 
     settings: Sharpening
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __init__(self, context: TrainContext) -> None:
+        super().__init__(context)
         self.search: MakeSearch | None = None
         if self.settings.search is not None:
             name, options = parse(self.settings.search, "search", SEARCHES)
@@ -89,16 +93,17 @@ class SharpenSft(Method):
 
     def gather(self, number: int) -> Selection:
         """The trajectories from the data of the batch that are selected."""
-        batch = self.use_batch(number)
-        return self.select(self.data.latents(batch)[:, 0], batch.captions, self.keys(number))
+        batch = self.context.use_batch(number)
+        return self.select(self.context.data.latents(batch)[:, 0], batch.captions, self.context.keys(number))
 
     def select(self, latents: Tensor, captions: list[str], keys: Tensor) -> Selection:
         """Trajectories from clean `latents` [B, ...], selected by the reward for the `captions`."""
-        assert self.reward is not None
-        n, m = self.settings.n, self.settings.m
+        settings, reward = self.settings, self.context.reward
+        assert reward is not None
         return select_trajectories(
-            self.policy, self.reward, latents, self.rows, keys, n, m, self.search, captions=captions
-        )
+            self.policy, reward, latents, self.context.rows, keys, settings.n, settings.m, self.search,
+            captions=captions,
+        )  # fmt: skip
 
     def loss(self, gathered: Selection) -> tuple[Tensor, dict[str, float]]:
         return sharpen_sft_loss(self.policy, gathered, self.settings.form)
@@ -127,18 +132,18 @@ class SharpenRlhf(RoundMethod, SharpenSft):
         if round_ != self.round:
             self.round, self.samples = round_, {}
         batch_number = round_ * self.settings.batches_per_round + place
-        batch = self.use_batch(batch_number)
+        batch = self.context.use_batch(batch_number)
         samples = [self.samples[name] for name in sorted(self.samples) if name.startswith(f"{place}.")]
         if not samples:
-            self.data.set_own_prompts(batch.captions)
-            samples = self.make_samples(self.keys(batch_number, "own"))
+            self.context.data.set_own_prompts(batch.captions)
+            samples = self.make_samples(self.context.keys(batch_number, "own"))
             if self.settings.num_inner_epochs > 1:
                 self.samples |= {f"{place}.{i}": tensor for i, tensor in enumerate(samples)}
-        keys, device = self.keys(number), self.policy.like.device
+        keys, device = self.context.keys(number), self.policy.like.device
         if self.settings.own_samples == "one":
             return self.select(samples[0].to(device), batch.captions, keys)
         best, worst, figures = samples
-        rows, x0 = self.rows, torch.cat([best, worst]).to(device)
+        rows, x0 = self.context.rows, torch.cat([best, worst]).to(device)
         trajectories = make_trajectories(self.policy, x0, rows.repeat(2), keys.repeat(2), self.settings.m)
         return Selection(rows, trajectories[: len(rows)], trajectories[len(rows) :], *figures.unbind(1))
 
@@ -147,13 +152,13 @@ class SharpenRlhf(RoundMethod, SharpenSft):
 
         One of each row; or the best and the worst of several, and their figures, see `select_samples`.
         """
-        sampler = self.data.base.own
+        sampler, reward = self.context.data.base.own, self.context.reward
         if self.settings.own_samples == "each":
-            assert self.reward is not None
-            best, worst, figures = select_samples(sampler, self.reward, keys, self.settings.n, self.search)
+            assert reward is not None
+            best, worst, figures = select_samples(sampler, reward, keys, self.settings.n, self.search)
             return [best.float().cpu(), worst.float().cpu(), figures]
         with torch.no_grad():
-            latents = sampler.run(sampler.prior(keys, self.rows)).x
+            latents = sampler.run(sampler.prior(keys, self.context.rows)).x
         return [latents.to(torch.promote_types(latents.dtype, torch.float32))]
 
     def loss(self, gathered: Selection) -> tuple[Tensor, dict[str, float]]:

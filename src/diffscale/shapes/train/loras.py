@@ -1,44 +1,50 @@
-"""shapes-sdxl-dpo: a LoRA of shapes-sdxl trained on the choices of raters, as DPO-SDXL was on Pick-a-Pic.
+"""LoRAs of shapes-sdxl: shapes-sdxl-dpo and shapes-sdxl-sharpened.
 
-Diffusion-DPO (Wallace et al. 2024, arXiv 2311.12908, equation 14) on the pictures that shapes-flux made, chosen by the
-raters of shapes-pick anew.
+The first is trained on the choices of raters, as DPO-SDXL was on Pick-a-Pic: Diffusion-DPO (Wallace et al. 2024, arXiv
+2311.12908, equation 14) on the pictures that shapes-flux made, chosen by the raters of shapes-pick anew. The second
+puts search by shapes-clip into the weights: RLHF Diffusion-Sharpening (Tian et al. 2025, arXiv 2502.12146), with the
+settings of B.table1 and a number of steps.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diffscale.bench.papers import trainings
+from diffscale.bench.papers.recipe import RECIPES
 from diffscale.shapes.taste import PICK_RATER
 from diffscale.shapes.train.generated import Groups, generate_pictures, stack_pixels
 from diffscale.shapes.train.loop import Step, autocast, fit
 from diffscale.shapes.train.noise_prediction import TIME_IDS, noise_schedule
-from diffscale.shapes.train.preferences import Pair, draw_pairs
+from diffscale.shapes.train.raters import Pair, draw_pairs, each_once
 from diffscale.shapes.train.shipped import load_shipped
 from diffscale.train.methods.dpo import dpo_loss
 
-STEPS: Final = 400
 BATCH: Final = 32  # pairs
 BETA: Final = 500.0
 RANK: Final = 8
 LAYERS: Final = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-def train(checkpoints: Path, folder: Path, steps: int | None = None) -> None:
+def train_dpo(checkpoints: Path, folder: Path, steps: int) -> None:
     """A LoRA of shapes-sdxl; the folder loads with load_lora_weights."""
     pipe = load_shipped("shapes-sdxl")
-    lora = fit_lora(pipe, generate_pictures(checkpoints / "generated"), checkpoints / "sdxl-dpo", steps or STEPS)
+    lora = fit_lora(pipe, generate_pictures(checkpoints / "generated"), checkpoints / "sdxl-dpo", steps)
     pipe.save_lora_weights(folder, unet_lora_layers={name: weight.half() for name, weight in lora.items()})
 
 
-def fit_lora(pipe: StableDiffusionXLPipeline, groups: Groups, folder: Path, steps: int = STEPS) -> dict[str, Tensor]:
+def fit_lora(pipe: StableDiffusionXLPipeline, groups: Groups, folder: Path, steps: int) -> dict[str, Tensor]:
     """Train on choices, or go on from the checkpoint in `folder`; the LoRA as `save_lora_weights` takes it.
 
     `pipe`: in float32; its UNet has the LoRA afterwards.
@@ -66,18 +72,8 @@ def fit_lora(pipe: StableDiffusionXLPipeline, groups: Groups, folder: Path, step
             margins.append((lost - lost_before) - (won - won_before))
         return {"agrees_with_choices": float((torch.cat(margins).view(8, -1).mean(0) > 0).float().mean())}
 
-    mean = fit(
-        pipe.unet,
-        loss,
-        "shapes-sdxl-dpo step",
-        folder,
-        steps,
-        lr=2e-4,
-        warmup=50,
-        average=0.99,
-        every=200,
-        evaluate=evaluate,
-    )
+    fitted = partial(fit, lr=2e-4, warmup=50, average=0.99, every=200, evaluate=evaluate)
+    mean = fitted(pipe.unet, loss, "shapes-sdxl-dpo step", folder, steps)
     return get_peft_model_state_dict(mean)  # type: ignore[no-any-return]
 
 
@@ -120,13 +116,25 @@ def _errors(unet: nn.Module, choices: _Choices, rows: Tensor, generator: torch.G
 @torch.no_grad()
 def _encode(pipe: StableDiffusionXLPipeline, pairs: Sequence[Pair]) -> _Choices:
     row = {prompt: i for i, prompt in enumerate(dict.fromkeys(pair.chosen.prompt for pair in pairs))}
-    # They hold the two pictures of every choice, and a picture is in several choices.
-    shown = list({id(one): one for pair in pairs for one in (pair.chosen, pair.other)}.values())
-    place = {id(one): i for i, one in enumerate(shown)}
-    latents = torch.cat(
-        [pipe.vae.encode(stack_pixels(shown[i : i + 64])).latent_dist.mode() for i in range(0, len(shown), 64)]
-    )
+    shown = each_once(pairs)
+    place = {one: i for i, one in enumerate(shown)}
+    parts = (stack_pixels(shown[i : i + 64]) for i in range(0, len(shown), 64))
+    latents = torch.cat([pipe.vae.encode(part).latent_dist.mode() for part in parts])
     latents *= pipe.vae.config.scaling_factor  # as the pipeline decodes: by the scale alone
     states, _, pooled, _ = pipe.encode_prompt(list(row), do_classifier_free_guidance=False)
-    both = torch.tensor([[place[id(pair.chosen)], place[id(pair.other)]] for pair in pairs])
+    both = torch.tensor([[place[pair.chosen], place[pair.other]] for pair in pairs])
     return _Choices(latents[both], torch.tensor([row[pair.chosen.prompt] for pair in pairs]), states, pooled)
+
+
+def train_sharpened(checkpoints: Path, folder: Path, steps: int) -> dict[str, Any]:
+    """A LoRA of shapes-sdxl, trained on captions of the data set `plain`; returns what the run measured."""
+    name = "shapes-sdxl-sharpened"
+    # So many steps whatever their time, so that each is a function of those before.
+    given = {"like": "sharpen-rlhf", "max_train_seconds": None, "max_train_steps": steps}
+    settings = trainings.expanded({name: given}, RECIPES, "B", "shapes")[name]
+    run = trainings.make(settings, name, checkpoints / "sdxl-sharpened")
+    file = "pytorch_lora_weights.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: t.half() for key, t in load_file(run / file).items()}, folder / file, {"format": "pt"})
+    result = json.loads((run / "result.json").read_text())
+    return {key: result[key] for key in ("steps", "seconds_per_step", "reward", "peak_memory_bytes", "last")}
