@@ -1,7 +1,5 @@
 """The library's one call: search for a better sample of any diffusers pipeline."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace

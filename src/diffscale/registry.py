@@ -6,8 +6,6 @@ gives the prompts), `verifiers` (a factory, see `diffscale.verifiers`), `worlds`
 `bench.evaluation`), `datasets` (see `DataSet`) and `commands` (a Typer app).
 """
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections import UserDict

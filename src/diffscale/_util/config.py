@@ -1,7 +1,5 @@
 """Settings from YAML files and flags, checked by pydantic; what is wrong is told in one sentence."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Files: they are written whole or not at all, and what is wrong with one that is read is told in one sentence."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

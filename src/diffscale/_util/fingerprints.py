@@ -3,8 +3,6 @@
 All digests are the first hexadecimal digits of a SHA-256.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

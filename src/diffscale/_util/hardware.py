@@ -1,7 +1,5 @@
 """What the machine computes quickly: the one place that asks."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -1,7 +1,5 @@
 """Pictures as files hold them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Progress of long work, as those who wait for it are told."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """Tables in one SQLite file: journals, caches and stores of pictures are such files."""
 
-from __future__ import annotations
-
 import sqlite3
 import threading
 import time

@@ -1,7 +1,5 @@
 """One prompt, one search, one folder of results: what `diffscale generate` does."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from functools import partial

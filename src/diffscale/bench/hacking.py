@@ -4,8 +4,6 @@ The comparison is within prompts: the pictures found against the plain samples o
 those that the same search found with a smaller budget.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final

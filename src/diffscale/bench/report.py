@@ -1,7 +1,5 @@
 """What a bench leaves behind: results.json, results.csv and scaling plots, of means with intervals over prompts."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence

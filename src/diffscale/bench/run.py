@@ -1,7 +1,5 @@
 """Runs every search x verifier x budget on every prompt, and appends a line for each finished one."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

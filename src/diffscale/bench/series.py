@@ -1,7 +1,5 @@
 """What all series of searches have in common: their cells, prompts with repeats, tasks, and what searches cost."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

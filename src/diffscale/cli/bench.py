@@ -1,7 +1,5 @@
 """`diffscale bench`: searches x verifiers x budgets on many prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """`diffscale evaluate`: metrics of a folder of pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Command-line flags derived from pydantic models: the models' fields alone decide which settings exist."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`diffscale generate`: search for the best sample of one prompt."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

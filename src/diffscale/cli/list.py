@@ -1,7 +1,5 @@
 """`diffscale list`: what there is by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Annotated
 

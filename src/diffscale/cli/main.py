@@ -1,7 +1,5 @@
 """`diffscale`: the commands together, and what an error looks like."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

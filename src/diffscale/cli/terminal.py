@@ -1,7 +1,5 @@
 """What a command shows on the terminal: bars of work on its way, and tables."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence

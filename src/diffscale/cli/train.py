@@ -1,7 +1,5 @@
 """`diffscale train`: put search into the weights, or fine-tune by the methods that it is compared with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Answers to requests as tensors by rows, which journals keep and executors send, and back."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Where micro-batches are computed. The driver hands over what is to be computed and takes replies in any order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol

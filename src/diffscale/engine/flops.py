@@ -1,7 +1,5 @@
 """Floating-point operations of a block of code."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

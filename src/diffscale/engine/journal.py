@@ -5,8 +5,6 @@ states), the pictures that led or made the gallery, and what each cost. A search
 replies can: a fresh generator is fed them, and stands where the killed one stood.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 import zlib

@@ -4,8 +4,6 @@ With several components a candidate's value depends on all others seen, so one t
 but never one that another equals or exceeds in every component. Only pictures that pass that test are kept.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import insort
 from dataclasses import dataclass, field

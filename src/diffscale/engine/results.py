@@ -1,7 +1,5 @@
 """What a search gives back: candidates, thumbnails and the result; and who is told of candidates on the way."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Calling a verifier so that one bad candidate costs one candidate."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any

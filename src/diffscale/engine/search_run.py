@@ -1,7 +1,5 @@
 """One search on its way: its generator, its account, what it asks for, and the best so far."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Final
 

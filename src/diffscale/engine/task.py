@@ -1,7 +1,5 @@
 """What the driver is asked to run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Means with intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Features as metrics take them, and metrics by distances between them: precision, recall and CMMD."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Frechet distance of gaussians: FID (Heusel et al. 2017), FD-DINOv2 (Stein et al. 2023), by the features given."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

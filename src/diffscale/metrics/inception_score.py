@@ -1,7 +1,5 @@
 """Inception Score (Salimans et al. 2016): pictures that are each clearly of a class, and together of all."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -10,8 +10,6 @@ names of the original repository, `vae/` as diffusers saves an AutoencoderKL, an
 diffusers' DiTPipeline loads.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Mapping, Sequence

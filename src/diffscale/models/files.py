@@ -4,8 +4,6 @@ Weights are read from safetensors. Where a publisher has only a pickle, it is op
 if its SHA-256 digest is the one that was stated. Nothing is fetched when `HF_HUB_OFFLINE` is set.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import re

@@ -1,7 +1,5 @@
 """Models by name: the shipped ones, a local folder, or a Hub id, all through the same diffusers loader."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """LoRA weights added to a pipeline, through diffusers and peft."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Where a pipeline's networks lie and how they run: none of it changes the result but for rounding."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What users may say about loading a model; `diffscale generate`, `bench` and `search` all take these."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator

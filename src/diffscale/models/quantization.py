@@ -1,7 +1,5 @@
 """Networks in 8 or 4 bits, by the libraries that diffusers loads them with."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial

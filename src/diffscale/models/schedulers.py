@@ -1,7 +1,5 @@
 """Another scheduler, by the name of its class."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any, Final
 

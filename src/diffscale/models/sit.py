@@ -5,8 +5,6 @@ Layout and names of the published weights: `models.py` of github.com/willisma/Si
 library: t = 0 is noise, t = 1 is clean, and the output is the velocity dx/dt = x0 - eps.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Mapping

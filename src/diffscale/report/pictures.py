@@ -1,7 +1,5 @@
 """Pictures for people: single samples and grids of candidates with their scores."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Final

@@ -1,7 +1,5 @@
 """Plots of searches and of trainings, in one style that is readable in grey."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path

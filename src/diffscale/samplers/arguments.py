@@ -1,7 +1,5 @@
 """Arguments of a pipeline's call as users give them: checked, dealt out to the rows of a batch, blamed if it fails."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Around a pipeline's call: attributes and draws replaced, rows through networks counted, its answer as pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Class-conditional sampling with classifier-free guidance."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol
 

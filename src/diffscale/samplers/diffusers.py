@@ -5,8 +5,6 @@ is the empty window before the first step, a run [i, j), a prediction one step t
 and decoding the empty window after the last.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -4,8 +4,6 @@ A *level* is the time t = sigma / (alpha + sigma) in [0, 1], which is the time o
 signal-to-noise ratio on every schedule; 1 is pure noise, 0 is clean. `Marginal` holds alpha and sigma there.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Final, NamedTuple
 

@@ -1,7 +1,5 @@
 """What samplers with a grid of noise levels do alike: where moves may go, where on the grid they end, gradients."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Noise levels: schedules of our own; and what the latents of a diffusers scheduler mean, on its grid and off it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """A Sampler over any denoiser, by solvers of our own: what the toy and class-conditional networks share."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace

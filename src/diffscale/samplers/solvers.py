@@ -1,7 +1,5 @@
 """Solvers for samplers of our own, by name: how one step, or two, go from a prediction to a cleaner level."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final

@@ -1,7 +1,5 @@
 """An analytic model: a mixture of Gaussians whose best denoiser is known, to try searches and solvers on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@
 descriptions), and so gives the judge the meaning of a prompt that a user typed.
 """
 
-from __future__ import annotations
-
 import re
 from itertools import chain
 from random import Random

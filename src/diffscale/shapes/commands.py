@@ -1,7 +1,5 @@
 """`diffscale shapes`: the embedded world, a plug-in command."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

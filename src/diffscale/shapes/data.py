@@ -5,8 +5,6 @@ Text-to-Image-2M (detailed captions written by a model) and Pokemon captions (83
 ours. Nothing that is drawn means what an evaluation prompt means.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

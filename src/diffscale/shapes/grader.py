@@ -1,7 +1,5 @@
 """A grader without a language model: a small network that was trained on grades, the stand-in for a hosted one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ the said attributes on the same object, half of the spatial score for the relati
 Attributes that the description leaves open are free; objects that it does not speak of cost `_EXTRA` of the score each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations

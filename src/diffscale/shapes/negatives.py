@@ -1,7 +1,5 @@
 """Captions that are nearly right: what a verifier must tell from the true one to be of use."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from random import Random

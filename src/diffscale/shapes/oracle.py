@@ -1,7 +1,5 @@
 """The judge as a verifier, for upper bounds: a search by it must never be reported as judged by it."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any, Final
 

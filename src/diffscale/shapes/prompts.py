@@ -1,7 +1,5 @@
 """The fixed prompts that figures are made on, as the plug-in offers them, and the training stream that avoids them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from random import Random

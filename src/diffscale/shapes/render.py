@@ -3,8 +3,6 @@
 A sprite depends on (shape, size, texture) alone, so the judge can draw exactly what the generator draws.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import cache

@@ -5,8 +5,6 @@ it and may leave attributes open. Coordinates are pixels of the 64x64 canvas, x 
 an object's place is its centre pixel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -4,8 +4,6 @@ The rules are stated here for whoever reads, and hidden from the networks, which
 the objects of a picture, as read or as drawn. Every rater is blind to something, as people are.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

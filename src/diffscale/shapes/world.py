@@ -1,7 +1,5 @@
 """Shapes as a plug-in: the world of its pictures and the folder of its models."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """ImageNet as published networks see it: CLIP's names and templates, and the order of the classes in Inception."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Prompts to measure on: a suite by name, a file, or a data set of the Hub."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

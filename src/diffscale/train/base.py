@@ -1,7 +1,5 @@
 """The base model of a training: loaded, its denoiser made trainable, and run in mixed precision."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

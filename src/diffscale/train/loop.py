@@ -1,7 +1,5 @@
 """One loop for all methods, on accelerate: steps, checkpoints, stops, and what is left at the end."""
 
-from __future__ import annotations
-
 import math
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Optimiser steps: the module that accelerate wraps, AdamW, the schedule, and the moving average of weights."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

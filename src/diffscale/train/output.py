@@ -1,7 +1,5 @@
 """The files that a finished training leaves: weights, the model card, pictures, plots and figures."""
 
-from __future__ import annotations
-
 import json
 import resource
 import statistics

@@ -1,7 +1,5 @@
 """The network that is trained: the denoiser of any windowed pipeline, called as its pipeline does, with gradients."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Rewards of a training: verifiers that are timed and checked, and the sum of several in units of their deviation."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

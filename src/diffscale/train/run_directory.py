@@ -4,8 +4,6 @@ Of what a checkpoint holds accelerate saves what it prepared but for the weights
 trained ones are written here as safetensors, by name, as the method's samples are. accelerate would pickle both.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

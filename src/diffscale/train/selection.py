@@ -1,7 +1,5 @@
 """Selection of the trajectories to learn from: a search makes them, and their rewards decide the best and the worst."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """The data of a training, made ready: rows, latents, embeddings, validation prompts, and the batches of steps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

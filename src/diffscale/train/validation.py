@@ -1,7 +1,5 @@
 """Pictures of the same seeds before, during and after a training, and how rewards score them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

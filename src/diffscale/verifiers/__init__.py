@@ -1,7 +1,5 @@
 """Verifiers by name. Each is a factory whose signature is its configuration."""
 
-from __future__ import annotations
-
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from functools import cache

@@ -1,7 +1,5 @@
 """The LAION aesthetic predictor, improved version (Schuhmann 2022): a head on CLIP ViT-L/14 picture embeddings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

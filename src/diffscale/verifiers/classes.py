@@ -1,7 +1,5 @@
 """Classifiers as verifiers: the class that a condition means, and what a classifier says of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self

@@ -1,7 +1,5 @@
 """CLIP as verifiers see it, and two scores that are its cosine times a factor: CLIPScore and PickScore."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, cast
 

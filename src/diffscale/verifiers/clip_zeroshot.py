@@ -1,7 +1,5 @@
 """CLIP-ZeroShot (Ma et al. 2025): the prompt-engineered zero-shot classifier of CLIP (Radford et al. 2021)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Final
 

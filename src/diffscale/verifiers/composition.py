@@ -1,7 +1,5 @@
 """Composition as T2I-CompBench scores it (Huang et al. 2023, arXiv 2307.06350): for each category its own measure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal

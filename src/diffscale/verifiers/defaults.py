@@ -1,7 +1,5 @@
 """How a verifier is built by its factory, and which network it takes if none is named."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any

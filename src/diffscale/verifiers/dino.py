@@ -1,7 +1,5 @@
 """DINOv2 (Oquab et al. 2023, arXiv 2304.07193) for verifiers and metrics, and DINO-LinearHead (Ma et al. 2025)."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 import torch

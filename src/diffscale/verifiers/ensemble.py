@@ -1,7 +1,5 @@
 """Several verifiers as one: by mean rank, or by a sum of z-scores, both within the pool that is compared."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

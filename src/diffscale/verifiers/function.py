@@ -1,7 +1,5 @@
 """Any Python callable as a verifier, by `package.module:function` or as an object."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What judges that took no part in a search say of a picture."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from diffscale.models.load import world_of

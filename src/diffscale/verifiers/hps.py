@@ -1,7 +1,5 @@
 """Human Preference Score v2 (Wu et al. 2023, arXiv 2306.09341): an open_clip ViT-H/14 trained on people's choices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal

@@ -3,8 +3,6 @@
 The network is made of transformers' BLIP, and the published names are mapped to transformers'.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Oracle Inception Score (Ma et al. 2025): the probability that InceptionV3 gives to the conditioning class."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final, Literal

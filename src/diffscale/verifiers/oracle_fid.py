@@ -4,8 +4,6 @@ The Frechet distance is that of the set chosen so far, with a candidate added, t
 are filled one after another. With few pictures the distance is far from that of many; what counts is its order.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ it asks after no pronouns ("it"), no places in fixed relations ("top" of "on top
 and it is fooled by what only a dictionary tells, such as a noun used as a verb without an ending ("dogs chase cats").
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import lru_cache

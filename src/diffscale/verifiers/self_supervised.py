@@ -4,8 +4,6 @@ The score is the cosine of a network's features of the finished picture and of t
 about 0.4, which the sampler records on its way at no NFE.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final

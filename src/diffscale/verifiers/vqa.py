@@ -1,7 +1,5 @@
 """BLIP-VQA (Huang et al. 2023, T2I-CompBench, arXiv 2307.06350): is each noun phrase in the picture? BLIP answers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Final
 

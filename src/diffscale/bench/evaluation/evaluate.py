@@ -1,7 +1,5 @@
 """All metrics of a folder of pictures: what `diffscale evaluate` does."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -6,8 +6,6 @@ An extractor is anything that fits `Extractor` (or `Classifier`, if it also tell
 `--features`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Features of a folder of pictures, computed once and kept on disk, and their statistics."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import warnings

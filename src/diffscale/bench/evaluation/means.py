@@ -1,7 +1,5 @@
 """Means over pictures, with intervals: of what verifiers say, and of the judge of their world by category."""
 
-from __future__ import annotations
-
 from typing import Any, Final, cast
 
 import torch

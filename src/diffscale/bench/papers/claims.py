@@ -1,7 +1,5 @@
 """The tests that recipes name: each a function from an item's raw numbers to the evidence for a claim."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial

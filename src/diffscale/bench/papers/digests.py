@@ -1,7 +1,5 @@
 """What changes when weights do."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The plots of an item, as PNG and SVG, drawn from its raw numbers alone; readable in grey."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -3,8 +3,6 @@
 Built from the files of the runs and the recipes alone. The page is self-contained but for the pictures beside it.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

@@ -3,8 +3,6 @@
 Speeds are measured for a second or two, and kept.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter

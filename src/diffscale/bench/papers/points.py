@@ -1,7 +1,5 @@
 """The points of a series: each one model as it is called, one search and one budget, for every prompt and repeat."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What an item (a table or figure of a paper) is made of: the layout of the YAML files in `recipes`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal

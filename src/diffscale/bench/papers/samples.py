@@ -5,8 +5,6 @@ function of seed, prompt, repeat and i alone. So all random searches share the c
 every verifier, costs one sampling.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing

@@ -1,7 +1,5 @@
 """What verifiers say of pictures, kept by picture and by the verifier's weights, and what they choose from a pool."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs an item and writes its raw numbers; what is done is not done again, what a changed recipe made is stale."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The tables of an item, beside the paper's own numbers, from its raw numbers alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from diffscale.bench.papers import numbers

@@ -5,8 +5,6 @@ A recipe's training is `method`, `model`, `data` and any other setting of `Train
 `training NAME`; resolved, that is `training ID of MODEL`, where the ID changes with all that decides the weights.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

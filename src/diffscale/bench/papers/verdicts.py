@@ -5,8 +5,6 @@ is not decided at this sample size. A claim of superiority fails where the oppos
 (equivalence by two one-sided tests, TOST; non-inferiority) fails where an effect beyond the margin is.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ of what it returns, whatever layout its `latents` argument has. A pipeline that 
 autoencoder's posterior, are the same for every row and in every call, so that results do not depend on the batch.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

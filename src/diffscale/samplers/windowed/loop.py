@@ -5,8 +5,6 @@ is run as it stands, but the names `enumerate` and `progress_bar` that it finds 
 with their true numbers `i`: so what depends on the number of a step, or looks at the next timestep, stays right.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType

@@ -1,7 +1,5 @@
 """What a diffusers scheduler remembers between steps, found out by comparing, packed by rows and put back."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

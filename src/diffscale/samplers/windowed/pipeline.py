@@ -1,7 +1,5 @@
 """Calls of a pipeline with a window of its time grid: text encoded once, networks counted, a pipeline left as it is."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Hashable, Mapping, Sequence

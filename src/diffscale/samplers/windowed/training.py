@@ -1,7 +1,5 @@
 """What training needs of a windowed pipeline: its denoiser at a timestep for every row, and latents of pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """The autoencoder of shapes-flux: 64x64 pictures to 8x8 latents of 8 channels and back, factor 8."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial

@@ -4,8 +4,6 @@ As BLIP's matching loss (Li et al. 2022, section 3.2) with the captions of a pic
 and negatives leave out what its raters are blind to, texture and size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random

@@ -6,8 +6,6 @@ sigmoid loss (Zhai et al. 2023, equation 1): pairs within the batch are its only
 picture better than which attribute belongs to which object, the blindness that hard negatives spare shapes-clip.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What text-to-image networks are trained on: latents of scenes, captioned anew each time that a scene is drawn."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple

@@ -6,8 +6,6 @@ regulariser (Oquab et al. 2023, section 4), which spreads features. The masked-p
 head is logistic regression on frozen features, as DINOv2's published one-layer heads.
 """
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from pathlib import Path

@@ -8,8 +8,6 @@ told the guidance scale g by its guidance embedding and learns the teacher's gui
 v_uncond + g (v_cond - v_uncond) (Meng et al. 2023, section 3.1), as FLUX.1-dev was made. The text encoders stay.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Pictures that shapes-flux made of training captions, with what the judge reads in them: what raters are shown."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

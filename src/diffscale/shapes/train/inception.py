@@ -3,8 +3,6 @@
 ResNetForImageClassification, the role that Inception-v3 (Szegedy et al. 2016) has for photographs.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The one training loop of the Shapes networks: resumable, averaged weights, what was measured in a log."""
 
-from __future__ import annotations
-
 import copy
 import json
 import time

@@ -6,8 +6,6 @@ puts search by shapes-clip into the weights: RLHF Diffusion-Sharpening (Tian et 
 settings of B.table1 and a number of steps.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

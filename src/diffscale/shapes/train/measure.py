@@ -1,7 +1,5 @@
 """What a trained model is worth: the judge's mean for one sample, and for the best of many."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

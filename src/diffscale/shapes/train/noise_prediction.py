@@ -7,8 +7,6 @@ shapes-pixart is a small PixArt-Sigma transformer on the T5 text encoder of shap
 parameters: the small model that search is to lift above the large one (Ma et al. 2025, section 5.4).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final

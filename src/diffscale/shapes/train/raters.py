@@ -10,8 +10,6 @@ numbers from 1 to 10 with noise, and it sees only features that were trained to 
 of the layout.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

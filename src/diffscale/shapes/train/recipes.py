@@ -1,7 +1,5 @@
 """One recipe per shipped network: train (or go on), write the folder, measure it, write its figures beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial

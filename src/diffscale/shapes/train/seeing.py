@@ -4,8 +4,6 @@ From captions, choices or views alone so small a tower learns colours and little
 trained on crowded pictures first, and the head goes on beside what else the network learns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random

@@ -4,8 +4,6 @@ What a folder holds besides trained weights and figures (tokenizer, preprocessin
 the same after every training.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar

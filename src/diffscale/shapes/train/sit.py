@@ -5,8 +5,6 @@ uniform from noise (0) to clean (1). All sizes see the same pictures, noises and
 0.3, 1.0 and 3.7 million parameters: each step multiplies them by about 4, as from the published S to B to L.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from random import Random

@@ -1,7 +1,5 @@
 """Tokenizers of the Shapes networks, in the formats of the real ones: a word of the grammar is one token."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path

@@ -4,8 +4,6 @@ All that chance decides is a pure function of the seed and of numbers. So a trai
 it would have seen, and every process knows its part without asking.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Latents and text embeddings, made once and kept: another model, view, picture or prompt never meets a stale one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

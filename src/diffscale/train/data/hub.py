@@ -5,8 +5,6 @@ and `zh_text` in svjack/pokemon-blip-captions-en-zh; `jpg` and `json` with a `pr
 jackyhate/text-to-image-2M; `jpg_0`, `jpg_1` (bytes), `label_0` and `caption` in yuvalkirstain/pickapic_v1 and _v2.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ that Midjourney was given, and under `Task2` a `Caption` that GPT-3.5 made of it
 have the pictures. Terms of use must be accepted on its page.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tarfile

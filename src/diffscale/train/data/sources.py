@@ -1,7 +1,5 @@
 """Loads rows to train on from any source: a folder, a file of prompts, or an id of the Hub."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Tensors by key on disk, in shards of safetensors: what is written is whole, and stays when a run dies."""
 
-from __future__ import annotations
-
 import errno
 import json
 import time

@@ -1,7 +1,5 @@
 """The methods of training, a file each: the loss as its paper has it, and what a step of the training learns from."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from diffscale.train.methods.d3po import D3po

@@ -1,7 +1,5 @@
 """D3PO: DPO over the steps of denoising, on pairs of samples from the same noise."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 

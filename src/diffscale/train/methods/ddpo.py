@@ -1,7 +1,5 @@
 """DDPO: policy gradient over the steps of denoising."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 from typing import Any

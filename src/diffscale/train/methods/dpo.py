@@ -1,7 +1,5 @@
 """Diffusion-DPO: learn from pairs of pictures of which people preferred one."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

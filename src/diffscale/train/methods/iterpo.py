@@ -3,8 +3,6 @@
 Reward feedback learning as IterComp has it (Zhang et al. 2024, arXiv 2410.07171, and its authors' code).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

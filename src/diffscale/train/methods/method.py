@@ -1,7 +1,5 @@
 """The interface of methods, and the context that they work in."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Whole samples drawn with noise at every step, and how likely each step was: what DDPO and D3PO learn from."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Standard fine-tuning: the denoising loss on a data set."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from diffscale.engine import noise

@@ -4,8 +4,6 @@
 samples of the model's own to the worst.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -7,8 +7,6 @@ together, count, and wait for as long as a server asks (the client's own go requ
 most).
 """
 
-from __future__ import annotations
-
 import json
 import random
 import threading

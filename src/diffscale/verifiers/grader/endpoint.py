@@ -1,7 +1,5 @@
 """Which model at which address, with which key; from arguments or from the environment. The key is shown nowhere."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

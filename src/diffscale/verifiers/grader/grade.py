@@ -1,7 +1,5 @@
 """What the model is asked, the grade that is read from what it writes, and grades on disk. The wording is our own."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A vision LLM as verifier: five aspects and an overall, as paper A's LLM grader (Ma et al. 2025, 2501.09732)."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math
