@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from diffscale._util import hardware
+from diffscale._util.errors import DiffscaleError
 from diffscale.shapes.captions import WORDS
 from diffscale.shapes.scenes import COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, draw_crowded_scene
 from diffscale.shapes.train import autoencoder, blip, corpus, flux, inception, raters, recipes, seeing
@@ -56,6 +57,17 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_checkpoint(tmp_path: Path
     with pytest.raises(FloatingPointError, match=r"step 15.*checkpoint\.pt"):
         _train(tmp_path, 40, poison=15)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 10
+
+
+@pytest.mark.parametrize("content", [b"torn", {"step": 10, "net": {}}, {"weights": {}}])
+def test_a_checkpoint_of_another_training_is_told_in_a_sentence(tmp_path: Path, content: object) -> None:
+    saved = tmp_path / "checkpoint.pt"
+    if isinstance(content, bytes):
+        saved.write_bytes(content)
+    else:
+        torch.save(content, saved)
+    with pytest.raises(DiffscaleError, match=r"checkpoint\.pt is no checkpoint of this training .*remove"):
+        _train(tmp_path, 20)
 
 
 def test_every_word_is_one_token() -> None:

@@ -13,16 +13,3 @@ def fast_bfloat16() -> bool:
     if able["architecture"] == "x86_64":
         return bool(able["avx512_bf16"] or able["amx_bf16"])
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
-
-
-def auto_dtype(device: str | torch.device) -> torch.dtype:
-    """The dtype that a device computes quickly without loss of range.
-
-    bfloat16 where the device has it; else float32 on a processor, and float16 on a GPU.
-    """
-    kind = torch.device(device).type
-    if kind == "cpu":
-        return torch.bfloat16 if fast_bfloat16() else torch.float32
-    if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float16

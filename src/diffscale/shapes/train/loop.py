@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from diffscale._util import hardware
+from diffscale._util.errors import explained
 from diffscale._util.files import replacing
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -50,7 +52,7 @@ def fit(
     """Train `net` in place and return its averaged copy, frozen and in evaluation mode.
 
     Killed at any moment, the same call goes on from the last checkpoint; a loss that is not finite stops the
-    training with FloatingPointError and leaves that checkpoint.
+    training with FloatingPointError and leaves that checkpoint. Raises DiffscaleError for a checkpoint of another one.
     """
     optimisers = _optimisers(net, lr, weight_decay, muon)
     # Its ramp forgets the random start, which a constant decay keeps for thousands of steps.
@@ -58,10 +60,12 @@ def fit(
     parts = {"net": net, "mean": ema, **{type(each).__name__: each for each in optimisers}}
     first, saved = 0, folder / "checkpoint.pt"
     if saved.exists():
-        state = torch.load(saved, map_location="cpu", weights_only=True)
-        first = state["step"]
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        sentence = f"{saved} is no checkpoint of this training ({{why}}): remove {folder} to train anew."
+        with explained(sentence, KeyError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
+            state = torch.load(saved, map_location="cpu", weights_only=True)
+            first = state["step"]
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
 
     def averaged() -> Net:
         mean = copy.deepcopy(net)
