@@ -61,7 +61,7 @@ def fit(
     first, saved = 0, folder / "checkpoint.pt"
     if saved.exists():
         sentence = f"{saved} is no checkpoint of this training ({{why}}): remove {folder} to train anew."
-        with explained(sentence, KeyError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
+        with explained(sentence, LookupError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
             state = torch.load(saved, map_location="cpu", weights_only=True)
             first = state["step"]
             for name, part in parts.items():
