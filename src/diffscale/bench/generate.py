@@ -42,7 +42,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
                 f"{folder} holds another run (see its config.yaml): choose another --output, or remove the folder."
             )
         if done.exists():
-            return dict(json.loads(done.read_text()))
+            return dict(json.loads(done.read_text(encoding="utf-8")))
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DiffscaleError(f"{folder} exists and is not a run of diffscale: choose another --output.")
     try:

@@ -78,7 +78,7 @@ def reproduce(
         # Also of what is done: a run may have been killed before this.
         page.write_recipe(output, name, loaded[name], each, options)
     path = page.build(output)
-    verdicts = json.loads((output / "verdicts.json").read_text())
+    verdicts = json.loads((output / "verdicts.json").read_text(encoding="utf-8"))
     rows = ((row["item"], row["claim"], row["verdict"], f"{row['p']:.2g}") for row in verdicts)
     print_table(console, ("item", "claim", "verdict", "p"), rows)
     console.print(f"{path} has all of it")

@@ -114,7 +114,7 @@ def _write_card(
         known_prompts=[*plugins("suites"), *settings.held_out_prompts],
         rewarded=rewarded,
     )
-    path.write_text(f"{card.content}\n")
+    path.write_text(f"{card.content}\n", encoding="utf-8")
 
 
 def _result(

@@ -169,7 +169,7 @@ class Checkpoints:
         try:
             self.base.load_trainable(load_file(path / _WEIGHTS))
             self.accelerator.load_state(str(path))
-            content = json.loads((path / _STATE).read_text())
+            content = json.loads((path / _STATE).read_text(encoding="utf-8"))
             if (path / _AVERAGE).exists():
                 self.optimisation.load_average(load_file(path / _AVERAGE), content["step"])
             own = path / self._samples_file
@@ -275,7 +275,7 @@ class Log:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log, none if it is not there."""
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             lines.append(dict(json.loads(line)))
         except ValueError:

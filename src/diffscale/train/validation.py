@@ -89,7 +89,9 @@ def load(folder: Path, name: str) -> Validation | None:
     if not (place / "scores.json").exists():
         return None
     saved = Pictures.open(place)
-    return Validation(list(saved.load(range(len(saved)))), json.loads((place / "scores.json").read_text()))
+    return Validation(
+        list(saved.load(range(len(saved)))), json.loads((place / "scores.json").read_text(encoding="utf-8"))
+    )
 
 
 def gains(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:

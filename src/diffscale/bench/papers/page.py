@@ -69,7 +69,7 @@ def write_recipe(folder: Path, name: str, recipe: Recipe, setting: Setting, opti
 def read_recipe(folder: Path, name: str) -> dict[str, Any] | None:
     """What `write_recipe` wrote for the numbers of an item; None where it did not get to it, as a run was killed."""
     path, raw = folder / name / "recipe.json", read(folder, name)
-    content = dict(json.loads(path.read_text())) if path.is_file() else {}
+    content = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     return content if raw is not None and content.get("made_of") == raw["made_of"] else None
 
 

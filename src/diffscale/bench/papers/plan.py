@@ -165,7 +165,7 @@ class Speeds:
     def __init__(self, folder: Path, models: Models, scores: Scores) -> None:
         self._path, self._models, self._scores = folder / "speeds.json", models, scores
         self._samples: dict[str, torch.Tensor] = {}
-        self._known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._known = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
 
     def of_call(self, call: Call, prompt: str) -> Speed:
         """The speed of a call, of samples of `prompt`; of what a training gives, that of its base."""

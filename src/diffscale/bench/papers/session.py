@@ -99,7 +99,7 @@ def _content(source: str) -> Any:
 def read(folder: Path, item: str) -> dict[str, Any] | None:
     """The raw numbers of an item, None where there are none."""
     path = folder / item / "raw.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else None
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def discard(folder: Path, items: Iterable[str]) -> None:

@@ -171,7 +171,7 @@ def _by_seconds(progress: Progress, name: str, most: float | None) -> Progress:
 
 def keep_log(training: Path, item: Path, name: str) -> dict[str, Any]:
     """Copy the log of the finished `training` into the folder of an item; what is to be known of it, for JSON."""
-    result = json.loads((training / "result.json").read_text())
+    result = json.loads((training / "result.json").read_text(encoding="utf-8"))
     file = f"{safe_name(name)}.jsonl"
     (item / "trainings").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(training / run_directory.LOG_FILE, item / "trainings" / file)

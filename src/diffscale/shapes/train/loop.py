@@ -114,7 +114,7 @@ def _optimisers(net: nn.Module, lr: float, weight_decay: float, muon: bool) -> l
 
 def _log(folder: Path, figures: dict[str, float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.jsonl").open("a") as log:
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(figures) + "\n")
     print(json.dumps(figures), flush=True)
 

@@ -134,5 +134,5 @@ def train_sharpened(checkpoints: Path, folder: Path, steps: int) -> dict[str, An
     file = "pytorch_lora_weights.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: t.half() for key, t in load_file(run / file).items()}, folder / file, {"format": "pt"})
-    result = json.loads((run / "result.json").read_text())
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return {key: result[key] for key in ("steps", "seconds_per_step", "reward", "peak_memory_bytes", "last")}

@@ -4,6 +4,7 @@ From captions, choices or views alone so small a tower learns colours and little
 trained on crowded pictures first, and the head goes on beside what else the network learns.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -25,7 +26,7 @@ _KINDS: Final = [len(values) + 1 for values in ATTRIBUTES.values()]
 """Logits of the head for each attribute of a patch: its values and none."""
 
 
-class Sighted(nn.Module):
+class Sighted(nn.Module, ABC):
     """A network of pictures and texts, with the head that tells what is at each patch.
 
     A subclass says what it is trained on and by which loss.
@@ -41,17 +42,17 @@ class Sighted(nn.Module):
         self.net = net
         self.head = nn.Linear(WIDTH, sum(_KINDS))
 
+    @abstractmethod
     def draw(self, rng: Random) -> tuple[list[Scene], Sequence[Tensor]]:
         """A batch of scenes, and the tokens of the texts that go with them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, seen: Any, *tokens: Tensor) -> tuple[Tensor, ...]:
         """What the network makes of its tower's output and of tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def objective(self, *outputs: Tensor) -> Tensor:
         """The loss of what `embed` returned for a batch, in float32."""
-        raise NotImplementedError
 
     def look(self, pixels: Tensor) -> tuple[Any, Tensor]:
         """The tower's output for `pixels` [B, 3, 64, 64] in [-1, 1], and the head's logits [B, 64, sum(_KINDS)]."""
