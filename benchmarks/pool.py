@@ -2,7 +2,7 @@
 
 Random search of any budget up to n is a part of it. Made once, block by block, and kept; a verifier added later scores
 the same pictures. What made them is written beside them: a folder of another model, call or seed is refused, and scores
-of a verifier whose weights changed are made again.
+are made again when the weights of a shipped verifier changed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from diffscale._util.fingerprints import network_digest
-from diffscale.bench.papers.samples import LEVEL, finish
-from diffscale.bench.papers.scores import verifier_digest
+from diffscale._util.fingerprints import json_digest, network_digest
+from diffscale._util.pixels import eight_bit
+from diffscale.bench.papers.digests import shipped_verifiers
+from diffscale.bench.shared_samples import LEVEL
 from diffscale.engine import noise
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
@@ -95,7 +96,7 @@ class Pool:
     def scores(self, name: str) -> NDArray[np.float64]:
         """What verifier `name` gives every picture, [prompts, n]."""
         verifier = load(name, image_model=MODEL)
-        path = self.folder / f"scores {name.replace('/', '_')} {verifier_digest(verifier)}.npy"
+        path = self.folder / f"scores {name.replace('/', '_')} {json_digest(shipped_verifiers())}.npy"
         if not path.exists():
             rows = range(len(self.prompts))
             found = np.array([self._score(verifier, row) for row in track(rows, name)])
@@ -110,9 +111,9 @@ class Pool:
         return torch.cat(found).numpy()
 
     def _sample(self, sampler: DiffusersSampler, row: int, keys: Tensor) -> tuple[Tensor, Tensor]:
-        final, recorded = finish(sampler, sampler.prior(keys, torch.full((len(keys),), row)), record=True)
-        assert recorded is not None
-        return final, recorded
+        state = sampler.run(sampler.prior(keys, torch.full((len(keys),), row)), None, LEVEL)
+        assert state.recorded is not None
+        return eight_bit(sampler.decode(state.x)), eight_bit(sampler.decode(state.recorded))
 
     def _path(self, row: int) -> Path:
         return self.folder / f"{row:04d}.safetensors"

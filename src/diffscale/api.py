@@ -40,17 +40,19 @@ def make_sampler(
     steps: int | None,
     pipe_args: Mapping[str, Any],
     loading: LoadOptions,
+    load: Callable[[str, LoadOptions], Any] | None = None,
 ) -> Sampler:
     """The sampler of a pipeline or model name, called as its folder states where `steps` and `pipe_args` are silent.
 
-    The `prompts` of class-conditional models are names or ids of classes, and become ClassLabels.
+    The `prompts` of class-conditional models are names or ids of classes, and become ClassLabels. `load` gives the
+    pipeline of a name, None: as `load_pipeline` does.
     Raises DiffscaleError if it cannot be loaded, or does not run as `loading` says.
     """
     if not isinstance(model, str) and (asked := sorted(loading.asked().keys() - {"device"})):
         raise DiffscaleError(
             f"The pipeline is loaded already and used as it is: set {', '.join(asked)} on it, or give its name."
         )
-    pipe = load_pipeline(model, loading) if isinstance(model, str) else model
+    pipe = (load or load_pipeline)(model, loading) if isinstance(model, str) else model
     call, by_class = plain_call(pipe), class_model(pipe)
     args = {**call.args, **pipe_args}
     if by_class is None:

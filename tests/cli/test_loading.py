@@ -40,6 +40,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[LoadOptions]:
         raise DiffscaleError("enough")
 
     monkeypatch.setattr("diffscale.api.load_pipeline", load)
+    monkeypatch.setattr("diffscale.bench.networks.load_pipeline", load)
     return asked
 
 

@@ -10,15 +10,21 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import parse_jsonl
+from diffscale._util.fingerprints import array_digest
 from diffscale._util.progress import Counter, Progress, silent
 from diffscale.api import make_sampler
 from diffscale.bench.config import BenchConfig
-from diffscale.bench.series import Cell, PromptRepeat, costs_of, rows_of, safe_name, tasks_of
+from diffscale.bench.networks import Networks
+from diffscale.bench.series import ANYTIME, Cell, PromptRepeat, costs_of, rows_of, safe_name, tasks_of
+from diffscale.bench.shared_samples import SharedSampler
+from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
 from diffscale.engine.leaderboard import candidate_value
@@ -29,34 +35,40 @@ from diffscale.models.load import base_model, best_device
 from diffscale.registry import parse
 from diffscale.report.pictures import to_pil
 from diffscale.searches import SEARCHES
-from diffscale.types import NeedsIntermediateX0, PoolVerifier, Sampler, SetVerifier, Verifier
-from diffscale.verifiers import load as load_verifier
+from diffscale.types import Environment, Evaluate, NeedsIntermediateX0, PoolVerifier, Sampler, Search, SetVerifier
+from diffscale.verifiers.function import FunctionVerifier
 from diffscale.verifiers.heldout import heldout_scores
 
 
 def run(
     settings: BenchConfig,
-    prompts: list[str],
+    prompts: Sequence[str],
     folder: Path,
     progress: Progress = silent,
     only: Sequence[Cell] | None = None,
+    *,
+    source: str | None = None,
+    networks: Networks | None = None,
+    share: bool = False,
 ) -> list[dict[str, Any]]:
     """Run all cells that are not done and return all samples, one for each cell, prompt and repeat.
 
     `folder` holds `samples.jsonl`, a line for each finished search, `journal.sqlite`, from which a run that was killed
     goes on, and the best pictures. `progress` is called with a cell's name and its NFE over all its prompts. `only`:
-    these cells instead of all combinations.
+    these cells instead of all combinations. `source`: the folder of the model that `settings` only name. `networks`:
+    those that are loaded already. `share`: keep the samples of random searches, so that those with other verifiers
+    sample nothing again; the seconds of these are then without their denoising.
 
     Raises DiffscaleError for settings that cannot be met; a search that finds nothing becomes a sample with `error`.
     """
     for search in settings.search:
         parse(search, "search", SEARCHES)
-    bench = _Bench(settings, prompts, folder, progress)
+    bench = _Bench(settings, prompts, folder, source or settings.model, networks, share)
     chosen = cells(settings) if only is None else only
     # Opened even if all is done: it knows whether the folder is of this model and seed.
     with closing(Journal(folder / "journal.sqlite", settings.shared())) as journal:
         for cell in chosen:
-            bench.run_cell(cell, journal)
+            bench.run_cell(cell, journal, partial(progress, cell.name))
     return [bench.done[name] for cell in chosen for name in bench.names(cell)]
 
 
@@ -73,11 +85,19 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 class _Bench:
     """What the cells of a run share. `done`: finished samples by name."""
 
-    def __init__(self, settings: BenchConfig, prompts: list[str], folder: Path, progress: Progress) -> None:
-        self.settings, self.folder, self.progress = settings, folder, progress
-        device = best_device(settings.device)
-        self.verifiers = {
-            name: load_verifier(name, device=device, image_model=settings.model) for name in settings.verifier
+    def __init__(
+        self, settings: BenchConfig, prompts: Sequence[str], folder: Path, source: str, networks: Networks | None,
+        share: bool,
+    ) -> None:  # fmt: skip
+        self.settings, self.folder, self.source, self.share = settings, folder, source, share
+        self.networks = networks or Networks(best_device(settings.device))
+        self.verifiers = {name: self.networks.verifier(name, source) for name in settings.verifier}
+        self.verifiers[""] = FunctionVerifier("none", lambda images, prompts: [0.0] * len(prompts))
+        # What says something of a picture by itself.
+        self.absolute = {
+            name: verifier
+            for name, verifier in self.verifiers.items()
+            if name and not isinstance(verifier, PoolVerifier | NeedsIntermediateX0 | SetVerifier)
         }
         self.file = folder / "samples.jsonl"
         # A last line that was not written to its end is cut off; the journal has what it said.
@@ -87,54 +107,79 @@ class _Bench:
         self.wanted = [PromptRepeat(prompt, repeat) for prompt in prompts for repeat in range(settings.repeats)]
         self.prompts, self.rows = rows_of(self.wanted)
         self.first: dict[tuple[str, PromptRepeat], Candidate] = {}
+        self._scored: dict[tuple[str, str], float] = {}
 
     @cached_property
     def sampler(self) -> Sampler:
         """The model, which is opened when the first search needs it."""
+        return self._sampler(self.settings.steps)
+
+    def _sampler(self, steps: int | None) -> Sampler:
         settings = self.settings
         return make_sampler(
-            settings.model, self.prompts, steps=settings.steps, pipe_args=settings.call_args, loading=settings
-        )
+            self.source, self.prompts, steps=steps, pipe_args=settings.call_args, loading=settings,
+            load=self.networks.pipeline,
+        )  # fmt: skip
+
+    @cached_property
+    def shared_sampler(self) -> Sampler:
+        """`sampler` for random searches."""
+        return SharedSampler(self.sampler, self.folder / "samples.sqlite") if self.share else self.sampler
+
+    @cached_property
+    def mixed(self) -> list[int]:
+        """The order in which a SetVerifier chooses: repeat after repeat, prompts by chance.
+
+        Class after class, the first ones would have to stand for all classes, and each of many candidates that is
+        chosen would be the one that looks least like its own.
+        """
+        root = noise.root(self.settings.seed)
+        keys = [(each.repeat, noise.fold(root, each.condition, each.repeat, "order")) for each in self.wanted]
+        return sorted(range(len(keys)), key=keys.__getitem__)
 
     def names(self, cell: Cell) -> list[str]:
-        """What journal and samples know the searches of a cell by."""
+        """What samples know the searches of a cell by."""
         names = [f"{cell.name} | {each.name}" for each in self.wanted]
         if not isinstance(self.verifiers[cell.verifier], SetVerifier):
             return names
-        # What each finds depends on all before it, so another list of prompts makes it another search.
-        before, chained = hashlib.blake2b(digest_size=6), []
-        for name in names:
-            chained.append(f"{name} | after {before.hexdigest()}")
-            before.update(name.encode() + b"\n")
+        # What each finds depends on all before it, so other prompts before it make it another search.
+        before, chained = hashlib.blake2b(digest_size=6), list(names)
+        for i in self.mixed:
+            chained[i] = f"{names[i]} | after {before.hexdigest()}"
+            before.update(names[i].encode() + b"\n")
         return chained
 
-    def run_cell(self, cell: Cell, journal: Journal) -> None:
+    def run_cell(self, cell: Cell, journal: Journal, progress: Counter = silent) -> None:
         """Run the searches of a cell that are not done, and append their samples to the file."""
-        names, verifier = self.names(cell), self.verifiers[cell.verifier]
+        names, in_set = self.names(cell), isinstance(self.verifiers[cell.verifier], SetVerifier)
         left = [i for i, name in enumerate(names) if name not in self.done]
-        if not left:
-            return
-        if isinstance(verifier, SetVerifier):
+        if left:
             # Each depends on what was chosen before it; what is done costs nothing, the journal has it.
-            left = list(range(len(names)))
-        wanted, rows = [self.wanted[i] for i in left], [self.rows[i] for i in left]
-        # The noise depends on prompt and repeat alone: all cells search from the same first sample, as paired tests
-        # need.
-        tasks = tasks_of(cell.search, cell.budget, wanted, rows, self.settings.seed, [names[i] for i in left])
-        self._sample_plainly(cell, wanted, tasks, journal)
-        outcomes = self._search(cell, tasks, journal, partial(self.progress, cell.name))
-        for each, task, outcome in zip(wanted, tasks, outcomes, strict=True):
-            if task.name not in self.done:
-                self.done[task.name] = self._sample(cell, each, task, outcome)
-                with self.file.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(self.done[task.name], ensure_ascii=False) + "\n")
+            left = self.mixed if in_set else left
+            wanted, rows = [self.wanted[i] for i in left], [self.rows[i] for i in left]
+            # A larger budget goes on from the replies of a smaller one.
+            paid = replace(cell, budget=0 if cell.algorithm in ANYTIME else cell.budget, final_steps=0).name
+            known = [names[i] if in_set else f"{paid} | {each.name}" for i, each in zip(left, wanted, strict=True)]
+            # The noise depends on prompt and repeat alone: all cells search from the same first sample, as paired tests
+            # need.
+            budget = cell.budget if cell.verifier else self.sampler.steps
+            tasks = tasks_of(cell.search, budget, wanted, rows, self.settings.seed, known)
+            self._sample_plainly(cell, wanted, tasks, journal)
+            outcomes = self._search(cell, tasks, journal, progress)
+            if cell.final_steps:
+                outcomes = self._sample_again(cell, tasks, outcomes, journal)
+            for i, task, outcome in zip(left, tasks, outcomes, strict=True):
+                if names[i] not in self.done:
+                    self._write(self._sample(cell, names[i], self.wanted[i], task, outcome))
+        for name, row in zip(names, self.rows, strict=True):
+            self._score_by_others(self.done[name], row)
 
-    def _search(self, cell: Cell, tasks: list[Task], journal: Journal, progress: Counter = silent) -> list[Any]:
+    def _search(self, cell: Cell, tasks: Sequence[Task], journal: Journal, progress: Counter = silent) -> list[Any]:
         """What the searches find, or their DiffscaleErrors."""
-        verifier, batch_size = self.verifiers[cell.verifier], self.settings.batch_size
         return run_searches(
-            tasks, self.sampler, verifier, batch_size, journal=journal, progress=progress, return_errors=True
-        )
+            tasks, self.shared_sampler if cell.algorithm == "random" else self.sampler, self.verifiers[cell.verifier],
+            self.settings.batch_size, journal=journal, progress=progress, return_errors=True,
+        )  # fmt: skip
 
     def _sample_plainly(
         self, cell: Cell, wanted: Sequence[PromptRepeat], tasks: Sequence[Task], journal: Journal
@@ -148,13 +193,36 @@ class _Bench:
                 name = task.name
             if (cell.verifier, each) not in self.first:
                 fresh[each] = replace(baseline_task(task), budget=self.sampler.steps, name=f"{name} | plain")
-        for each, outcome in zip(fresh, self._search(cell, list(fresh.values()), journal), strict=True):
+        plain = replace(cell, search="random")
+        for each, outcome in zip(fresh, self._search(plain, list(fresh.values()), journal), strict=True):
             if isinstance(outcome, Result):
                 self.first[cell.verifier, each] = outcome.best
 
-    def _sample(self, cell: Cell, each: PromptRepeat, task: Task, outcome: Any) -> dict[str, Any]:
+    def _sample_again(
+        self, cell: Cell, tasks: Sequence[Task], outcomes: Sequence[Any], journal: Journal
+    ) -> list[Result | DiffscaleError]:
+        """`outcomes`, with the pictures that the noises found give in `final_steps`, and what these cost too."""
+        sampler, merged = self._sampler(cell.final_steps), list(outcomes)
+        again = {}
+        for i, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
+            if isinstance(outcome, Result) and outcome.best.noise is None:
+                merged[i] = DiffscaleError(
+                    f"What {cell.algorithm} finds has no noise to sample again: leave the final steps out."
+                )
+            elif isinstance(outcome, Result):
+                found, name = partial(_sample_noise, outcome.best.noise), f"{task.name} | {cell.name} | again"
+                again[i] = replace(task, search=found, budget=sampler.steps, name=name)
+        sampled = run_searches(
+            list(again.values()), sampler, self.verifiers[""], self.settings.batch_size, journal=journal
+        )
+        for i, each in zip(again, sampled, strict=True):
+            best = replace(each.best, score=outcomes[i].best.score)
+            merged[i] = replace(outcomes[i], best=best, ledger=outcomes[i].ledger + each.ledger)
+        return merged
+
+    def _sample(self, cell: Cell, name: str, each: PromptRepeat, task: Task, outcome: Any) -> dict[str, Any]:
         """The line of a finished search, whose best picture is saved."""
-        sample = {"name": task.name, **asdict(cell), "prompt": each.prompt, "repeat": each.repeat}
+        sample = {"name": name, **asdict(cell), "prompt": each.prompt, "repeat": each.repeat}
         if isinstance(outcome, DiffscaleError):
             return sample | {"error": str(outcome)}
         verifier = self.verifiers[cell.verifier]
@@ -164,15 +232,18 @@ class _Bench:
         else:
             baseline = replace(baseline, score=candidate_value(outcome.pool, baseline.components, verifier))
         # A file name that another --limit, which numbers the prompts otherwise, gives to no other search.
-        digest = hashlib.blake2b(task.name.encode(), digest_size=4).hexdigest()
+        digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
         picture = Path("pictures", safe_name(cell.name), f"{safe_name(each.prompt)[:60]}-{digest}.png")
         (self.folder / picture).parent.mkdir(parents=True, exist_ok=True)
         to_pil(outcome.best.image).save(self.folder / picture)
-        images, prompt = (
-            {"best": outcome.best.image, "baseline": baseline.image},
-            self.sampler.prompts[task.prompt_index],
-        )
-        scores = {name: _scores(v, images, prompt) for name, v in self.verifiers.items() if not _relative(v)}
+        images = {"best": outcome.best.image, "baseline": baseline.image}
+        prompt = self.sampler.prompts[task.prompt_index]
+        scores = {
+            judge: {
+                end: score for end, image in images.items() if (score := self._score(judge, image, prompt)) is not None
+            }
+            for judge in self.absolute
+        }
         return {
             **sample,
             **costs_of(outcome),
@@ -181,20 +252,49 @@ class _Bench:
             "score": {"best": outcome.best.score, "baseline": baseline.score},
             "scores": scores,
             "members": list(outcome.traces),
-            "judge": heldout_scores(base_model(self.settings.model), prompt, images),
+            "judge": heldout_scores(base_model(self.source), prompt, images),
             "trace": outcome.trace,
             "traces": outcome.traces,
+            "pool": [[value if math.isfinite(value) else None for value in row] for row in outcome.pool.tolist()],
             "image": str(picture),
         }
 
+    def _score_by_others(self, sample: dict[str, Any], row: int) -> None:
+        """Let verifiers that have not scored the picture of a sample do so, if it has one."""
+        if "error" in sample or all("best" in sample["scores"].get(name, {}) for name in self.absolute):
+            return
+        image = read_picture(self.folder / sample["image"])
+        scores = dict(sample["scores"])
+        for name in self.absolute:
+            if "best" not in scores.get(name, {}):
+                score = self._score(name, image, self.sampler.prompts[row])
+                scores |= {} if score is None else {name: {**scores.get(name, {}), "best": score}}
+        if scores != sample["scores"]:
+            self._write({**sample, "scores": scores})
 
-def _relative(verifier: Verifier) -> bool:
-    """Whether it says nothing of a picture by itself."""
-    return isinstance(verifier, PoolVerifier | NeedsIntermediateX0 | SetVerifier)
+    @torch.no_grad()
+    def _score(self, verifier: str, image: Tensor, prompt: str) -> float | None:
+        """What a verifier of the run says, also one that was not searched with; None where it cannot tell."""
+        key = verifier, array_digest(image, PromptRepeat(prompt, 0).condition)
+        if key not in self._scored:
+            score = float(safe_score(self.absolute[verifier], image[None], [prompt])[0])
+            if not math.isfinite(score):
+                return None
+            self._scored[key] = score
+        return self._scored[key]
+
+    def _write(self, sample: dict[str, Any]) -> None:
+        """Append the line of a sample; of several of one name the last one counts."""
+        self.done[sample["name"]] = sample
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
 
-@torch.no_grad()
-def _scores(verifier: Verifier, images: dict[str, Tensor], prompt: str) -> dict[str, float | None]:
-    """What a verifier of the run says, also one that was not searched with; None where it cannot tell."""
-    scores = {name: float(safe_score(verifier, image[None], [prompt])[0]) for name, image in images.items()}
-    return {name: score if math.isfinite(score) else None for name, score in scores.items()}
+def read_picture(path: Path) -> Tensor:
+    """A picture as it was found, float32 [3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).float() / 255
+
+
+def _sample_noise(noise: Any, env: Environment) -> Search:
+    start = env.prior(1)
+    yield Evaluate(replace(start, x=noise[None].to(start.x)))

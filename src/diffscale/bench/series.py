@@ -1,9 +1,9 @@
 """What all series of searches have in common: their cells, prompts with repeats, tasks, and what searches cost."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from diffscale.engine import noise
 from diffscale.engine.results import Result
@@ -12,22 +12,36 @@ from diffscale.registry import parse
 from diffscale.searches import SEARCHES
 from diffscale.types import ClassLabel
 
+ANYTIME: Final = ("random", "zero_order", "first_order")
+"""Searches that a larger budget only continues."""
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One search with one verifier and one budget in NFE."""
+    """One search with one verifier and one budget in NFE.
+
+    Without a verifier there is no search: one sample of the first noise. `final_steps`: the noise found is sampled
+    again in that many, and paid for; 0: what was found is kept.
+    """
 
     search: str
     verifier: str
     budget: int
+    final_steps: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.search} | {self.verifier} | {self.budget}"
+        again = f" | {self.final_steps} steps" if self.final_steps else ""
+        return f"{self.search} | {self.verifier} | {self.budget}{again}"
+
+    @property
+    def algorithm(self) -> str:
+        return self.search.split()[0]
 
     def samples_in(self, samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Those of `samples` that are of this cell, failed ones too."""
-        return [s for s in samples if Cell(s["search"], s["verifier"], s["budget"]) == self]
+        fields = asdict(self)
+        return [s for s in samples if all(s.get(name, 0) == value for name, value in fields.items())]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +53,7 @@ class PromptRepeat:
 
     @property
     def condition(self) -> str:
-        """Names the prompt; a ClassLabel by its id too, as two classes of ImageNet may be called alike."""
-        return f"{self.prompt.class_id} {self.prompt}" if isinstance(self.prompt, ClassLabel) else self.prompt
+        return condition_of(self.prompt)
 
     @property
     def name(self) -> str:
@@ -55,6 +68,11 @@ class PromptRepeat:
     def key(self, seed: int) -> int:
         """The key of all noises of its searches: of prompt and repeat alone, so that all searches begin alike."""
         return noise.fold(noise.root(seed), self.prompt, self.repeat)
+
+
+def condition_of(prompt: str) -> str:
+    """Names a prompt; a ClassLabel by its id too, as two classes of ImageNet may be called alike."""
+    return f"{prompt.class_id} {prompt}" if isinstance(prompt, ClassLabel) else prompt
 
 
 def rows_of(wanted: Sequence[PromptRepeat]) -> tuple[list[str], list[int]]:

@@ -48,7 +48,7 @@ def reproduce(
     if len(loaded) > 1:
         loaded = {name: recipe for name, recipe in loaded.items() if config.setting in recipe.settings}
     from diffscale.bench.papers import page
-    from diffscale.bench.papers.plan import check, plan
+    from diffscale.bench.papers.plan import check
     from diffscale.bench.papers.points import GIVEN
     from diffscale.bench.papers.session import Session, discard, run
     from diffscale.models.load import best_device
@@ -71,10 +71,9 @@ def reproduce(
         _print_estimate(console, left, session)
     if estimate:
         return
-    recording = plan(left.values()).recorded
     for name, each in settings.items():
         with progress_bars(console) as progress:
-            run(name, each, session, progress, recording)
+            run(name, each, session, progress)
         # Also of what is done: a run may have been killed before this.
         page.write_recipe(output, name, loaded[name], each, options)
     path = page.build(output)

@@ -6,7 +6,8 @@ counts the rows that went through the network, so guidance shows there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
 
 from diffscale.types import Evaluate, Gradient, Predict, Request, Run, Sampler, Score, Solve
 
@@ -40,6 +41,11 @@ class Ledger:
     def left(self) -> int:
         """NFE that the budget still pays."""
         return self.budget - self.nfe
+
+    def __add__(self, other: Self) -> Self:
+        """The account of both; budgets are added too."""
+        sums = {each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)[:-1]}
+        return replace(self, **sums, seconds={kind: self.seconds[kind] + other.seconds[kind] for kind in self.seconds})
 
     def charge(self, nfe: int) -> None:
         """Take `nfe` from the budget, before anything runs; raises BudgetSpent, taking nothing."""

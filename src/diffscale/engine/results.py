@@ -14,9 +14,10 @@ class Candidate:
 
     Of a video, `image` is a strip of the frames that were scored, side by side; `latents` are the whole video's.
     `key` replays it where the search drew its noise and did not intervene on the way:
-    `sampler.run(sampler.prior(key, row))`. `nfe`: what the search had spent when it was done. `number`: how many
-    candidates were finished before it. `components`: float64 [K], the verifier's own scores; `score` is their value
-    among all candidates of the search.
+    `sampler.run(sampler.prior(key, row))`. `noise` [...]: what it was sampled from, by which it can be sampled again in
+    other steps; None where the search did not sample it in one go. `nfe`: what the search had spent when it was done.
+    `number`: how many candidates were finished before it. `components`: float64 [K], the verifier's own scores; `score`
+    is their value among all candidates of the search.
     """
 
     image: Tensor
@@ -26,6 +27,7 @@ class Candidate:
     nfe: int
     number: int
     components: Tensor
+    noise: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,7 @@ class SearchRun:
             leaderboard.nfe(number),
             number,
             leaderboard.components[number].clone(),
+            kept.get("noise"),
         )
 
     def _kept(self, number: int) -> dict[str, Tensor]:
@@ -205,6 +206,8 @@ class SearchRun:
             self.requests += 1
             self.request, self._parts, self.missing = request, [], [(0, len(request.state))]
             for reply in self.journal.replies(self.name, self.requests) if self.journal else []:
+                if reply.stop > len(request.state):
+                    continue  # of a larger budget, whose last request has more rows
                 if finishes(request, self.sampler):
                     self._rank(reply, None, None)
                 self._take(reply)
@@ -259,7 +262,8 @@ class SearchRun:
         `images` and `latents` are None where the journal is replayed, which has the pictures that were kept.
         """
         assert self.request is not None
-        keys, scores = self.request.state.key[reply.start : reply.stop], reply.tensors["scores"]
+        state = self.request.state[reply.start : reply.stop]
+        keys, scores = state.key, reply.tensors["scores"]
         since, rows = self.ledger.nfe - self.finished_nfe, len(self.request.state)
         # The NFE since the last finished candidates, dealt out evenly, so that traces do not depend on the batch.
         nfe = [self.finished_nfe + since * (i + 1) // rows for i in range(reply.start, reply.stop)]
@@ -270,17 +274,20 @@ class SearchRun:
             first = bool(score.isfinite().all()) and (self._first is None or number < self._first)
             self._first = number if first else self._first
             if images is not None and latents is not None and (leads or shown or first):
-                self._keep(number, _picture(images[i], latents[i] if leads or first else None, shown))
+                whole = {"latents": latents[i]} | ({} if state.step else {"noise": state.x[i]})
+                self._keep(number, _picture(images[i], whole if leads or first else {}, shown))
         if images is not None:
             for observe in self.context.observers:
                 observe(self.index, keys, scores, images, nfe)
 
 
-def _picture(image: Tensor, latents: Tensor | None, shown: bool) -> dict[str, Tensor]:
+def _picture(image: Tensor, whole: dict[str, Tensor], shown: bool) -> dict[str, Tensor]:
+    """What is kept of a candidate: `image` with the tensors of `whole` if there are any, `thumbnail` if it is
+    `shown`."""
     image = image.detach().float()
-    kept = {}
-    if latents is not None:
-        kept = {"image": eight_bit(image), "latents": latents.detach().cpu().clone()}
+    kept = {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
+    if whole:
+        kept["image"] = eight_bit(image)
     if shown:
         side = max(image.shape[1:])
         if side > THUMBNAIL:

@@ -144,7 +144,8 @@ def test_a_pool_is_counted_by_its_largest_budget_and_an_anytime_search_by_its_lo
 def test_pairs_are_of_what_is_searched_not_of_the_final_samples() -> None:
     found = _resolved("A.figure5", "paper", True).parts["classes"]
     needs = plan.plan([Setting(view="curves", parts={"classes": found})])
-    assert {call.steps: call in needs.recorded for call in needs.pools} == {125: False, 25: True}
+    assert {call.steps for call, pool in needs.pools.items() if max(pool.values()) > 1} == {25}
+    assert {call.steps for _, call, what in needs.verified if what == "pool"} == {25}
 
 
 def test_metrics_that_cannot_be_are_refused_before_anything_runs() -> None:

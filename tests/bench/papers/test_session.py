@@ -13,22 +13,16 @@ import torch
 import yaml
 from PIL import Image
 
-from diffscale._util.errors import AllCandidatesFailed, DiffscaleError
-from diffscale.api import make_sampler
+from diffscale._util.errors import DiffscaleError
+from diffscale.bench import run
+from diffscale.bench.networks import Networks
 from diffscale.bench.papers import digests, page, recipe
-from diffscale.bench.papers.points import Call, Models, Point
+from diffscale.bench.papers.points import Call, Point
 from diffscale.bench.papers.recipe import Part, Setting
-from diffscale.bench.papers.samples import Samples, candidate_key
-from diffscale.bench.papers.scores import Scores
-from diffscale.bench.papers.session import made_of
-from diffscale.bench.series import PromptRepeat
+from diffscale.bench.papers.session import Session, made_of
+from diffscale.bench.series import Cell
 from diffscale.cli.main import run as command
-from diffscale.engine import noise
-from diffscale.engine.driver import run_searches
-from diffscale.engine.task import Task
 from diffscale.models.options import LoadOptions
-from diffscale.searches.random import random
-from diffscale.verifiers import load
 
 TEXTS = {
     "model": "shapes-flux",
@@ -115,10 +109,10 @@ def test_an_item_from_the_command_to_the_page(
     for file in ("figure.svg", "figure.png", "table.md"):
         assert (copy / "T.figure1" / file).read_bytes() == (out / "T.figure1" / file).read_bytes()
 
-    # Done is done; a lost result is read from the pool and the journal.
+    # Done is done; a lost result is read from the benches.
     before = (out / "T.figure1" / "raw.json").read_bytes()
-    sampler = Models.sampler
-    monkeypatch.setattr(Models, "sampler", None)
+    make_sampler = run.make_sampler
+    monkeypatch.setattr(run, "make_sampler", None)
     assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0
     (out / "T.figure1" / "raw.json").unlink()
     assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0
@@ -169,9 +163,9 @@ def test_an_item_from_the_command_to_the_page(
     capsys.readouterr()
     (out / "cache").rename(tmp_path / "disk")
     (out / "cache").symlink_to(tmp_path / "disk")
-    monkeypatch.setattr(Models, "sampler", sampler)
+    monkeypatch.setattr(run, "make_sampler", make_sampler)
     assert _diffscale(monkeypatch, "T.figure1", "--output", str(out), "--no-resume", "--device", "cpu") == 0
-    assert not (out / "cache" / "old").exists() and (tmp_path / "disk" / "scores.sqlite").exists()
+    assert not (out / "cache" / "old").exists() and list((tmp_path / "disk").glob("*/samples.jsonl"))
     found, held = (
         [at["scores"]["clip"] for points in json.loads(text)["parts"]["texts"]["series"].values() for at in points]
         for text in ((out / "T.figure1" / "raw.json").read_text(), before)
@@ -190,120 +184,33 @@ def test_other_prompts_in_the_same_file_are_another_item(recipes: Path, tmp_path
     assert made_of(given) != before
 
 
-def test_candidates_of_which_none_can_be_scored_are_not_chosen_from(tmp_path: Path) -> None:
-    call, each = Call("shapes-flux", 1, (), "float32", 0), PromptRepeat("a red circle", 0)
-    samples = Samples(tmp_path, call, Models(LoadOptions(device="cpu")))
-    samples.make([(each, i) for i in range(2)])
-    with pytest.raises(AllCandidatesFailed, match="none of the 2 candidates"), pytest.warns(UserWarning):
-        Scores(tmp_path, "cpu").choose(samples, [each], 2, f"{__name__}:unscorable")
-
-
-def test_prompts_come_to_a_set_verifier_mixed_and_keep_what_was_chosen_for_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = [PromptRepeat(prompt, repeat) for prompt in "abcdefgh" for repeat in range(2)]
-    best = {each: i % 3 for i, each in enumerate(wanted)}
-    came: list[PromptRepeat] = []
-
-    class Candidates:
-        call = Call("shapes-flux", 2, (), "float32", 5)
-
-        def pictures(self, each: PromptRepeat, numbers: range) -> torch.Tensor:
-            came.append(each)
-            return torch.tensor([255 * (n == best[each]) for n in numbers]).byte().view(-1, 1, 1, 1)
-
-    class Brightest:
-        def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-            return images.flatten(1).sum(1)
-
-        def begin(self) -> None: ...
-
-        def choose(self, image: torch.Tensor, prompt: str) -> None:
-            assert image.sum() == 1
-
-    scores = Scores(tmp_path, "cpu")
-    monkeypatch.setattr(scores, "verifier", lambda *_: Brightest())
-    candidates: Any = Candidates()
-    assert scores.choose(candidates, wanted, 3, "brightest") == list(best.values())
-    assert [each.repeat for each in came] == [0] * 8 + [1] * 8 and set(came) == set(wanted)
-    assert len({"".join(each.prompt for each in half) for half in (wanted[::2], came[:8], came[8:])}) == 3
-    first, came[:] = list(came), []
-    scores.choose(candidates, wanted[::-1], 3, "brightest")
-    assert came == first
+def test_an_item_whose_search_finds_nothing_has_no_numbers(tmp_path: Path) -> None:
+    call, part = Call("shapes-flux", 1, (), "float32", 0), Part(**{**TEXTS, "limit": 1})  # type: ignore[arg-type]
+    cell = Cell("random", f"{__name__}:unscorable", 2)
+    with pytest.raises(DiffscaleError, match="None of the 2 candidates"), pytest.warns(UserWarning):
+        Session(tmp_path, LoadOptions(device="cpu")).run(call, part, [cell], lambda *_, **__: None)
 
 
 def unscorable(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return torch.full((len(images),), float("nan"))
 
 
-def test_a_scheduler_of_the_recipe_makes_another_call(tmp_path: Path) -> None:
+def test_a_scheduler_of_the_recipe_makes_another_call() -> None:
     own = Call("shapes-pixart", 2, (), "float32", 0)
     other = Call("shapes-pixart", 2, (), "float32", 0, "DDPMScheduler clip_sample=false")
-    models = Models(LoadOptions(device="cpu"))
-    kinds = []
-    for call in (own, other, own):
-        models.sampler(call, ["a red circle"])
-        kinds.append(type(models._loaded[1].scheduler).__name__)  # type: ignore[index]
+    networks, loading = Networks("cpu"), LoadOptions(device="cpu")
+    kinds = [
+        type(networks.pipeline(call.model, call.settings(loading)).scheduler).__name__ for call in (own, other, own)
+    ]
     assert kinds == ["DDIMScheduler", "DDPMScheduler", "DDIMScheduler"] and own.id != other.id
 
 
-def test_the_pool_is_random_search(tmp_path: Path) -> None:
-    """The best of its n is what the driver's random search finds, for every n."""
-    call, slot = Call("shapes-flux", 2, (), "float32", 5), PromptRepeat("a red circle", 1)
-    candidates = Samples(tmp_path, call, Models(LoadOptions(device="cpu")))
-    assert candidates.make([(slot, i) for i in range(3)]) == 3
-    assert candidates.make([(slot, i) for i in range(4)]) == 1 and candidates.make([(slot, 2)]) == 0
-    # Predictions are recorded when they are asked for, and the pictures stay what they were.
-    before = candidates.pictures(slot, range(4))
-    assert candidates.make([(slot, 0)], record=True) == 1
-    assert (candidates.pictures(slot, [0]).int() - before[:1].int()).abs().max() <= 1
-    assert candidates.pictures(slot, [0], recorded=True).shape == (1, 3, 64, 64)
-
-    sampler = make_sampler("shapes-flux", [slot.prompt], steps=2, pipe_args={}, loading=LoadOptions(device="cpu"))
-    verifier = load("clip", image_model="shapes-flux")
-    key = noise.fold(noise.root(5), slot.prompt, 1)
-    (result,) = run_searches([Task(random, 0, key, 8)], sampler, verifier)
-    pictures = candidates.pictures(slot, range(4)).float() / 255
-    best = int(verifier(pictures, [slot.prompt] * 4).argmax())
-    assert result.best.number == best and result.best.key == candidate_key(5, slot, best)
-    assert (result.best.image - pictures[best]).abs().max() <= 1.01 / 255
-
-
-def test_a_search_goes_on_from_a_smaller_budget(tmp_path: Path) -> None:
-    call = Call("shapes-flux", 2, (), "float32", 0)
-    wanted = [PromptRepeat("a red circle", 0), PromptRepeat("a blue star", 0)]
-    models, verifier = Models(LoadOptions(device="cpu")), load("clip", image_model="shapes-flux")
-    samples = Samples(tmp_path, call, models)
-    small, large = (Point(call, None, "zero_order n=2", "clip", budget) for budget in (4, 8))
-    first = samples.search(small, "x", lambda: verifier, wanted)
-    assert [found.nfe for found in first] == [4, 4]
-    sampler = models.sampler(call, [each.prompt for each in wanted])
-    kind = type(sampler)
-    ran: list[int] = []
-    run = kind.run
-    try:
-        kind.run = lambda self, state, *more: ran.append(len(state)) or run(self, state, *more)  # type: ignore
-        more = samples.search(large, "x", lambda: verifier, wanted)
-        assert sum(ran) == 4 and [found.nfe for found in more] == [8, 8]
-        again = samples.search(large, "x", lambda: verifier, wanted)
-        assert sum(ran) == 4 and all(torch.equal(a.picture, b.picture) for a, b in zip(more, again, strict=True))
-    finally:
-        kind.run = run
-    fresh = Samples(tmp_path / "alone", call, models).search(large, "x", lambda: verifier, wanted)
-    assert all((a.picture.int() - b.picture.int()).abs().max() <= 1 for a, b in zip(more, fresh, strict=True))
-
-
-def test_the_noise_found_is_what_is_sampled_again(tmp_path: Path) -> None:
-    """Sampled again by the very call that it was found with, the winner is itself."""
-    call, wanted = Call("shapes-flux", 2, (), "float32", 0), [PromptRepeat("a red circle", 0)]
-    verifier = load("clip", image_model="shapes-flux")
-    samples = Samples(tmp_path, call, Models(LoadOptions(device="cpu")))
-    once, twice = (Point(call, final, "zero_order n=2", "clip", 8) for final in (None, call))
-    (found,) = samples.search(once, "x", lambda: verifier, wanted)
-    (again,) = samples.search(twice, "x", lambda: verifier, wanted)
-    assert (found.picture.int() - again.picture.int()).abs().max() <= 1
-    assert again.nfe == found.nfe + 2 and again.flops == pytest.approx(found.flops * 10 / 8)
-    assert once.anytime and not Point(call, None, "paths n=2", "clip", 8).anytime
+def test_a_point_is_a_cell_of_the_bench_of_its_call() -> None:
+    call, last = (Call("shapes-flux", steps, (), "float32", 0) for steps in (2, 4))
+    assert (
+        Point(call, None, "random", "clip", 0).cell == Point(call, None, "random", "", 0).cell == Cell("random", "", 0)
+    )
+    assert Point(call, last, "zero_order n=2", "clip", 8).cell == Cell("zero_order n=2", "clip", 8, final_steps=4)
 
 
 def test_wrong_names_are_told(

@@ -18,13 +18,13 @@ sys.path.append(str(Path(__file__).parents[2] / "train"))
 import tiny
 
 from diffscale._util.errors import DiffscaleError
+from diffscale.api import make_sampler
 from diffscale.bench.papers import figures, numbers, page, recipe, session, trainings
 from diffscale.bench.papers.claims import trend
-from diffscale.bench.papers.points import Call, Models
 from diffscale.bench.papers.recipe import LogPanel, Setting
-from diffscale.bench.papers.samples import candidate_key, finish
 from diffscale.bench.papers.session import Session
 from diffscale.bench.series import PromptRepeat
+from diffscale.engine import noise
 from diffscale.models.options import LoadOptions
 from diffscale.shapes import data, datasets
 from diffscale.train import loop
@@ -118,12 +118,12 @@ def test_items_share_a_training_sample_from_it_and_the_page_is_made_of_files(
 
     # Its pictures are those of the folder that the training left, used as any model.
     folder = trainings.folder_of(trainings.id_of(training), out / "cache")
-    call = Call(str(folder), 2, (), "float32", 0)
-    keys = torch.tensor([candidate_key(0, PromptRepeat(prompt, 0), 0) for prompt in ("a red hill", "a green car")])
-    sampler = Models(LoadOptions(device="cpu")).sampler(call, ["a red hill", "a green car"])
-    pictures, _ = finish(sampler, sampler.prior(keys, torch.arange(2)))
+    prompts = ["a red hill", "a green car"]
+    keys = torch.tensor([noise.fold(PromptRepeat(prompt, 0).key(0), "candidate", 0) for prompt in prompts])
+    sampler = make_sampler(str(folder), prompts, steps=2, pipe_args={}, loading=LoadOptions(device="cpu"))
+    pictures = sampler.decode(sampler.run(sampler.prior(keys, torch.arange(2))).x)
     scores = raw["parts"]["texts"]["series"]["sharpened"][0]["scores"]["tiny:redness"]
-    assert scores == pytest.approx(tiny.redness(pictures.float() / 255, []).tolist(), abs=1e-2)
+    assert scores == pytest.approx(tiny.redness(pictures, []).tolist(), abs=1e-2)
     assert scores != raw["parts"]["texts"]["series"]["base"][0]["scores"]["tiny:redness"]
 
     made = page.build(out).read_text()

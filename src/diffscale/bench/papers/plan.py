@@ -6,7 +6,7 @@ Speeds are measured for a second or two, and kept.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import torch
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import write_json
+from diffscale.api import make_sampler
+from diffscale.bench.networks import Networks
 from diffscale.bench.papers import trainings
-from diffscale.bench.papers.points import Call, Models, Point, call_of, every_point, prompt_repeats
+from diffscale.bench.papers.points import Call, Point, call_of, every_point, prompt_repeats
 from diffscale.bench.papers.recipe import Part, Setting, of_shapes
-from diffscale.bench.papers.samples import candidate_key, finish
-from diffscale.bench.papers.scores import Scores
 from diffscale.bench.series import PromptRepeat
+from diffscale.models.options import LoadOptions
 from diffscale.registry import parse
 from diffscale.train import loop
 from diffscale.train.configs import TrainConfig
@@ -28,7 +29,6 @@ from diffscale.train.output import peak_memory
 from diffscale.types import NeedsIntermediateX0, SetVerifier
 from diffscale.verifiers import VERIFIERS, is_function
 
-_RECORDING = ("clip_ssl", "dino_ssl", "siglip_ssl")
 _ROWS, _MOST, _SECONDS = 16, 64, 1.0
 _PROMPT = "a red circle"
 """Where nothing is sampled, only trained."""
@@ -36,13 +36,11 @@ _PROMPT = "a red circle"
 
 @dataclass
 class Plan:
-    """`pools`: how many candidates of every prompt's repeat are chosen from, by call; `recorded`: those of which they
-    are kept with their predictions. `points`: all points, with what is wanted of them. `verified`: how many pictures
-    each verifier scores, by call and by what for ("judge", "pool", or a search); a pool is scored once for all budgets.
-    `trainings`: settings by ID."""
+    """`pools`: how many candidates of every prompt's repeat are chosen from, by call. `points`: all points, with what
+    is wanted of them. `verified`: how many pictures each verifier scores, by call and by what for ("judge", "pool", or
+    a search); a pool is scored once for all budgets. `trainings`: settings by ID."""
 
     pools: dict[Call, Counter[PromptRepeat]] = field(default_factory=dict)
-    recorded: set[Call] = field(default_factory=set)
     points: dict[Point, set[PromptRepeat]] = field(default_factory=dict)
     verified: Counter[tuple[str, Call, str]] = field(default_factory=Counter)
     trainings: dict[str, TrainConfig] = field(default_factory=dict)
@@ -70,8 +68,7 @@ class Plan:
             for judge in part.judges:
                 self.verified[judge, point.last, "judge"] += len(wanted)
             if point.pooled:
-                n, verifiers = (point.candidates, [point.verifier]) if point.searching else (1, [])
-                self._pool(point.call, wanted, n, verifiers)
+                self._pool(point.call, wanted, point.candidates if point.searching else 1)
             if point.searching:
                 # Of a search that a larger budget only continues, and of a pool, what is scored is not scored again.
                 grown = f"{point.search} {'' if point.anytime else point.budget}"
@@ -79,14 +76,12 @@ class Plan:
                 self.verified[key] = max(self.verified[key], len(wanted) * point.candidates)
         if part.pairs is not None:
             call, n = call_of(part), part.pairs.candidates
-            self._pool(call, wanted, n, part.pairs.of)
+            self._pool(call, wanted, n)
             for text in part.pairs.of:
                 self.verified[text, call, "pool"] = max(self.verified[text, call, "pool"], len(wanted) * n)
 
-    def _pool(self, call: Call, wanted: Iterable[PromptRepeat], n: int, verifiers: Iterable[str]) -> None:
+    def _pool(self, call: Call, wanted: Iterable[PromptRepeat], n: int) -> None:
         self.pools[call] = self.pools.get(call, Counter()) | Counter(dict.fromkeys(wanted, n))
-        if any(map(records, verifiers)):
-            self.recorded.add(call)
 
 
 def plan(settings: Iterable[Setting]) -> Plan:
@@ -98,17 +93,6 @@ def plan(settings: Iterable[Setting]) -> Plan:
         for part in setting.parts.values():
             together.add(part)
     return together
-
-
-def candidates(pool: Mapping[PromptRepeat, int]) -> Iterator[tuple[PromptRepeat, int]]:
-    """All candidates of a pool; the first ones of all prompts come first, so that prompts are batched together."""
-    for number in range(max(pool.values(), default=0)):
-        yield from ((each, number) for each, n in pool.items() if number < n)
-
-
-def records(verifier: str) -> bool:
-    """Whether a verifier compares with predictions, told by its name, without its weights."""
-    return verifier.split()[0] in _RECORDING
 
 
 def check(setting: Setting) -> None:
@@ -160,10 +144,10 @@ class Estimate:
 
 
 class Speeds:
-    """Measured speeds, kept in `folder`."""
+    """Measured speeds, kept in `folder`; `loading` says on which device."""
 
-    def __init__(self, folder: Path, models: Models, scores: Scores) -> None:
-        self._path, self._models, self._scores = folder / "speeds.json", models, scores
+    def __init__(self, folder: Path, loading: LoadOptions, networks: Networks) -> None:
+        self._path, self._loading, self._networks = folder / "speeds.json", loading, networks
         self._samples: dict[str, torch.Tensor] = {}
         self._known = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
 
@@ -174,8 +158,9 @@ class Speeds:
 
     def of_verifier(self, text: str, model: str, prompt: str, side: int) -> float:
         """Seconds that a verifier takes for a picture."""
-        key = f"{text} | {self._scores.id(text, model)} | {side}"
-        return self._once(key, lambda: self._scoring(text, model, prompt, side))
+        return self._once(
+            f"{text} | {trainings.base_of(model)} | {side}", lambda: self._scoring(text, model, prompt, side)
+        )
 
     def estimate(self, plan: Plan) -> Estimate:
         """What `plan` takes."""
@@ -200,29 +185,32 @@ class Speeds:
 
     @torch.no_grad()
     def _measured(self, call: Call, prompt: str) -> Speed:
-        sampler = self._models.sampler(call, [prompt])
-        keys = torch.tensor([candidate_key(call.seed, PromptRepeat(prompt, 0), number) for number in range(_MOST)])
-        start = sampler.prior(keys, torch.zeros(_MOST, dtype=torch.int64))
-        finish(sampler, start[:1])  # what is slow the first time
+        settings = call.settings(self._loading)
+        sampler = make_sampler(
+            call.model, [prompt], steps=call.steps, pipe_args=settings.call_args, loading=settings,
+            load=self._networks.pipeline,
+        )  # fmt: skip
+        start = sampler.prior(torch.arange(_MOST), torch.zeros(_MOST, dtype=torch.int64))
+        sampler.decode(sampler.run(start[:1]).x)  # what is slow the first time
         began = time.perf_counter()
-        pictures, _ = finish(sampler, start[:1])
+        pictures = sampler.decode(sampler.run(start[:1]).x)
         # As many rows as a second may hold: batches are what makes small models fast.
         rows = max(1, min(_MOST, round(2 * _SECONDS / (time.perf_counter() - began))))
         before, done, began = sampler.forwards, 0, time.perf_counter()
         while not done or time.perf_counter() - began < _SECONDS:
-            finish(sampler, start[:rows])
+            sampler.decode(sampler.run(start[:rows]).x)
             done += rows * sampler.steps
         took = time.perf_counter() - began
         forwards = (sampler.forwards - before) / done
-        self._samples[call.model] = pictures.float() / 255
+        self._samples[call.model] = pictures
         return Speed(done / took, forwards * sampler.flops_per_forward, peak_memory(), int(pictures.shape[-1]))
 
     @torch.no_grad()
     def _scoring(self, text: str, model: str, prompt: str, side: int) -> float:
-        verifier = self._scores.verifier(text, model)
+        verifier = self._networks.verifier(text, trainings.base_of(model))
         # The judge of Shapes looks for shapes, and takes its time where there are none: show it samples.
         shown = self._samples.get(trainings.base_of(model), torch.full((1, 3, side, side), 0.5))
-        images = shown.repeat(_ROWS, 1, 1, 1)[:_ROWS].to(self._scores.device)
+        images = shown.repeat(_ROWS, 1, 1, 1)[:_ROWS].to(self._networks.device)
         if isinstance(verifier, SetVerifier):
             verifier.begin()
         early = [images] if isinstance(verifier, NeedsIntermediateX0) else []

@@ -1,24 +1,23 @@
 """The points of a series: each one model as it is called, one search and one budget, for every prompt and repeat."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.fingerprints import json_digest
-from diffscale.api import make_sampler
+from diffscale.bench.config import BenchConfig
 from diffscale.bench.papers import trainings
-from diffscale.bench.papers.digests import weights_digest
-from diffscale.bench.papers.recipe import Part, Series
-from diffscale.bench.series import PromptRepeat
+from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
+from diffscale.bench.papers.recipe import Part, Series, of_shapes
+from diffscale.bench.series import ANYTIME, Cell, PromptRepeat
 from diffscale.models.files import locate, read_manifest
-from diffscale.models.load import base_model, load_pipeline
+from diffscale.models.load import base_model
 from diffscale.models.options import LoadOptions
 from diffscale.registry import parse
 from diffscale.searches import SEARCHES
 from diffscale.suites import prompts as prompt_files
-from diffscale.types import Sampler
 
 GIVEN: Final = ("drawbench", "geneval", "t2i-compbench")
 """Suites that are not shipped."""
@@ -41,11 +40,21 @@ class Call:
 
     @property
     def id(self) -> str:
-        """Names the folder of what is made by this call; changes with the weights, and lies with a training's."""
+        """Names the folder of what is made by this call; changes with the weights, and lies with a training's.
+
+        On Shapes also with those of the verifiers.
+        """
         made_of = [self.model, self.steps, sorted(self.args), self.dtype, self.seed, self.scheduler]
-        digest = json_digest([*made_of, weights_digest(trainings.base_of(self.model))])
+        verifiers = shipped_verifiers() if of_shapes(self.model) else {}
+        digest = json_digest([*made_of, weights_digest(trainings.base_of(self.model)), verifiers])
         training = trainings.id_in(self.model)
         return f"{Path(self.model).name}-{digest}" if training is None else f"{trainings.FOLDER}/{training}/{digest}"
+
+    def settings(self, loading: LoadOptions, **more: Any) -> BenchConfig:
+        """What `diffscale bench` would be told, on the device that `loading` says; `more`: what else it is told."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in ("model", "seed", "steps", "dtype", "scheduler")}
+        given |= {"pipe_args": dict(self.args), "device": loading.device, "offload": loading.offload}
+        return BenchConfig(**given).model_copy(update=more)
 
     @property
     def nfe(self) -> int:
@@ -58,28 +67,6 @@ class Call:
 def stated_call(model: str) -> dict[str, Any]:
     """How the folder of a model, or of its base, says that it is called; nothing for a Hub id."""
     return dict(read_manifest(locate(base_model(model))).get("call", {}))
-
-
-class Models:
-    """Pipelines, one in memory at a time, and samplers of them."""
-
-    def __init__(self, loading: LoadOptions, cache: Path | None = None) -> None:
-        """`cache`: where trainings are kept, for models that are made by one."""
-        self._loading, self._cache = loading, cache
-        self._loaded: tuple[tuple[str, LoadOptions], Any] | None = None
-
-    def drop(self) -> None:
-        """Make room in memory."""
-        self._loaded = None
-
-    def sampler(self, call: Call, prompts: Sequence[str]) -> Sampler:
-        """A sampler of `prompts`; raises DiffscaleError for a model that cannot be loaded."""
-        key = call.model, self._loading.model_copy(update={"dtype": call.dtype, "scheduler": call.scheduler})
-        if self._loaded is None or self._loaded[0] != key:
-            self.drop()  # before the next one takes its place
-            self._loaded = key, load_pipeline(trainings.located(call.model, self._cache), key[1])
-        device = LoadOptions(device=self._loading.device)
-        return make_sampler(self._loaded[1], prompts, steps=call.steps, pipe_args=dict(call.args), loading=device)
 
 
 @dataclass(frozen=True)
@@ -101,6 +88,13 @@ class Point:
         return self.final or self.call
 
     @property
+    def cell(self) -> Cell:
+        """The cell of a bench that finds it."""
+        if not self.searching:
+            return Cell("random", "", 0)
+        return Cell(self.search, self.verifier, self.budget, 0 if self.final is None else self.final.steps or 0)
+
+    @property
     def searching(self) -> bool:
         return bool(self.verifier) and self.budget > 0
 
@@ -112,7 +106,7 @@ class Point:
     @property
     def anytime(self) -> bool:
         """Whether a larger budget only continues the search, so that a journal is shared by all budgets."""
-        return self.search.split()[0] in ("zero_order", "first_order")
+        return self.search.split()[0] in ANYTIME
 
     @property
     def candidates(self) -> int:

@@ -3,32 +3,30 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import write_json
 from diffscale._util.fingerprints import json_digest
-from diffscale._util.progress import Counter, Progress, silent
+from diffscale._util.progress import Progress, silent
+from diffscale.bench.networks import Networks
 from diffscale.bench.papers import trainings
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
-from diffscale.bench.papers.plan import Speeds, candidates, plan
-from diffscale.bench.papers.points import Call, Models, Point, call_of, every_point, prompt_repeats
+from diffscale.bench.papers.plan import Speeds
+from diffscale.bench.papers.points import Call, call_of, every_point, prompt_repeats
 from diffscale.bench.papers.recipe import Part, Setting, of_shapes
-from diffscale.bench.papers.samples import Samples
-from diffscale.bench.papers.scores import Scores
 from diffscale.bench.papers.sets import Sets
-from diffscale.bench.series import PromptRepeat, rows_of, safe_name
+from diffscale.bench.run import read_picture
+from diffscale.bench.run import run as bench
+from diffscale.bench.series import Cell, rows_of, safe_name
 from diffscale.models.load import best_device, world_of
 from diffscale.models.options import LoadOptions
 from diffscale.registry import plugins
-from diffscale.report.pictures import to_pil
 from diffscale.suites.prompts import categories
 from diffscale.types import ClassLabel
 
@@ -40,27 +38,40 @@ CACHE: Final = "cache"
 
 
 class Session:
-    """What the items of one output folder share: models, verifiers, samples, scores, speeds."""
+    """What the items of one output folder share: models, verifiers, benches, speeds."""
 
     def __init__(self, folder: Path, loading: LoadOptions, batch_size: int | None = None) -> None:
         with explained(f"The folder {folder} cannot be made: choose another place ({{why}}).", OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.cache, self._batch_size = folder, folder / CACHE, batch_size
-        self.models, device = Models(loading, self.cache), best_device(loading.device)
-        self.scores = Scores(self.cache, device)
-        self.speeds = Speeds(folder, self.models, self.scores)
-        self._samples: dict[Call, Samples] = {}
+        self.folder, self.cache, self._loading, self._batch_size = folder, folder / CACHE, loading, batch_size
+        self.networks = Networks(best_device(loading.device))
+        self.speeds = Speeds(folder, loading, self.networks)
         self._sets: dict[tuple[bool, str | None], Sets] = {}
 
-    def samples(self, call: Call) -> Samples:
-        if call not in self._samples:
-            self._samples[call] = Samples(self.cache, call, self.models, self._batch_size)
-        return self._samples[call]
+    def run(self, call: Call, part: Part, cells: Sequence[Cell], progress: Progress) -> list[dict[str, Any]]:
+        """What the bench of `call` finds in `cells` for the prompts of `part`, by its judges too: its samples.
+
+        Raises the DiffscaleError of the first search that finds nothing.
+        """
+        verifiers = [*part.judges, *(cell.verifier for cell in cells if cell.verifier)]
+        more = {"repeats": part.repeats, "verifier": list(dict.fromkeys(verifiers)), "batch_size": self._batch_size}
+        prompts, _ = rows_of(prompt_repeats(part))
+        samples = bench(
+            call.settings(self._loading, search=[cell.search for cell in cells], **more), prompts, self.folder_of(call),
+            progress, cells, source=trainings.located(call.model, self.cache), networks=self.networks, share=True,
+        )  # fmt: skip
+        if errors := [sample["error"] for sample in samples if "error" in sample]:
+            raise DiffscaleError(errors[0])
+        return samples
+
+    def folder_of(self, call: Call) -> Path:
+        """Where the bench of a call is."""
+        return self.cache / call.id
 
     def sets(self, model: str, reference: str | None) -> Sets:
         key = of_shapes(model), reference
         if key not in self._sets:
-            self._sets[key] = Sets.open(model, reference, self.scores.device)
+            self._sets[key] = Sets.open(model, reference, self.networks.device)
         return self._sets[key]
 
 
@@ -118,53 +129,74 @@ def discard(folder: Path, items: Iterable[str]) -> None:
         (folder / item / "raw.json").unlink(missing_ok=True)
 
 
-def run(
-    item: str, setting: Setting, session: Session, progress: Progress = silent, recording: Container[Call] = ()
-) -> bool:
+def run(item: str, setting: Setting, session: Session, progress: Progress = silent) -> bool:
     """Run an item unless its numbers are there and up to date; whether it was run.
 
-    `progress` is called with what is done, how much of it, and how much there is. `recording`: calls whose candidates
-    are kept with predictions although this item needs none, because others will.
+    `progress` is called with what is done, how much of it, and how much there is.
     """
     before, key, folder = read(session.folder, item), made_of(setting), session.folder / item
     if before is not None and before["made_of"] == key:
         return False
     logs = {}
     for name, training in setting.trainings.items():
-        session.models.drop()
+        session.networks.drop_pipeline()
         finished = trainings.make(training, f"{item}: {name}", session.cache, progress)
         logs[name] = trainings.keep_log(finished, folder, name)
-    parts = {name: _run_part(item, name, part, session, progress, recording) for name, part in setting.parts.items()}
+    parts = {name: _run_part(item, name, part, session, progress) for name, part in setting.parts.items()}
     raw = {"item": item, "made_of": key, "parts": parts, **({"trainings": logs} if logs else {})}
     write_json(folder / "raw.json", raw, indent=1)
     return True
 
 
-def _run_part(
-    item: str, name: str, part: Part, session: Session, progress: Progress, recording: Container[Call]
-) -> dict[str, Any]:
-    wanted = prompt_repeats(part)
-    needs = plan([Setting(view="table", parts={name: part})])
-    for call, pool in needs.pools.items():
-        bar = partial(progress, f"{item}: {call.model}")
-        session.samples(call).make(candidates(pool), call in needs.recorded or call in recording, bar)
+def _run_part(item: str, name: str, part: Part, session: Session, progress: Progress) -> dict[str, Any]:
+    wanted, points = prompt_repeats(part), list(every_point(part))
+    cells: dict[Call, list[Cell]] = {}
+    for _, _, point in points:
+        cells.setdefault(point.call, []).append(point.cell)
+    pairs: dict[str, tuple[Call, Cell]] = {}
+    if part.pairs is not None:
+        call = call_of(part)
+        pairs = {text: (call, Cell("random", text, part.pairs.candidates * call.nfe)) for text in part.pairs.of}
+        cells.setdefault(call, []).extend(cell for _, cell in pairs.values())
+    found: dict[tuple[Call, Cell], list[dict[str, Any]]] = {}
+    for call, each in cells.items():
+        chosen = list(dict.fromkeys(each))
+        samples = session.run(call, part, chosen, partial(_report, progress, f"{item}: {call.model}"))
+        found |= {(call, cell): samples[i * len(wanted) :][: len(wanted)] for i, cell in enumerate(chosen)}
     rows: dict[str, list[dict[str, Any]]] = {series: [] for series in part.series}
-    for series, number, point in every_point(part):
-        pictures, nfe, flops = _find(point, wanted, session, partial(progress, f"{item}: {series}"))
-        row = {"nfe": nfe, "flops": flops, "search_nfe": point.budget, "model": point.call.model}
-        row |= _measured(part, point.call.model, pictures, wanted, session)
+    for series, number, point in points:
+        samples, home = found[point.call, point.cell], session.folder_of(point.call)
+        costs = {cost: sum(sample[cost] for sample in samples) / len(samples) for cost in ("nfe", "flops")}
+        row = {**costs, "search_nfe": point.budget, "model": point.call.model}
+        row["scores"] = {judge: _checked(judge, [_best(sample, judge) for sample in samples]) for judge in part.judges}
+        row["sets"] = {}
+        if part.sets:
+            pictures = torch.stack([read_picture(home / sample["image"]) for sample in samples])
+            row["sets"] = session.sets(point.call.model, part.reference).measure(part.sets, pictures, wanted)
         if part.strips:
-            row["pictures"] = _save(pictures, wanted, part, session.folder / item, f"{name}-{series}-{number}")
+            row["pictures"] = _copy(samples, home, part, session.folder / item, f"{name}-{series}-{number}")
         rows[series].append(row)
     prompts, _ = rows_of(wanted)
+    scored = {
+        text: [_checked(text, [score for (score,) in sample["pool"]]) for sample in found[key]]
+        for text, key in pairs.items()
+    }
     return {
         "model": part.model,
         "prompts": list(map(str, prompts)),
         "categories": _categories(part, prompts),
         "repeats": part.repeats,
         "series": rows,
-        **({} if part.pairs is None else {"pairs": _pairs(part, wanted, session)}),
+        **({"pairs": scored} if scored else {}),
     }
+
+
+def _report(progress: Progress, what: str, cell: str, done: int, total: int, **figures: float) -> None:
+    progress(f"{what}, {cell}", done, total, **figures)
+
+
+def _best(sample: Mapping[str, Any], judge: str) -> float | None:
+    return sample["scores"].get(judge, {}).get("best")
 
 
 def _categories(part: Part, conditions: Sequence[str]) -> list[str]:
@@ -177,66 +209,18 @@ def _categories(part: Part, conditions: Sequence[str]) -> list[str]:
     return [known.get(prompt, "") for prompt in conditions]
 
 
-def _find(
-    point: Point, wanted: Sequence[PromptRepeat], session: Session, progress: Counter
-) -> tuple[Tensor, float, float]:
-    """The pictures of a point, uint8 [wanted, 3, H, W], and the NFE and FLOPs that one of them cost on average."""
-    samples, model = session.samples(point.call), point.call.model
-    if not point.pooled:
-        load = partial(session.scores.verifier, point.verifier, model)
-        winners = samples.search(point, session.scores.id(point.verifier, model), load, wanted, progress)
-        pictures, nfe, flops = zip(*winners, strict=True)
-        return torch.stack(pictures), sum(nfe) / len(wanted), sum(flops) / len(wanted)
-    n = point.candidates if point.searching else 1
-    chosen = session.scores.choose(samples, wanted, n, point.verifier) if point.searching else [0] * len(wanted)
-    made = [(point.call, n)]
-    if point.final is not None:
-        samples = session.samples(point.final)
-        samples.make(zip(wanted, chosen, strict=True))
-        made.append((point.final, 1))
-    best = [samples.pictures(each, [number]) for each, number in zip(wanted, chosen, strict=True)]
-    costs = [(count * call.nfe, session.speeds.of_call(call, wanted[0].prompt).flops_per_nfe) for call, count in made]
-    return torch.cat(best), sum(nfe for nfe, _ in costs), sum(nfe * each for nfe, each in costs)
-
-
-def _measured(
-    part: Part, model: str, pictures: Tensor, wanted: Sequence[PromptRepeat], session: Session
-) -> dict[str, Any]:
-    """`scores` of each judge, one for each picture, and `sets`."""
-    scores = {}
-    for judge in part.judges:
-        shown = zip(wanted, pictures, strict=True)
-        values = [session.scores.of_pictures(judge, model, each.prompt, picture[None]) for each, picture in shown]
-        scores[judge] = _checked(judge, np.concatenate(values))
-    sets = session.sets(model, part.reference).measure(part.sets, pictures, wanted) if part.sets else {}
-    return {"scores": scores, "sets": sets}
-
-
-def _checked(verifier: str, values: np.ndarray[Any, Any]) -> list[float]:
-    if failed := len(values) - int(np.isfinite(values).sum()):
+def _checked(verifier: str, values: Sequence[float | None]) -> list[float]:
+    usable = [value for value in values if value is not None]
+    if failed := len(values) - len(usable):
         raise DiffscaleError(f"{verifier} could not score {failed} of {len(values)} pictures: see to it and run again.")
-    return values.tolist()
+    return usable
 
 
-def _pairs(part: Part, wanted: Sequence[PromptRepeat], session: Session) -> dict[str, list[list[float]]]:
-    """Scores of each verifier, [wanted][candidates]."""
-    assert part.pairs is not None
-    call, numbers = call_of(part), range(part.pairs.candidates)
-    samples = session.samples(call)
-
-    def scored(text: str, each: PromptRepeat) -> list[float]:
-        early = partial(samples.pictures, each, numbers, recorded=True)
-        pictures = samples.pictures(each, numbers)
-        return _checked(text, session.scores.of_pictures(text, call.model, each.prompt, pictures, early))
-
-    return {text: [scored(text, each) for each in wanted] for text in part.pairs.of}
-
-
-def _save(pictures: Tensor, wanted: Sequence[PromptRepeat], part: Part, folder: Path, name: str) -> list[str]:
-    """The pictures of the first repeat of the first prompts, as files; their names."""
+def _copy(samples: Sequence[Mapping[str, Any]], home: Path, part: Part, folder: Path, name: str) -> list[str]:
+    """Copy the pictures of the first repeat of the first prompts; their names."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    first = [i for i, each in enumerate(wanted) if each.repeat == 0][: part.strips]
+    first = [sample for sample in samples if sample["repeat"] == 0][: part.strips]
     files = [f"{safe_name(name)}-{row}.png" for row in range(len(first))]
-    for i, file in zip(first, files, strict=True):
-        to_pil(pictures[i].float() / 255).save(folder / "pictures" / file)
+    for sample, file in zip(first, files, strict=True):
+        shutil.copyfile(home / sample["image"], folder / "pictures" / file)
     return files

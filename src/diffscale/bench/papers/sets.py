@@ -46,8 +46,8 @@ class Sets:
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Features [N, D] and logits [N, classes] of pictures uint8 [N, 3, H, W]."""
-        parts = [part.float() / 255 for part in pictures.split(64)]
+        """Features [N, D] and logits [N, classes] of pictures [N, 3, H, W] in [0, 1]."""
+        parts = pictures.split(64)
         features = torch.cat([self.classifier(part).cpu() for part in parts])
         logits = torch.cat([self.classifier.logits(part).cpu() for part in parts])
         return features.numpy(), logits.numpy()
