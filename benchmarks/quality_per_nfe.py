@@ -61,7 +61,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # The oracle has no gradient.
         wanted = [c for c in cells(settings) if (c.search.split()[0], c.verifier) != ("first_order", "shapes-judge")]
-        samples = run(settings, prompt_files.load(settings.suite, settings.limit), folder, only=wanted)
+        prompts = prompt_files.load(settings.suite, settings.limit)
+        samples = run(settings, prompts, folder, only=wanted, judges=["shapes-judge"])
         write(settings, wanted, samples, folder)
     show(options.output, options.limit)
 
@@ -99,7 +100,7 @@ def row_of(cell: Cell, samples: list[dict[str, Any]], prompts: list[str], folder
     if row["failed"]:
         return row
     return row | {
-        "judge": by_prompt(good, prompts, lambda s: s["judge"]["best"]["score"]),
+        "judge": by_prompt(good, prompts, lambda s: s["scores"]["shapes-judge"]["best"]),
         "score": by_prompt(good, prompts, lambda s: s["score"]["best"]),
         "nfe": float(np.mean([s["nfe"] for s in good])),
         "seconds": float(np.mean([sum(s["seconds"].values()) for s in good])),

@@ -14,11 +14,11 @@ BIG = Cell("random", "clip", 1280)
 def sample(cell, prompt, score, judge, other=(0.5, 0.5), **more):
     """Each of `score`, `judge` and `other` is (plain sample's, best's)."""
     ends = ("baseline", "best")
-    scores = {cell.verifier: dict(zip(ends, score, strict=True)), "pick_score": dict(zip(ends, other, strict=True))}
+    values = {cell.verifier: score, "pick_score": other, "shapes-judge": judge}
+    scores = {name: dict(zip(ends, each, strict=True)) for name, each in values.items()}
     return {
         "search": cell.search, "verifier": cell.verifier, "budget": cell.budget, "prompt": str(prompt), "repeat": 0,
         "score": scores[cell.verifier], "scores": scores,
-        "judge": {end: {"score": value} for end, value in zip(ends, judge, strict=True)},
         "members": [], "nfe": cell.budget, "network_forwards": 0, "flops": 0, "seconds": {}, "dropped": 0, **more,
     }  # fmt: skip
 
@@ -29,7 +29,7 @@ def test_a_judge_that_falls_while_the_score_rises_is_told():
     assert fall["judge"] == "shapes-judge" and fall["since"] == 0
     assert fall["change"]["mean"] == pytest.approx(-0.155)
     assert "shapes-judge fell by 0.155" in sentence(CELL, fall)
-    (row,) = summarise([CELL], samples)
+    (row,) = summarise([CELL], samples, "shapes-judge")
     assert row["hacked"] == [fall]
     assert "shapes-judge" in as_csv([row])
 

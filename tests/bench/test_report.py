@@ -18,7 +18,7 @@ def sample(prompt, repeat, score):
     ends = {"best": score, "baseline": 0.0}
     return {"search": "random", "verifier": "clip", "budget": 80, "prompt": prompt, "repeat": repeat, "score": ends,
             "scores": {"clip": ends}, "nfe": 80, "network_forwards": 80, "flops": 0.0, "seconds": {}, "dropped": 0,
-            "judge": {}, "trace": [[20, 0.0], [80, score]]}  # fmt: skip
+            "trace": [[20, 0.0], [80, score]]}  # fmt: skip
 
 
 def drawn(monkeypatch, folder, samples):

@@ -39,7 +39,7 @@ def test_a_bench_adds_up_and_is_not_done_twice(
     assert len(samples) == 2 * 2 * 2 and {sample["nfe"] for sample in samples} == {8, 16}
     for sample in samples:
         assert Image.open(folder / sample["image"]).size == (64, 64)
-        assert 0 <= sample["judge"]["best"]["score"] <= 1
+        assert 0 <= sample["scores"]["shapes-judge"]["best"] <= 1
         # The same sample may have been in two batches of unlike sizes.
         assert sample["score"]["best"] >= sample["score"]["baseline"] - 1e-4 or sample["search"] != "random"
     # All searches of a prompt are measured by one plain sample of the same noise, also if they never sample it.
@@ -103,12 +103,13 @@ def test_means_are_over_prompts_and_failures_are_counted() -> None:
     def sample(prompt: str, repeat: int, score: float) -> dict[str, object]:
         both = {"best": score, "baseline": 0.0}
         return {"search": "s", "verifier": "v", "budget": 8, "prompt": prompt, "repeat": repeat, "score": both,
-                "scores": {"v": both}, "nfe": 8, "network_forwards": 8, "flops": 1.0, "seconds": {"denoise": 1.0},
-                "dropped": 0, "judge": {}}  # fmt: skip
+                "scores": {"v": both, "j": both}, "nfe": 8, "network_forwards": 8, "flops": 1.0,
+                "seconds": {"denoise": 1.0}, "dropped": 0}  # fmt: skip
 
     samples = [sample("a", 0, 1.0), sample("a", 1, 3.0), sample("b", 0, 6.0)]
     samples.append({"search": "s", "verifier": "v", "budget": 8, "prompt": "b", "repeat": 1, "error": "none"})
-    (row,) = summarise([Cell("s", "v", 8)], samples)
+    (row,) = summarise([Cell("s", "v", 8)], samples, "j")
+    assert row["judge"] == row["score"] and row["other_verifiers"] == {} and not row["judge_searched_with"]
     assert row["score"]["mean"] == 4.0 and row["failed"] == 1 and row["samples"] == 4
     wide = interval([0.0, 1.0] * 50)
     assert wide["mean"] == 0.5 and 0.35 < wide["low"] < 0.45 < 0.55 < wide["high"] < 0.65

@@ -39,8 +39,9 @@ def test_only_what_leads_leaves_the_device(search: str, sd: SimpleNamespace) -> 
     with _Leaving() as leaving:
         (result,) = run_searches([Task(partial(SEARCHES[search]), 0, noise.root(0), 60)], sampler, Brightness(), 4)
     batched = [shape for shape, _ in leaving.shapes if len(shape) > 1]
-    led = batched.count(LATENTS)
-    # One picture with its latents whenever the best improved, and nothing else of more than one dimension.
-    assert 1 <= led <= result.candidates
-    assert sorted(batched) == sorted([LATENTS, PICTURE] * led)
+    # One picture with its latents whenever the best improved, and the noise of one that was sampled in one go; nothing
+    # else of more than one dimension.
+    pictures = batched.count(PICTURE)
+    assert 1 <= pictures <= result.candidates
+    assert sorted(batched) == sorted([LATENTS, PICTURE] * pictures + [LATENTS] * pictures * (search == "random"))
     assert (PICTURE, torch.uint8) in leaving.shapes

@@ -67,8 +67,6 @@ def _held_out(cell: Cell, samples: Iterable[_Sample]) -> dict[str, _Value]:
         used |= set(sample.get("members", ()))
         for name in sample["scores"]:
             values[name] = lambda s, end, name=name: s["scores"].get(name, {}).get(end)  # type: ignore[misc]
-        if sample["judge"]:
-            values["shapes-judge"] = lambda s, end: s["judge"].get(end, {}).get("score")
     return {name: value for name, value in values.items() if not {name, name.split()[0]} & used}
 
 

@@ -14,6 +14,7 @@ from diffscale.bench.hacking import hacked
 from diffscale.bench.series import Cell
 from diffscale.metrics.bootstrap import interval, over_groups
 from diffscale.report import plots
+from diffscale.verifiers.heldout import judge_name
 
 _Sample = Mapping[str, Any]
 _Curve = list[tuple[float, dict[str, float]]]
@@ -23,7 +24,7 @@ def write(
     settings: BenchConfig, cells: Sequence[Cell], samples: Sequence[_Sample], folder: Path
 ) -> list[dict[str, Any]]:
     """Write all of it to `folder`; returns the rows of the table."""
-    rows = summarise(cells, samples)
+    rows = summarise(cells, samples, judge_name(settings.model))
     write_json(folder / "results.json", {"settings": settings.model_dump(), "cells": rows})
     write_text(folder / "results.csv", as_csv(rows))
     title = f"{settings.model}, {settings.suite}"
@@ -42,10 +43,11 @@ def write(
     return rows
 
 
-def summarise(cells: Sequence[Cell], samples: Sequence[_Sample]) -> list[dict[str, Any]]:
+def summarise(cells: Sequence[Cell], samples: Sequence[_Sample], judge: str | None = None) -> list[dict[str, Any]]:
     """For each cell: means over prompts, repeats of a prompt averaged first, since they are no independent samples.
 
-    `errors` has the sentences of the searches that failed, each once.
+    `judge`: the verifier that was held out and can tell exactly. `errors` has the sentences of the searches that
+    failed, each once.
     """
     rows = []
     for cell in cells:
@@ -58,26 +60,23 @@ def summarise(cells: Sequence[Cell], samples: Sequence[_Sample]) -> list[dict[st
         if good:
             row["score"] = _mean(good, lambda s: s["score"]["best"])
             row["baseline_score"] = _mean(good, lambda s: s["score"]["baseline"])
-            row["other_verifiers"] = _others(cell, good)
+            row["other_verifiers"] = _others([cell.verifier, judge], good)
             row |= {name: float(np.mean([s[name] for s in good])) for name in ("nfe", "network_forwards", "flops")}
             row["seconds"] = float(np.mean([sum(s["seconds"].values()) for s in good]))
             row["dropped"] = sum(s["dropped"] for s in good)
-            if all(s["judge"] for s in good):
-                row["judge"] = _mean(good, lambda s: s["judge"]["best"]["score"])
-                row["judge_baseline"] = _mean(good, lambda s: s["judge"]["baseline"]["score"])
-                row["judge_searched_with"] = cell.verifier.split()[0] == "shapes-judge"
+            if judge is not None and all(s["scores"].get(judge) for s in good):
+                row["judge"] = _mean(good, lambda s: s["scores"][judge]["best"])
+                row["judge_baseline"] = _mean(good, lambda s: s["scores"][judge]["baseline"])
+                row["judge_searched_with"] = cell.verifier.split()[0] == judge
             row["hacked"] = hacked(cell, samples)
         rows.append(row)
     return rows
 
 
-def _others(cell: Cell, samples: Sequence[_Sample]) -> dict[str, dict[str, float]]:
-    """Means of the verifiers that were not searched with, over the pictures that each has scored.
-
-    A folder that has grown holds samples that not all of its verifiers have seen.
-    """
+def _others(known: Sequence[str | None], samples: Sequence[_Sample]) -> dict[str, dict[str, float]]:
+    """Means of the verifiers that are not among those `known`, over the pictures that each could score."""
     means = {}
-    for name in dict.fromkeys(name for s in samples for name in s["scores"] if name != cell.verifier):
+    for name in dict.fromkeys(name for s in samples for name in s["scores"] if name not in known):
         if scored := [s for s in samples if s["scores"].get(name, {}).get("best") is not None]:
             means[name] = _mean(scored, lambda s, name=name: s["scores"][name]["best"])  # type: ignore[misc]
     return means

@@ -31,13 +31,13 @@ from diffscale.engine.leaderboard import candidate_value
 from diffscale.engine.results import Candidate, Result
 from diffscale.engine.scoring import safe_score
 from diffscale.engine.task import Task, baseline_task
-from diffscale.models.load import base_model, best_device
+from diffscale.models.load import best_device
 from diffscale.registry import parse
 from diffscale.report.pictures import to_pil
 from diffscale.searches import SEARCHES
 from diffscale.types import Environment, Evaluate, NeedsIntermediateX0, PoolVerifier, Sampler, Search, SetVerifier
 from diffscale.verifiers.function import FunctionVerifier
-from diffscale.verifiers.heldout import heldout_scores
+from diffscale.verifiers.heldout import can_judge, judge_name
 
 
 def run(
@@ -47,6 +47,7 @@ def run(
     progress: Progress = silent,
     only: Sequence[Cell] | None = None,
     *,
+    judges: Sequence[str] = (),
     source: str | None = None,
     networks: Networks | None = None,
     share: bool = False,
@@ -55,15 +56,16 @@ def run(
 
     `folder` holds `samples.jsonl`, a line for each finished search, `journal.sqlite`, from which a run that was killed
     goes on, and the best pictures. `progress` is called with a cell's name and its NFE over all its prompts. `only`:
-    these cells instead of all combinations. `source`: the folder of the model that `settings` only name. `networks`:
-    those that are loaded already. `share`: keep the samples of random searches, so that those with other verifiers
-    sample nothing again; the seconds of these are then without their denoising.
+    these cells instead of all combinations. `judges`: verifiers that score what is found besides those of `settings`.
+    `source`: the folder of the model that `settings` only name. `networks`: those that are loaded already. `share`:
+    keep the samples of random searches, so that those with other verifiers sample nothing again; the seconds of these
+    are then without their denoising.
 
     Raises DiffscaleError for settings that cannot be met; a search that finds nothing becomes a sample with `error`.
     """
     for search in settings.search:
         parse(search, "search", SEARCHES)
-    bench = _Bench(settings, prompts, folder, source or settings.model, networks, share)
+    bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
     chosen = cells(settings) if only is None else only
     # Opened even if all is done: it knows whether the folder is of this model and seed.
     with closing(Journal(folder / "journal.sqlite", settings.shared())) as journal:
@@ -78,20 +80,24 @@ def cells(settings: BenchConfig) -> list[Cell]:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The samples in a file, none if it is not there; raises DiffscaleError for a line that is none."""
-    return parse_jsonl(path.read_text(encoding="utf-8"), path) if path.exists() else []
+    """The samples in a file, none if it is not there; raises DiffscaleError for a line that is none.
+
+    Of several of one name, the last one counts.
+    """
+    lines = parse_jsonl(path.read_text(encoding="utf-8"), path) if path.exists() else []
+    return list({sample["name"]: sample for sample in lines}.values())
 
 
 class _Bench:
     """What the cells of a run share. `done`: finished samples by name."""
 
     def __init__(
-        self, settings: BenchConfig, prompts: Sequence[str], folder: Path, source: str, networks: Networks | None,
-        share: bool,
+        self, settings: BenchConfig, prompts: Sequence[str], folder: Path, judges: Sequence[str], source: str,
+        networks: Networks | None, share: bool,
     ) -> None:  # fmt: skip
         self.settings, self.folder, self.source, self.share = settings, folder, source, share
         self.networks = networks or Networks(best_device(settings.device))
-        self.verifiers = {name: self.networks.verifier(name, source) for name in settings.verifier}
+        self.verifiers = {name: self.networks.verifier(name, source) for name in (*settings.verifier, *judges)}
         self.verifiers[""] = FunctionVerifier("none", lambda images, prompts: [0.0] * len(prompts))
         # What says something of a picture by itself.
         self.absolute = {
@@ -252,7 +258,6 @@ class _Bench:
             "score": {"best": outcome.best.score, "baseline": baseline.score},
             "scores": scores,
             "members": list(outcome.traces),
-            "judge": heldout_scores(base_model(self.source), prompt, images),
             "trace": outcome.trace,
             "traces": outcome.traces,
             "pool": [[value if math.isfinite(value) else None for value in row] for row in outcome.pool.tolist()],
@@ -275,6 +280,8 @@ class _Bench:
     @torch.no_grad()
     def _score(self, verifier: str, image: Tensor, prompt: str) -> float | None:
         """What a verifier of the run says, also one that was not searched with; None where it cannot tell."""
+        if verifier == judge_name(self.source) and not can_judge(self.source, prompt, image):
+            return None
         key = verifier, array_digest(image, PromptRepeat(prompt, 0).condition)
         if key not in self._scored:
             score = float(safe_score(self.absolute[verifier], image[None], [prompt])[0])

@@ -22,12 +22,14 @@ def bench(
     from diffscale.bench import run as job
     from diffscale.bench.report import write
     from diffscale.suites import prompts as prompt_files
+    from diffscale.verifiers.heldout import judge_name
 
     console = quiet_console()
     prompts = prompt_files.load(settings.suite, settings.limit)
     output.mkdir(parents=True, exist_ok=True)
     with progress_bars(console, "NFE") as progress:
-        samples = job.run(settings, prompts, output, progress)
+        judge = judge_name(settings.model)
+        samples = job.run(settings, prompts, output, progress, judges=[] if judge is None else [judge])
     rows = write(settings, job.cells(settings), samples, output)
     _print_results(console, rows, output)
 

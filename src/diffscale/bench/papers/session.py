@@ -53,12 +53,13 @@ class Session:
 
         Raises the DiffscaleError of the first search that finds nothing.
         """
-        verifiers = [*part.judges, *(cell.verifier for cell in cells if cell.verifier)]
-        more = {"repeats": part.repeats, "verifier": list(dict.fromkeys(verifiers)), "batch_size": self._batch_size}
+        verifiers = list(dict.fromkeys(cell.verifier for cell in cells if cell.verifier))
+        more = {"repeats": part.repeats, "verifier": verifiers, "batch_size": self._batch_size}
         prompts, _ = rows_of(prompt_repeats(part))
         samples = bench(
             call.settings(self._loading, search=[cell.search for cell in cells], **more), prompts, self.folder_of(call),
-            progress, cells, source=trainings.located(call.model, self.cache), networks=self.networks, share=True,
+            progress, cells, judges=part.judges, source=trainings.located(call.model, self.cache),
+            networks=self.networks, share=True,
         )  # fmt: skip
         if errors := [sample["error"] for sample in samples if "error" in sample]:
             raise DiffscaleError(errors[0])
