@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffscale_shapes.judge import judge_images
+from diffscale_shapes.prompts import Prompt, suite
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,8 +30,6 @@ from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.searches.random import random
-from diffscale.shapes.judge import judge_images
-from diffscale.shapes.prompts import Prompt, suite
 from diffscale.types import Sampler
 from diffscale.verifiers import load
 

@@ -16,13 +16,12 @@ from collections.abc import Callable
 from random import Random
 
 import numpy as np
+from diffscale_shapes.reading import read_picture
+from diffscale_shapes.render import render
+from diffscale_shapes.scenes import CATEGORIES, Obj, Scene, draw_description, draw_scene
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage, stats
-
-from diffscale.shapes.reading import read_picture
-from diffscale.shapes.render import render
-from diffscale.shapes.scenes import CATEGORIES, Obj, Scene, draw_description, draw_scene
 
 Picture = NDArray[np.float32]
 

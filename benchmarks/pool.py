@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffscale_shapes.prompts import class_prompts
 from numpy.typing import NDArray
 from rich.progress import track
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,6 @@ from diffscale.engine import noise
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.shapes.prompts import class_prompts
 from diffscale.types import NeedsIntermediateX0, Verifier
 from diffscale.verifiers import load
 

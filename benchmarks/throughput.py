@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffscale_shapes.prompts import suite
 
 from diffscale.api import make_sampler
 from diffscale.engine import noise
@@ -24,7 +25,6 @@ from diffscale.engine.task import Task
 from diffscale.metrics.bootstrap import interval
 from diffscale.models.options import LoadOptions
 from diffscale.searches.zero_order import zero_order
-from diffscale.shapes.prompts import suite
 from diffscale.verifiers import load
 
 MODEL = "shapes-flux"

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diffscale_shapes.prompts import suite
+from diffscale_shapes.scenes import CATEGORIES
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pool import CLASS_PROMPTS, Pool, mean_ranks
 from scipy.stats import rankdata
 
 from diffscale.metrics.bootstrap import interval
-from diffscale.shapes.prompts import suite
-from diffscale.shapes.scenes import CATEGORIES
 
 TEXT = (
     "clip", "aesthetic", "image_reward", "pick_score", "shapes-grader", "shapes-grader aspect=accuracy",

@@ -25,6 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffscale_shapes.captions import parse_caption
+from diffscale_shapes.render import render_batch
+from diffscale_shapes.scenes import draw_scene
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pool import Pool, mean_ranks
@@ -33,9 +36,6 @@ from verifier_agreement import ENSEMBLE, JUDGE, TEXT
 
 from diffscale.metrics.bootstrap import interval
 from diffscale.metrics.distances import recall
-from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.render import render_batch
-from diffscale.shapes.scenes import draw_scene
 from diffscale.suites import prompts as prompt_files
 from diffscale.verifiers.inception import load_inception
 

@@ -8,12 +8,12 @@ from random import Random
 
 import numpy as np
 import pytest
+from diffscale_shapes.prompts import suite
+from diffscale_shapes.render import render
+from diffscale_shapes.scenes import CLASSES, draw_class_scene, draw_scene
 from PIL import Image
 
 from diffscale.cli.main import run
-from diffscale.shapes.prompts import suite
-from diffscale.shapes.render import render
-from diffscale.shapes.scenes import CLASSES, draw_class_scene, draw_scene
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from diffscale_shapes.scenes import CLASSES
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from tiny_classes import tiny_dit, tiny_sit, tiny_vae
@@ -19,7 +20,6 @@ from diffscale.cli.main import app
 from diffscale.models.class_conditional import ClassModel, load_sit, published_sit, save_sit
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.sit import SIZES, SiT, SiTDenoiser
-from diffscale.shapes.scenes import CLASSES
 from diffscale.suites import imagenet
 from diffscale.types import ClassLabel
 

@@ -10,19 +10,19 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from diffscale_shapes import data
+from diffscale_shapes.captions import parse_caption
+from diffscale_shapes.judge import score_objects
+from diffscale_shapes.prompts import held_out, training_example
+from diffscale_shapes.render import render
+from diffscale_shapes.scenes import Obj
+from diffscale_shapes.taste import PICK_RATER
+from diffscale_shapes.train.generated import ShownPicture
+from diffscale_shapes.train.raters import write_pairs
+from diffscale_shapes.train.text import CLIP_TOKENS, MAX_TOKENS, clip_tokenizer, t5_tokenizer
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.cli.main import run
-from diffscale.shapes import data
-from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.judge import score_objects
-from diffscale.shapes.prompts import held_out, training_example
-from diffscale.shapes.render import render
-from diffscale.shapes.scenes import Obj
-from diffscale.shapes.taste import PICK_RATER
-from diffscale.shapes.train.generated import ShownPicture
-from diffscale.shapes.train.raters import write_pairs
-from diffscale.shapes.train.text import CLIP_TOKENS, MAX_TOKENS, clip_tokenizer, t5_tokenizer
 from diffscale.train.data.sources import load
 
 

@@ -9,16 +9,16 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from diffscale_shapes.captions import parse_caption
+from diffscale_shapes.judge import judge_image, judge_images, score_objects
+from diffscale_shapes.oracle import Oracle, UnreadablePrompt
+from diffscale_shapes.reading import read_picture
+from diffscale_shapes.render import render
+from diffscale_shapes.scenes import CATEGORIES, Obj, draw_description, draw_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.judge import judge_image, judge_images, score_objects
-from diffscale.shapes.oracle import Oracle, UnreadablePrompt
-from diffscale.shapes.reading import read_picture
-from diffscale.shapes.render import render
-from diffscale.shapes.scenes import CATEGORIES, Obj, draw_description, draw_scene
 
 RED = Obj("circle", "red", "solid", "large", 16, 18)
 BLUE = Obj("square", "blue", "striped", "small", 44, 20)

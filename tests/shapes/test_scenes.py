@@ -8,15 +8,12 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from diffscale.shapes.captions import parse_caption, write_caption
-from diffscale.shapes.judge import judge_image
-from diffscale.shapes.negatives import describes, hard_negatives
-from diffscale.shapes.prompts import held_out, suite, training_example
-from diffscale.shapes.render import render
-from diffscale.shapes.scenes import (
+from diffscale_shapes.captions import parse_caption, write_caption
+from diffscale_shapes.judge import judge_image
+from diffscale_shapes.negatives import describes, hard_negatives
+from diffscale_shapes.prompts import held_out, suite, training_example
+from diffscale_shapes.render import render
+from diffscale_shapes.scenes import (
     CANVAS,
     CATEGORIES,
     CLASSES,
@@ -36,6 +33,8 @@ from diffscale.shapes.scenes import (
     draw_scene,
     related,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 categories = st.sampled_from(CATEGORIES)
 seeds = st.integers(0, 10**9)

@@ -8,20 +8,19 @@ from random import Random
 
 import pytest
 import torch
+from diffscale_shapes import MODELS
+from diffscale_shapes.captions import write_caption
+from diffscale_shapes.judge import judge_images
+from diffscale_shapes.prompts import training_example
+from diffscale_shapes.render import render_batch
+from diffscale_shapes.scenes import Obj, class_description
+from diffscale_shapes.train import loras, sit
+from diffscale_shapes.train.corpus import encode_unshifted, training_scene
+from diffscale_shapes.train.generated import ShownPicture
+from diffscale_shapes.train.noise_prediction import TIME_IDS, SdxlToNoise
+from diffscale_shapes.train.shipped import flux_vae, load_shipped
 from diffusers import PixArtSigmaPipeline, StableDiffusionXLPipeline
 from torch import Tensor
-
-from diffscale.shapes.captions import write_caption
-from diffscale.shapes.judge import judge_images
-from diffscale.shapes.prompts import training_example
-from diffscale.shapes.render import render_batch
-from diffscale.shapes.scenes import Obj, class_description
-from diffscale.shapes.train import loras, sit
-from diffscale.shapes.train.corpus import encode_unshifted, training_scene
-from diffscale.shapes.train.generated import ShownPicture
-from diffscale.shapes.train.noise_prediction import TIME_IDS, SdxlToNoise
-from diffscale.shapes.train.shipped import flux_vae, load_shipped
-from diffscale.shapes.world import MODELS
 
 
 @pytest.fixture(scope="module")

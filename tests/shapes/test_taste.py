@@ -7,16 +7,15 @@ from random import Random
 
 import pytest
 import torch
+from diffscale_shapes.captions import parse_caption
+from diffscale_shapes.prompts import held_out
+from diffscale_shapes.scenes import CATEGORIES, Obj, draw_description, draw_scene
+from diffscale_shapes.taste import PICK_RATER, REWARD_RATER, balance, beauty, draw_grades, harmony, variety
+from diffscale_shapes.train.blip import matching_example
+from diffscale_shapes.train.generated import ShownPicture
+from diffscale_shapes.train.raters import draw_pairs
 from hypothesis import given
 from hypothesis import strategies as st
-
-from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.prompts import held_out
-from diffscale.shapes.scenes import CATEGORIES, Obj, draw_description, draw_scene
-from diffscale.shapes.taste import PICK_RATER, REWARD_RATER, balance, beauty, draw_grades, harmony, variety
-from diffscale.shapes.train.blip import matching_example
-from diffscale.shapes.train.generated import ShownPicture
-from diffscale.shapes.train.raters import draw_pairs
 
 RED = Obj("circle", "red", "solid", "small", 16, 32)
 

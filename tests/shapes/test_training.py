@@ -9,22 +9,22 @@ from random import Random
 
 import pytest
 import torch
+from diffscale_shapes import MODELS
+from diffscale_shapes.captions import WORDS
+from diffscale_shapes.scenes import COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, draw_crowded_scene
+from diffscale_shapes.train import autoencoder, blip, corpus, flux, inception, raters, recipes, seeing
+from diffscale_shapes.train.autoencoder import polish
+from diffscale_shapes.train.corpus import Corpus, encode_scenes, training_scene
+from diffscale_shapes.train.flux import TextToVelocity, distil, guided, pack
+from diffscale_shapes.train.loop import Step, autocast, fit
+from diffscale_shapes.train.seeing import patch_labels
+from diffscale_shapes.train.shipped import untrained as from_config
+from diffscale_shapes.train.text import clip_tokenizer, t5_tokenizer
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from diffscale._util import hardware
 from diffscale._util.errors import DiffscaleError
-from diffscale.shapes.captions import WORDS
-from diffscale.shapes.scenes import COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, draw_crowded_scene
-from diffscale.shapes.train import autoencoder, blip, corpus, flux, inception, raters, recipes, seeing
-from diffscale.shapes.train.autoencoder import polish
-from diffscale.shapes.train.corpus import Corpus, encode_scenes, training_scene
-from diffscale.shapes.train.flux import TextToVelocity, distil, guided, pack
-from diffscale.shapes.train.loop import Step, autocast, fit
-from diffscale.shapes.train.seeing import patch_labels
-from diffscale.shapes.train.shipped import untrained as from_config
-from diffscale.shapes.train.text import clip_tokenizer, t5_tokenizer
-from diffscale.shapes.world import MODELS
 from diffscale.verifiers.inception import load_inception
 
 

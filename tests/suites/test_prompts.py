@@ -8,13 +8,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from diffscale_shapes.captions import parse_caption
+from diffscale_shapes.scenes import CLASSES, class_description
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.run import run
 from diffscale.cli.main import run as command
-from diffscale.shapes.captions import parse_caption
-from diffscale.shapes.scenes import CLASSES, class_description
 from diffscale.suites import prompts
 from diffscale.types import ClassLabel
 

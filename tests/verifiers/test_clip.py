@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffscale_shapes import MODELS
+from diffscale_shapes.train.shipped import untrained
+from diffscale_shapes.train.text import CLIP_TOKENS, clip_tokenizer
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from diffscale._util.errors import DiffscaleError, UnknownName
-from diffscale.shapes.train.shipped import untrained
-from diffscale.shapes.train.text import CLIP_TOKENS, clip_tokenizer
-from diffscale.shapes.world import MODELS
 from diffscale.verifiers import load
 from diffscale.verifiers.clip import ClipScore
 from diffscale.verifiers.preprocess import Preprocessing

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffscale_shapes.train.text import clip_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,7 +16,6 @@ from tools import Counting
 from transformers import AutoTokenizer, Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.shapes.train.text import clip_tokenizer
 from diffscale.verifiers import load
 from diffscale.verifiers.detector import Detector, Objects, Owl, holds, iou, numeracy, spatial
 from diffscale.verifiers.phrases import read_prompt

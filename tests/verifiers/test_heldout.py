@@ -4,10 +4,10 @@ from random import Random
 
 import pytest
 import torch
+from diffscale_shapes.render import render_batch
+from diffscale_shapes.scenes import CLASSES, draw_class_scene
 
 from diffscale.models.files import locate
-from diffscale.shapes.render import render_batch
-from diffscale.shapes.scenes import CLASSES, draw_class_scene
 from diffscale.verifiers.heldout import heldout_scores
 
 

@@ -6,11 +6,11 @@ import re
 from random import Random
 
 import pytest
+from diffscale_shapes.captions import write_caption
+from diffscale_shapes.scenes import draw_description
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from diffscale.shapes.captions import write_caption
-from diffscale.shapes.scenes import draw_description
 from diffscale.verifiers.phrases import read_prompt, singular
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from blip_reference import attend, linear, norm, pair
+from diffscale_shapes.train.text import clip_tokenizer
 from safetensors.torch import save_file
 from tools import Counting, Layout, clip_folder, pickled, random_state, shapes
 from torch.nn import functional as F
 from transformers import CLIPModel
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.shapes.train.text import clip_tokenizer
 from diffscale.verifiers import load
 from diffscale.verifiers.aesthetic import Head
 from diffscale.verifiers.clip import Clip

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffscale_shapes import MODELS
+from diffscale_shapes.train.shipped import untrained
+from diffscale_shapes.train.text import clip_tokenizer
 from torch import Tensor
 from transformers import BertTokenizer, CLIPImageProcessorPil, CLIPModel
-
-from diffscale.shapes.train.shipped import untrained
-from diffscale.shapes.train.text import clip_tokenizer
-from diffscale.shapes.world import MODELS
 
 Layout = Mapping[str, tuple[int, ...]]
 

@@ -19,7 +19,7 @@ from diffscale.engine.results import Result
 from diffscale.registry import parse
 from diffscale.report import pictures, plots
 from diffscale.searches import SEARCHES
-from diffscale.verifiers.heldout import heldout_scores
+from diffscale.verifiers.heldout import heldout_scores, judge_name
 
 SHOWN = 64
 """Candidates on the sheet; a longer search shows its best ones."""
@@ -100,7 +100,8 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
     seconds = result.ledger.seconds
     ends = {"best": result.best, "baseline": result.baseline}
     scores = heldout_scores(settings.model, result.prompt, {name: end.image for name, end in ends.items()})
-    searched_with = settings.verifier.split()[0] == "shapes-judge"
+    judge = judge_name(settings.model)
+    searched_with = settings.verifier.split()[0] == judge
     return {
         "prompt": result.prompt,
         **settings.model_dump(include={"model", "search", "verifier", "seed"}),
@@ -111,5 +112,5 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
         "trace": [[nfe, score] for nfe, score in result.trace],
         "traces": {name: [[nfe, score] for nfe, score in points] for name, points in result.traces.items()},
         # What judges say of both pictures, and whether the search was by them.
-        "judges": {"shapes-judge": {"searched_with": searched_with, **scores}} if scores else {},
+        "judges": {judge: {"searched_with": searched_with, **scores}} if scores else {},
     }

@@ -86,7 +86,7 @@ def _with_categories(source: str) -> list[tuple[str, str]]:
     if not file.is_file():
         if not _HUB.fullmatch(source) or Path(source.partition(":")[0]).suffix.lower() in _SUFFIXES:
             if not file.suffix and "/" not in source:
-                raise unknown("suite", source, [*plugins("suites"), "imagenet"])
+                raise unknown("suite", source, [*plugins("suites"), "imagenet"] if plugins("suites") else [])
             raise DiffscaleError(
                 f"There is no file {source}; give one with prompts, or a suite: {', '.join(plugins('suites'))}."
             )

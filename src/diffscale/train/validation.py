@@ -18,7 +18,7 @@ from diffscale.train.base import Base
 from diffscale.train.configs import TrainConfig
 from diffscale.train.rewards import Reward
 from diffscale.train.training_data import TrainingData
-from diffscale.verifiers.heldout import heldout_scores
+from diffscale.verifiers.heldout import heldout_scores, judge_name
 
 FOLDER: Final = "validation"
 _AT_ONCE: Final = 4
@@ -69,7 +69,7 @@ def score(
         scores[reward.name] = [one[0] if len(one) == 1 else one for one in each]
     judged = [heldout_scores(model, prompt, {"it": image}) for prompt, image in zip(prompts, images, strict=True)]
     if judged and all(judged):
-        scores["shapes-judge"] = [each["it"]["score"] for each in judged]
+        scores[str(judge_name(model))] = [each["it"]["score"] for each in judged]
     return scores
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffscale_shapes.prompts import suite
+from diffscale_shapes.render import render
+from diffscale_shapes.scenes import draw_scene
 from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.evaluation import means
 from diffscale.metrics.bootstrap import interval
-from diffscale.shapes.prompts import suite
-from diffscale.shapes.render import render
-from diffscale.shapes.scenes import draw_scene
 from diffscale.suites.pictures import Pictures
 
 

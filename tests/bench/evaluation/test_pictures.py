@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffscale_shapes.world import WORLD
 from PIL import Image
 from torch import nn
 
 from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale._util.fingerprints import network_digest
 from diffscale.bench.evaluation import extractors, features
-from diffscale.shapes.world import WORLD
 from diffscale.suites.pictures import Pictures
 from diffscale.verifiers.clip import ClipScore
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 sys.path.append(str(Path(__file__).parents[2] / "train"))
 import tiny
+from diffscale_shapes import data, datasets
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.api import make_sampler
@@ -26,7 +27,6 @@ from diffscale.bench.papers.session import Session
 from diffscale.bench.series import PromptRepeat
 from diffscale.engine import noise
 from diffscale.models.options import LoadOptions
-from diffscale.shapes import data, datasets
 from diffscale.train import loop
 from diffscale.train.run_directory import LOG_FILE, list_checkpoints, read_log
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import datasets
 import pytest
+from diffscale_shapes.captions import write_caption
+from diffscale_shapes.prompts import suite
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_data import PROMPTS, captioned, encoded, lines, picture, same
 
 from diffscale._util.errors import DiffscaleError, UnknownName
-from diffscale.shapes.captions import write_caption
-from diffscale.shapes.prompts import suite
 from diffscale.train.data import journeydb
 from diffscale.train.data.dataset import Dataset
 from diffscale.train.data.hub import HubOptions

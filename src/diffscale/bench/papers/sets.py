@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +21,8 @@ from diffscale.metrics.frechet import FewSamples, fid
 from diffscale.metrics.inception_score import inception_score
 from diffscale.metrics.statistics import Statistics, load_reference
 from diffscale.models.load import world_of
+from diffscale.types import World
+from diffscale.verifiers.defaults import counterpart
 from diffscale.verifiers.inception import load_inception
 
 GROUPS: Final = 48
@@ -37,9 +38,10 @@ class Sets:
 
     @classmethod
     def open(cls, model: str, reference: str | None, device: str) -> Sets:
-        """For pictures of `model`: those of Shapes have an Inception and a drawn reference of their own."""
+        """For pictures of `model`: those of a world have an Inception and a drawn reference of their own."""
         if (world := world_of(base_of(model))) is not None:
-            return cls(load_inception("shapes-inception", device=device), _statistics(world.reference_pictures()))
+            classifier = load_inception(counterpart(world.image_model, "inception"), device=device)
+            return cls(classifier, _statistics(classifier, world))
         classifier = load_inception(device=device)
         real = None if reference is None else load_reference(Path(reference).expanduser(), classifier.name)
         return cls(classifier, real)
@@ -125,10 +127,8 @@ def diversity(features: NDArray[np.float32], conditions: Sequence[str]) -> list[
     return means
 
 
-@cache
-def _statistics(pictures: Tensor) -> Statistics:
+@torch.no_grad()
+def _statistics(classifier: Any, world: World) -> Statistics:
     """Statistics of the real pictures of a world."""
-    classifier = load_inception("shapes-inception")
-    with torch.no_grad():
-        features = torch.cat([classifier(part) for part in pictures.split(64)])
+    features = torch.cat([classifier(part).cpu() for part in world.reference_pictures().split(64)])
     return Statistics.from_features(features.numpy(), classifier.name)
