@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffscale._util.errors import DiffscaleError, UnknownName
-from diffscale.registry import parse
+from diffscale.registry.arguments import parse
 
 if TYPE_CHECKING:
     from nowhere import Unimportable

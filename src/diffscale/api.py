@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.fingerprints import described, name_of
+from diffscale._util.fingerprints import described
 from diffscale._util.progress import Counter, silent
 from diffscale.engine import noise
 from diffscale.engine.batching import out_of_memory
@@ -22,15 +21,15 @@ from diffscale.engine.task import Task, baseline_task
 from diffscale.models.class_conditional import class_model
 from diffscale.models.load import best_device, check_negative, load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
-from diffscale.registry import parse
+from diffscale.registry import DEFAULT_SEARCH
 from diffscale.samplers.arguments import explain_failure
 from diffscale.samplers.solvers import SOLVERS
 from diffscale.samplers.whole import sampler_of
-from diffscale.searches import SEARCHES
-from diffscale.types import Sampler, Verifier
+from diffscale.searches import choose_search
+from diffscale.types import Sampler, Search, Verifier
 from diffscale.verifiers import check as check_verifier
 from diffscale.verifiers import load as load_verifier
-from diffscale.verifiers.function import FunctionVerifier
+from diffscale.verifiers import name_of_verifier
 
 
 def make_sampler(
@@ -82,7 +81,7 @@ def search(
     pipe_or_id: Any,
     prompt: str | int,
     *,
-    search: str = "random",
+    search: str | Callable[..., Search] = DEFAULT_SEARCH,
     verifier: str | Verifier | Callable[[Tensor, list[str]], Any] = "clip",
     nfe: int = 1280,
     seed: int = 0,
@@ -102,37 +101,35 @@ def search(
     `pipe_or_id`: a diffusers pipeline already loaded (used where and as it is), or a shipped name
     (`shapes-flux`), a folder or a Hub id, loaded as `loading` says; `device` and `dtype` are short for its fields.
     `prompt`: of a class-conditional model (`class_models`) the name of a class, or its id.
-    `search`, `verifier`: "name key=value ..." as `diffscale list` shows them; a verifier may also be any object
-    as `types.Verifier` describes, "package.module:function", or a function of pictures [B, 3, H, W] in [0, 1] and their
-    prompts that gives scores [B], as a tensor, an array or a list. `nfe`: the whole budget in denoiser evaluations.
-    `steps`: denoising steps of one sample, `pipe_args`: further arguments of the pipeline's call; what they leave open
-    is as the model's folder states, else the pipeline's default. `batch_size`: most rows at once, None finds it by
-    itself. `gallery`: how many of the best candidates come back as thumbnails. `journal`: a file in which everything
-    paid for is kept; the same call with the same file goes on where the last one was stopped. It knows a verifier by
-    its `name`, and a function by module:qualname (see `fingerprints.name_of`): give another one to what scores
-    otherwise. `progress`: called with the NFE spent so far, the budget and the `best` score.
+    `search`, `verifier`: "name key=value ..." as `diffscale list` shows them, "package.module:attribute key=value ...",
+    or a callable of Python: for a search a generator function of an Environment, for a verifier any object
+    as `types.Verifier` describes, or a function of pictures [B, 3, H, W] in [0, 1] and their prompts that gives scores
+    [B], as a tensor, an array or a list; a class is called without arguments. `nfe`: the whole budget in denoiser
+    evaluations. `steps`: denoising steps of one sample, `pipe_args`: further arguments of the pipeline's call; what
+    they leave open is as the model's folder states, else the pipeline's default. `batch_size`: most rows at once, None
+    finds it by itself. `gallery`: how many of the best candidates come back as thumbnails. `journal`: a file in which
+    everything paid for is kept; the same call with the same file goes on where the last one was stopped. It knows a
+    verifier by its `name`, and functions by module:qualname (see `fingerprints.name_of`): give another one to what
+    scores otherwise. `progress`: called with the NFE spent so far, the budget and the `best` score.
 
     `Result.baseline` is one plain sample of the first noise, with `number` -1 and not in the ledger if the search did
     not sample it. The result is a function of the arguments up to `dtype` and of what of `loading` is decisive, not of
     `batch_size`. Raises DiffscaleError
     (UnknownName, BudgetTooSmall, AllCandidatesFailed) with a sentence that says what to do.
     """
-    algorithm, options = parse(search, "search", SEARCHES)
+    chosen = choose_search(search)
     short = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
     loading = LoadOptions(**((loading or LoadOptions()).asked() | short))
     device = best_device(loading.device)
-    if isinstance(verifier, str):
-        check_verifier(verifier)
-    elif not isinstance(verifier, Verifier):
-        verifier = FunctionVerifier(name_of(verifier), verifier)
+    check_verifier(verifier)
     # A ClassLabel is a string, and stays what it is.
     condition = prompt if isinstance(prompt, str) else str(prompt)
     sampler = make_sampler(pipe_or_id, [condition], steps=steps, pipe_args=pipe_args or {}, loading=loading)
     settings = {
         "model": pipe_or_id if isinstance(pipe_or_id, str) else type(pipe_or_id).__name__,
         "prompt": sampler.prompts[0],
-        "search": search,
-        "verifier": verifier if isinstance(verifier, str) else verifier.name,
+        "search": chosen.text,
+        "verifier": name_of_verifier(verifier),
         "nfe": nfe,
         "seed": seed,
         "steps": sampler.steps,
@@ -141,19 +138,18 @@ def search(
         **loading.decisive(),
     }
     # After the model: what is wrong with its name, or its call, is told before another network loads.
-    if isinstance(verifier, str):
-        name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
-        verifier = load_verifier(verifier, device=device, image_model=name)
+    name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
+    loaded = load_verifier(verifier, device=device, image_model=name)
     # A class by its id and by its name is the same search.
     key = noise.fold(noise.root(seed), sampler.prompts[0], 0)
-    task = Task(partial(SEARCHES[algorithm], **options), prompt_index=0, key=key, budget=nfe)
+    task = Task(chosen.make(device=device), prompt_index=0, key=key, budget=nfe)
     with closing(Journal(Path(journal), settings)) if journal is not None else nullcontext() as kept:
         (result,) = run_searches(
-            [task], sampler, verifier, batch_size, observers, gallery=gallery, journal=kept, progress=progress
+            [task], sampler, loaded, batch_size, observers, gallery=gallery, journal=kept, progress=progress
         )
-        if algorithm == "random":
+        if chosen.declares("independent"):
             return result
-        return _with_baseline(result, task, sampler, verifier, batch_size, kept)
+        return _with_baseline(result, task, sampler, loaded, batch_size, kept)
 
 
 def _with_baseline(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -141,6 +141,25 @@ class Gradient:
 
 Request = Run | Solve | Predict | Score | Evaluate | Gradient
 Search = Generator[Request, Any, None]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def search_traits(*, anytime: bool = False, independent: bool = False) -> Callable[[F], F]:
+    """A decorator by which a search says what holds of it, so that its users can do less work.
+
+    `anytime`: a larger budget only goes on from a smaller one, so that runs of both share their replies.
+    `independent`: it only samples whole pictures, the first, second, third ... noise of the task's key, one like the
+    other; so its first candidate is the plain sample that every search is compared with, and searches with other
+    verifiers share its samples. A class says the same by attributes of these names.
+    """
+
+    def declare(search: F) -> F:
+        search.anytime, search.independent = anytime, independent  # type: ignore[attr-defined]
+        return search
+
+    return declare
 
 
 class Sampler(Protocol):

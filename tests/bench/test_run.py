@@ -90,7 +90,7 @@ def test_the_noise_found_is_what_is_sampled_again(tmp_path):
     found, again = (read_picture(tmp_path / sample["image"]) for sample in samples[:2])
     assert (found - again).abs().max() <= 1.01 / 255
     assert samples[1]["nfe"] == 10 and samples[1]["flops"] == pytest.approx(samples[0]["flops"] * 10 / 8)
-    assert "svdd finds has no noise to sample again" in samples[2]["error"]
+    assert "svdd b=1 m=2 finds has no noise to sample again" in samples[2]["error"]
 
 
 def test_without_a_verifier_the_first_noise_is_sampled(tmp_path):

@@ -13,7 +13,7 @@ from diffscale.engine.driver import run_searches
 from diffscale.engine.task import Task
 from diffscale.models.class_conditional import class_model
 from diffscale.models.sit import SiTDenoiser
-from diffscale.registry import parse
+from diffscale.registry.arguments import parse
 from diffscale.samplers.class_conditional import ClassSampler
 from diffscale.searches import SEARCHES
 from diffscale.types import ClassLabel, concat

@@ -19,7 +19,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.task import Task
-from diffscale.registry import parse
+from diffscale.registry.arguments import parse
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.formulas import PROCESSES, marginal
 from diffscale.samplers.levels import off_grid_timestep

@@ -14,7 +14,7 @@ from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.scoring import DroppedCandidate
 from diffscale.engine.task import Task
-from diffscale.registry import parse
+from diffscale.registry.arguments import parse
 from diffscale.samplers.formulas import marginal
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES

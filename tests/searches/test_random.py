@@ -34,9 +34,9 @@ def test_refuses_to_draw_nothing(verifier, n):
 
 
 def test_registry_describes_and_suggests():
-    assert searches.get("random") is random
+    assert searches.SEARCHES["random"] is random is searches.choose_search("random").make()
     description, formula = searches.describe("random")
     assert description.startswith("Best of n independent noises")
     assert formula == "n * steps"
     with pytest.raises(UnknownName, match="did you mean 'random'"):
-        searches.get("randm")
+        searches.choose_search("randm")

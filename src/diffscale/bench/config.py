@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from diffscale._util.config import Flag
 from diffscale._util.errors import check_name
 from diffscale.models.options import MEANS, LoadOptions
+from diffscale.registry import DEFAULT_SEARCH
 
 
 class ModelConfig(LoadOptions):
@@ -37,7 +38,7 @@ class GenerateConfig(ModelConfig):
         "a red circle above a blue square", min_length=1,
         description="What to draw; of a class-conditional model a class, by name or id.",
     )  # fmt: skip
-    search: str = Field("random", description='Search, as "random" or "random n=8".')
+    search: str = Field(DEFAULT_SEARCH, description='Search, as "random" or "random n=8".')
     verifier: str = Field("clip", description='Verifier, as "clip" or "clip model=ID".')
     budget: int = Field(1280, gt=0, description="Total NFE, final denoising included.")
 
@@ -53,7 +54,7 @@ class BenchConfig(ModelConfig):
     suite: Annotated[str, Flag(argument="SUITE|FILE")] = Field(
         "shapes-mini", description="Prompts: a suite, or a txt, jsonl or csv file."
     )
-    search: list[str] = Field(["random"], min_length=1, description="Algorithm and arguments; repeatable.")
+    search: list[str] = Field([DEFAULT_SEARCH], min_length=1, description="Algorithm and arguments; repeatable.")
     verifier: list[str] = Field(["clip"], min_length=1, description="What to search with; repeatable.")
     budget: list[int] = Field([1280], min_length=1, description="NFE a prompt; repeatable.")
     repeats: int = Field(1, gt=0, description="Searches a prompt, each from its own noise.")

@@ -16,9 +16,8 @@ from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import GenerateConfig
 from diffscale.bench.series import costs_of
 from diffscale.engine.results import Result
-from diffscale.registry import parse
 from diffscale.report import pictures, plots
-from diffscale.searches import SEARCHES
+from diffscale.searches import choose_search
 from diffscale.verifiers.heldout import heldout_scores, judge_name
 
 SHOWN = 64
@@ -31,7 +30,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     The settings are written first, so that a folder that cannot be written to is found out before anything is
     computed. Raises DiffscaleError if the folder holds anything else than this run, and for unknown names.
     """
-    parse(settings.search, "search", SEARCHES)
+    choose_search(settings.search)
     verifiers.check(settings.verifier)
     saved, done = folder / "config.yaml", folder / "result.json"
     if saved.exists():

@@ -22,7 +22,7 @@ from diffscale._util.progress import Counter, Progress, silent
 from diffscale.api import make_sampler
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.networks import Networks
-from diffscale.bench.series import ANYTIME, Cell, PromptRepeat, costs_of, rows_of, safe_name, tasks_of
+from diffscale.bench.series import Cell, PromptRepeat, costs_of, rows_of, safe_name, tasks_of
 from diffscale.bench.shared_samples import SharedSampler
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
@@ -32,9 +32,9 @@ from diffscale.engine.results import Candidate, Result
 from diffscale.engine.scoring import safe_score
 from diffscale.engine.task import Task, baseline_task
 from diffscale.models.load import best_device
-from diffscale.registry import parse
+from diffscale.registry import DEFAULT_SEARCH
 from diffscale.report.pictures import to_pil
-from diffscale.searches import SEARCHES
+from diffscale.searches import choose_search
 from diffscale.types import Environment, Evaluate, NeedsIntermediateX0, PoolVerifier, Sampler, Search, SetVerifier
 from diffscale.verifiers.function import FunctionVerifier
 from diffscale.verifiers.heldout import can_judge, judge_name
@@ -64,7 +64,7 @@ def run(
     Raises DiffscaleError for settings that cannot be met; a search that finds nothing becomes a sample with `error`.
     """
     for search in settings.search:
-        parse(search, "search", SEARCHES)
+        choose_search(search)
     bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
     chosen = cells(settings) if only is None else only
     # Opened even if all is done: it knows whether the folder is of this model and seed.
@@ -164,12 +164,13 @@ class _Bench:
             left = self.mixed if in_set else left
             wanted, rows = [self.wanted[i] for i in left], [self.rows[i] for i in left]
             # A larger budget goes on from the replies of a smaller one.
-            paid = replace(cell, budget=0 if cell.algorithm in ANYTIME else cell.budget, final_steps=0).name
+            paid = replace(cell, budget=0 if cell.declares("anytime") else cell.budget, final_steps=0).name
             known = [names[i] if in_set else f"{paid} | {each.name}" for i, each in zip(left, wanted, strict=True)]
             # The noise depends on prompt and repeat alone: all cells search from the same first sample, as paired tests
             # need.
             budget = cell.budget if cell.verifier else self.sampler.steps
-            tasks = tasks_of(cell.search, budget, wanted, rows, self.settings.seed, known)
+            device = self.networks.device
+            tasks = tasks_of(cell.search, budget, wanted, rows, self.settings.seed, known, device)
             self._sample_plainly(cell, wanted, tasks, journal)
             outcomes = self._search(cell, tasks, journal, progress)
             if cell.final_steps:
@@ -183,7 +184,7 @@ class _Bench:
     def _search(self, cell: Cell, tasks: Sequence[Task], journal: Journal, progress: Counter = silent) -> list[Any]:
         """What the searches find, or their DiffscaleErrors."""
         return run_searches(
-            tasks, self.shared_sampler if cell.algorithm == "random" else self.sampler, self.verifiers[cell.verifier],
+            tasks, self.shared_sampler if cell.declares("independent") else self.sampler, self.verifiers[cell.verifier],
             self.settings.batch_size, journal=journal, progress=progress, return_errors=True,
         )  # fmt: skip
 
@@ -199,7 +200,7 @@ class _Bench:
                 name = task.name
             if (cell.verifier, each) not in self.first:
                 fresh[each] = replace(baseline_task(task), budget=self.sampler.steps, name=f"{name} | plain")
-        plain = replace(cell, search="random")
+        plain = replace(cell, search=DEFAULT_SEARCH)
         for each, outcome in zip(fresh, self._search(plain, list(fresh.values()), journal), strict=True):
             if isinstance(outcome, Result):
                 self.first[cell.verifier, each] = outcome.best
@@ -213,7 +214,7 @@ class _Bench:
         for i, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
             if isinstance(outcome, Result) and outcome.best.noise is None:
                 merged[i] = DiffscaleError(
-                    f"What {cell.algorithm} finds has no noise to sample again: leave the final steps out."
+                    f"What {cell.search} finds has no noise to sample again: leave the final steps out."
                 )
             elif isinstance(outcome, Result):
                 found, name = partial(_sample_noise, outcome.best.noise), f"{task.name} | {cell.name} | again"

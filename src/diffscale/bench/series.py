@@ -2,18 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from diffscale.engine import noise
 from diffscale.engine.results import Result
 from diffscale.engine.task import Task
-from diffscale.registry import parse
-from diffscale.searches import SEARCHES
+from diffscale.searches import choose_search
 from diffscale.types import ClassLabel
-
-ANYTIME: Final = ("random", "zero_order", "first_order")
-"""Searches that a larger budget only continues."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +29,9 @@ class Cell:
         again = f" | {self.final_steps} steps" if self.final_steps else ""
         return f"{self.search} | {self.verifier} | {self.budget}{again}"
 
-    @property
-    def algorithm(self) -> str:
-        return self.search.split()[0]
+    def declares(self, trait: str) -> bool:
+        """Whether the search declares a trait, see `types.search_traits`."""
+        return choose_search(self.search).declares(trait)
 
     def samples_in(self, samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Those of `samples` that are of this cell, failed ones too."""
@@ -83,14 +78,19 @@ def rows_of(wanted: Sequence[PromptRepeat]) -> tuple[list[str], list[int]]:
 
 
 def tasks_of(
-    search: str, budget: int, wanted: Sequence[PromptRepeat], rows: Sequence[int], seed: int, names: Sequence[str]
+    search: str,
+    budget: int,
+    wanted: Sequence[PromptRepeat],
+    rows: Sequence[int],
+    seed: int,
+    names: Sequence[str],
+    device: str = "cpu",
 ) -> list[Task]:
-    """A task of `search` ("name key=value ...") for every one of `wanted`, whose prompt is in that row of the sampler.
+    """A task of `search` (see `choose_search`) for every one of `wanted`, whose prompt is in that row of the sampler.
 
     `names`: what a journal knows them by. Raises DiffscaleError for a search that does not exist.
     """
-    algorithm, options = parse(search, "search", SEARCHES)
-    made = partial(SEARCHES[algorithm], **options)
+    made = choose_search(search).make(device=device)
     return [Task(made, row, each.key(seed), budget, name) for each, row, name in zip(wanted, rows, names, strict=True)]
 
 

@@ -25,26 +25,27 @@ def list_names(
 
 
 def _models() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.models.files import shipped
+    from diffscale.models.files import shipped, source
 
-    return ["model", "what it is (any Hub id or folder works too)"], shipped().items()
+    rows = [(name, description, source(name)) for name, description in shipped().items()]
+    return ["model", "what it is (any Hub id or folder works too)", "from"], rows
 
 
 def _searches() -> tuple[list[str], Iterable[tuple[str, ...]]]:
     from diffscale.searches import SEARCHES, describe
 
-    return ["search", "what it does", "price in NFE"], [(name, *describe(name)) for name in SEARCHES]
+    rows = [(name, *describe(name), SEARCHES.source(name)) for name in SEARCHES]
+    return ["search", "what it does", "price in NFE", "from"], rows
 
 
 def _verifiers() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.verifiers import VERIFIERS, describe, shipped_verifiers
+    from diffscale.verifiers import describe, names, source
 
-    return ["verifier", "what it scores"], [
-        (name, describe(name)) for name in sorted({*VERIFIERS, *shipped_verifiers()})
-    ]
+    return ["verifier", "what it scores", "from"], [(name, describe(name), source(name)) for name in names()]
 
 
 def _suites() -> tuple[list[str], Iterable[tuple[str, ...]]]:
     from diffscale.registry import plugins
 
-    return ["suite", "prompts"], [(name, str(len(prompts()))) for name, prompts in plugins("suites").items()]
+    suites = plugins("suites")
+    return ["suite", "prompts", "from"], [(name, str(len(suites[name]())), suites.source(name)) for name in suites]

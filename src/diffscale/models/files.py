@@ -7,6 +7,7 @@ if its SHA-256 digest is the one that was stated. Nothing is fetched when `HF_HU
 import hashlib
 import pickle
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -28,14 +29,28 @@ LOADING_ERRORS: Final = (OSError, ValueError, RuntimeError, SafetensorError)
 
 
 def shipped_folders() -> dict[str, Path]:
-    """The folder of every pipeline and verifier network that an installed package brings along, by name."""
-    folders = (folder for home in plugins("models").values() for folder in sorted(Path(home).iterdir()))
-    return {folder.name: folder for folder in folders if (folder / "diffscale.json").exists()}
+    """The folder of every pipeline and verifier network that an installed package brings along, by name.
+
+    A name that two packages use is told apart as `package/name`.
+    """
+    homes = plugins("models")
+    found = [
+        (homes.source(home).split()[0], folder) for home in homes for folder in sorted(Path(homes[home]).iterdir())
+    ]
+    found = [(package, folder) for package, folder in found if (folder / "diffscale.json").exists()]
+    uses = Counter(folder.name for _, folder in found)
+    return {folder.name if uses[folder.name] == 1 else f"{package}/{folder.name}": folder for package, folder in found}
 
 
 def shipped() -> dict[str, str]:
     """The one-line description of every network of `shipped_folders`, by name."""
     return {name: read_manifest(str(folder))["description"] for name, folder in shipped_folders().items()}
+
+
+def source(name: str) -> str:
+    """The package that a shipped network comes from, with its version."""
+    homes, folder = plugins("models"), shipped_folders()[name]
+    return next(homes.source(home) for home in homes if folder.is_relative_to(homes[home]))
 
 
 def locate(model: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from diffusers import PipelineQuantizationConfig
 
 from diffscale._util.errors import DiffscaleError, check_name
-from diffscale.registry import parse
+from diffscale.registry.arguments import parse
 
 _DENOISERS: Final = ("transformer", "unet", "prior", "decoder")
 

@@ -7,7 +7,7 @@ import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from diffscale._util.errors import DiffscaleError, explained
-from diffscale.registry import parse
+from diffscale.registry.arguments import parse
 from diffscale.samplers import levels
 
 _KINDS: Final = {"flow_prediction": "a flow", "edm": "an EDM (Karras et al. 2022)", "trigflow": "a TrigFlow"}

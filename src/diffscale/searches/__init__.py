@@ -1,32 +1,30 @@
-"""The search algorithms by name, each a plain function in a file of its own."""
+"""Searches by name. Each is a generator function of an Environment, in a file of its own.
+
+A search yields requests (`types.Request`) and receives their answers; its further arguments, all with defaults, are its
+configuration. A package offers one by an entry point in the group `diffscale.searches`.
+"""
 
 from collections.abc import Callable
+from typing import Any, Final
 
-from diffscale._util.errors import check_name
-from diffscale.searches.bayes import bayes
-from diffscale.searches.demon import demon
-from diffscale.searches.first_order import first_order
-from diffscale.searches.fk import fk
-from diffscale.searches.free2guide import free2guide
-from diffscale.searches.paths import paths
-from diffscale.searches.random import random
-from diffscale.searches.svdd import svdd
-from diffscale.searches.zero_order import zero_order
-from diffscale.types import Search
+from diffscale.registry import Registry, plugins
+from diffscale.registry.choice import Choice, choose
 
-SEARCHES: dict[str, Callable[..., Search]] = {
-    search.__name__: search for search in (random, zero_order, paths, first_order, demon, free2guide, bayes, fk, svdd)
-}
+SEARCHES: Final[Registry] = plugins("searches")
+"""Every search by name, those of other packages too; one is imported when it is looked up."""
 
 
-def get(name: str) -> Callable[..., Search]:
-    """The search called `name`; raises UnknownName with the nearest match."""
-    check_name("search", name, SEARCHES)
-    return SEARCHES[name]
+def choose_search(given: str | Callable[..., Any]) -> Choice:
+    """The search that "name key=value ..." or "package.module:attribute key=value ..." says, or a callable.
+
+    A class, or a function that needs no argument, is called to make the search. Raises UnknownName for an unknown name,
+    DiffscaleError for arguments that are wrong or missing.
+    """
+    return choose(given, "search", SEARCHES, inputs=1)
 
 
 def describe(name: str) -> tuple[str, str]:
-    """One-line description of the search `name` and its price formula in NFE."""
-    line = (get(name).__doc__ or "").strip().splitlines()[0]
+    """One-line description of the search `name` and its price formula in NFE, as its docstring states them."""
+    line = (SEARCHES[name].__doc__ or "").strip().partition("\n")[0]
     description, _, formula = line.partition(" Price: ")
     return description, formula.rstrip(".")

@@ -3,9 +3,10 @@
 import math
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.types import Environment, Gradient, Search
+from diffscale.types import Environment, Gradient, Search, search_traits
 
 
+@search_traits(anytime=True)
 def first_order(env: Environment, iterations: int | None = None, rate: float = 0.1) -> Search:
     """Gradient ascent on the noise, through all steps and the decoder. Price: 4 iterations steps.
 

@@ -1,9 +1,10 @@
 """Random search: best of N independent noises."""
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.types import Environment, Evaluate, Search
+from diffscale.types import Environment, Evaluate, Search, search_traits
 
 
+@search_traits(anytime=True, independent=True)
 def random(env: Environment, n: int | None = None) -> Search:
     """Best of n independent noises, by default as many as the budget pays. Price: n * steps.
 

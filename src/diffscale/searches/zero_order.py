@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.types import Environment, Evaluate, Search, concat
+from diffscale.types import Environment, Evaluate, Search, concat, search_traits
 
 
+@search_traits(anytime=True)
 def zero_order(
     env: Environment,
     n: int = 2,

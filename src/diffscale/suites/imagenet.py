@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from diffscale._util.files import read_lines
+from diffscale.types import ClassLabel
 
 NAMES: Final = Path(__file__).with_name("imagenet_names.txt")
 """CLIP's names of the 1000 classes, one a line; line and class number agree."""
@@ -50,3 +51,8 @@ def inception_order() -> list[int]:
     usual = [int(number) for number in ORDER.read_text(encoding="ascii").split()]
     at = {number: output for output, number in enumerate(usual, start=1)}
     return [at[number] for number in range(len(usual))]
+
+
+def prompts() -> list[str]:
+    """The 1000 classes as a suite."""
+    return [ClassLabel(name, number) for number, name in enumerate(names())]

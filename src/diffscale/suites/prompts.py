@@ -11,8 +11,6 @@ from typing import Any, Final, TypeVar
 from diffscale._util.errors import DiffscaleError, explained, unknown
 from diffscale._util.files import parse_jsonl
 from diffscale.registry import plugins
-from diffscale.suites import imagenet
-from diffscale.types import ClassLabel
 
 COLUMNS: Final = ("prompt", "prompts", "caption", "text")
 CATEGORIES: Final = ("category", "tag", "challenge")
@@ -24,8 +22,8 @@ T = TypeVar("T")
 
 
 def load(source: str, limit: int | None = None) -> list[str]:
-    """Prompts of a suite (one that an installed package offers, or `imagenet`, its 1000 classes) or of a file: text
-    with a prompt a line, or JSONL, JSON, CSV or TSV with a column `prompt` (or `caption`, `text`); GenEval's and
+    """Prompts of a suite (one that an installed package offers, such as `imagenet`, its 1000 classes) or of a file:
+    text with a prompt a line, or JSONL, JSON, CSV or TSV with a column `prompt` (or `caption`, `text`); GenEval's and
     DrawBench's files are such.
 
     `owner/name` or `owner/name:file` is a data set of the Hub with such a file, which is downloaded. `limit`: that
@@ -34,8 +32,6 @@ def load(source: str, limit: int | None = None) -> list[str]:
     """
     if source in (suites := plugins("suites")):
         return evenly(list(dict.fromkeys(suites[source]())), limit)
-    if source == "imagenet":
-        return evenly([ClassLabel(name, i) for i, name in enumerate(imagenet.names())], limit)
     return evenly(list(dict.fromkeys(prompt for prompt, _ in _with_categories(source))), limit)
 
 
@@ -44,7 +40,7 @@ def categories(source: str) -> dict[str, str]:
 
     Raises as `load` does.
     """
-    if source in plugins("suites") or source == "imagenet":
+    if source in plugins("suites"):
         return {}
     return {prompt: category for prompt, category in _with_categories(source) if category}
 
@@ -86,7 +82,7 @@ def _with_categories(source: str) -> list[tuple[str, str]]:
     if not file.is_file():
         if not _HUB.fullmatch(source) or Path(source.partition(":")[0]).suffix.lower() in _SUFFIXES:
             if not file.suffix and "/" not in source:
-                raise unknown("suite", source, [*plugins("suites"), "imagenet"] if plugins("suites") else [])
+                raise unknown("suite", source, plugins("suites"))
             raise DiffscaleError(
                 f"There is no file {source}; give one with prompts, or a suite: {', '.join(plugins('suites'))}."
             )

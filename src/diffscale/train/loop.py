@@ -19,8 +19,7 @@ from torch import Tensor
 from diffscale import verifiers
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.progress import Progress, silent
-from diffscale.registry import parse
-from diffscale.searches import SEARCHES
+from diffscale.searches import choose_search
 from diffscale.train import optimisation, output, rewards, run_directory, training_data, validation
 from diffscale.train.base import Base, load_base
 from diffscale.train.configs import Sharpening, TrainConfig
@@ -79,7 +78,7 @@ def check_names(config: TrainConfig) -> None:
     for text in config.rewards:
         verifiers.check(rewards.split_weight(text)[0])
     if isinstance(config, Sharpening) and config.search is not None:
-        parse(config.search, "search", SEARCHES)
+        choose_search(config.search)
     run_directory.check_trackers(config.report_to)
     optimisation.check_libraries(config)
 

@@ -1,41 +1,24 @@
-"""Verifiers by name. Each is a factory whose signature is its configuration."""
+"""Verifiers by name. Each is a factory whose signature is its configuration, or a function of pictures and prompts.
 
-from collections import ChainMap
-from collections.abc import Callable, Mapping
+A package offers one by an entry point in the group `diffscale.verifiers`: a function of `images` and `prompts` (see
+`function.FunctionVerifier`), or a class or factory that gives a `types.Verifier`. A factory is given `device` and
+`image_model` (the model whose pictures will come) where it has arguments of these names.
+"""
+
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
+from diffscale.models import files
 from diffscale.models.files import read_manifest, shipped, shipped_folders
-from diffscale.registry import parse, plugins
+from diffscale.registry import Registry, plugins
+from diffscale.registry.choice import Choice, choose
 from diffscale.types import Verifier
-from diffscale.verifiers.aesthetic import aesthetic
-from diffscale.verifiers.clip import clip, pick_score
-from diffscale.verifiers.clip_zeroshot import clip_zeroshot
-from diffscale.verifiers.composition import composition
-from diffscale.verifiers.defaults import build
-from diffscale.verifiers.detector import detector
-from diffscale.verifiers.dino import dino_linear
-from diffscale.verifiers.ensemble import ensemble, weighted
-from diffscale.verifiers.function import load_function
-from diffscale.verifiers.grader.verifier import LlmGrader
-from diffscale.verifiers.hps import hps
-from diffscale.verifiers.image_reward import image_reward
-from diffscale.verifiers.inception import inception
-from diffscale.verifiers.oracle_fid import oracle_fid
-from diffscale.verifiers.self_supervised import clip_ssl, dino_ssl, siglip_ssl
-from diffscale.verifiers.vqa import vqa
+from diffscale.verifiers.defaults import counterpart
+from diffscale.verifiers.function import as_verifier
 
-_FACTORIES = (
-    *(aesthetic, clip, clip_ssl, clip_zeroshot, composition, detector, dino_linear, dino_ssl, ensemble, hps),
-    *(image_reward, inception, oracle_fid, pick_score, siglip_ssl, vqa, weighted),
-)
-OWN: Final[dict[str, Callable[..., Verifier]]] = {
-    **{factory.__name__: factory for factory in _FACTORIES},
-    LlmGrader.name: LlmGrader,
-}
-
-VERIFIERS: Final[Mapping[str, Callable[..., Verifier]]] = ChainMap(OWN, plugins("verifiers"))
-"""Every factory by name: ours and those of plug-ins, which are imported when they are looked up."""
+VERIFIERS: Final[Registry] = plugins("verifiers")
+"""Every verifier by name, those of other packages too; one is imported when it is looked up."""
 
 COUNTERPARTS: Final = {
     **{name: name for name in ("aesthetic", "clip", "image_reward", "inception", "pick_score")},
@@ -55,44 +38,54 @@ def shipped_verifiers() -> dict[str, str]:
     return {name: manifest["verifier"] for name, manifest in manifests.items() if manifest.get("verifier")}
 
 
-def load(text: str, *, device: Any = "cpu", image_model: str = "") -> Verifier:
-    """The verifier that "name key=value ..." says, on `device`; a function for "package.module:function ...".
+def names() -> list[str]:
+    """All names of verifiers, sorted: factories, and shipped networks that are verifiers."""
+    return sorted({*VERIFIERS, *shipped_verifiers()})
 
-    `image_model` is the model whose pictures it will see, see `COUNTERPARTS`.
-    Raises UnknownName for an unknown name, DiffscaleError for bad arguments or weights.
+
+def load(given: str | Callable[..., Any], *, device: Any = "cpu", image_model: str = "") -> Verifier:
+    """The verifier that "name key=value ..." or "package.module:attribute key=value ..." says, or a callable, on
+    `device`.
+
+    `image_model` is the model whose pictures it will see, see `COUNTERPARTS`. An object that is a Verifier already is
+    taken as it is. Raises UnknownName for an unknown name, DiffscaleError for bad arguments or weights.
     """
-    if is_function(text):
-        return load_function(text)
-    text = _by_factory(text)
-    name, arguments = parse(text, "verifier", VERIFIERS)
-    verifier: Verifier = build(
-        VERIFIERS[name], arguments, COUNTERPARTS.get(name), device=device, image_model=image_model
-    )
-    return verifier
+    if isinstance(given, Verifier) and not isinstance(given, type):
+        return given
+    choice = _choose(given)
+    kind = COUNTERPARTS.get(choice.name)
+    usual = None if kind is None or "model" in choice.arguments else counterpart(image_model, kind)
+    context = {"device": device, "image_model": image_model, **({} if usual is None else {"model": usual})}
+    return as_verifier(choice.name, choice.make(**context))
 
 
-def check(text: str) -> None:
+def check(given: str | Callable[..., Any]) -> None:
     """Raise DiffscaleError for a name or arguments that `load` would refuse, without loading weights."""
-    if is_function(text):
-        load_function(text)
-    else:
-        parse(_by_factory(text), "verifier", VERIFIERS)
+    if isinstance(given, type) or not isinstance(given, Verifier):
+        _choose(given)
 
 
-def is_function(text: str) -> bool:
-    """Whether a verifier is named as `package.module:function`."""
-    return ":" in text.split()[0] if text.split() else False
+def name_of_verifier(given: str | Callable[..., Any]) -> str:
+    """What a journal knows a verifier by: its text, its own name, or that of the function."""
+    return given.name if isinstance(given, Verifier) and not isinstance(given, type) else _choose(given).text
 
 
-def _by_factory(text: str) -> str:
-    """`text` with the name of a shipped network as its factory and `model`."""
-    name, _, rest = text.partition(" ")
-    factory = shipped_verifiers().get(name)
-    return text if factory is None else f"{factory} model={name} {rest}".strip()
+def source(name: str) -> str:
+    """The package that a verifier, or a shipped network that is one, comes from."""
+    return VERIFIERS.source(name) if name in VERIFIERS else files.source(name)
 
 
 def describe(name: str) -> str:
     """The first line of what a verifier says of itself."""
     if name in shipped_verifiers():
         return shipped()[name]
-    return (VERIFIERS[name].__doc__ or "").strip().splitlines()[0]
+    return (VERIFIERS[name].__doc__ or "").strip().partition("\n")[0]
+
+
+def _choose(given: str | Callable[..., Any]) -> Choice:
+    if isinstance(given, str):
+        # A shipped network is its factory with `model`.
+        name, _, rest = given.partition(" ")
+        factory = shipped_verifiers().get(name)
+        given = given if factory is None else f"{factory} model={name} {rest}".strip()
+    return choose(given, "verifier", VERIFIERS, inputs=2)

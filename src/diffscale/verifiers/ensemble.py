@@ -117,11 +117,12 @@ def members(of: str, weights: str | None, *, device: Any, image_model: str) -> t
 
 
 def _split(of: str) -> list[str]:
-    from diffscale.verifiers import VERIFIERS, shipped_verifiers
+    from diffscale.verifiers import names
 
     texts: list[str] = []
+    known = names()
     for piece in of.split(","):
-        named = piece.partition(":")[0] in {*VERIFIERS, *shipped_verifiers()} or _FUNCTION.match(piece)
+        named = piece.partition(":")[0] in known or _FUNCTION.match(piece)
         if texts and not named and _ARGUMENT.search(texts[-1]):
             texts[-1] += f",{piece}"
         else:

@@ -1,19 +1,15 @@
-"""Any Python callable as a verifier, by `package.module:function` or as an object."""
+"""Any Python callable as a verifier."""
 
-import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
-from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, explained
 from diffscale.engine.scoring import shaped_scores
-from diffscale.registry import parse
+from diffscale.types import Verifier
 
 
 @dataclass
@@ -31,20 +27,11 @@ class FunctionVerifier:
         return shaped_scores(self, self.function(images, prompts), prompts)
 
 
-def load_function(text: str) -> FunctionVerifier:
-    """The verifier that "package.module:function key=value ..." says; the current folder is looked in too.
-
-    Arguments are coerced by the function's annotations. Raises DiffscaleError if it cannot be imported or called so.
-    """
-    where = text.split()[0]
-    module, _, name = where.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    mend = "give package.module:function, in this folder or an installed package."
-    kinds = ImportError, AttributeError, ValueError
-    with explained(f"The verifier {where} cannot be imported ({{why}}): {mend}", *kinds):
-        function = attrgetter(name)(importlib.import_module(module))
-    if not callable(function):
-        raise DiffscaleError(f"The verifier {where} is no function: give one of (images, prompts).")
-    _, options = parse(text, "verifier", {where: function})
-    return FunctionVerifier(where, partial(function, **options) if options else function)
+def as_verifier(name: str, made: Callable[..., Any]) -> Verifier:
+    """`made`, which a factory or a user gave, as a Verifier called `name` where it has no name of its own."""
+    if isinstance(made, Verifier):
+        return made
+    if isinstance(made, FunctionType | MethodType | BuiltinFunctionType | partial):
+        return FunctionVerifier(name, made)
+    made.name = name  # type: ignore[attr-defined]
+    return made  # type: ignore[return-value]

@@ -123,11 +123,12 @@ def _pictures(settings: EvaluateConfig) -> Pictures:
 
 def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
     """Raises DiffscaleError for what can be told before a picture is read."""
-    every = [*METRICS, *verifiers.VERIFIERS, *verifiers.shipped_verifiers()]
+    every = [*METRICS, *verifiers.names()]
     for name in names:
         if name in METRICS:
             continue
-        if not verifiers.is_function(name) and name.partition(" ")[0] not in every:
+        word = name.partition(" ")[0]
+        if ":" not in word and word not in every:
             raise unknown("metric", name, every)
         verifiers.check(name)
     for text in [*_by_extractor(settings, names), *([] if settings.features is None else [settings.features])]:

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from diffscale._util.fingerprints import network_digest
-from diffscale.registry import parse
+from diffscale.registry.arguments import parse
 from diffscale.verifiers.clip import Clip
 from diffscale.verifiers.defaults import build
 from diffscale.verifiers.dino import load_dino

@@ -11,12 +11,12 @@ from diffscale.bench.config import BenchConfig
 from diffscale.bench.papers import trainings
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.bench.papers.recipe import Part, Series, of_shapes
-from diffscale.bench.series import ANYTIME, Cell, PromptRepeat
+from diffscale.bench.series import Cell, PromptRepeat
 from diffscale.models.files import locate, read_manifest
 from diffscale.models.load import base_model
 from diffscale.models.options import LoadOptions
-from diffscale.registry import parse
-from diffscale.searches import SEARCHES
+from diffscale.registry import DEFAULT_SEARCH
+from diffscale.searches import choose_search
 from diffscale.suites import prompts as prompt_files
 
 GIVEN: Final = ("drawbench", "geneval", "t2i-compbench")
@@ -91,7 +91,7 @@ class Point:
     def cell(self) -> Cell:
         """The cell of a bench that finds it."""
         if not self.searching:
-            return Cell("random", "", 0)
+            return Cell(DEFAULT_SEARCH, "", 0)
         return Cell(self.search, self.verifier, self.budget, 0 if self.final is None else self.final.steps or 0)
 
     @property
@@ -101,12 +101,12 @@ class Point:
     @property
     def pooled(self) -> bool:
         """Whether its candidates are those of the shared pool."""
-        return not self.searching or self.search.split()[0] == "random"
+        return not self.searching or self.cell.declares("independent")
 
     @property
     def anytime(self) -> bool:
         """Whether a larger budget only continues the search, so that a journal is shared by all budgets."""
-        return self.search.split()[0] in ANYTIME
+        return self.cell.declares("anytime")
 
     @property
     def candidates(self) -> int:
@@ -137,11 +137,11 @@ def prompt_repeats(part: Part) -> list[PromptRepeat]:
 
 def points_of(part: Part, series: Series) -> list[Point]:
     """The points of a series, in order of cost."""
-    parse(series.search, "search", SEARCHES)
+    choose_search(series.search)
     searched = call_of(part, series)
     calls = [call_of(part, series, steps) for steps in series.final] or [searched]
     if series.verifier is None:
-        return [Point(call, None, "random", "", 0) for call in calls]
+        return [Point(call, None, DEFAULT_SEARCH, "", 0) for call in calls]
     if len(calls) > 1 and len(series.budgets) > 1:
         raise DiffscaleError("A series grows its budgets or its final steps: give a list of one of them.")
     return [

@@ -12,6 +12,7 @@ from diffscale.bench.papers import trainings
 from diffscale.bench.papers.verdicts import Verdict
 from diffscale.models.load import world_of
 from diffscale.models.options import LoadOptions
+from diffscale.registry import DEFAULT_SEARCH
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 SettingName = Literal["shapes", "paper"]
@@ -35,7 +36,7 @@ class Series(_Strict):
     scheduler: str | None = Field(None, description="instead of the part's")
     steps: int | None = Field(None, gt=0)
     final: list[int] = Field(default_factory=list)
-    search: str = "random"
+    search: str = DEFAULT_SEARCH
     verifier: str | None = None
     budgets: list[int] = Field(default_factory=list)
 

@@ -26,7 +26,7 @@ from diffscale.bench.run import run as bench
 from diffscale.bench.series import Cell, rows_of, safe_name
 from diffscale.models.load import best_device, world_of
 from diffscale.models.options import LoadOptions
-from diffscale.registry import plugins
+from diffscale.registry import DEFAULT_SEARCH, plugins
 from diffscale.suites.prompts import categories
 from diffscale.types import ClassLabel
 
@@ -157,7 +157,7 @@ def _run_part(item: str, name: str, part: Part, session: Session, progress: Prog
     pairs: dict[str, tuple[Call, Cell]] = {}
     if part.pairs is not None:
         call = call_of(part)
-        pairs = {text: (call, Cell("random", text, part.pairs.candidates * call.nfe)) for text in part.pairs.of}
+        pairs = {text: (call, Cell(DEFAULT_SEARCH, text, part.pairs.candidates * call.nfe)) for text in part.pairs.of}
         cells.setdefault(call, []).extend(cell for _, cell in pairs.values())
     found: dict[tuple[Call, Cell], list[dict[str, Any]]] = {}
     for call, each in cells.items():

@@ -4,15 +4,12 @@
 samples of the model's own to the worst.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.registry import parse
-from diffscale.searches import SEARCHES
+from diffscale.searches import choose_search
 from diffscale.train.configs import Sharpening, SharpenRlhfConfig
 from diffscale.train.methods.method import Method, RoundMethod, TrainContext
 from diffscale.train.policy import Policy
@@ -86,8 +83,7 @@ class SharpenSft(Method):
         super().__init__(context)
         self.search: MakeSearch | None = None
         if self.settings.search is not None:
-            name, options = parse(self.settings.search, "search", SEARCHES)
-            self.search = partial(SEARCHES[name], **options)
+            self.search = choose_search(self.settings.search).make()
 
     def gather(self, number: int) -> Selection:
         """The trajectories from the data of the batch that are selected."""

@@ -1,63 +1,42 @@
-"""Things by name: what installed packages offer, and names with arguments as users type them, such as `random n=8`.
-
-A package offers a thing of some kind by an entry point in the group `diffscale.KIND`: its name is the thing's name, its
-value `module:attribute`. The groups are `models` (a folder with a folder for each model), `suites` (a function that
-gives the prompts), `verifiers` (a factory, see `diffscale.verifiers`), `worlds` (a `types.World`), `metrics` (see
-`bench.evaluation`), `datasets` (see `DataSet`) and `commands` (a Typer app).
-"""
+"""Names with arguments as users type them, such as `random n=8`."""
 
 import inspect
 import sys
-from collections import UserDict
 from collections.abc import Callable, Mapping
-from functools import cache, partial
-from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Final
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from diffscale._util.errors import DiffscaleError, check_name, explained
 
-
-class DataSet(Protocol):
-    """A data set that is made instead of fetched."""
-
-    def __call__(self, folder: Path, size: int | None, cache: Path) -> int:
-        """Write pictures and `metadata.jsonl` to the new `folder`; returns the number of its rows.
-
-        `size`: rows, None for the usual number. `cache`: where pictures that networks make are kept between calls.
-        """
+CONTEXT: Final = ("device", "image_model")
+"""Arguments that a program gives by their names: where to run, and the model whose pictures will come."""
 
 
-class Plugins(UserDict[str, Any]):
-    """The things of one kind that installed packages offer, by name; a thing is imported when it is looked up."""
-
-    def __getitem__(self, name: str) -> Any:
-        return super().__getitem__(name).load()
-
-
-@cache
-def plugins(kind: str) -> Plugins:
-    """What installed packages offer of `kind`, see above."""
-    return Plugins({entry.name: entry for entry in entry_points(group=f"diffscale.{kind}")})
-
-
-def parse(text: str, kind: str, factories: Mapping[str, Callable[..., Any]]) -> tuple[str, dict[str, Any]]:
+def parse(
+    text: str, kind: str, factories: Mapping[str, Callable[..., Any]], inputs: int | None = None
+) -> tuple[str, dict[str, Any]]:
     """Split "name key=value ..." and coerce the values by the factory's signature.
 
     Where it has no annotation for an argument, that is by the kind of the default (a text, a switch or a float), else
     by what the value looks like: 3 is an int, 3.0 a float, true and false are bools, all else is a text.
 
+    `inputs`: how many of its arguments a program gives to a function, before all others; None: all without a default.
+
     Raises UnknownName for a name or an argument that does not exist, DiffscaleError for a value of the wrong type.
     """
     name, *pairs = text.split() or [""]
     check_name(kind, name, factories)
+    factory = factories[name]
+    needed = required(factory)
+    given_by_program = needed if inputs is None else needed[: inputs if takes_inputs(factory, inputs) else 0]
     parameters = {
         p.name: p
-        for p in _signature(factories[name]).parameters.values()
-        # Keyword-only parameters are for the program: where to run, what pictures will come.
-        if p.default is not inspect.Parameter.empty and p.kind is not inspect.Parameter.KEYWORD_ONLY
+        for p in signature(factory).parameters.values()
+        # Keyword-only parameters with a default are for the program.
+        if (p.kind is p.POSITIONAL_OR_KEYWORD or (p.kind is p.KEYWORD_ONLY and p.default is p.empty))
+        and p.name not in (*CONTEXT, *given_by_program)
     }
     given: dict[str, Any] = {}
     for pair in pairs:
@@ -65,19 +44,37 @@ def parse(text: str, kind: str, factories: Mapping[str, Callable[..., Any]]) -> 
         if not equals:
             raise DiffscaleError(f"Write the arguments of {kind} {name} as key=value, not {pair!r}.")
         check_name(f"argument of {kind} {name}", key, parameters)
-        wanted = _kind(parameters[key], factories[name])
+        wanted = _kind(parameters[key], factory)
         wrong = f"{kind} {name} takes {key} as {inspect.formatannotation(wanted)}, but got {value!r}."
         with explained(wrong, ValidationError, PydanticUserError):
             given[key] = _literal(value) if wanted is None else TypeAdapter(wanted).validate_python(value)
     return name, given
 
 
-def _signature(factory: Callable[..., Any]) -> inspect.Signature:
-    """Empty for what is written in C and tells nothing."""
+def signature(factory: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a callable; empty for what is written in C and tells nothing."""
     try:
         return inspect.signature(factory)
     except ValueError:
         return inspect.Signature()
+
+
+def required(factory: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that a callable needs, in order, but for `CONTEXT`."""
+    parameters = signature(factory).parameters.values()
+    named = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [p.name for p in named if p.name not in CONTEXT]
+
+
+def takes_inputs(thing: Callable[..., Any], inputs: int) -> bool:
+    """Whether `thing` is itself what is called with that many `inputs`; else it is called to make that.
+
+    Classes are called to make it, and so are functions that need fewer arguments.
+    """
+    if isinstance(thing, type):
+        return False
+    parameters = signature(thing).parameters.values()
+    return len(required(thing)) >= inputs or any(p.kind is p.VAR_POSITIONAL for p in parameters) or not parameters
 
 
 def _kind(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:

@@ -1,0 +1,108 @@
+"""Things by name: what installed packages offer, and what a program registers by itself.
+
+A package offers a thing of some kind by an entry point in the group `diffscale.KIND`: its name is the thing's name, its
+value `module:attribute`, which is imported when the thing is first used. What diffscale brings along is offered in the
+same way, see its pyproject.toml. The kinds are `searches` (see `diffscale.searches`), `verifiers` (see
+`diffscale.verifiers`), `models` (a folder with a folder for each model), `suites` (a function that gives the prompts),
+`metrics` (a `metrics.compared.Compared`), `worlds` (a `types.World`), `datasets` (a `DataSet`) and `commands` (a Typer
+app).
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from diffscale._util.errors import DiffscaleError, first_line
+
+KINDS: Final = ("searches", "verifiers", "models", "suites", "metrics", "worlds", "datasets", "commands")
+
+DEFAULT_SEARCH: Final = "random"
+"""The search where none is named."""
+
+
+class DataSet(Protocol):
+    """A data set that is made instead of fetched."""
+
+    def __call__(self, folder: Path, size: int | None, cache: Path) -> int:
+        """Write pictures and `metadata.jsonl` to the new `folder`; returns the number of its rows.
+
+        `size`: rows, None for the usual number. `cache`: where pictures that networks make are kept between calls.
+        """
+
+
+class Registry(Mapping[str, Any]):
+    """The things of one kind, by name; one is imported when it is looked up.
+
+    A name that two packages use is told apart as `package/name`, which is right for every other name too. Looking up
+    raises KeyError for a name that there is not, DiffscaleError for a thing that cannot be imported.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._registered: dict[str, Any] = {}
+        entries = [(_package(entry), entry) for entry in entry_points(group=f"diffscale.{kind}")]
+        uses = Counter(entry.name for _, entry in entries)
+        self._full = {f"{package}/{entry.name}": entry for package, entry in entries}
+        self._short = {
+            entry.name if uses[entry.name] == 1 else f"{package}/{entry.name}": entry for package, entry in entries
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._registered:
+            return self._registered[name]
+        entry = self._entry(name)
+        try:
+            return entry.load()
+        except (ImportError, AttributeError) as error:
+            raise DiffscaleError(
+                f"{name} of the package {_package(entry)} cannot be imported ({first_line(error)}): mend or uninstall "
+                "the package."
+            ) from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._registered or name in self._short or name in self._full
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._short, **self._registered})
+
+    def __len__(self) -> int:
+        return len({**self._short, **self._registered})
+
+    def source(self, name: str) -> str:
+        """The package that a thing comes from, with its version; "this program" for what was registered."""
+        if name in self._registered:
+            return "this program"
+        dist = self._entry(name).dist
+        return f"{dist.name} {dist.version}" if dist is not None else "unknown"
+
+    def register(self, name: str, thing: Any) -> None:
+        """Offer `thing` by `name` in this process; raises DiffscaleError for a name that is taken."""
+        if name in self and self._registered.get(name) is not thing:
+            raise DiffscaleError(f"The name {name} of {self.kind} is taken by {self.source(name)}: choose another one.")
+        self._registered[name] = thing
+
+    def _entry(self, name: str) -> EntryPoint:
+        return self._short[name] if name in self._short else self._full[name]
+
+
+@cache
+def plugins(kind: str) -> Registry:
+    """The things of `kind`, see above."""
+    return Registry(kind)
+
+
+def register(kind: str, name: str, thing: Any) -> None:
+    """Offer `thing` by `name` in this process, as an entry point does in every process; `kind` is one of `KINDS`.
+
+    Raises DiffscaleError for a name that is taken, and for a kind that there is not.
+    """
+    if kind not in KINDS:
+        raise DiffscaleError(f"There is no kind {kind!r}: choose one of {', '.join(KINDS)}.")
+    plugins(kind).register(name, thing)
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "unknown"

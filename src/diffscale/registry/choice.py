@@ -1,0 +1,86 @@
+"""What a user chose: a name with arguments, `package.module:attribute`, or a callable of Python."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from diffscale._util.errors import DiffscaleError, explained
+from diffscale._util.fingerprints import name_of
+from diffscale.registry.arguments import parse, required, signature, takes_inputs
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A search or a verifier that was chosen.
+
+    `name`: what tables call it. `text`: name and arguments, what a journal knows it by. `thing`: a function that is
+    called with `inputs` arguments and those of `arguments`, or a class or factory that makes such a function of them.
+    """
+
+    name: str
+    text: str
+    thing: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    inputs: int
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether `thing` makes what is called."""
+        return not takes_inputs(self.thing, self.inputs)
+
+    def declares(self, trait: str) -> bool:
+        """Whether `thing` says of itself that it has a trait, see `types.search_traits`."""
+        return bool(getattr(self.thing, trait, False))
+
+    def make(self, **context: Any) -> Callable[..., Any]:
+        """What is called with the inputs; what of `context` `thing` has arguments for is given to it too."""
+        takes = signature(self.thing).parameters
+        given = {name: value for name, value in context.items() if name in takes} | dict(self.arguments)
+        if not self.is_factory:
+            return partial(self.thing, **given) if given else self.thing
+        made = self.thing(**given)
+        if not callable(made):
+            raise DiffscaleError(f"{self.name} makes no function, but {type(made).__name__}: mend it.")
+        return made
+
+
+def choose(given: str | Callable[..., Any], kind: str, things: Mapping[str, Any], inputs: int) -> Choice:
+    """What `given` means: "name key=value ..." of `things`, "package.module:attribute key=value ..." or a callable.
+
+    An attribute is looked for in the current folder too. Raises UnknownName for an unknown name, DiffscaleError for
+    arguments that are wrong or missing, and for what cannot be imported or called.
+    """
+    if isinstance(given, str):
+        name = given.split()[0] if given.split() else ""
+        known = {name: _imported(name, kind)} if ":" in name else things
+        name, arguments = parse(given, kind, known, inputs)
+        choice = Choice(name, given, known[name], arguments, inputs)
+    else:
+        if not callable(given):
+            raise DiffscaleError(f"A {kind} is a name or something that can be called, not {type(given).__name__}.")
+        choice = Choice(name_of(given), name_of(given), given, {}, inputs)
+    needed = required(choice.thing)[0 if choice.is_factory else inputs :]
+    if missing := [name for name in needed if name not in choice.arguments]:
+        how = f"write {choice.name} " + " ".join(f"{name}=VALUE" for name in missing)
+        how = how if isinstance(given, str) else "give an object that is made with them"
+        raise DiffscaleError(f"The {kind} {choice.name} needs {', '.join(missing)}: {how}.")
+    return choice
+
+
+def _imported(where: str, kind: str) -> Callable[..., Any]:
+    """What "package.module:attribute" names."""
+    module, _, attribute = where.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    mend = "give package.module:attribute, in this folder or an installed package."
+    kinds = ImportError, AttributeError, ValueError
+    with explained(f"The {kind} {where} cannot be imported ({{why}}): {mend}", *kinds):
+        thing = attrgetter(attribute)(importlib.import_module(module))
+    if not callable(thing):
+        raise DiffscaleError(f"The {kind} {where} is no function and no class: give one that can be called.")
+    return thing
