@@ -17,6 +17,7 @@ from diffscale.engine.journal import Journal
 from diffscale.engine.ledger import BudgetSpent
 from diffscale.engine.results import Result
 from diffscale.engine.scoring import DroppedCandidate
+from diffscale.engine.search_run import SearchRun
 from diffscale.engine.task import Task
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.toy import ToySampler
@@ -375,7 +376,7 @@ def test_after_a_restart_the_best_and_the_thumbnails_come_from_the_journal(tmp_p
         journal = None if path is None else Journal(path, {})
         try:
             (result,) = run_searches(
-                [task(4 * 40)], sampler, verifier, 8, gallery=6, journal=journal, progress=progress
+                [task(4 * 40)], sampler, verifier, 8, gallery=6, keep_best=3, journal=journal, progress=progress
             )
         finally:
             if journal is not None:
@@ -398,5 +399,37 @@ def test_after_a_restart_the_best_and_the_thumbnails_come_from_the_journal(tmp_p
         assert [(shown.number, shown.score) for shown in found.gallery] == [
             (shown.number, shown.score) for shown in wanted.gallery
         ]
-        assert len(found.gallery) == 6
+        assert len(found.gallery) == 6 and len(found.best_candidates) == 3
+        for a, b in zip(found.best_candidates, wanted.best_candidates, strict=True):
+            assert (a.number, a.score) == (b.number, b.score) and torch.equal(a.latents, b.latents)
         assert all(torch.equal(a.image, b.image) for a, b in zip(found.gallery, wanted.gallery, strict=True))
+
+
+@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize("keep_best", [1, 4, 60])
+def test_the_best_few_come_in_full_size_best_first_and_no_others_are_held(verifier, components, keep_best, monkeypatch):
+    if components == 2:
+        verifier = Ensemble("both", [verifier, Greenness()], [1.0, 1.0])
+    seen, most = {}, 0
+
+    def observe(search, keys, scores, images, nfe):
+        seen.update(zip(keys.tolist(), images, strict=True))
+
+    own = SearchRun._keep
+
+    def keep(run, number, picture):
+        nonlocal most
+        own(run, number, picture)
+        most = max(most, len(run._pictures))
+
+    monkeypatch.setattr(SearchRun, "_keep", keep)
+    (result,) = run_searches([task(4 * 40)], ToySampler(steps=4), verifier, 8, [observe], keep_best=keep_best)
+    values = result.pool[:, 0] if components == 1 else verifier.aggregate(result.pool).round(decimals=12)
+    order = sorted(range(40), key=lambda i: (-float(values[i]), i))[:keep_best]
+    assert [each.number for each in result.best_candidates] == order
+    assert [each.score for each in result.best_candidates] == values[order].tolist()
+    assert result.best is result.best_candidates[0]
+    for each in result.best_candidates:
+        assert torch.equal((each.image * 255).round(), (seen[each.key] * 255).round())
+    if components == 1:
+        assert most <= keep_best + 1  # the baseline

@@ -42,27 +42,31 @@ def first_of(rows):
         st.tuples(components, st.sampled_from([ENSEMBLE, WEIGHTED])), st.tuples(components.map(first_of), st.none())
     ),
     st.integers(0, 4),
+    st.integers(1, 4),
     st.randoms(),
 )
-def test_the_best_is_always_among_what_is_kept_in_any_order(given, shown, rng):
+def test_the_best_are_always_among_what_is_kept_in_any_order(given, shown, keep_best, rng):
     rows, verifier = given
     aggregate = None if verifier is None else verifier.aggregate
     pool = torch.tensor(rows, dtype=torch.float64)
-    leaderboard = Leaderboard(aggregate, shown)
+    leaderboard = Leaderboard(aggregate, shown, keep_best)
     order = list(range(len(rows)))
     rng.shuffle(order)
     for number in order:
-        leads, thumbnail = leaderboard.add(number, pool[number], 10 * number, number)
-        assert (leads, thumbnail) == (number in leaderboard.pareto_front, number in leaderboard.thumbnails)
+        full_size, thumbnail = leaderboard.add(number, pool[number], 10 * number, number)
+        assert (full_size, thumbnail) == (number in leaderboard.full_size, number in leaderboard.thumbnails)
     usable = pool.isfinite().all(1)
-    assert set(leaderboard.pareto_front) <= set(usable.nonzero().flatten().tolist())
+    assert set(leaderboard.full_size) <= set(usable.nonzero().flatten().tolist())
     if not usable.any():
         assert leaderboard.best() is None
         return
     values = pool[:, 0] if aggregate is None else aggregate_pool(pool, aggregate)
     number, value = leaderboard.best()
-    assert number in leaderboard.pareto_front
+    assert number in leaderboard.full_size
     assert value == values.max() and number == min(i for i, v in enumerate(values.tolist()) if v == value)
+    # The best few by their values now are among the kept.
+    order = sorted(usable.nonzero().flatten().tolist(), key=lambda i: (-float(values[i]), i))
+    assert set(order[:keep_best]) <= leaderboard.full_size and set(order[:shown]) <= leaderboard.thumbnails
     # Whoever can be among the best `shown` is kept: those that fewer than `shown` others equal or exceed everywhere.
     for i in usable.nonzero().flatten().tolist():
         better = sum(
@@ -71,7 +75,7 @@ def test_the_best_is_always_among_what_is_kept_in_any_order(given, shown, rng):
             if j != i
         )
         assert (i in leaderboard.thumbnails) == (better < shown)
-        assert (i in leaderboard.pareto_front) == (better == 0)
+        assert (i in leaderboard.full_size) == (better < keep_best)
 
 
 def test_mean_ranks_share_ties_and_heed_weights():
@@ -104,5 +108,5 @@ def test_many_candidates_of_one_component_cost_no_comparison_with_all(monkeypatc
         leaderboard.best()
     assert not looked and len(leaderboard._ranking) == 64
     order = scores[:, 0].argsort(descending=True).tolist()
-    assert list(leaderboard.pareto_front) == order[:1] and sorted(leaderboard.thumbnails) == sorted(order[:64])
+    assert list(leaderboard.full_size) == order[:1] and sorted(leaderboard.thumbnails) == sorted(order[:64])
     assert leaderboard.best() == (order[0], scores.max().item())

@@ -72,7 +72,8 @@ QUICK = [name for name in PRICED if name not in SLOW | NO_POOLS]
 def test_ensembles_drive_every_algorithm_whatever_the_batch(setting, kind):
     budget = 60 if setting in SLOW else 300
     alone, three = (
-        run_searches([task(setting, budget)], ToySampler(steps=6), pair(kind), size, gallery=3) for size in (None, 3)
+        run_searches([task(setting, budget)], ToySampler(steps=6), pair(kind), size, gallery=3, keep_best=3)
+        for size in (None, 3)
     )
     (result,) = alone
     assert same(result, three[0])
@@ -151,12 +152,12 @@ def test_killed_anywhere_it_goes_on_and_ends_alike(tmp_path_factory, kind, setti
         setting = "zero_order"
     kinds = {"ensemble": pair, "choosing": Apart, "recording": Steady}
     tasks = [task(setting, 300, row) for row in range(2)]
-    whole = run_searches(tasks, ToySampler(PROMPTS, steps=5), kinds[kind](), 4, gallery=2)
+    whole = run_searches(tasks, ToySampler(PROMPTS, steps=5), kinds[kind](), 4, gallery=2, keep_best=3)
     path = tmp_path_factory.mktemp("journal") / "journal.sqlite"
     for sampler in (FragileToy(predicted, PROMPTS, steps=5), ToySampler(PROMPTS, steps=5)):
         journal = Journal(path, {"setting": setting})
         try:
-            resumed = run_searches(tasks, sampler, kinds[kind](), 4, gallery=2, journal=journal)
+            resumed = run_searches(tasks, sampler, kinds[kind](), 4, gallery=2, keep_best=3, journal=journal)
         except Killed:
             continue
         finally:

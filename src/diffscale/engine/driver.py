@@ -28,6 +28,7 @@ def run_searches(
     observers: Sequence[Observer] = (),
     *,
     gallery: int = 0,
+    keep_best: int = 1,
     journal: Journal | None = None,
     progress: Counter = silent,
     return_errors: bool = False,
@@ -36,16 +37,17 @@ def run_searches(
     """Run all `tasks` to their end, their requests batched together; returns their Results in the same order.
 
     `batch_size`: most rows at once (None: found by itself); halved whenever memory runs out. `gallery`: how many of a
-    search's best candidates come back as thumbnails. `journal`: replies are taken from there and written there.
-    `progress`: called with the NFE computed so far, the budget and the `best` score, over all tasks. `return_errors`:
-    a search that found nothing gives its DiffscaleError in the place of its Result, and none is raised. `executor`:
-    computes the micro-batches with `sampler` and `verifier`; None computes them in this process.
+    search's best candidates come back as thumbnails; `keep_best`: how many in full size, for which no more than that
+    are held in memory (and of an ensemble those that can still be among them). `journal`: replies are taken from there
+    and written there. `progress`: called with the NFE computed so far, the budget and the `best` score, over all tasks.
+    `return_errors`: a search that found nothing gives its DiffscaleError in the place of its Result, and none is
+    raised. `executor`: computes the micro-batches with `sampler` and `verifier`; None computes them in this process.
 
     Raises BudgetTooSmall if a budget does not pay for one sample (before anything runs) or a search finishes none,
     AllCandidatesFailed if a search got no finite score, and Unsuited if it asked for what the verifier cannot give; all
     three only when all other searches are done.
     """
-    context = SearchContext(sampler, verifier, tuple(observers), gallery, journal)
+    context = SearchContext(sampler, verifier, tuple(observers), gallery, journal, keep_best)
     one_by_one = isinstance(verifier, SetVerifier)
     # Fixed for the whole search, so that it asks for the same rows when it is resumed, or among others.
     chunk = max(1, (batch_size or _CHUNK) // (1 if one_by_one else max(1, len(tasks))))

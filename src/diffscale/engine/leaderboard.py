@@ -1,11 +1,12 @@
 """Where the finished candidates of a search stand: which is best, and whose pictures may still be wanted.
 
 With several components a candidate's value depends on all others seen, so one that is not best now can be best later;
-but never one that another equals or exceeds in every component. Only pictures that pass that test are kept.
+but never one that another equals or exceeds in every component. Only pictures that pass that test are kept; where the
+best n are wanted, those that fewer than n others equal or exceed.
 """
 
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,14 +41,16 @@ def candidate_value(pool: Tensor, components: Tensor, verifier: object) -> float
 class Leaderboard:
     """The finished candidates of one search, whatever the order in which they come.
 
-    `shown`: how many of the best are wanted as thumbnails. `pareto_front` and `thumbnails`: the numbers of the
-    candidates that can still be the best, and of those that can be among the best `shown`.
+    `shown`: how many of the best are wanted as thumbnails, `keep_best`: how many in full size. `full_size` and
+    `thumbnails`: the numbers of the candidates that can still be among these. With `keep_best` 1 and several components
+    `full_size` is the Pareto front.
     """
 
     aggregate: Aggregate | None
     shown: int
+    keep_best: int = 1
     count: int = 0
-    pareto_front: set[int] = field(default_factory=set)
+    full_size: set[int] = field(default_factory=set)
     thumbnails: set[int] = field(default_factory=set)
     _rows: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.float64))
     _above: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -61,7 +64,7 @@ class Leaderboard:
         return self._rows[: self.count]
 
     def add(self, number: int, score: Tensor, nfe: int, key: int) -> tuple[bool, bool]:
-        """Take candidate `number` with its components [K]: whether it can be the best, and whether it can be shown.
+        """Take candidate `number` with its components [K]: whether it can be kept in full size, and whether shown.
 
         Who is overtaken for good is forgotten.
         """
@@ -77,19 +80,17 @@ class Leaderboard:
         over = no_worse & (~no_better | earlier)
         above += no_better & (~no_worse | ~earlier)
         self._rows[number], self._above[number] = score, over.sum()
-        for numbers, most in ((self.pareto_front, 1), (self.thumbnails, self.shown)):
+        for numbers, most in ((self.full_size, self.keep_best), (self.thumbnails, self.shown)):
             listed = list(numbers)
             above_each = self._above[listed].tolist()
             numbers.difference_update(n for n, count in zip(listed, above_each, strict=True) if count >= most)
         usable, mine = bool(score.isfinite().all()), int(self._above[number])
-        return self._enter(number, usable and mine < 1, usable and mine < self.shown)
-
-    def _enter(self, number: int, leads: bool, shown: bool) -> tuple[bool, bool]:
-        if leads:
-            self.pareto_front.add(number)
+        kept, shown = usable and mine < self.keep_best, usable and mine < self.shown
+        if kept:
+            self.full_size.add(number)
         if shown:
             self.thumbnails.add(number)
-        return leads, shown
+        return kept, shown
 
     def values(self) -> Tensor:
         """What all candidates are worth among each other, float64 [n]."""
@@ -129,17 +130,19 @@ class Leaderboard:
         """As `add` for one component, where a score that is overtaken stays so: only the best few are compared."""
         if not math.isfinite(score):
             return False, False
-        most = max(self.shown, 1)
+        most = max(self.shown, self.keep_best)
         entry = -score, number
         if len(self._ranking) == most and entry > self._ranking[-1]:
             return False, False
         insort(self._ranking, entry)
-        if len(self._ranking) > most:
-            self.thumbnails.discard(self._ranking.pop()[1])
-        leads = self._ranking[0] == entry
-        if leads:
-            self.pareto_front.clear()
-        return self._enter(number, leads, self.shown > 0)
+        place = bisect_left(self._ranking, entry)
+        for numbers, size in ((self.full_size, self.keep_best), (self.thumbnails, self.shown)):
+            if place < size:
+                numbers.add(number)
+                if len(numbers) > size:
+                    numbers.remove(self._ranking[size][1])
+        del self._ranking[most:]
+        return place < self.keep_best, place < self.shown
 
     def _make_room(self, number: int, components: int) -> None:
         if number >= len(self._rows):

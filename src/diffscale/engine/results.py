@@ -43,7 +43,8 @@ class Thumbnail:
 class Result:
     """What a search found. `baseline` is its first candidate.
 
-    `candidates`: how many were finished. `gallery`: the best of them, best first, as many as were asked for. `trace`:
+    `candidates`: how many were finished. `best_candidates`: the best `keep_best` of them in full size, best first,
+    fewer if no more got a score; `gallery`: the best of them as thumbnails, alike. `trace`:
     (NFE, best score so far), a point wherever the best improved and one at the end. `traces`: the same points for each
     of an ensemble's components, of the candidate that was best. `pool`: float64 [candidates, K], what the verifier gave
     each; -inf where it was dropped. `dropped`: how many scores were not usable. `prompt`: what was searched for, of a
@@ -52,6 +53,7 @@ class Result:
 
     best: Candidate
     baseline: Candidate
+    best_candidates: list[Candidate]
     gallery: list[Thumbnail]
     trace: list[tuple[int, float]]
     traces: dict[str, list[tuple[int, float]]]

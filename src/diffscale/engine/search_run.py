@@ -1,5 +1,6 @@
 """One search on its way: its generator, its account, what it asks for, and the best so far."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,13 +25,17 @@ _REFUSALS: Final = 100  # how often a search may ask for too much in a row befor
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What all searches of one call have in common. `gallery`: how many thumbnails of each come back."""
+    """What all searches of one call have in common.
+
+    `gallery`: how many thumbnails of each come back, `keep_best`: how many candidates in full size.
+    """
 
     sampler: Sampler
     verifier: Verifier
     observers: tuple[Observer, ...]
     gallery: int
     journal: Journal | None
+    keep_best: int = 1
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -75,7 +80,7 @@ class SearchRun:
         self.sampler, self.journal = self.context.sampler, self.context.journal
         self.name = self.task.name or str(self.index)
         self.ledger = Ledger(self.task.budget)
-        self.leaderboard = Leaderboard(self.context.aggregate, self.context.gallery)
+        self.leaderboard = Leaderboard(self.context.aggregate, self.context.gallery, self.context.keep_best)
         chunk = self.chunk if self.journal is None else self.journal.chunk(self.name, self.chunk)
         environment = SearchEnvironment(
             self.sampler, self.task.prompt_index, self.task.key, self.ledger, chunk, self.context.aggregate
@@ -129,9 +134,11 @@ class SearchRun:
         points = self.leaderboard.trace()
         if points[-1][1] < self.ledger.nfe:
             points.append((found[0], self.ledger.nfe, found[1]))
+        best = self._best_candidates(values)
         return Result(
-            self._candidate(found[0], values),
+            best[0],
             self._candidate(found[0] if self._first is None else self._first, values),
+            best,
             self._gallery(values),
             [(nfe, value) for _, nfe, value in points],
             {
@@ -150,14 +157,20 @@ class SearchRun:
         found = self.leaderboard.best()
         return None if found is None else self._candidate(found[0], self.leaderboard.values()).image
 
+    def _best_candidates(self, values: Tensor) -> list[Candidate]:
+        """The `keep_best` best candidates, best first; `values`: of all candidates."""
+        order = _best_first(self.leaderboard.full_size, values)
+        return [self._candidate(number, values) for number in order[: self.context.keep_best]]
+
     def _gallery(self, values: Tensor) -> list[Thumbnail]:
         """The best candidates that can be shown, best first; `values`: of all candidates."""
-        order = sorted(self.leaderboard.thumbnails, key=lambda number: (-float(values[number]), number))
+        order = _best_first(self.leaderboard.thumbnails, values)
         images = {number: self._kept(number).get("thumbnail") for number in order[: self.context.gallery]}
         return [Thumbnail(image, float(values[n]), n) for n, image in images.items() if image is not None]
 
     def _candidate(self, number: int, values: Tensor) -> Candidate:
-        """Candidate `number`, which is the best or the baseline; raises DiffscaleError if the journal has lost it."""
+        """Candidate `number`, which is one of the best or the baseline; raises DiffscaleError if the journal has lost
+        it."""
         kept, leaderboard = self._kept(number), self.leaderboard
         if "image" not in kept:
             raise DiffscaleError(
@@ -189,7 +202,7 @@ class SearchRun:
         for other, tensors in list(self._pictures.items()):
             if other not in self.leaderboard.thumbnails:
                 tensors.pop("thumbnail", None)
-            if other not in self.leaderboard.pareto_front and other != self._first:
+            if other not in self.leaderboard.full_size and other != self._first:
                 self._pictures[other] = {name: each for name, each in tensors.items() if name == "thumbnail"}
             if not self._pictures[other]:
                 del self._pictures[other]
@@ -257,7 +270,7 @@ class SearchRun:
         return answer_of(request, joined, self.sampler, self.context.record)
 
     def _rank(self, reply: Reply, images: Tensor | None, latents: Tensor | None) -> None:
-        """Enter the finished candidates; only pictures of those that can be the best, the baseline or shown are copied.
+        """Enter the finished candidates; only pictures of those that can be kept, the baseline or shown are copied.
 
         `images` and `latents` are None where the journal is replayed, which has the pictures that were kept.
         """
@@ -269,16 +282,21 @@ class SearchRun:
         nfe = [self.finished_nfe + since * (i + 1) // rows for i in range(reply.start, reply.stop)]
         for i, score in enumerate(scores.view(len(scores), -1)):
             number = self.finished + reply.start + i
-            leads, shown = self.leaderboard.add(number, score, nfe[i], int(keys[i]))
+            full_size, shown = self.leaderboard.add(number, score, nfe[i], int(keys[i]))
             # In whatever order they come, the baseline is the first of them that got a score.
             first = bool(score.isfinite().all()) and (self._first is None or number < self._first)
             self._first = number if first else self._first
-            if images is not None and latents is not None and (leads or shown or first):
+            if images is not None and latents is not None and (full_size or shown or first):
                 whole = {"latents": latents[i]} | ({} if state.step else {"noise": state.x[i]})
-                self._keep(number, _picture(images[i], whole if leads or first else {}, shown))
+                self._keep(number, _picture(images[i], whole if full_size or first else {}, shown))
         if images is not None:
             for observe in self.context.observers:
                 observe(self.index, keys, scores, images, nfe)
+
+
+def _best_first(numbers: Iterable[int], values: Tensor) -> list[int]:
+    """Candidates by their `values` (those of all candidates), the first of equals first."""
+    return sorted(numbers, key=lambda number: (-float(values[number]), number))
 
 
 def _picture(image: Tensor, whole: dict[str, Tensor], shown: bool) -> dict[str, Tensor]:
