@@ -4,18 +4,93 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffscale.api import search
-    from diffscale.engine.results import Result
+    from diffscale._util.errors import DiffscaleError
+    from diffscale.api import make_sampler, search
+    from diffscale.engine.driver import run_searches
+    from diffscale.engine.journal import Journal
+    from diffscale.engine.results import Candidate, Result
+    from diffscale.engine.task import Task
     from diffscale.models.options import LoadOptions
+    from diffscale.registry import plugins, register
+    from diffscale.types import (
+        ClassLabel,
+        Environment,
+        Evaluate,
+        Gradient,
+        NeedsIntermediateX0,
+        PoolVerifier,
+        Predict,
+        Request,
+        Run,
+        Sampler,
+        Score,
+        Search,
+        SetVerifier,
+        Solve,
+        State,
+        Verifier,
+        search_traits,
+    )
+    from diffscale.verifiers import load as load_verifier
 
-__all__ = ["LoadOptions", "Result", "search"]
+__all__ = [
+    "Candidate",
+    "ClassLabel",
+    "DiffscaleError",
+    "Environment",
+    "Evaluate",
+    "Gradient",
+    "Journal",
+    "LoadOptions",
+    "NeedsIntermediateX0",
+    "PoolVerifier",
+    "Predict",
+    "Request",
+    "Result",
+    "Run",
+    "Sampler",
+    "Score",
+    "Search",
+    "SetVerifier",
+    "Solve",
+    "State",
+    "Task",
+    "Verifier",
+    "load_verifier",
+    "make_sampler",
+    "plugins",
+    "register",
+    "run_searches",
+    "search",
+    "search_traits",
+]
 __version__ = "0.1.0"
 
-_HOMES = {"LoadOptions": "diffscale.models.options", "Result": "diffscale.engine.results", "search": "diffscale.api"}
+_HOMES = {
+    "diffscale._util.errors": ("DiffscaleError",),
+    "diffscale.api": ("make_sampler", "search"),
+    "diffscale.engine.driver": ("run_searches",),
+    "diffscale.engine.journal": ("Journal",),
+    "diffscale.engine.results": ("Candidate", "Result"),
+    "diffscale.engine.task": ("Task",),
+    "diffscale.models.options": ("LoadOptions",),
+    "diffscale.registry": ("plugins", "register"),
+    "diffscale.types": (
+        *("ClassLabel", "Environment", "Evaluate", "Gradient", "NeedsIntermediateX0", "PoolVerifier", "Predict"),
+        *("Request", "Run", "Sampler", "Score", "Search", "SetVerifier", "Solve", "State", "Verifier", "search_traits"),
+    ),
+    "diffscale.verifiers": ("load_verifier",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_CALLED_OTHERWISE = {"load_verifier": "load"}
 
 
 def __getattr__(name: str) -> Any:
     """What the package offers is imported when it is first used: torch and diffusers take seconds."""
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'diffscale' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOME_OF[name]), _CALLED_OTHERWISE.get(name, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

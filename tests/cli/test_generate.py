@@ -19,7 +19,7 @@ from diffscale.bench import generate
 from diffscale.bench.config import GenerateConfig
 from diffscale.bench.generate import prepare
 from diffscale.cli.main import run
-from diffscale.models.files import locate
+from diffscale.models.shipped import locate
 
 PROMPT = "a red circle above a blue square"
 

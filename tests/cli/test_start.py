@@ -10,7 +10,8 @@ import pytest
 import diffscale
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["bench", "--budget", "x"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["bench", "--budget", "x"],
+                                       *(["list", what] for what in ("models", "searches", "verifiers", "suites"))])  # fmt: skip
 def test_what_computes_nothing_imports_no_networks(arguments: list[str]) -> None:
     code = f"""
 import sys
@@ -25,7 +26,28 @@ except SystemExit:
     assert done.stdout.splitlines()[-1] == "heavy: []", done
 
 
+@pytest.mark.parametrize("wrong", [["--search", "zero_order m=3"], ["--verifier", "clip modle=x"]])
+def test_what_is_wrong_with_a_search_or_a_verifier_is_told_before_networks_are_imported(wrong: list[str]) -> None:
+    code = f"""
+import sys
+from diffscale.cli.main import run
+sys.argv = ["diffscale", "generate", *{wrong!r}]
+try:
+    run()
+except SystemExit as end:
+    print(end.code, "diffusers" in sys.modules, any(".modeling_" in name for name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "2 False False", done
+
+
+def test_importing_the_package_imports_no_library() -> None:
+    code = "import sys, diffscale; print(sorted({'torch', 'numpy', 'diffusers', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_the_package_offers_its_names() -> None:
+    assert sorted(diffscale._HOME_OF) == sorted(diffscale.__all__)
     assert all(getattr(diffscale, name) is not None for name in diffscale.__all__)
     with pytest.raises(AttributeError, match="no attribute 'serach'"):
         _ = diffscale.serach  # type: ignore[attr-defined]

@@ -8,8 +8,8 @@ from diffusers import DiffusionPipeline, FluxPipeline, PixArtSigmaPipeline, Stab
 
 import diffscale
 from diffscale.engine import noise
-from diffscale.models.files import locate
 from diffscale.models.load import plain_call
+from diffscale.models.shipped import locate
 from diffscale.samplers.diffusers import DiffusersSampler
 
 PROMPTS = ["a red circle above a blue square", "three dotted green stars"]

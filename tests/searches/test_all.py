@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from pipelines import PROMPTS
 from toys import PRICED, Near, Workers, make, task
 
+from diffscale.cli import list as listed
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
 from diffscale.engine.results import Result
 from diffscale.samplers.toy import ToySampler
-from diffscale.searches import SEARCHES, describe
+from diffscale.searches import SEARCHES
 
 SLOW = {"bayes"}
 QUICK = [name for name in PRICED if name not in SLOW]
@@ -165,7 +166,7 @@ def test_dropped_candidates_are_survived(setting):
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_is_described_with_its_price(name):
-    description, price = describe(name)
+    description, price = next(row[1:3] for row in listed.searches() if row[0] == name)
     assert description and price
     assert make  # settings exist for every algorithm
     assert any(setting.split()[0] == name for setting in PRICED)

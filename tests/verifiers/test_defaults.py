@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.models.files import shipped_folders
-from diffscale.verifiers import VERIFIERS, check, describe, load, shipped_verifiers
+from diffscale.cli import list as listed
+from diffscale.models.shipped import shipped_folders, verifier_networks
+from diffscale.verifiers import VERIFIERS, check, load
 from diffscale.verifiers.defaults import build, counterpart
 
 
@@ -58,11 +59,11 @@ def test_a_wrong_manifest_is_told(tmp_path: Path) -> None:
 
 
 def test_a_shipped_network_is_a_verifier_by_its_own_name() -> None:
-    found = shipped_verifiers()
+    found = verifier_networks()
     assert found["shapes-clip"] == "clip" and found["shapes-dino"] == "dino_linear"
     assert "shapes-flux" not in found and set(found.values()) <= VERIFIERS.keys()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     by_name, by_factory = (load(text)(images, ["a red star"] * 2) for text in ("shapes-clip", "clip model=shapes-clip"))
     assert torch.equal(by_name, by_factory)
-    assert describe("shapes-clip").startswith("CLIPModel trained on Shapes")
+    assert dict(row[:2] for row in listed.verifiers())["shapes-clip"].startswith("CLIPModel trained on Shapes")
     check("shapes-siglip level=0.5")

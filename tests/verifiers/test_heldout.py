@@ -7,7 +7,7 @@ import torch
 from diffscale_shapes.render import render_batch
 from diffscale_shapes.scenes import CLASSES, draw_class_scene
 
-from diffscale.models.files import locate
+from diffscale.models.shipped import locate
 from diffscale.verifiers.heldout import heldout_scores
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,18 @@ class ModelConfig(LoadOptions):
     def call_args(self) -> dict[str, Any]:
         """All arguments of the pipeline's call."""
         return self.pipe_args | ({} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt})
+
+
+def check_names(searches: Iterable[str], verifiers: Iterable[str]) -> None:
+    """Raises DiffscaleError for searches and verifiers that are none, or have wrong arguments; loads no networks."""
+    # Imported late: they import torch.
+    from diffscale.searches import choose_search
+    from diffscale.verifiers import check
+
+    for search in searches:
+        choose_search(search)
+    for verifier in verifiers:
+        check(verifier)
 
 
 class GenerateConfig(ModelConfig):

@@ -8,16 +8,15 @@ from typing import Any
 
 from PIL import Image
 
-from diffscale import api, verifiers
+from diffscale import api
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import replacing, write_json
 from diffscale._util.progress import Progress, silent
-from diffscale.bench.config import GenerateConfig
+from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.bench.series import costs_of
 from diffscale.engine.results import Result
 from diffscale.report import pictures, plots
-from diffscale.searches import choose_search
 from diffscale.verifiers.heldout import heldout_scores, judge_name
 
 SHOWN = 64
@@ -30,8 +29,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     The settings are written first, so that a folder that cannot be written to is found out before anything is
     computed. Raises DiffscaleError if the folder holds anything else than this run, and for unknown names.
     """
-    choose_search(settings.search)
-    verifiers.check(settings.verifier)
+    check_names([settings.search], [settings.verifier])
     saved, done = folder / "config.yaml", folder / "result.json"
     if saved.exists():
         # Settings that could not be met leave nothing that was paid for.

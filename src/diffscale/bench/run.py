@@ -20,7 +20,7 @@ from diffscale._util.files import parse_jsonl
 from diffscale._util.fingerprints import array_digest
 from diffscale._util.progress import Counter, Progress, silent
 from diffscale.api import make_sampler
-from diffscale.bench.config import BenchConfig
+from diffscale.bench.config import BenchConfig, check_names
 from diffscale.bench.networks import Networks
 from diffscale.bench.series import Cell, PromptRepeat, costs_of, rows_of, safe_name, tasks_of
 from diffscale.bench.shared_samples import SharedSampler
@@ -34,7 +34,6 @@ from diffscale.engine.task import Task, baseline_task
 from diffscale.models.load import best_device
 from diffscale.registry import DEFAULT_SEARCH
 from diffscale.report.pictures import to_pil
-from diffscale.searches import choose_search
 from diffscale.types import Environment, Evaluate, NeedsIntermediateX0, PoolVerifier, Sampler, Search, SetVerifier
 from diffscale.verifiers.function import FunctionVerifier
 from diffscale.verifiers.heldout import can_judge, judge_name
@@ -63,8 +62,7 @@ def run(
 
     Raises DiffscaleError for settings that cannot be met; a search that finds nothing becomes a sample with `error`.
     """
-    for search in settings.search:
-        choose_search(search)
+    check_names(settings.search, [])
     bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
     chosen = cells(settings) if only is None else only
     # Opened even if all is done: it knows whether the folder is of this model and seed.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from diffscale.bench.config import BenchConfig
+from diffscale.bench.config import BenchConfig, check_names
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_table, print_warning, progress_bars, quiet_console
 
@@ -18,7 +18,8 @@ def bench(
     output: Annotated[Path, typer.Option(help="Folder; what is done in it is not done again.")] = Path("outputs/bench"),
 ) -> None:
     """Compare searches, verifiers and budgets on many prompts."""
-    # Imported late: diffusers takes seconds, and wrong flags should be told at once.
+    check_names(settings.search, settings.verifier)
+    # Imported late: diffusers takes seconds, and what is wrong should be told at once.
     from diffscale.bench import run as job
     from diffscale.bench.report import write
     from diffscale.suites import prompts as prompt_files

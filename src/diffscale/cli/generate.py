@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from diffscale.bench.config import GenerateConfig
+from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_warning, progress_bars, quiet_console
 
@@ -17,7 +17,8 @@ def generate(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("outputs/generate"),
 ) -> None:
     """Search over the noise of PROMPT for the sample that the verifier likes best."""
-    # Imported late: diffusers takes seconds, and wrong flags should be told at once.
+    check_names([settings.search], [settings.verifier])
+    # Imported late: diffusers takes seconds, and what is wrong should be told at once.
     from diffscale.bench import generate as job
 
     console = quiet_console()

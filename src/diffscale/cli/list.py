@@ -1,6 +1,6 @@
-"""`diffscale list`: what there is by name."""
+"""`diffscale list`: what there is by name, and which package each comes from; nothing is imported for it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -8,44 +8,52 @@ from rich.console import Console
 
 from diffscale._util.errors import check_name
 from diffscale.cli.terminal import print_table
+from diffscale.models import shipped
+from diffscale.registry import plugins
+
+Rows = list[tuple[str, ...]]
 
 
 def list_names(
-    what: Annotated[str, typer.Argument(metavar="models|searches|verifiers|suites", help="What to list.")],
+    what: Annotated[
+        str, typer.Argument(metavar="models|searches|verifiers|suites|metrics|datasets", help="What to list.")
+    ],
 ) -> None:
-    """List the models, searches, verifiers or suites that can be named."""
-    kinds: dict[str, Callable[[], tuple[list[str], Iterable[tuple[str, ...]]]]] = {
-        "models": _models,
-        "searches": _searches,
-        "verifiers": _verifiers,
-        "suites": _suites,
+    """List the models, searches, verifiers, suites, metrics or data sets that can be named."""
+    kinds: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
+        "models": (("model", "what it is (any Hub id or folder works too)", "from"), models),
+        "searches": (("search", "what it does", "price in NFE", "from"), searches),
+        "verifiers": (("verifier", "what it scores", "from"), verifiers),
+        "suites": (("suite", "its prompts", "from"), lambda: _offered("suites")),
+        "metrics": (("metric", "what it measures", "from"), lambda: _offered("metrics")),
+        "datasets": (("data set", "what it is", "from"), lambda: _offered("datasets")),
     }
     check_name("list", what, kinds)
-    print_table(Console(), *kinds[what]())
+    header, rows = kinds[what]
+    print_table(Console(), header, rows())
 
 
-def _models() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.models.files import shipped, source
-
-    rows = [(name, description, source(name)) for name, description in shipped().items()]
-    return ["model", "what it is (any Hub id or folder works too)", "from"], rows
+def models() -> Rows:
+    """Name, description and package of every shipped model."""
+    return [(name, description, shipped.source(name)) for name, description in shipped.shipped().items()]
 
 
-def _searches() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.searches import SEARCHES, describe
-
-    rows = [(name, *describe(name), SEARCHES.source(name)) for name in SEARCHES]
-    return ["search", "what it does", "price in NFE", "from"], rows
-
-
-def _verifiers() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.verifiers import describe, names, source
-
-    return ["verifier", "what it scores", "from"], [(name, describe(name), source(name)) for name in names()]
+def searches() -> Rows:
+    """Name, description, price in NFE and package of every search, as its docstring states them."""
+    rows: Rows = []
+    for name, line, source in _offered("searches"):
+        description, _, price = line.partition(" Price: ")
+        rows.append((name, description, price.rstrip("."), source))
+    return rows
 
 
-def _suites() -> tuple[list[str], Iterable[tuple[str, ...]]]:
-    from diffscale.registry import plugins
+def verifiers() -> Rows:
+    """Name, description and package of every verifier."""
+    networks = shipped.shipped()
+    rows: Rows = [(name, networks[name], shipped.source(name)) for name in shipped.verifier_networks()]
+    return sorted(_offered("verifiers") + rows)
 
-    suites = plugins("suites")
-    return ["suite", "prompts", "from"], [(name, str(len(suites[name]())), suites.source(name)) for name in suites]
+
+def _offered(kind: str) -> Rows:
+    things = plugins(kind)
+    return [(name, things.summary(name), things.source(name)) for name in things]

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, check_name, explained, unknown
 from diffscale._util.files import checked, read_config, write_json
-from diffscale.models.files import fetch, load_into, load_state, pretrained, read_manifest, save_network, saved_config
+from diffscale.models.files import fetch, load_into, load_state, pretrained, save_network, saved_config
+from diffscale.models.shipped import read_manifest
 from diffscale.models.sit import SiT, SiTConfig, SiTDenoiser, config_of, dtype_of
 from diffscale.samplers.class_conditional import ClassSampler, Denoiser
 from diffscale.samplers.formulas import Marginal

@@ -7,7 +7,6 @@ if its SHA-256 digest is the one that was stated. Nothing is fetched when `HF_HU
 import hashlib
 import pickle
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,68 +14,16 @@ from typing import Any, Final
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffscale._util.errors import DiffscaleError, explained, unknown
-from diffscale._util.files import checked, read_config, write_json
-from diffscale.registry import plugins
+from diffscale._util.errors import DiffscaleError, explained
+from diffscale._util.files import read_config, write_json
+from diffscale.models.shipped import local_path, locate
 
 LOADING_ERRORS: Final = (OSError, ValueError, RuntimeError, SafetensorError)
 """What libraries raise for files of networks that are not there, or not as they should be."""
-
-
-def shipped_folders() -> dict[str, Path]:
-    """The folder of every pipeline and verifier network that an installed package brings along, by name.
-
-    A name that two packages use is told apart as `package/name`.
-    """
-    homes = plugins("models")
-    found = [
-        (homes.source(home).split()[0], folder) for home in homes for folder in sorted(Path(homes[home]).iterdir())
-    ]
-    found = [(package, folder) for package, folder in found if (folder / "diffscale.json").exists()]
-    uses = Counter(folder.name for _, folder in found)
-    return {folder.name if uses[folder.name] == 1 else f"{package}/{folder.name}": folder for package, folder in found}
-
-
-def shipped() -> dict[str, str]:
-    """The one-line description of every network of `shipped_folders`, by name."""
-    return {name: read_manifest(str(folder))["description"] for name, folder in shipped_folders().items()}
-
-
-def source(name: str) -> str:
-    """The package that a shipped network comes from, with its version."""
-    homes, folder = plugins("models"), shipped_folders()[name]
-    return next(homes.source(home) for home in homes if folder.is_relative_to(homes[home]))
-
-
-def locate(model: str) -> str:
-    """The folder of a shipped model or of a local path, or the Hub id unchanged.
-
-    Raises UnknownName for a plain word that is neither (a Hub id has an owner: `owner/name`).
-    """
-    if model in (folders := shipped_folders()):
-        return str(folders[model])
-    if Path(model).expanduser().is_dir():
-        return str(Path(model).expanduser())
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise unknown("model (neither shipped, nor a folder, nor a Hub id owner/name):", model, shipped())
-    return model
-
-
-def local_path(model: str) -> Path | None:
-    """The file or folder that `model` means on this machine; None for a Hub id.
-
-    Raises UnknownName for a plain word that is nothing of these.
-    """
-    path = Path(model).expanduser()
-    if path.is_file():
-        return path
-    where = Path(locate(model))
-    return where if where.is_dir() else None
 
 
 def fetch(model: str, name: str) -> Path:
@@ -173,27 +120,6 @@ def renamed(state: Mapping[str, Tensor], patterns: Iterable[tuple[str, str]]) ->
             name = re.sub(pattern, replacement, name)
         out[name] = value.to(torch.float32)
     return out
-
-
-class _Call(BaseModel, extra="allow"):
-    num_inference_steps: int = Field(default=1, ge=1)
-
-
-class _Manifest(BaseModel, extra="allow"):
-    description: str = ""
-    base: str = ""
-    world: str = ""
-    verifier: str = ""
-    counterparts: dict[str, str] = {}
-    vae: str = "vae"
-    classes: str | list[str] = "imagenet"
-    call: _Call = _Call()
-
-
-def read_manifest(folder: str) -> dict[str, Any]:
-    """What `diffscale.json` in `folder` says; nothing where there is none. Raises DiffscaleError for what is wrong."""
-    path = Path(folder) / "diffscale.json"
-    return checked(_Manifest, read_config(path), path).model_dump(exclude_unset=True) if path.exists() else {}
 
 
 def _check_digest(path: Path, sha256: str | None) -> None:

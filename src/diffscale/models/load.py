@@ -10,8 +10,9 @@ from diffusers import DiffusionPipeline
 from diffscale._util.errors import DiffscaleError, UnknownName, check_name, explained
 from diffscale.models import loras, memory, quantization, schedulers
 from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
-from diffscale.models.files import LOADING_ERRORS, locate, read_manifest
+from diffscale.models.files import LOADING_ERRORS
 from diffscale.models.options import LoadOptions
+from diffscale.models.shipped import locate, read_manifest
 from diffscale.registry import plugins
 from diffscale.samplers.arguments import call_parameters
 from diffscale.types import World

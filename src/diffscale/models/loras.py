@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from diffscale._util.errors import DiffscaleError, UnknownName, explained
-from diffscale.models.files import LOADING_ERRORS, locate
+from diffscale.models.files import LOADING_ERRORS
 from diffscale.models.quantization import installed
+from diffscale.models.shipped import locate
 
 
 def split_weight(text: str) -> tuple[str, float]:

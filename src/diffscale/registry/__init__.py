@@ -8,10 +8,12 @@ same way, see its pyproject.toml. The kinds are `searches` (see `diffscale.searc
 app).
 """
 
+import ast
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -78,6 +80,12 @@ class Registry(Mapping[str, Any]):
         dist = self._entry(name).dist
         return f"{dist.name} {dist.version}" if dist is not None else "unknown"
 
+    def summary(self, name: str) -> str:
+        """The first line of a thing's docstring, read from its file without importing it where that can be."""
+        if name in self._registered or (text := _docstring(self._entry(name))) is None:
+            text = getattr(self[name], "__doc__", None) or ""
+        return text.strip().partition("\n")[0]
+
     def register(self, name: str, thing: Any) -> None:
         """Offer `thing` by `name` in this process; raises DiffscaleError for a name that is taken."""
         if name in self and self._registered.get(name) is not thing:
@@ -102,6 +110,20 @@ def register(kind: str, name: str, thing: Any) -> None:
     if kind not in KINDS:
         raise DiffscaleError(f"There is no kind {kind!r}: choose one of {', '.join(KINDS)}.")
     plugins(kind).register(name, thing)
+
+
+def _docstring(entry: EntryPoint) -> str | None:
+    """The docstring of a function or class that stands at the top of its file; None if it is not found so."""
+    package, *inner = entry.module.split(".")
+    spec = find_spec(package)
+    for home in (spec and spec.submodule_search_locations) or ():
+        file = Path(home, *inner)
+        for path in (file.with_suffix(".py"), file / "__init__.py"):
+            if path.is_file():
+                for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                    if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == entry.attr:
+                        return ast.get_docstring(node)
+    return None
 
 
 def _package(entry: EntryPoint) -> str:

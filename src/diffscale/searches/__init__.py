@@ -21,10 +21,3 @@ def choose_search(given: str | Callable[..., Any]) -> Choice:
     DiffscaleError for arguments that are wrong or missing.
     """
     return choose(given, "search", SEARCHES, inputs=1)
-
-
-def describe(name: str) -> tuple[str, str]:
-    """One-line description of the search `name` and its price formula in NFE, as its docstring states them."""
-    line = (SEARCHES[name].__doc__ or "").strip().partition("\n")[0]
-    description, _, formula = line.partition(" Price: ")
-    return description, formula.rstrip(".")

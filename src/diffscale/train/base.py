@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from diffscale._util.errors import DiffscaleError, explained, first_line
 from diffscale.models.class_conditional import ClassModel
-from diffscale.models.files import locate
 from diffscale.models.load import PlainCall, load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
+from diffscale.models.shipped import locate
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.train.configs import Noised, Sampling, TrainConfig
 from diffscale.train.policy import Policy

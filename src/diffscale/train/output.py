@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, first_line
 from diffscale._util.files import replacing, write_json
-from diffscale.models.files import shipped
 from diffscale.models.load import base_model
+from diffscale.models.shipped import shipped
 from diffscale.registry import plugins
 from diffscale.report import pictures
 from diffscale.report.plots import training_curve

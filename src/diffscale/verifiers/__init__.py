@@ -6,11 +6,9 @@ A package offers one by an entry point in the group `diffscale.verifiers`: a fun
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, Final
 
-from diffscale.models import files
-from diffscale.models.files import read_manifest, shipped, shipped_folders
+from diffscale.models.shipped import verifier_networks
 from diffscale.registry import Registry, plugins
 from diffscale.registry.choice import Choice, choose
 from diffscale.types import Verifier
@@ -26,21 +24,6 @@ COUNTERPARTS: Final = {
     "oracle_fid": "inception",
 }
 """The kind of network that a verifier has for the pictures of a model that names one, see `defaults.counterpart`."""
-
-
-@cache
-def shipped_verifiers() -> dict[str, str]:
-    """The shipped networks that are verifiers by their own names, and the factory that loads each.
-
-    A network's folder states its factory in diffscale.json, as `verifier`.
-    """
-    manifests = {name: read_manifest(str(folder)) for name, folder in shipped_folders().items()}
-    return {name: manifest["verifier"] for name, manifest in manifests.items() if manifest.get("verifier")}
-
-
-def names() -> list[str]:
-    """All names of verifiers, sorted: factories, and shipped networks that are verifiers."""
-    return sorted({*VERIFIERS, *shipped_verifiers()})
 
 
 def load(given: str | Callable[..., Any], *, device: Any = "cpu", image_model: str = "") -> Verifier:
@@ -70,22 +53,10 @@ def name_of_verifier(given: str | Callable[..., Any]) -> str:
     return given.name if isinstance(given, Verifier) and not isinstance(given, type) else _choose(given).text
 
 
-def source(name: str) -> str:
-    """The package that a verifier, or a shipped network that is one, comes from."""
-    return VERIFIERS.source(name) if name in VERIFIERS else files.source(name)
-
-
-def describe(name: str) -> str:
-    """The first line of what a verifier says of itself."""
-    if name in shipped_verifiers():
-        return shipped()[name]
-    return (VERIFIERS[name].__doc__ or "").strip().partition("\n")[0]
-
-
 def _choose(given: str | Callable[..., Any]) -> Choice:
     if isinstance(given, str):
         # A shipped network is its factory with `model`.
         name, _, rest = given.partition(" ")
-        factory = shipped_verifiers().get(name)
+        factory = verifier_networks().get(name)
         given = given if factory is None else f"{factory} model={name} {rest}".strip()
     return choose(given, "verifier", VERIFIERS, inputs=2)

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self, cast
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPModel
 
 from diffscale.engine.flops import uncounted
 from diffscale.models.files import pretrained, pretrained_network
@@ -36,9 +36,9 @@ class Clip:
         `processor`: where tokenizer and preprocessing lie, if not with the weights. `more`: further fields of the
         class. Raises DiffscaleError if it cannot be loaded.
         """
-        net = pretrained_network(CLIPModel, model, "CLIP model", device)
+        net = pretrained_network(transformers.CLIPModel, model, "CLIP model", device)
         processor = processor or model
-        tokenizer = pretrained(AutoTokenizer, processor, "CLIP model")
+        tokenizer = pretrained(transformers.AutoTokenizer, processor, "CLIP model")
         side = net.config.vision_config.image_size
         return cls(net, tokenizer, Preprocessing.load(processor, "CLIP model", side), **more)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import read_lines
 from diffscale.engine.flops import uncounted
-from diffscale.models.files import local_path
+from diffscale.models.shipped import local_path
 from diffscale.suites.imagenet import TEMPLATES, names
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Output, class_ids, class_scores

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffscale.models.files import locate, read_manifest
+from diffscale.models.shipped import locate, read_manifest
 
 
 def counterpart(image_model: str, kind: str) -> str | None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, Owlv2ForObjectDetection
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.pixels import eight_bit
@@ -65,9 +65,9 @@ class Owl:
     def load(cls, model: str = MODEL, device: Any = "cpu", threshold: float = 0.2) -> Owl:
         """By Hub id, folder or name; raises DiffscaleError if it cannot be loaded."""
         what = "OWLv2 model"
-        net = pretrained_network(Owlv2ForObjectDetection, model, what, device)
-        tokenizer = pretrained(AutoTokenizer, model, what)
-        return cls(net, tokenizer, pretrained(AutoImageProcessor, model, what, backend="pil"), threshold)
+        net = pretrained_network(transformers.Owlv2ForObjectDetection, model, what, device)
+        tokenizer = pretrained(transformers.AutoTokenizer, model, what)
+        return cls(net, tokenizer, pretrained(transformers.AutoImageProcessor, model, what, backend="pil"), threshold)
 
     @torch.no_grad()
     def detect(self, images: Tensor, names: list[list[str]]) -> list[dict[str, Objects]]:

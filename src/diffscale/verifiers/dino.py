@@ -3,8 +3,8 @@
 from typing import Any, Final
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.models.files import pretrained
@@ -37,11 +37,11 @@ def load_dino(model: str = MODEL, *, device: Any = "cpu") -> Dino:
     The folder has config.json, model.safetensors and preprocessor_config.json; a linear head is loaded if its config
     names an ImageClassification architecture. Raises DiffscaleError if it cannot be loaded.
     """
-    config = pretrained(AutoConfig, model, "DINOv2 model")
+    config = pretrained(transformers.AutoConfig, model, "DINOv2 model")
     if not config.model_type.startswith("dinov2"):
         raise DiffscaleError(f"{model!r} is a {config.model_type}, not a DINOv2 model.")
     has_head = any(kind.endswith("ForImageClassification") for kind in config.architectures or [])
-    family = AutoModelForImageClassification if has_head else AutoModel
+    family = transformers.AutoModelForImageClassification if has_head else transformers.AutoModel
     return Dino.load(family, model, "DINOv2 model", device, "dino")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale.engine.scoring import shaped_scores
+from diffscale.models.shipped import verifier_names
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
 _ARGUMENT: Final = re.compile(r":(?=[A-Za-z_]\w*=)")
@@ -117,10 +118,8 @@ def members(of: str, weights: str | None, *, device: Any, image_model: str) -> t
 
 
 def _split(of: str) -> list[str]:
-    from diffscale.verifiers import names
-
     texts: list[str] = []
-    known = names()
+    known = verifier_names()
     for piece in of.split(","):
         named = piece.partition(":")[0] in known or _FUNCTION.match(piece)
         if texts and not named and _ARGUMENT.search(texts[-1]):

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import transformers
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.models.files import fetch, load_into, load_state, pretrained, renamed
@@ -84,19 +84,19 @@ def hps(
             f"The weights in {path} have no visual.conv1.weight, so that they are no open_clip network."
         )
     config = config_of(state)
-    net = CLIPModel(config)
+    net = transformers.CLIPModel(config)
     load_into(net, translate(state), path)
-    pieces = pretrained(AutoTokenizer, tokenizer, "tokenizer")
+    pieces = pretrained(transformers.AutoTokenizer, tokenizer, "tokenizer")
     return Hps(net.to(device).eval().requires_grad_(False), pieces, Preprocessing(config.vision_config.image_size))
 
 
-def config_of(state: Mapping[str, Tensor]) -> CLIPConfig:
+def config_of(state: Mapping[str, Tensor]) -> transformers.CLIPConfig:
     """The sizes of an open_clip network, from its published state dict and the head widths of ViT-H-14."""
     vocabulary, text_width = state["token_embedding.weight"].shape
     width, _, patch, _ = state["visual.conv1.weight"].shape
     patches = state["visual.positional_embedding"].shape[0] - 1
     embedding = state["text_projection"].shape[1]
-    return CLIPConfig(
+    return transformers.CLIPConfig(
         projection_dim=embedding,
         text_config={
             "vocab_size": vocabulary,

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import Parameter
-from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale.models.files import fetch, load_into, load_state, pretrained, renamed, saved_config
@@ -88,10 +88,10 @@ class ImageRewardNet(nn.Module):
             raise DiffscaleError(f"The config of an ImageReward network lacks {', '.join(missing)}.")
         self.config = dict(config)
         with explained("The config of an ImageReward network is wrong: {why}", TypeError, ValueError):
-            vision = BlipVisionConfig(**config["vision_config"])
-            text = BlipTextConfig(**{**config["text_config"], "encoder_hidden_size": vision.hidden_size})
-            self.vision = BlipVisionModel(vision)
-            self.text = BlipTextModel(text, add_pooling_layer=False)
+            vision = transformers.BlipVisionConfig(**config["vision_config"])
+            text = transformers.BlipTextConfig(**{**config["text_config"], "encoder_hidden_size": vision.hidden_size})
+            self.vision = transformers.BlipVisionModel(vision)
+            self.text = transformers.BlipTextModel(text, add_pooling_layer=False)
         self.head = Head(config["head"])
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -168,5 +168,5 @@ def image_reward(
     path = fetch(model, FILE if config is None else "model.safetensors")
     net = ImageRewardNet(PUBLISHED if config is None else config)
     load_into(net, translate(load_state(path, sha256)), path)
-    pieces = pretrained(AutoTokenizer, tokenizer or (TOKENIZER if config is None else model), "tokenizer")
+    pieces = pretrained(transformers.AutoTokenizer, tokenizer or (TOKENIZER if config is None else model), "tokenizer")
     return ImageReward(net.to(device).eval().requires_grad_(False), pieces)

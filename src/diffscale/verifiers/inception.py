@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
+import transformers
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForImageClassification
 
 from diffscale._util.files import checked
 from diffscale._util.fingerprints import network_digest
@@ -193,7 +193,7 @@ def load_inception(model: str | None = None, sha256: str = SHA256, *, device: An
     """
     saved = None if model is None else saved_config(model)
     if model is not None and saved is not None and "model_type" in saved:
-        family, what = AutoModelForImageClassification, "image classifier"
+        family, what = transformers.AutoModelForImageClassification, "image classifier"
         return PretrainedClassifier.load(family, model, what, device, "inception")
     path = download(URL, SHA256) if model is None else fetch(model, FILE if saved is None else "model.safetensors")
     config = PUBLISHED if saved is None else checked(InceptionConfig, saved, path.with_name("config.json"))

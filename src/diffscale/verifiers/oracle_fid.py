@@ -14,7 +14,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.metrics.frechet import root
 from diffscale.metrics.statistics import load_reference
-from diffscale.models.files import local_path
+from diffscale.models.shipped import local_path
 from diffscale.types import Verifier
 from diffscale.verifiers.classes import Classifier
 from diffscale.verifiers.inception import SHA256, load_inception

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.models.files import pretrained
@@ -43,7 +43,7 @@ class Preprocessing:
 
         `what`: the kind of network, as users call it. Raises DiffscaleError if it cannot be loaded.
         """
-        processor = pretrained(AutoImageProcessor, model, what, backend="pil")
+        processor = pretrained(transformers.AutoImageProcessor, model, what, backend="pil")
         if side is not None:
             return cls(side, processor.image_mean, processor.image_std)
         size = getattr(processor, "crop_size", None) or processor.size

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import SiglipVisionModel
 
 from diffscale.models.files import pretrained_network
 from diffscale.types import Verifier
@@ -54,7 +54,7 @@ def dino_ssl(model: str = DINO, level: float = 0.4, *, device: Any = "cpu") -> V
 
 def siglip_ssl(model: str = SIGLIP, level: float = 0.4, *, device: Any = "cpu") -> Verifier:
     """Cosine of SigLIP's pooled features of the picture and of its x0-prediction at `level`; `model` is a SigLIP."""
-    net = pretrained_network(SiglipVisionModel, model, "SigLIP", device)
+    net = pretrained_network(transformers.SiglipVisionModel, model, "SigLIP", device)
     preprocessing = Preprocessing.load(model, "SigLIP")
 
     def features(images: Tensor) -> Tensor:

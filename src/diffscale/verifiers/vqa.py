@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoTokenizer, BlipForQuestionAnswering
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.models.files import pretrained, pretrained_network
@@ -84,8 +84,8 @@ def vqa(model: str = MODEL, *, device: Any = "cpu") -> Vqa:
     For the categories colour, shape and texture. Raises DiffscaleError for weights that cannot be loaded.
     """
     what = "BLIP question answering model"
-    net = pretrained_network(BlipForQuestionAnswering, model, what, device)
-    tokenizer = pretrained(AutoTokenizer, model, what)
+    net = pretrained_network(transformers.BlipForQuestionAnswering, model, what, device)
+    tokenizer = pretrained(transformers.AutoTokenizer, model, what)
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
     if tokenizer.unk_token_id in (yes, no):
         raise DiffscaleError(f"The tokenizer of {model!r} does not know the answers yes and no.")

@@ -21,6 +21,7 @@ from diffscale.metrics.frechet import fid
 from diffscale.metrics.inception_score import inception_score
 from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.models.load import best_device
+from diffscale.models.shipped import verifier_names
 from diffscale.registry import plugins
 from diffscale.suites.pictures import Pictures
 
@@ -123,7 +124,7 @@ def _pictures(settings: EvaluateConfig) -> Pictures:
 
 def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
     """Raises DiffscaleError for what can be told before a picture is read."""
-    every = [*METRICS, *verifiers.names()]
+    every = [*METRICS, *verifier_names()]
     for name in names:
         if name in METRICS:
             continue

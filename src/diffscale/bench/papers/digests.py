@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from diffscale._util.fingerprints import json_digest
-from diffscale.models.files import locate, read_manifest, shipped_folders
+from diffscale.models.shipped import locate, read_manifest, shipped_folders
 
 _SUFFIXES: Final = (".safetensors", ".json", ".txt")
 

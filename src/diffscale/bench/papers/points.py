@@ -12,9 +12,9 @@ from diffscale.bench.papers import trainings
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.bench.papers.recipe import Part, Series, of_shapes
 from diffscale.bench.series import Cell, PromptRepeat
-from diffscale.models.files import locate, read_manifest
 from diffscale.models.load import base_model
 from diffscale.models.options import LoadOptions
+from diffscale.models.shipped import locate, read_manifest
 from diffscale.registry import DEFAULT_SEARCH
 from diffscale.searches import choose_search
 from diffscale.suites import prompts as prompt_files
