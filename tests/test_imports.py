@@ -19,7 +19,7 @@ FLOORS = (
     {"samplers", "suites"},
     {"models"},
     {"verifiers"},
-    {"api"},
+    {"api", "testing"},
     {"train"},
     {"bench"},
     {"cli"},

@@ -9,9 +9,11 @@ import pytest
 
 import diffscale
 
+COMPUTES_NOTHING = [["--version"], ["--help"], ["generate", "--help"], ["bench", "--budget", "x"]]
+COMPUTES_NOTHING += [["list", what] for what in ("models", "searches", "verifiers", "suites")]
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["bench", "--budget", "x"],
-                                       *(["list", what] for what in ("models", "searches", "verifiers", "suites"))])  # fmt: skip
+
+@pytest.mark.parametrize("arguments", COMPUTES_NOTHING)
 def test_what_computes_nothing_imports_no_networks(arguments: list[str]) -> None:
     code = f"""
 import sys

@@ -1,14 +1,15 @@
 """One search on its way: its generator, its account, what it asks for, and the best so far."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError
+from diffscale._util.fingerprints import name_of
 from diffscale._util.pixels import eight_bit
 from diffscale.engine.answers import answer_of, answers_itself, finishes
 from diffscale.engine.environment import SearchEnvironment
@@ -86,6 +87,11 @@ class SearchRun:
             self.sampler, self.task.prompt_index, self.task.key, self.ledger, chunk, self.context.aggregate
         )
         self.generator = self.task.search(environment)
+        if not isinstance(self.generator, Generator):
+            raise DiffscaleError(
+                f"A search is a generator function that yields requests, but {name_of(self.task.search)} gave "
+                f"{type(self.generator).__name__}: mend it."
+            )
 
     @property
     def spent(self) -> int:
@@ -233,6 +239,11 @@ class SearchRun:
         try:
             request = self.generator.send(answer)
             for _ in range(_REFUSALS):
+                if not isinstance(request, Request):
+                    raise DiffscaleError(
+                        f"A search yields {', '.join(kind.__name__ for kind in get_args(Request))}, but "
+                        f"{name_of(self.task.search)} yielded {type(request).__name__}: mend it."
+                    )
                 if not len(request.state):
                     name = type(request).__name__
                     raise DiffscaleError(f"A search asked for {name} of no rows; let it end instead of asking.")

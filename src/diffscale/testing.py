@@ -1,0 +1,223 @@
+"""What holds for every search and every verifier, as checks that a plug-in's tests call.
+
+They run on an analytic model (`samplers.toy.ToySampler`), so that a check takes a second and needs no weights:
+
+    from diffscale.testing import check_search, check_verifier
+
+    def test_my_search():
+        check_search("my_search b=2")
+
+All checks raise AssertionError with a sentence that says what does not hold.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine import noise
+from diffscale.engine.driver import run_searches
+from diffscale.engine.executors import Executor, InlineExecutor, Job, JobPart
+from diffscale.engine.journal import Journal
+from diffscale.engine.results import Result
+from diffscale.engine.scoring import DroppedCandidate, safe_score
+from diffscale.engine.task import Task
+from diffscale.engine.worker import Worker
+from diffscale.samplers.toy import ToySampler
+from diffscale.searches import choose_search
+from diffscale.types import PoolVerifier, Verifier
+
+PROCESSES: Final = ("flow", "vp", "ve")
+"""Noise schedules that a search is tried on; the prior of `ve` has a standard deviation of 80."""
+_PROMPTS: Final = ("a point", "another point", "a third point")
+_EXTENT: Final = 6.0
+
+
+class NearPoint:
+    """A verifier of the toy's pictures: the negative squared distance of their point to `target`."""
+
+    name = "near_point"
+
+    def __init__(self, target: tuple[float, float] = (4.2, 0.3)) -> None:
+        self.target = torch.tensor(target, dtype=torch.float64)
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores float64 [B] of `images` [B, 3, H, W] in [0, 1]."""
+        return -(points(images) - self.target).square().sum(1)
+
+
+class Killed(BaseException):
+    """Ends a run as a signal would end the process: nothing may catch it."""
+
+
+class _KilledVerifier(NearPoint):
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls_left = calls
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise Killed
+        return super().__call__(images, prompts)
+
+
+class _MoodyVerifier(NearPoint):
+    """It cannot score every third of its pictures, told by what they show."""
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        scores = super().__call__(images, prompts)
+        return torch.where((images[:, 0, 0, 0] * 1000).long() % 3 == 0, torch.nan, scores)
+
+
+class ShuffledWorkers:
+    """An Executor of `count` workers, each with its own sampler, whose parts come in an order by chance."""
+
+    def __init__(self, count: int, batch_size: int | None, steps: int = 6) -> None:
+        self.samplers = [ToySampler(_PROMPTS, steps) for _ in range(count)]
+        self._executors = [InlineExecutor(Worker(sampler, NearPoint()), batch_size) for sampler in self.samplers]
+        self._order = torch.Generator().manual_seed(0)
+
+    def compute(self, jobs: Sequence[Job]) -> Iterator[JobPart]:
+        """See `Executor.compute`."""
+        parts = []
+        for number, job in enumerate(jobs):
+            size = -(-len(job.state) // len(self._executors))
+            for executor, start in zip(self._executors, range(0, len(job.state), size), strict=False):
+                for part in executor.compute([Job(job.request, job.state[start : start + size])]):
+                    rows = slice(part.rows.start + start, part.rows.stop + start)
+                    parts.append(JobPart(number, rows, part.output))
+        for i in torch.randperm(len(parts), generator=self._order).tolist():
+            yield parts[i]
+
+
+def points(images: Tensor) -> Tensor:
+    """The points float64 [B, 2] that pictures [B, 3, H, W] of the toy stand for."""
+    return images[:, :2, 0, 0].double() * 2 * _EXTENT - _EXTENT
+
+
+def assert_same(one: Result, other: Result, what: str = "two runs") -> None:
+    """The results are equal to the last bit, but for the seconds."""
+    for name in ("score", "key", "number", "nfe"):
+        a, b = getattr(one.best, name), getattr(other.best, name)
+        assert a == b, f"The {name} of the best candidate differs between {what}: {a} and {b}."
+    assert torch.equal(one.best.latents, other.best.latents), f"The latents of the best differ between {what}."
+    assert torch.equal(one.best.image, other.best.image), f"The best picture differs between {what}."
+    assert one.trace == other.trace, f"The traces differ between {what}: {one.trace} and {other.trace}."
+    for name in ("nfe", "network_forwards", "decodes"):
+        a, b = getattr(one.ledger, name), getattr(other.ledger, name)
+        assert a == b, f"The costs ({name}) differ between {what}: {a} and {b}."
+    shown = [[(each.score, each.number) for each in result.gallery] for result in (one, other)]
+    assert shown[0] == shown[1], f"The galleries differ between {what}."
+
+
+def check_search(search: str | Callable[..., Any], budget: int = 120) -> None:
+    """All checks of searches, for a text or a callable that `diffscale.search` takes; `budget`: NFE of each run."""
+    for process in PROCESSES:
+        check_budget(search, budget, process)
+    check_determinism(search, budget)
+    check_order_of_replies(search, budget)
+    for calls in (0, 1, 3):
+        check_resume(search, budget, calls)
+    check_dropped_candidates(search, budget)
+
+
+def check_budget(search: str | Callable[..., Any], budget: int = 120, process: str = "flow") -> None:
+    """The search finds something, spends no more than its budget, and the network runs no more than is charged."""
+    sampler = ToySampler(_PROMPTS, 6, process)
+    result: Result = run_searches(tasks(search, budget, 1), sampler, NearPoint())[0]
+    spent, ran = result.ledger.nfe, sampler.forwards
+    assert 0 < spent <= budget, f"The search spent {spent} of {budget} NFE."
+    assert ran <= spent, f"The network ran {ran} rows, but {spent} NFE were charged."
+
+
+def check_determinism(search: str | Callable[..., Any], budget: int = 120, rows: int = 6) -> None:
+    """The result is a function of the seed: at any batch size, alone and among others; and another seed has another."""
+
+    def run(chosen: Sequence[Task], batch_size: int | None) -> list[Result]:
+        return run_searches(chosen, ToySampler(_PROMPTS * rows, 6), NearPoint(), batch_size, gallery=3)
+
+    every = tasks(search, budget, rows)
+    together = run(every, None)
+    for size in (1, 7):
+        for one, other in zip(together, run(every, size), strict=True):
+            assert_same(one, other, f"batches of many and of {size}")
+    for row in (0, rows - 1):
+        assert_same(together[row], run([every[row]], None)[0], "a run alone and one among others")
+    pictures = {tuple(points(each.best.image[None])[0].tolist()) for each in together}
+    assert len(pictures) > 1, "Searches with other seeds all find the same picture: draw noise from the environment."
+
+
+def check_order_of_replies(search: str | Callable[..., Any], budget: int = 120) -> None:
+    """The result does not depend on who computes replies, nor on the order in which they come."""
+    every = tasks(search, budget, 2)
+    wanted = run_searches(every, ToySampler(_PROMPTS, 6), NearPoint(), 6, gallery=3)
+    executor: Executor = ShuffledWorkers(3, 2)
+    found = run_searches(every, ToySampler(_PROMPTS, 6), NearPoint(), 6, gallery=3, executor=executor)
+    for one, other in zip(wanted, found, strict=True):
+        assert_same(one, other, "one worker and three")
+
+
+def check_resume(
+    search: str | Callable[..., Any], budget: int = 120, calls: int = 1, batch_size: int | None = 2
+) -> None:
+    """Killed before the verifier's call number `calls`, the search goes on from its journal and ends alike.
+
+    A finished run is replayed without computing anything.
+    """
+    every = tasks(search, budget, 2)
+    whole = run_searches(every, ToySampler(_PROMPTS, 6), NearPoint(), batch_size, gallery=3)
+    with tempfile.TemporaryDirectory() as folder:
+        for verifier in (_KilledVerifier(calls), NearPoint(), NearPoint()):
+            journal, sampler = Journal(Path(folder, "journal.sqlite"), {}), ToySampler(_PROMPTS, 6)
+            try:
+                resumed = run_searches(every, sampler, verifier, batch_size, gallery=3, journal=journal)
+            except Killed:
+                continue
+            finally:
+                journal.close()
+            for one, other in zip(whole, resumed, strict=True):
+                assert_same(one, other, "a run in one go and one that was killed")
+    assert not sampler.forwards, "A finished run that is run again computes something again."
+
+
+def check_dropped_candidates(search: str | Callable[..., Any], budget: int = 120) -> None:
+    """Pictures that cannot be scored cost themselves alone: the search goes on, or says in a sentence why it cannot."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DroppedCandidate)
+        outcomes = run_searches(tasks(search, budget, 3), ToySampler(_PROMPTS, 6), _MoodyVerifier(), return_errors=True)
+    for outcome in outcomes:
+        found = isinstance(outcome, Result) and outcome.best.components.isfinite().all()
+        assert found or isinstance(outcome, DiffscaleError), f"A search with dropped candidates gave {outcome}."
+
+
+def check_verifier(verifier: Verifier, images: Tensor | None = None, prompts: Sequence[str] = _PROMPTS) -> None:
+    """Scores are one number a picture (or one for each component), and do not depend on what else is in the batch.
+
+    `images`: float32 [B, 3, H, W] in [0, 1], as many as `prompts`; by default noise of 64x64.
+    """
+    if images is None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(len(prompts), 3, 64, 64, generator=generator)
+    before = images.clone()
+    together = safe_score(verifier, images, list(prompts))
+    size = (len(prompts), len(verifier.components)) if isinstance(verifier, PoolVerifier) else (len(prompts),)
+    assert tuple(together.shape) == size, f"Scores have the shape {tuple(together.shape)} instead of {size}."
+    assert together.isfinite().all(), f"Some scores are not finite: {together.tolist()}."
+    assert torch.equal(images, before), "The verifier changes the pictures that it is given."
+    alone = torch.cat(
+        [safe_score(verifier, image[None], [prompt]) for image, prompt in zip(images, prompts, strict=True)]
+    )
+    worst = float((alone - together).abs().max() / together.abs().max().clamp(min=1e-12))
+    assert worst < 1e-3, f"The score of a picture depends on the batch that it is in (by {worst:.1%})."
+
+
+def tasks(search: str | Callable[..., Any], budget: int, count: int) -> list[Task]:
+    """`count` tasks of a search, each with its own prompt and seed."""
+    made = choose_search(search).make()
+    return [Task(made, row, noise.fold(noise.root(0), row), budget, f"{row}") for row in range(count)]

@@ -1,0 +1,88 @@
+"""The checks that plug-ins call find what they are for."""
+
+import pytest
+import torch
+
+from diffscale import DiffscaleError, Evaluate, Task, run_searches, testing
+from diffscale.samplers.toy import ToySampler
+
+
+def walk(env, scale=0.9):
+    """A random walk that keeps the best. Price: as many samples as the budget pays."""
+    state = env.prior(1)
+    best, value = state, (yield Evaluate(state))
+    while env.nfe_left >= env.steps:
+        near = env.neighbours(best, 1, scale)
+        score = yield Evaluate(near)
+        if env.value(score).max() > env.value(value).max():
+            best, value = near, score
+
+
+def of_torch(env):
+    """It draws noise of its own."""
+    while env.nfe_left >= env.steps:
+        yield Evaluate(env.start(torch.randn(2, 2, dtype=torch.float64)))
+
+
+def of_no_noise(env):
+    while env.nfe_left >= env.steps:
+        yield Evaluate(env.start(torch.zeros(1, 2, dtype=torch.float64)))
+
+
+class Walk:
+    """A search as a class, with an argument that it needs."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self, env):
+        return walk(env, self.scale)
+
+
+def test_a_search_that_keeps_to_the_rules_passes():
+    testing.check_search(walk)
+    testing.check_search(f"{__name__}:Walk scale=0.8", 60)
+
+
+def test_a_search_that_draws_by_itself_is_told():
+    with pytest.raises(AssertionError, match="differs between batches"):
+        testing.check_determinism(of_torch, 60)
+    with pytest.raises(AssertionError, match="draw noise from the environment"):
+        testing.check_determinism(of_no_noise, 30)
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        (lambda env: [1, 2], "is a generator function that yields requests, but .* gave list"),
+        (lambda env: (each for each in ["x"]), "yields Run, .* yielded str"),
+    ],
+)
+def test_what_is_no_search_is_told(search, said):
+    with pytest.raises(DiffscaleError, match=said):
+        run_searches([Task(search, 0, 1, 60)], ToySampler(), testing.NearPoint())
+
+
+def bright(images, prompts):
+    return images.mean((1, 2, 3))
+
+
+def relative(images, prompts):
+    return images.mean((1, 2, 3)) - images.mean()
+
+
+class Spoils:
+    name = "spoils"
+
+    def __call__(self, images, prompts):
+        return images.mul_(0.5).mean((1, 2, 3))
+
+
+def test_verifiers_are_checked():
+    from diffscale import load_verifier
+
+    testing.check_verifier(load_verifier(bright))
+    with pytest.raises(AssertionError, match="depends on the batch"):
+        testing.check_verifier(load_verifier(relative))
+    with pytest.raises(AssertionError, match="changes the pictures"):
+        testing.check_verifier(Spoils())
