@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, unknown
 from diffscale._util.fingerprints import described
 from diffscale._util.progress import Counter, silent
 from diffscale.engine import noise
@@ -98,8 +98,9 @@ def search(
 ) -> Result:
     """Search for the sample of `prompt` that the verifier likes best.
 
-    `pipe_or_id`: a diffusers pipeline already loaded (used where and as it is), or a shipped name
-    (`shapes-flux`), a folder or a Hub id, loaded as `loading` says; `device` and `dtype` are short for its fields.
+    `pipe_or_id`: a diffusers pipeline already loaded (used where and as it is), a Sampler, such as a
+    `samplers.denoiser.DenoiserSampler`, one of whose prompts is `prompt`, or a shipped name (`shapes-flux`), a folder
+    or a Hub id, loaded as `loading` says; `device` and `dtype` are short for its fields.
     `prompt`: of a class-conditional model (`class_models`) the name of a class, or its id.
     `search`, `verifier`: "name key=value ..." as `diffscale list` shows them, "package.module:attribute key=value ...",
     or a callable of Python: for a search a generator function of an Environment, for a verifier any object
@@ -124,10 +125,16 @@ def search(
     check_verifier(verifier)
     # A ClassLabel is a string, and stays what it is.
     condition = prompt if isinstance(prompt, str) else str(prompt)
-    sampler = make_sampler(pipe_or_id, [condition], steps=steps, pipe_args=pipe_args or {}, loading=loading)
+    prompt_index = 0
+    if isinstance(pipe_or_id, Sampler):
+        if steps is not None or pipe_args or loading.asked().keys() - {"device"}:
+            raise DiffscaleError("A Sampler is used as it was made: give steps and other settings where it is made.")
+        sampler, prompt_index = pipe_or_id, _prompt_index(pipe_or_id, condition)
+    else:
+        sampler = make_sampler(pipe_or_id, [condition], steps=steps, pipe_args=pipe_args or {}, loading=loading)
     settings = {
         "model": pipe_or_id if isinstance(pipe_or_id, str) else type(pipe_or_id).__name__,
-        "prompt": sampler.prompts[0],
+        "prompt": sampler.prompts[prompt_index],
         "search": chosen.text,
         "verifier": name_of_verifier(verifier),
         "nfe": nfe,
@@ -141,8 +148,8 @@ def search(
     name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
     loaded = load_verifier(verifier, device=device, image_model=name)
     # A class by its id and by its name is the same search.
-    key = noise.fold(noise.root(seed), sampler.prompts[0], 0)
-    task = Task(chosen.make(device=device), prompt_index=0, key=key, budget=nfe)
+    key = noise.fold(noise.root(seed), sampler.prompts[prompt_index], 0)
+    task = Task(chosen.make(device=device), prompt_index=prompt_index, key=key, budget=nfe)
     with closing(Journal(Path(journal), settings)) if journal is not None else nullcontext() as kept:
         (result,) = run_searches(
             [task], sampler, loaded, batch_size, observers, gallery=gallery, journal=kept, progress=progress
@@ -150,6 +157,12 @@ def search(
         if chosen.declares("independent"):
             return result
         return _with_baseline(result, task, sampler, loaded, batch_size, kept)
+
+
+def _prompt_index(sampler: Sampler, prompt: str) -> int:
+    if prompt not in sampler.prompts:
+        raise unknown("prompt of the sampler", prompt, sampler.prompts)
+    return list(sampler.prompts).index(prompt)
 
 
 def _with_baseline(

@@ -162,6 +162,7 @@ def search_traits(*, anytime: bool = False, independent: bool = False) -> Callab
     return declare
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """One model with its time grid, solver, guidance and prompts.
 

@@ -14,7 +14,7 @@ from diffscale.engine.task import Task
 from diffscale.models.class_conditional import class_model
 from diffscale.models.sit import SiTDenoiser
 from diffscale.registry.arguments import parse
-from diffscale.samplers.class_conditional import ClassSampler
+from diffscale.samplers.class_conditional import class_sampler
 from diffscale.searches import SEARCHES
 from diffscale.types import ClassLabel, concat
 
@@ -34,7 +34,7 @@ SEARCHED = [
 
 
 def sampler_of(net=None, steps=3, **args):
-    return ClassSampler(SiTDenoiser(net or tiny_sit()), tiny_vae(), LABELS, steps, **args)
+    return class_sampler(SiTDenoiser(net or tiny_sit()), tiny_vae(), LABELS, steps, **args)
 
 
 def test_guidance_is_on_the_first_three_channels():
@@ -179,7 +179,7 @@ def test_dit_is_the_pipelines_own_call(scale, prediction, rows_of):
 
 
 def test_says_what_is_wrong():
-    with pytest.raises(DiffscaleError, match="without a null class"):
+    with pytest.raises(DiffscaleError, match="null condition"):
         sampler_of(tiny_sit(class_dropout_prob=0.0), guidance_scale=2.0)
     with pytest.raises(DiffscaleError, match="from 1 to 4"):
         sampler_of(guidance_scale=2.0, guided_channels=5)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import PROMPTS
-from toys import PRICED, Near, Workers, make, task
+from toys import PRICED, Near, Workers, make, same, task
 
 from diffscale.cli import list as listed
 from diffscale.engine.driver import run_searches
@@ -18,20 +18,6 @@ from diffscale.searches import SEARCHES
 
 SLOW = {"bayes"}
 QUICK = [name for name in PRICED if name not in SLOW]
-
-
-def same(a, b):
-    return (
-        a.best.score == b.best.score
-        and a.best.key == b.best.key
-        and torch.equal(a.best.latents, b.best.latents)
-        and torch.equal(a.best.image, b.best.image)
-        and a.trace == b.trace
-        and a.ledger.nfe == b.ledger.nfe
-        and a.ledger.network_forwards == b.ledger.network_forwards
-        and a.ledger.decodes == b.ledger.decodes
-        and [(g.score, g.number) for g in a.gallery] == [(g.score, g.number) for g in b.gallery]
-    )
 
 
 @pytest.mark.parametrize("process", ["flow", "vp"])

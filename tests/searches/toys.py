@@ -61,6 +61,21 @@ def task(setting, budget=10_000, row=0, seed=0):
     return Task(search, row, noise.fold(noise.root(seed), row), budget, f"{row}")
 
 
+def same(a, b):
+    """Whether two Results are equal bit by bit, costs included."""
+    return (
+        a.best.score == b.best.score
+        and a.best.key == b.best.key
+        and torch.equal(a.best.latents, b.best.latents)
+        and torch.equal(a.best.image, b.best.image)
+        and a.trace == b.trace
+        and a.ledger.nfe == b.ledger.nfe
+        and a.ledger.network_forwards == b.ledger.network_forwards
+        and a.ledger.decodes == b.ledger.decodes
+        and [(g.score, g.number) for g in a.gallery] == [(g.score, g.number) for g in b.gallery]
+    )
+
+
 class Workers:
     """An Executor of several workers, each with its own sampler, whose parts come in an order of chance."""
 

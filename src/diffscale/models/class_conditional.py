@@ -27,9 +27,10 @@ from diffscale._util.files import checked, read_config, write_json
 from diffscale.models.files import fetch, load_into, load_state, pretrained, save_network, saved_config
 from diffscale.models.shipped import read_manifest
 from diffscale.models.sit import SiT, SiTConfig, SiTDenoiser, config_of, dtype_of
-from diffscale.samplers.class_conditional import ClassSampler, Denoiser
+from diffscale.samplers.class_conditional import Denoiser, class_sampler
+from diffscale.samplers.denoiser import DenoiserSampler, Prediction
 from diffscale.samplers.formulas import Marginal
-from diffscale.samplers.levels import Schedule, level_of, timestep_of
+from diffscale.samplers.levels import level_of, timestep_of
 from diffscale.suites import imagenet
 from diffscale.types import ClassLabel
 
@@ -39,7 +40,7 @@ ARGUMENTS: Final[dict[str, Any]] = {
     "eta": float | None,
     "guided_channels": int | None,
 }
-"""What a class-conditional model's call takes besides its steps, see `ClassSampler`, and the types of it."""
+"""What a class-conditional model's call takes besides its steps, see `class_sampler`, and the types of it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class ClassModel:
             raise DiffscaleError(f"The name {asked!r} is that of classes {numbers}: give the id instead.")
         return ClassLabel(self.names[found[0]], found[0])
 
-    def sampler(self, classes: Sequence[str], steps: int, args: Mapping[str, Any]) -> ClassSampler:
+    def sampler(self, classes: Sequence[str], steps: int, args: Mapping[str, Any]) -> DenoiserSampler:
         """A sampler of `classes`, by names or ids, with `ARGUMENTS`; raises DiffscaleError for other or wrong ones."""
         for name, value in args.items():
             check_name("argument of a class-conditional model", name, ARGUMENTS)
@@ -89,41 +90,58 @@ class ClassModel:
             with explained(f"A class-conditional model takes {name} as {wanted}, not {value!r}.", ValidationError):
                 TypeAdapter(ARGUMENTS[name]).validate_python(value, strict=True)
         labels = [self.label(c) for c in classes]
-        return ClassSampler(self.denoiser, self.vae, labels, steps, device=self.device, **{**self.args, **args})
+        return class_sampler(self.denoiser, self.vae, labels, steps, device=self.device, **{**self.args, **args})
 
 
-class DiTDenoiser:
-    """diffusers' DiTTransformer2DModel, on the variance preserving schedule of a diffusers `scheduler`.
+class SchedulerTable:
+    """The NoiseSchedule of a variance preserving diffusers `scheduler`: its own timesteps, then 0.
 
-    The levels are those of the scheduler's own timesteps, then 0. Guidance acts on all channels, as in diffusers'
-    DiTPipeline. Raises DiffscaleError for a scheduler without a table of alphas.
+    Raises DiffscaleError for a scheduler without a table of alphas.
     """
 
-    def __init__(self, network: Any, scheduler: Any) -> None:
-        self.network = network
-        config = network.config
-        self.shape: tuple[int, ...] = config.in_channels, config.sample_size, config.sample_size
-        self.guided = config.in_channels
-        self.classes: int = config.num_embeds_ada_norm
-        self.null: int | None = self.classes
+    process = "vp"
+
+    def __init__(self, scheduler: Any) -> None:
         if getattr(scheduler, "alphas_cumprod", None) is None:
             raise DiffscaleError(
                 f"DiT needs a scheduler with a table of alphas, such as DDIMScheduler, not {type(scheduler).__name__}."
             )
         self._scheduler = scheduler
 
-    def schedule(self, steps: int) -> Schedule:
+    def levels(self, steps: int) -> tuple[float, ...]:
         scheduler = copy.deepcopy(self._scheduler)
         scheduler.set_timesteps(steps)
         # Some schedulers evaluate a timestep twice.
         times = dict.fromkeys(scheduler.timesteps.tolist())
-        levels = [level_of(self._scheduler.alphas_cumprod, time) for time in times]
-        return Schedule("vp", str(self._scheduler.config.prediction_type), (*levels, 0.0))
+        return (*(level_of(self._scheduler.alphas_cumprod, time) for time in times), 0.0)
 
-    def __call__(self, x: Tensor, at: Marginal, ids: Tensor) -> Tensor:
-        time = torch.full((len(x),), timestep_of(self._scheduler.alphas_cumprod, at), device=x.device)
-        output = self.network(x.to(dtype_of(self.network)), timestep=time, class_labels=ids).sample
-        return output[:, : self.shape[0]].to(x.dtype)
+    def time(self, at: Marginal) -> float:
+        return timestep_of(self._scheduler.alphas_cumprod, at)
+
+
+_PREDICTIONS: Final[dict[str, Prediction]] = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
+
+
+class DiTDenoiser:
+    """diffusers' DiTTransformer2DModel on the schedule of a diffusers `scheduler`, see `SchedulerTable`.
+
+    Guidance acts on all channels, as in diffusers' DiTPipeline.
+    """
+
+    def __init__(self, network: Any, scheduler: Any) -> None:
+        self.network, self.schedule = network, SchedulerTable(scheduler)
+        config = network.config
+        self.shape: tuple[int, ...] = config.in_channels, config.sample_size, config.sample_size
+        self.guided = config.in_channels
+        self.classes: int = config.num_embeds_ada_norm
+        self.null: int | None = self.classes
+        said = str(scheduler.config.prediction_type)
+        check_name("prediction of a scheduler", said, _PREDICTIONS)
+        self.prediction = _PREDICTIONS[said]
+
+    def __call__(self, x: Tensor, times: Tensor, ids: Tensor) -> Tensor:
+        output = self.network(x.to(dtype_of(self.network)), timestep=times, class_labels=ids).sample
+        return output[:, : self.shape[0]]
 
 
 def class_model(pipe: Any) -> ClassModel | None:

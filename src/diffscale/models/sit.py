@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffscale._util.errors import DiffscaleError, explained
-from diffscale.samplers.formulas import Marginal
-from diffscale.samplers.levels import Schedule, even_levels
+from diffscale.samplers.denoiser import Prediction
+from diffscale.samplers.noise_schedules import LinearFlow
 
 _FREQUENCIES: Final = 256  # numbers that tell the time
 _MAX_PERIOD: Final = 10_000.0
@@ -209,11 +209,14 @@ def _normed(x: Tensor) -> Tensor:
 
 
 class SiTDenoiser:
-    """SiT on the linear flow. Its time runs from noise to clean, so v = eps - x0 is the negative of its output.
+    """SiT on the linear flow, with its own time and velocity.
 
     Guidance acts on the first 3 of 4 channels, as in the authors' `forward_with_cfg` (github.com/willisma/SiT,
     models.py); of latents with more channels, which they have none of, on all.
     """
+
+    schedule = LinearFlow(data_time=1)
+    prediction: Prediction = "velocity"
 
     def __init__(self, network: SiT) -> None:
         self.network = network
@@ -223,12 +226,8 @@ class SiTDenoiser:
         self.classes = config.num_classes
         self.null: int | None = config.num_classes if config.class_dropout_prob > 0 else None
 
-    def schedule(self, steps: int) -> Schedule:
-        return Schedule("flow", "flow_prediction", even_levels(steps))
-
-    def __call__(self, x: Tensor, at: Marginal, ids: Tensor) -> Tensor:
-        time = torch.full((len(x),), at.alpha, dtype=x.dtype, device=x.device)
-        return -self.network(x.to(dtype_of(self.network)), time, ids).to(x.dtype)
+    def __call__(self, x: Tensor, times: Tensor, ids: Tensor) -> Tensor:
+        return self.network(x.to(dtype_of(self.network)), times, ids)
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:

@@ -1,1 +1,1 @@
-"""Models that can be searched: anything of diffusers, and an analytic toy."""
+"""Models that can be searched: anything of diffusers, any denoising network, and an analytic toy."""

@@ -64,6 +64,13 @@ def x0_and_eps(prediction: str, x: Tensor, output: Tensor, at: Marginal | RowMar
             )
 
 
+def has_x0_and_eps(prediction: str, at: Marginal) -> bool:
+    """Whether an output tells both x0 and eps there, see `x0_and_eps`: eps tells no x0 of pure noise, nor x0 an eps of
+    clean latents.
+    """
+    return not ((prediction == "epsilon" and at.alpha == 0) or (prediction == "sample" and at.sigma == 0))
+
+
 def perfect_output(prediction: str, x0: Tensor, eps: Tensor, at: Marginal | RowMarginals) -> Tensor:
     """What a network that knows `x0` and `eps` [B, ...] says of the latents made of them: turns `x0_and_eps` around.
 

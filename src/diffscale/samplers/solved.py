@@ -1,4 +1,4 @@
-"""A Sampler over any denoiser, by solvers of our own: what the toy and class-conditional networks share."""
+"""A Sampler over any denoiser, by solvers of our own: what the toy and networks of users' own share."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.noise import fold_rows, normal
-from diffscale.samplers.formulas import Marginal, denoise, renoise, x0_and_eps
+from diffscale.samplers.formulas import Marginal, denoise, has_x0_and_eps, renoise, x0_and_eps
 from diffscale.samplers.grid import GridSampler
 from diffscale.samplers.levels import Schedule
 from diffscale.samplers.solvers import Euler, Interval
@@ -33,7 +33,9 @@ class SolvedSampler(GridSampler):
         self._whole_ends: list[Marginal | None] = []  # of the interval whose first half a step is
         for here, there in pairwise(schedule.levels):
             end = schedule.marginal(there)
+            # The second evaluation of an interval is at its end.
             split = solver.splits(schedule.process, schedule.marginal(here), end)
+            split = split and has_x0_and_eps(schedule.prediction, end)
             self.levels += [here, (here + there) / 2] if split else [here]
             self._whole_ends += [end, None] if split else [None]
         self.levels.append(0.0)
