@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from diffscale.engine.task import Task
     from diffscale.models.options import LoadOptions
     from diffscale.registry import plugins, register
+    from diffscale.samplers.denoiser import DenoiserSampler
+    from diffscale.samplers.noise_schedules import EDM, LinearFlow, VariancePreserving
     from diffscale.types import (
         ClassLabel,
         Environment,
@@ -34,13 +36,16 @@ if TYPE_CHECKING:
     from diffscale.verifiers import load as load_verifier
 
 __all__ = [
+    "EDM",
     "Candidate",
     "ClassLabel",
+    "DenoiserSampler",
     "DiffscaleError",
     "Environment",
     "Evaluate",
     "Gradient",
     "Journal",
+    "LinearFlow",
     "LoadOptions",
     "NeedsIntermediateX0",
     "PoolVerifier",
@@ -55,6 +60,7 @@ __all__ = [
     "Solve",
     "State",
     "Task",
+    "VariancePreserving",
     "Verifier",
     "load_verifier",
     "make_sampler",
@@ -75,6 +81,8 @@ _HOMES = {
     "diffscale.engine.task": ("Task",),
     "diffscale.models.options": ("LoadOptions",),
     "diffscale.registry": ("plugins", "register"),
+    "diffscale.samplers.denoiser": ("DenoiserSampler",),
+    "diffscale.samplers.noise_schedules": ("EDM", "LinearFlow", "VariancePreserving"),
     "diffscale.types": (
         *("ClassLabel", "Environment", "Evaluate", "Gradient", "NeedsIntermediateX0", "PoolVerifier", "Predict"),
         *("Request", "Run", "Sampler", "Score", "Search", "SetVerifier", "Solve", "State", "Verifier", "search_traits"),
