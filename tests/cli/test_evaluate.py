@@ -78,7 +78,7 @@ def test_prompts_come_from_a_file(pictures: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["PICTURES"], "Name at least one metric with --metrics: fid"),
+        (["PICTURES"], "Name at least one metric with --metrics: cmmd"),
         (["PICTURES", "--metrics", "clop"], "did you mean 'clip'"),
         (["PICTURES", "--metrics", "fid,"], "Unknown metric ''"),
         (["PICTURES", "--metrics", "clip modle=x"], "did you mean 'model'"),

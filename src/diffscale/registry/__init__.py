@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -113,16 +114,20 @@ def register(kind: str, name: str, thing: Any) -> None:
 
 
 def _docstring(entry: EntryPoint) -> str | None:
-    """The docstring of a function or class that stands at the top of its file; None if it is not found so."""
+    """The docstring of a function or class, or the text below a constant, in its file; None if it is not found so."""
     package, *inner = entry.module.split(".")
     spec = find_spec(package)
     for home in (spec and spec.submodule_search_locations) or ():
         file = Path(home, *inner)
         for path in (file.with_suffix(".py"), file / "__init__.py"):
             if path.is_file():
-                for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                body = ast.parse(path.read_text(encoding="utf-8")).body
+                for node, below in pairwise([*body, ast.Pass()]):
                     if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == entry.attr:
                         return ast.get_docstring(node)
+                    names = ast.unparse(node).partition("=")[0].partition(":")[0].strip()
+                    if isinstance(node, ast.Assign | ast.AnnAssign) and names == entry.attr:
+                        return ast.get_docstring(ast.Module([below], []))
     return None
 
 

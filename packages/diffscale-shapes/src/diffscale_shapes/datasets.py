@@ -16,10 +16,18 @@ def _drawn(name: str) -> DataSet:
 
 
 def pairs(folder: Path, size: int | None, cache: Path) -> int:
-    """A `registry.DataSet`: preference pairs of pictures that shapes-flux makes of 2,000 prompts, as Pick-a-Pic."""
+    """Preference pairs of pictures that shapes-flux makes of 2,000 prompts, as Pick-a-Pic."""
     groups = generated.generate_pictures(cache / "generated", size or generated.PROMPTS)
     return raters.write_pairs(groups, folder)
 
 
-plain, detailed, stars = map(_drawn, ("plain", "detailed", "stars"))
+plain: Final = _drawn("plain")
+"""20,000 pictures with short captions."""
+
+detailed: Final = _drawn("detailed")
+"""5,000 pictures with captions that say everything."""
+
+stars: Final = _drawn("stars")
+"""800 pictures of one domain."""
+
 DATASETS: Final = {"plain": plain, "detailed": detailed, "stars": stars, "pairs": pairs}

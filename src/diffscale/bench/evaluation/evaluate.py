@@ -1,7 +1,7 @@
 """All metrics of a folder of pictures: what `diffscale evaluate` does."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,6 @@ from diffscale.bench.config import EvaluateConfig
 from diffscale.bench.evaluation import extractors, means
 from diffscale.bench.evaluation.extractors import Classifier, Extractor, Named
 from diffscale.bench.evaluation.features import features, statistics
-from diffscale.metrics.distances import cmmd, precision, recall
-from diffscale.metrics.frechet import fid
 from diffscale.metrics.inception_score import inception_score
 from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.models.load import best_device
@@ -25,33 +23,8 @@ from diffscale.models.shipped import verifier_names
 from diffscale.registry import plugins
 from diffscale.suites.pictures import Pictures
 
-
-@dataclass(frozen=True)
-class Compared:
-    """A metric of two sets of pictures.
-
-    `value(generated, reference)`: it. `rows`: whether it looks at the features themselves, not only at their mean and
-    covariance. `extractor`: whose features it is published with. `bound`: whether its name is right for no others.
-    """
-
-    value: Callable[[Statistics, Statistics], float]
-    rows: bool
-    extractor: str
-    bound: bool
-
-
-def _by_rows(metric: Callable[[Any, Any], float]) -> Callable[[Statistics, Statistics], float]:
-    return lambda generated, reference: metric(reference.features, generated.features)
-
-
-COMPARED: Final = {
-    "fid": Compared(fid, False, "inception", False),
-    "fd_dino": Compared(fid, False, "dino", True),
-    "precision": Compared(_by_rows(precision), True, "inception", False),
-    "recall": Compared(_by_rows(recall), True, "inception", False),
-    "cmmd": Compared(_by_rows(cmmd), True, "clip", True),
-}
-"""The metrics that compare with a reference, by name."""
+COMPARED: Final = plugins("metrics")
+"""The metrics that compare with a reference, by name: each a `metrics.compared.Compared`."""
 
 METRICS: Final = (*COMPARED, "is", "composition")
 """All metrics but the means of verifiers."""

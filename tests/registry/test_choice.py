@@ -1,0 +1,113 @@
+"""What users may choose: names, `module:attribute` and callables, as functions, classes and factories."""
+
+import pytest
+
+from diffscale import DiffscaleError
+from diffscale.registry.choice import choose
+from diffscale.searches import choose_search
+from diffscale.types import Evaluate, search_traits
+from diffscale.verifiers import check, load, name_of_verifier
+
+
+def scored(images, prompts, power=1.0):
+    return images.mean((1, 2, 3)) ** power
+
+
+class Sharp:
+    """A verifier as a class; it names itself nowhere."""
+
+    def __init__(self, radius: float, device="nowhere"):
+        self.radius, self.device = radius, device
+
+    def __call__(self, images, prompts):
+        return images.std((1, 2, 3)) * self.radius
+
+
+def factory(power: float = 1.0, *, device="nowhere", image_model=""):
+    """A factory, which gives a function."""
+    return lambda images, prompts: images.mean((1, 2, 3)) ** power
+
+
+@search_traits(anytime=True)
+def search(env, n: int = 2):
+    yield Evaluate(env.prior(n))
+
+
+class Search:
+    anytime = True
+
+    def __init__(self, n: int):
+        self.n = n
+
+    def __call__(self, env):
+        yield Evaluate(env.prior(self.n))
+
+
+def make_search(n: int = 3):
+    return Search(n)
+
+
+HERE = __name__
+
+
+@pytest.mark.parametrize(
+    "given", [f"{HERE}:search n=3", f"{HERE}:Search n=3", f"{HERE}:make_search", Search(3), "random n=3"]
+)
+def test_searches_are_functions_classes_and_factories(given):
+    from diffscale.engine.task import Task
+    from diffscale.testing import NearPoint, ToySampler, run_searches
+
+    (result,) = run_searches([Task(choose_search(given).make(), 0, 1, 100)], ToySampler(), NearPoint())
+    assert result.candidates == 3
+
+
+def test_traits_are_those_of_the_function_or_class():
+    assert choose_search(f"{HERE}:search").declares("anytime") and choose_search(f"{HERE}:Search n=1").declares(
+        "anytime"
+    )
+    assert not choose_search(f"{HERE}:search").declares("independent")
+    assert choose_search("random").declares("independent")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (f"{HERE}:scored power=2", f"{HERE}:scored"), (f"{HERE}:Sharp radius=2", f"{HERE}:Sharp"),
+        (f"{HERE}:factory power=2", f"{HERE}:factory"), (scored, f"{HERE}:scored"), (Sharp(2.0), f"{HERE}:Sharp"),
+    ],
+)  # fmt: skip
+def test_verifiers_are_functions_classes_and_factories(given, name):
+    import torch
+
+    check(given)
+    verifier = load(given, device="cpu")
+    assert verifier.name == name and len(verifier(torch.rand(2, 3, 8, 8), ["a", "b"])) == 2
+    if given == f"{HERE}:Sharp radius=2":
+        assert verifier.device == "cpu" and verifier.radius == 2.0
+    assert name_of_verifier(given) == (given if isinstance(given, str) else name)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (f"{HERE}:Sharp", r"needs radius: write .*:Sharp radius=VALUE"),
+        (Sharp, "needs radius: give an object that is made with them"),
+        (f"{HERE}:Sharp radius=wide", "takes radius as float"),
+        (f"{HERE}:nothing", "cannot be imported"),
+        (f"{HERE}:HERE", "can be called"),
+        ("nowhere.at.all:f", "cannot be imported"),
+        (3, "not int"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_paid_for(given, said):
+    with pytest.raises(DiffscaleError, match=said):
+        check(given)
+
+
+def test_a_class_of_a_search_that_needs_arguments_is_told():
+    for given in (f"{HERE}:Search", Search):
+        with pytest.raises(DiffscaleError, match="needs n"):
+            choose_search(given)
+    with pytest.raises(DiffscaleError, match="takes n as int"):
+        choose_search(f"{HERE}:Search n=many")
+    assert choose(search, "search", {}, 1).text == f"{HERE}:search"
