@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Solve,
         State,
         Verifier,
+        concat,
         search_traits,
     )
     from diffscale.verifiers import load as load_verifier
@@ -62,6 +63,7 @@ __all__ = [
     "Task",
     "VariancePreserving",
     "Verifier",
+    "concat",
     "load_verifier",
     "make_sampler",
     "plugins",
@@ -85,7 +87,19 @@ _HOMES = {
     "diffscale.samplers.noise_schedules": ("EDM", "LinearFlow", "VariancePreserving"),
     "diffscale.types": (
         *("ClassLabel", "Environment", "Evaluate", "Gradient", "NeedsIntermediateX0", "PoolVerifier", "Predict"),
-        *("Request", "Run", "Sampler", "Score", "Search", "SetVerifier", "Solve", "State", "Verifier", "search_traits"),
+        *(
+            "Request",
+            "Run",
+            "Sampler",
+            "Score",
+            "Search",
+            "SetVerifier",
+            "Solve",
+            "State",
+            "Verifier",
+            "concat",
+            "search_traits",
+        ),
     ),
     "diffscale.verifiers": ("load_verifier",),
 }
