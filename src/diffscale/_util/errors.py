@@ -26,16 +26,8 @@ class Unsuited(DiffscaleError):
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str], advice: str = "") -> UnknownName:
-    """The error for a wrong name: names `given`, the nearest match and all that is `allowed`, or else the `advice`.
-
-    Where nothing is allowed, it says which package has some.
-    """
+    """The error for a wrong name: names `given`, the nearest match and all that is `allowed`, or else the `advice`."""
     names = sorted(allowed)
-    if not names and not advice:
-        advice = (
-            "No installed package offers any: install the small world Shapes (in a checkout of diffscale, `pip install "
-            "./packages/diffscale-shapes`), or give your own."
-        )
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."
     return UnknownName(f"Unknown {kind} {given!r}{hint} {advice or 'Choose one of: ' + ', '.join(names) + '.'}")

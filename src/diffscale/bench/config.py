@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from diffscale._util.config import Flag
 from diffscale._util.errors import check_name
 from diffscale.models.options import MEANS, LoadOptions
-from diffscale.registry import DEFAULT_SEARCH
+from diffscale.registry import DEFAULT_MODEL, DEFAULT_SEARCH, DEFAULT_SUITE
 
 
 class ModelConfig(LoadOptions):
     """The model, how it is loaded, and how it is called."""
 
-    model: str = Field("shapes-flux", description="Shipped name, folder or Hub id.")
+    model: str = Field(DEFAULT_MODEL, description="Shipped name, folder or Hub id.")
     seed: int = Field(0, description="Every noise follows from it.")
     steps: int | None = Field(None, gt=0, description="Denoising steps of a sample. Default: the model's own.")
     pipe_args: Annotated[dict[str, Any], Flag(("pipe-arg",))] = Field(
@@ -65,7 +65,7 @@ class BenchConfig(ModelConfig):
     """Everything that decides the results of a bench, and on which hardware it runs."""
 
     suite: Annotated[str, Flag(argument="SUITE|FILE")] = Field(
-        "shapes-mini", description="Prompts: a suite, or a txt, jsonl or csv file."
+        DEFAULT_SUITE, description="Prompts: a suite, or a txt, jsonl or csv file."
     )
     search: list[str] = Field([DEFAULT_SEARCH], min_length=1, description="Algorithm and arguments; repeatable.")
     verifier: list[str] = Field(["clip"], min_length=1, description="What to search with; repeatable.")

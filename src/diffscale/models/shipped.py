@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from diffscale._util.errors import unknown
+from diffscale._util.errors import UnknownName, unknown
 from diffscale._util.files import checked, read_config
-from diffscale.registry import plugins
+from diffscale.registry import DEFAULT_MODEL, HOW_TO_GET_SHAPES, plugins
 
 
 def shipped_folders() -> dict[str, Path]:
@@ -49,6 +49,8 @@ def locate(model: str) -> str:
         return str(folders[model])
     if Path(model).expanduser().is_dir():
         return str(Path(model).expanduser())
+    if model == DEFAULT_MODEL:
+        raise UnknownName(f"The model {model} {HOW_TO_GET_SHAPES}")
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise unknown("model (neither shipped, nor a folder, nor a Hub id owner/name):", model, shipped())
     return model

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from diffscale._util.errors import DiffscaleError, explained, unknown
+from diffscale._util.errors import DiffscaleError, UnknownName, explained, unknown
 from diffscale._util.files import parse_jsonl
-from diffscale.registry import plugins
+from diffscale.registry import DEFAULT_SUITE, HOW_TO_GET_SHAPES, plugins
 
 COLUMNS: Final = ("prompt", "prompts", "caption", "text")
 CATEGORIES: Final = ("category", "tag", "challenge")
@@ -81,6 +81,8 @@ def _with_categories(source: str) -> list[tuple[str, str]]:
     file = Path(source)
     if not file.is_file():
         if not _HUB.fullmatch(source) or Path(source.partition(":")[0]).suffix.lower() in _SUFFIXES:
+            if source == DEFAULT_SUITE:
+                raise UnknownName(f"The suite {source} {HOW_TO_GET_SHAPES}")
             if not file.suffix and "/" not in source:
                 raise unknown("suite", source, plugins("suites"))
             raise DiffscaleError(
