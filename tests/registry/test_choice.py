@@ -28,6 +28,10 @@ def factory(power: float = 1.0, *, device="nowhere", image_model=""):
     return lambda images, prompts: images.mean((1, 2, 3)) ** power
 
 
+def bare_factory():
+    return factory()
+
+
 @search_traits(anytime=True)
 def search(env, n: int = 2):
     yield Evaluate(env.prior(n))
@@ -74,6 +78,7 @@ def test_traits_are_those_of_the_function_or_class():
     [
         (f"{HERE}:scored power=2", f"{HERE}:scored"), (f"{HERE}:Sharp radius=2", f"{HERE}:Sharp"),
         (f"{HERE}:factory power=2", f"{HERE}:factory"), (scored, f"{HERE}:scored"), (Sharp(2.0), f"{HERE}:Sharp"),
+        (f"{HERE}:bare_factory", f"{HERE}:bare_factory"),
     ],
 )  # fmt: skip
 def test_verifiers_are_functions_classes_and_factories(given, name):

@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import FunctionType
 from typing import Any, Final
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -74,7 +75,9 @@ def takes_inputs(thing: Callable[..., Any], inputs: int) -> bool:
     if isinstance(thing, type):
         return False
     parameters = signature(thing).parameters.values()
-    return len(required(thing)) >= inputs or any(p.kind is p.VAR_POSITIONAL for p in parameters) or not parameters
+    # What is written in C may not tell its parameters; a function of Python does, even that it has none.
+    unknown = not parameters and not isinstance(_innermost(thing), FunctionType)
+    return len(required(thing)) >= inputs or any(p.kind is p.VAR_POSITIONAL for p in parameters) or unknown
 
 
 def _kind(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:
