@@ -93,6 +93,17 @@ def test_the_noise_found_is_what_is_sampled_again(tmp_path):
     assert "svdd b=1 m=2 finds has no noise to sample again" in samples[2]["error"]
 
 
+def test_what_the_judge_cannot_read_is_not_asked_again(tmp_path, monkeypatch):
+    settings = SETTINGS.model_copy(update={"budget": [2]})
+    samples = run(settings, ["a bear on a skateboard"], tmp_path, judges=["shapes-judge"])
+    assert samples[0]["scores"]["shapes-judge"] == {}
+    monkeypatch.setattr(bench, "make_sampler", None)
+    assert (
+        run(settings, ["a bear on a skateboard"], tmp_path, judges=["shapes-judge"])[0]["scores"]
+        == samples[0]["scores"]
+    )
+
+
 def test_without_a_verifier_the_first_noise_is_sampled(tmp_path):
     (plain,) = run(SETTINGS, PROMPTS[:1], tmp_path, only=[Cell("random", "", 0)])
     key = PromptRepeat(PROMPTS[0], 0).key(SETTINGS.seed)

@@ -265,14 +265,16 @@ class _Bench:
 
     def _score_by_others(self, sample: dict[str, Any], row: int) -> None:
         """Let verifiers that have not scored the picture of a sample do so, if it has one."""
-        if "error" in sample or all("best" in sample["scores"].get(name, {}) for name in self.absolute):
+        missing = [name for name in self.absolute if "best" not in sample.get("scores", {}).get(name, {})]
+        if "error" in sample or not missing:
             return
-        image = read_picture(self.folder / sample["image"])
-        scores = dict(sample["scores"])
-        for name in self.absolute:
-            if "best" not in scores.get(name, {}):
-                score = self._score(name, image, self.sampler.prompts[row])
-                scores |= {} if score is None else {name: {**scores.get(name, {}), "best": score}}
+        image, scores = read_picture(self.folder / sample["image"]), dict(sample["scores"])
+        for name in missing:
+            # The model is not opened for what the judge of its world cannot read.
+            if name == judge_name(self.source) and not can_judge(self.source, sample["prompt"], image):
+                continue
+            score = self._score(name, image, self.sampler.prompts[row])
+            scores |= {} if score is None else {name: {**scores.get(name, {}), "best": score}}
         if scores != sample["scores"]:
             self._write({**sample, "scores": scores})
 
