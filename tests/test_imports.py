@@ -20,6 +20,7 @@ FLOORS = (
     {"models"},
     {"verifiers"},
     {"api", "testing"},
+    {"searched"},
     {"train"},
     {"bench"},
     {"cli"},

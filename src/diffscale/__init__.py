@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffscale.registry import plugins, register
     from diffscale.samplers.denoiser import DenoiserSampler
     from diffscale.samplers.noise_schedules import EDM, LinearFlow, VariancePreserving
+    from diffscale.searched import Searched
     from diffscale.types import (
         ClassLabel,
         Environment,
@@ -57,6 +58,7 @@ __all__ = [
     "Sampler",
     "Score",
     "Search",
+    "Searched",
     "SetVerifier",
     "Solve",
     "State",
@@ -85,6 +87,7 @@ _HOMES = {
     "diffscale.registry": ("plugins", "register"),
     "diffscale.samplers.denoiser": ("DenoiserSampler",),
     "diffscale.samplers.noise_schedules": ("EDM", "LinearFlow", "VariancePreserving"),
+    "diffscale.searched": ("Searched",),
     "diffscale.types": (
         *("ClassLabel", "Environment", "Evaluate", "Gradient", "NeedsIntermediateX0", "PoolVerifier", "Predict"),
         *(

@@ -77,6 +77,12 @@ def make_sampler(
         raise DiffscaleError(said) from error
 
 
+def merged_options(loading: LoadOptions | None, device: str | None, dtype: str | None) -> LoadOptions:
+    """`loading` with `device` and `dtype` in the place of its own, where they are given."""
+    short = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+    return LoadOptions(**((loading or LoadOptions()).asked() | short))
+
+
 def search(
     pipe_or_id: Any,
     prompt: str | int,
@@ -93,6 +99,7 @@ def search(
     loading: LoadOptions | None = None,
     observers: Sequence[Observer] = (),
     gallery: int = 0,
+    keep_best: int = 1,
     journal: str | Path | None = None,
     progress: Counter = silent,
 ) -> Result:
@@ -108,7 +115,8 @@ def search(
     [B], as a tensor, an array or a list; a class is called without arguments. `nfe`: the whole budget in denoiser
     evaluations. `steps`: denoising steps of one sample, `pipe_args`: further arguments of the pipeline's call; what
     they leave open is as the model's folder states, else the pipeline's default. `batch_size`: most rows at once, None
-    finds it by itself. `gallery`: how many of the best candidates come back as thumbnails. `journal`: a file in which
+    finds it by itself. `gallery`: how many of the best candidates come back as thumbnails, `keep_best`: how many in
+    full size, as `Result.best_candidates`. `journal`: a file in which
     everything paid for is kept; the same call with the same file goes on where the last one was stopped. It knows a
     verifier by its `name`, and functions by module:qualname (see `fingerprints.name_of`): give another one to what
     scores otherwise. `progress`: called with the NFE spent so far, the budget and the `best` score.
@@ -119,8 +127,7 @@ def search(
     (UnknownName, BudgetTooSmall, AllCandidatesFailed) with a sentence that says what to do.
     """
     chosen = choose_search(search)
-    short = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
-    loading = LoadOptions(**((loading or LoadOptions()).asked() | short))
+    loading = merged_options(loading, device, dtype)
     device = best_device(loading.device)
     check_verifier(verifier)
     # A ClassLabel is a string, and stays what it is.
@@ -142,6 +149,7 @@ def search(
         "steps": sampler.steps,
         "pipe_args": {name: described(value) for name, value in (pipe_args or {}).items()},
         "gallery": gallery,
+        **({} if keep_best == 1 else {"keep_best": keep_best}),
         **loading.decisive(),
     }
     # After the model: what is wrong with its name, or its call, is told before another network loads.
@@ -152,8 +160,9 @@ def search(
     task = Task(chosen.make(device=device), prompt_index=prompt_index, key=key, budget=nfe)
     with closing(Journal(Path(journal), settings)) if journal is not None else nullcontext() as kept:
         (result,) = run_searches(
-            [task], sampler, loaded, batch_size, observers, gallery=gallery, journal=kept, progress=progress
-        )
+            [task], sampler, loaded, batch_size, observers,
+            gallery=gallery, keep_best=keep_best, journal=kept, progress=progress,
+        )  # fmt: skip
         if chosen.declares("independent"):
             return result
         return _with_baseline(result, task, sampler, loaded, batch_size, kept)

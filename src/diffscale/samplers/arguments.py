@@ -61,10 +61,10 @@ def check_arguments(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) 
 def arguments_of_rows(args: Mapping[str, Any], rows: Sequence[int], prompts: Sequence[str]) -> dict[str, Any]:
     """`args` of a call for a batch of `rows`, with their prompts.
 
-    A tensor with an entry for each prompt is dealt out by rows. One picture for one prompt stays one, as pipelines
-    encode it once for the whole batch. Texts, such as negative prompts, become lists with one for each row, as
-    pipelines want them of the type, and the length, of the prompt; where `prompt_embeds` are given there is no prompt,
-    and texts stay as they are.
+    A tensor, or a list of embeddings, with an entry for each prompt is dealt out by rows. One picture for one prompt
+    stays one, as pipelines encode it once for the whole batch. Texts, such as negative prompts, become lists with one
+    for each row, as pipelines want them of the type, and the length, of the prompt; where `prompt_embeds` are given
+    there is no prompt, and texts stay as they are.
     """
     embedded = "prompt_embeds" in args
 
@@ -74,6 +74,8 @@ def arguments_of_rows(args: Mapping[str, Any], rows: Sequence[int], prompts: Seq
             return [each[row if len(each) > 1 else 0] for row in rows]
         if isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(prompts):
             return value if len(prompts) == 1 and name in PICTURES else value[list(rows)]
+        if isinstance(value, list) and name.endswith("prompt_embeds") and len(value) == len(prompts):
+            return [value[row] for row in rows]
         return value
 
     given = args if embedded else {**args, "prompt": prompts}

@@ -136,6 +136,12 @@ class DiffusersSampler(GridSampler):
         # Only the number of prompts matters to an empty window.
         return pictures(self.pipeline.run(latents, [0] * len(latents), StepWindow(self.steps, self.steps), "pt"))
 
+    def pipeline_output(self, state: State, output_type: str, return_dict: bool) -> Any:
+        """What the pipeline's own call gives for a finished `state`: its output class, or a tuple."""
+        finished = StepWindow(self.steps, self.steps)
+        latents = state.x.to(self._like)
+        return self.pipeline.output(latents, state.prompt_index.tolist(), finished, output_type, return_dict)
+
     def gradient(
         self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
     ) -> tuple[State, Tensor, Tensor, Tensor]:

@@ -84,7 +84,14 @@ class WholeSampler:
         if state.step == self.steps:
             return state
         answer, _ = self._call(state.key, state.prompt_index.tolist(), state.x)
-        return replace(state, x=pictures(answer), step=self.steps)
+        return replace(state, x=pictures(answer[0]), step=self.steps)
+
+    def pipeline_output(self, state: State, output_type: str, return_dict: bool) -> Any:
+        """What the pipeline's own call gives for the noise of `state`, at step 0: its output class, or a tuple.
+
+        It runs again, as the final latents are pictures (of a video a few frames) and no longer all that it gave.
+        """
+        return self._call(state.key, state.prompt_index.tolist(), state.x, output_type, return_dict)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         """`latents`, which are pictures [B, 3, H, W] in [0, 1], or frames [B, F, 3, H, W]."""
@@ -119,7 +126,9 @@ class WholeSampler:
         self.forwards_per_nfe = sum(rows) / self.steps
         self.flops_per_forward = flops.total / sum(rows)
 
-    def _call(self, keys: Tensor, rows: Sequence[int], start: Tensor | None) -> tuple[Any, KeyedDraws]:
+    def _call(
+        self, keys: Tensor, rows: Sequence[int], start: Tensor | None, output: str = "pt", as_class: bool = False
+    ) -> tuple[Any, KeyedDraws]:
         """The pipeline's answer, and what it drew."""
         args = arguments_of_rows(self._args, rows, self.prompts)
         if "num_inference_steps" in self._taken:
@@ -132,10 +141,10 @@ class WholeSampler:
         draws.watch_prepare_latents(pipe)
         with counted_rows(self._denoisers) as called, torch.no_grad(), draws:
             try:
-                answer = pipe(**args, output_type="pt", return_dict=False)
+                answer = pipe(**args, output_type=output, return_dict=as_class)
             finally:
                 self.forwards += sum(rows for _, rows in called)
-        return answer[0], draws
+        return answer, draws
 
 
 class KeyedDraws(NormalDraws):

@@ -62,6 +62,12 @@ class WindowedPipeline:
         given = {} if self.initial.replaceable else {"latents": latents}
         return self._answer(window, {**self._arguments(rows), **given}, output)
 
+    def output(self, latents: Tensor, rows: Sequence[int], window: StepWindow, output_type: str, as_class: bool) -> Any:
+        """As `run`, but all that the pipeline's own call gives: an object of its output class, or a tuple."""
+        self.initial.latents = latents
+        given = {} if self.initial.replaceable else {"latents": latents}
+        return self._called(window, {**self._arguments(rows), **given}, output_type, as_class)[0]
+
     def mix_noise(self, unit: Tensor, rows: Sequence[int]) -> Tensor:
         """Latents that the pipeline makes of its picture and unit noise [B, ...]."""
         self.initial.noise = unit
@@ -188,12 +194,24 @@ class WindowedPipeline:
 
     def _answer(self, window: StepWindow, args: dict[str, Any], output: str = "latent") -> Any:
         """What the pipeline's call with `args` gives for a window: latents, or another `output`."""
+        answer, began, stepped = self._called(window, args, output)
+        if output != "latent":
+            return answer[0]
+        # What a pipeline answers as its latents may be in another layout than what it steps.
+        if window.start == window.stop and window.levels is None and began is not None:
+            return began
+        return answer[0] if stepped is None else stepped
+
+    def _called(
+        self, window: StepWindow, args: dict[str, Any], output: str, as_class: bool = False
+    ) -> tuple[Any, Any, Any]:
+        """The call's answer, the latents that it began with, and those of its last step, where they are known."""
         if "generator" in self._taken:
             # The pipeline may draw what is thrown away: not from the user's generator.
             args["generator"] = torch.Generator().manual_seed(0)
         if self._tells_latents:
             args["callback_on_step_end"] = self._step_ended
-        args |= {"num_inference_steps": self._steps, "output_type": output, "return_dict": False}
+        args |= {"num_inference_steps": self._steps, "output_type": output, "return_dict": as_class}
         self._stepped_latents = None
         self.scheduler.window = window
         with counted_rows(self._denoisers) as called, torch.set_grad_enabled(self.differentiable):
@@ -209,12 +227,7 @@ class WindowedPipeline:
                 began, stepped = self.initial.end_call(), self._stepped_latents
                 self._stepped_latents = None
                 self.forwards += sum(rows for _, rows in called)
-        if output != "latent":
-            return answer[0]
-        # What a pipeline answers as its latents may be in another layout than what it steps.
-        if window.start == window.stop and window.levels is None and began is not None:
-            return began
-        return answer[0] if stepped is None else stepped
+        return answer, began, stepped
 
     def _step_ended(self, pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         self._stepped_latents = values["latents"]

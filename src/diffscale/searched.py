@@ -1,0 +1,287 @@
+"""`Searched`, a drop-in for a diffusers pipeline: its calls search and give the best samples, as the pipeline would."""
+
+import inspect
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from diffscale._util.errors import DiffscaleError
+from diffscale.api import make_sampler, merged_options
+from diffscale.engine import noise
+from diffscale.engine.driver import run_searches
+from diffscale.engine.results import Candidate, Result
+from diffscale.engine.task import Task
+from diffscale.models.class_conditional import class_model
+from diffscale.models.load import best_device, load_pipeline
+from diffscale.models.options import LoadOptions
+from diffscale.registry import DEFAULT_SEARCH
+from diffscale.samplers.arguments import call_parameters
+from diffscale.samplers.whole import WholeSampler
+from diffscale.searches import choose_search
+from diffscale.types import Search, State, Verifier
+from diffscale.verifiers import check as check_verifier
+from diffscale.verifiers import load as load_verifier
+
+_log = logging.getLogger(__name__)
+
+_COUNTS: Final = ("num_images_per_prompt", "num_videos_per_prompt")
+_OUTPUT_TYPES: Final = ("pil", "np", "pt", "latent")
+_PIECES: Final = "the search runs the pipeline's steps in batches and in pieces, and calls nothing after each"
+_REFUSED: Final = {
+    "latents": "the search draws the latents itself, from the seed of the generator",
+    "callback_on_step_end": _PIECES,
+    "callback_on_step_end_tensor_inputs": _PIECES,
+    "callback": _PIECES,
+    "callback_steps": _PIECES,
+    "denoising_end": "a search scores finished pictures",
+}
+"""Arguments of pipelines' calls that a search cannot heed, and why."""
+
+
+class Searched:
+    """A diffusers pipeline whose calls search for samples that a verifier likes best, instead of drawing any.
+
+        pipe = Searched(pipe, search="zero_order", verifier="image_reward", nfe=960)
+        pipe("a cat", num_inference_steps=30, num_images_per_prompt=4, generator=torch.manual_seed(0)).images
+
+    `pipe_or_id`: a pipeline already loaded, or a shipped name, folder or Hub id, loaded as `loading` says; `device`
+    and `dtype` are short for its fields. `search`, `verifier`, `batch_size`: as of `diffscale.search`. `nfe`: the
+    budget for each prompt of a call, in denoiser evaluations.
+
+    A call takes what the pipeline's own takes, in its order, and gives its output: the best `num_images_per_prompt` (or
+    `num_videos_per_prompt`) samples of each prompt, best first, prompt by prompt. Prompts are searched together. The
+    seed of a search is `generator.initial_seed()`, of however many draws the generator has given; a list of generators
+    has one for each prompt; without one a fresh seed is drawn, logged, and kept in `seeds`. The best sample of a prompt
+    is that of `diffscale.search` with the same seed and arguments. Where the model's folder states how it is called,
+    that is the default.
+
+    `results`: the `Result` of each prompt of the last call, and `seeds` their seeds. All other attributes are the
+    pipeline's, to read and to set. Raises DiffscaleError for class-conditional models, which `diffscale.search` takes.
+    """
+
+    pipe: Any
+    results: list[Result]
+    seeds: list[int]
+
+    def __init__(
+        self,
+        pipe_or_id: Any,
+        *,
+        search: str | Callable[..., Search] = DEFAULT_SEARCH,
+        verifier: str | Verifier | Callable[[Tensor, list[str]], Any] = "clip",
+        nfe: int = 1280,
+        batch_size: int | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        loading: LoadOptions | None = None,
+    ) -> None:
+        chosen, options = choose_search(search), merged_options(loading, device, dtype)
+        check_verifier(verifier)
+        device, by_name = best_device(options.device), isinstance(pipe_or_id, str)
+        if not by_name and (asked := sorted(options.asked().keys() - {"device"})):
+            raise DiffscaleError(f"The pipeline is loaded already: set {', '.join(asked)} on it, or give its name.")
+        pipe = load_pipeline(pipe_or_id, options) if by_name else pipe_or_id
+        if class_model(pipe) is not None:
+            raise DiffscaleError(
+                f"{type(pipe).__name__} is class-conditional and takes no prompt: search it by diffscale.search."
+            )
+        name = pipe_or_id if by_name else str(getattr(pipe, "name_or_path", ""))
+        self.pipe, self.results, self.seeds = pipe, [], []
+        self._verifier = load_verifier(verifier, device=device, image_model=name)
+        self._make_search = chosen.make(device=device)
+        self._nfe, self._batch_size = nfe, batch_size
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The best samples, in the pipeline's output class, or as its tuple if `return_dict` is False.
+
+        Raises DiffscaleError with a sentence for arguments that the pipeline does not take or that a search cannot
+        heed, and if more samples are asked for than the search finished; BudgetTooSmall and AllCandidatesFailed.
+        """
+        call = _read_call(self.pipe, args, kwargs)
+        prompts = _read_prompts(call, self._verifier)
+        seeds, keys = _keys(call.generator, prompts)
+        if call.generator is None:
+            _log.warning("No generator was given: the seed is %d, as of torch.manual_seed(%d).", seeds[0], seeds[0])
+        self.results, self.seeds = [], seeds
+        sampler = make_sampler(
+            self.pipe, prompts, steps=call.inference_steps, pipe_args=call.pipe_args, loading=LoadOptions()
+        )
+        tasks = [Task(self._make_search, row, key, self._nfe) for row, key in enumerate(keys)]
+        with self.pipe.progress_bar(total=self._nfe * len(prompts)) as bar:
+
+            def show(spent: int, budget: int, best: float) -> None:
+                bar.update(spent - bar.n)
+                bar.set_postfix(best=f"{best:.4g}")
+
+            self.results = run_searches(
+                tasks, sampler, self._verifier, self._batch_size, keep_best=call.count, progress=show
+            )
+        rows: list[tuple[int, Candidate]] = []
+        for row, result in enumerate(self.results):
+            if len(result.best_candidates) < call.count:
+                raise DiffscaleError(
+                    f"The search for {prompts[row]!r} finished {len(result.best_candidates)} usable samples and "
+                    f"{call.count} were asked for: ask for fewer, or give a larger nfe; `results` has what was found."
+                )
+            rows += [(row, candidate) for candidate in result.best_candidates]
+        # One at a time, so that it fits where the search did.
+        return joined([_output(sampler, row, candidate, call) for row, candidate in rows])
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the pipeline, as its own `to` does; the verifier stays where it is."""
+        self.pipe = self.pipe.to(*args, **kwargs)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """What the pipeline has."""
+        if name in ("pipe", "__setstate__"):  # a copy that is not filled yet
+            raise AttributeError(name)
+        return getattr(self.pipe, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what is ours here, and all else, such as `scheduler`, on the pipeline."""
+        if name in ("pipe", "results", "seeds", "_verifier", "_make_search", "_nfe", "_batch_size"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.pipe, name, value)
+
+    def __repr__(self) -> str:
+        """The pipeline, and what searches it."""
+        return f"Searched(nfe={self._nfe}, verifier={self._verifier.name!r}, pipe={self.pipe!r})"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a pipeline, read. `count`: samples for each prompt. `pipe_args`: what only the pipeline looks at."""
+
+    prompt: Any
+    generator: Any
+    inference_steps: int | None
+    count: int
+    output_type: str
+    return_dict: bool
+    pipe_args: Mapping[str, Any]
+
+
+def _read_call(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Call:
+    name, known = type(pipe).__name__, call_parameters(pipe)
+    try:
+        bound = inspect.signature(type(pipe).__call__).bind(pipe, *args, **kwargs).arguments
+    except TypeError as error:
+        raise DiffscaleError(f"{name} cannot be called so, as it {_without_subject(error)}; see its call.") from error
+    given = dict(list(bound.items())[1:])
+    for extra in [each.name for each in known.values() if each.kind is each.VAR_KEYWORD]:
+        given |= given.pop(extra, {})
+    for refused, why in _REFUSED.items():
+        if refused in given and given.pop(refused) not in (None, getattr(known.get(refused), "default", None)):
+            raise DiffscaleError(f"Leave {refused} out of the call: {why}.")
+
+    def take(argument: str, default: Any = None) -> Any:
+        own = known[argument].default if argument in known else default
+        value = given.pop(argument, own)
+        return default if value is None or value is inspect.Parameter.empty else value
+
+    counts = [take(each, 1) for each in _COUNTS]
+    if wrong := [each for each in counts if not isinstance(each, int) or each < 1]:
+        raise DiffscaleError(f"Give the number of samples for each prompt as 1 or more, not {wrong[0]!r}.")
+    output_type = take("output_type", "pil")
+    if output_type not in _OUTPUT_TYPES:
+        raise DiffscaleError(f"Give output_type as one of {', '.join(_OUTPUT_TYPES)}, not {output_type!r}.")
+    steps = given.pop("num_inference_steps", None)
+    if not (steps is None or isinstance(steps, int)):
+        raise DiffscaleError(f"Give num_inference_steps as a whole number, not {steps!r}.")
+    prompt, generator, as_class = take("prompt"), take("generator"), bool(take("return_dict", True))
+    return _Call(prompt, generator, steps, max(counts), output_type, as_class, given)
+
+
+def _without_subject(error: TypeError) -> str:
+    return str(error).replace("got", "gets", 1) if str(error).startswith("got") else f"says: {error}"
+
+
+def _read_prompts(call: _Call, verifier: Verifier) -> list[str]:
+    """The prompts of a call, empty ones for embeddings alone and a verifier that does not look at prompts."""
+    embeds = call.pipe_args.get("prompt_embeds")
+    if call.prompt is None:
+        if embeds is None:
+            raise DiffscaleError("Give a prompt, or a list of prompts.")
+        if getattr(verifier, "needs_prompts", True):
+            raise DiffscaleError(
+                f"The verifier {verifier.name!r} reads prompts: give `prompt` too, which the pipeline does not get."
+            )
+        return [""] * len(embeds)
+    prompts = [call.prompt] if isinstance(call.prompt, str) else call.prompt
+    if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(each, str) for each in prompts):
+        raise DiffscaleError(f"Give prompt as a text, or as a list of texts, not as {call.prompt!r}.")
+    if embeds is not None and len(embeds) != len(prompts):
+        raise DiffscaleError(
+            f"Give one row of prompt_embeds for each of the {len(prompts)} prompts, not {len(embeds)}."
+        )
+    return list(prompts)
+
+
+def _keys(generator: Any, prompts: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The seed and the key of each prompt's search.
+
+    A prompt that is listed twice is searched from other noises the second time, unless each has a generator.
+    """
+    if isinstance(generator, list | tuple):
+        if len(generator) != len(prompts) or not all(isinstance(each, Generator) for each in generator):
+            raise DiffscaleError(
+                f"Give one generator, or one for each of the {len(prompts)} prompts, not {len(generator)}; all samples "
+                "of a prompt come from one search."
+            )
+        seeds = [each.initial_seed() for each in generator]
+        repeats = [0] * len(prompts)
+    else:
+        if not (generator is None or isinstance(generator, Generator)):
+            raise DiffscaleError(f"Give generator as a torch.Generator or a list of them, not as {generator!r}.")
+        seed = secrets.randbits(32) if generator is None else generator.initial_seed()
+        seeds = [seed] * len(prompts)
+        before: Counter[str] = Counter()
+        repeats = []
+        for prompt in prompts:
+            repeats.append(before[prompt])
+            before[prompt] += 1
+    each = zip(seeds, prompts, repeats, strict=True)
+    return seeds, [noise.fold(noise.root(seed), prompt, repeat) for seed, prompt, repeat in each]
+
+
+def _output(sampler: Any, row: int, candidate: Candidate, call: _Call) -> Any:
+    """The pipeline's own output of one candidate."""
+    whole = isinstance(sampler, WholeSampler)
+    x = candidate.noise if whole else candidate.latents
+    if x is None:
+        raise DiffscaleError(
+            "This pipeline can only be run whole, and the search gave finished samples without their noise: use a "
+            "search that yields Evaluate, such as random or zero_order."
+        )
+    state = State(x[None], 0 if whole else sampler.steps, torch.tensor([candidate.key]), torch.tensor([row]))
+    return sampler.pipeline_output(state, call.output_type, call.return_dict)
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """One output of a pipeline from several of the same kind, in order; see `diffusers.utils.BaseOutput`.
+
+    Tensors and arrays are joined along the batch, lists end to end; tuples and output classes field by field. What is
+    none of these, such as None, is taken from the first.
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, np.ndarray):
+        return np.concatenate(parts)
+    if isinstance(first, list):
+        return [item for part in parts for item in part]
+    if is_dataclass(first) and not isinstance(first, type):
+        names = [each.name for each in fields(first)]
+        return type(first)(**{name: joined([getattr(part, name) for part in parts]) for name in names})
+    if isinstance(first, tuple):
+        return tuple(joined(column) for column in zip(*parts, strict=True))
+    return first
