@@ -276,9 +276,13 @@ def test_a_shipped_model_by_its_name():
         assert (pictures([picture])[0] - candidate.image).abs().max() < 1.01 / 255
 
 
-def test_class_conditional_models_are_refused():
-    with pytest.raises(DiffscaleError, match=r"class-conditional .* diffscale\.search"):
+def test_what_is_no_pipeline_or_takes_no_prompt_is_refused():
+    with pytest.raises(DiffscaleError, match=r"no diffusers pipeline: search it by diffscale\.search"):
         Searched("shapes-sit-s", device="cpu")
+    with pytest.raises(DiffscaleError, match=r"ToySampler is no diffusers pipeline"):
+        Searched(ToySampler())
+    with pytest.raises(DiffscaleError, match=r"class-conditional .* diffscale\.search"):
+        Searched(tiny_dit())
 
 
 def test_outputs_are_joined_by_what_they_are():

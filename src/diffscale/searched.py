@@ -88,6 +88,10 @@ class Searched:
         if not by_name and (asked := sorted(options.asked().keys() - {"device"})):
             raise DiffscaleError(f"The pipeline is loaded already: set {', '.join(asked)} on it, or give its name.")
         pipe = load_pipeline(pipe_or_id, options) if by_name else pipe_or_id
+        if not (callable(pipe) and hasattr(pipe, "components") and hasattr(pipe, "progress_bar")):
+            raise DiffscaleError(
+                f"{type(pipe).__name__} is no diffusers pipeline: search it by diffscale.search, if it is a model."
+            )
         if class_model(pipe) is not None:
             raise DiffscaleError(
                 f"{type(pipe).__name__} is class-conditional and takes no prompt: search it by diffscale.search."

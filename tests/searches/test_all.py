@@ -48,7 +48,7 @@ def test_no_budget_is_exceeded(name, budget, size):
 @pytest.mark.parametrize("setting", PRICED)
 def test_only_the_seed_decides(setting):
     def run(tasks, size):
-        return run_searches(tasks, ToySampler([*PROMPTS] * 6, steps=6), Near(), size, gallery=3)
+        return run_searches(tasks, ToySampler([*PROMPTS] * 6, steps=6), Near(), size, gallery=3, keep_best=3)
 
     budget = 90 if setting in SLOW else 400
     tasks = [task(setting, budget, row) for row in range(3 if setting in SLOW else 16)]
@@ -98,7 +98,7 @@ def test_killed_anywhere_it_goes_on_and_ends_alike(tmp_path_factory, setting, ve
     folder = tmp_path_factory.mktemp("journal")
     tasks = [task(setting, 400, row) for row in range(3)]
     whole_sampler = ToySampler(PROMPTS, steps=5)
-    whole = run_searches(tasks, whole_sampler, Near(), size, gallery=4)
+    whole = run_searches(tasks, whole_sampler, Near(), size, gallery=4, keep_best=3)
 
     forwards = 0
     for verifier, sampler in (
@@ -108,7 +108,7 @@ def test_killed_anywhere_it_goes_on_and_ends_alike(tmp_path_factory, setting, ve
     ):
         journal = Journal(folder / "journal.sqlite", {"setting": setting})
         try:
-            resumed = run_searches(tasks, sampler, verifier, size, gallery=4, journal=journal)
+            resumed = run_searches(tasks, sampler, verifier, size, gallery=4, keep_best=3, journal=journal)
         except Killed:
             resumed = None
         finally:
@@ -161,14 +161,16 @@ def test_is_described_with_its_price(name):
 @pytest.mark.parametrize("setting", PRICED)
 def test_replies_are_placed_by_rows_whoever_computes_them_and_in_whatever_order(setting, tmp_path):
     tasks = [task(setting, 90 if setting in SLOW else 300, row) for row in range(2)]
-    wanted = run_searches(tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3)
+    wanted = run_searches(tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3, keep_best=3)
     executor = Workers(3, 2, PROMPTS)
     journal = Journal(tmp_path / "journal.sqlite", {})
-    found = run_searches(tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3, journal=journal, executor=executor)
+    found = run_searches(
+        tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3, keep_best=3, journal=journal, executor=executor
+    )
     assert all(same(a, b) for a, b in zip(found, wanted, strict=True))
     assert sum(each.ledger.network_forwards for each in found) == sum(each.forwards for each in executor.samplers)
     # What the journal holds was placed by rows too: replayed, it gives the same without computing anything.
     replayed = ToySampler(PROMPTS, steps=6)
-    again = run_searches(tasks, replayed, Near(), 6, gallery=3, journal=journal)
+    again = run_searches(tasks, replayed, Near(), 6, gallery=3, keep_best=3, journal=journal)
     journal.close()
     assert replayed.forwards == 0 and all(same(a, b) for a, b in zip(again, wanted, strict=True))

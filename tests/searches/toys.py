@@ -73,6 +73,8 @@ def same(a, b):
         and a.ledger.network_forwards == b.ledger.network_forwards
         and a.ledger.decodes == b.ledger.decodes
         and [(g.score, g.number) for g in a.gallery] == [(g.score, g.number) for g in b.gallery]
+        and [(c.score, c.number) for c in a.best_candidates] == [(c.score, c.number) for c in b.best_candidates]
+        and all(torch.equal(c.latents, d.latents) for c, d in zip(a.best_candidates, b.best_candidates, strict=True))
     )
 
 

@@ -222,7 +222,7 @@ class _Bench:
         )
         for i, each in zip(again, sampled, strict=True):
             best = replace(each.best, score=outcomes[i].best.score)
-            merged[i] = replace(outcomes[i], best=best, ledger=outcomes[i].ledger + each.ledger)
+            merged[i] = replace(outcomes[i], best=best, best_candidates=[best], ledger=outcomes[i].ledger + each.ledger)
         return merged
 
     def _sample(self, cell: Cell, name: str, each: PromptRepeat, task: Task, outcome: Any) -> dict[str, Any]:
