@@ -141,6 +141,9 @@ class Gradient:
 
 Request = Run | Solve | Predict | Score | Evaluate | Gradient
 Search = Generator[Request, Any, None]
+T = TypeVar("T")
+Answer = Generator[Request, Any, T]
+"""One request and its answer, of a known type: `answer = yield from ...`."""
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -337,7 +340,10 @@ class World(Protocol):
 
 
 class Environment(Protocol):
-    """All that a search sees of the world; everything on it is free of NFE.
+    """All that a search sees of the world.
+
+    `evaluate`, `score`, `run`, `solve`, `predict` and `gradient` ask for the request of that name, and cost what it
+    does: `scores = yield from env.evaluate(state)` is `scores = yield Evaluate(state)` with a type. All else is free.
 
     `steps`: NFE of one whole trajectory. `levels`: noise levels of the grid, steps + 1 of them. `nfe_left`: what the
     budget still pays. `chunk`: how many rows to ask for at once, so that memory stays bounded. Every draw is fresh:
@@ -357,16 +363,24 @@ class Environment(Protocol):
         """`n` fresh noises [n, ...] at step 0, with keys never used before in this search."""
 
     def start(self, x: Tensor) -> State:
-        """Latents `x` [B, ...] of the search's own making, at step 0."""
+        """Latents `x` [B, ...] of the search's own making, at step 0; they should look like draws of `prior`."""
 
     def neighbours(self, state: State, n: int, cosine: float) -> State:
-        """`n` noises around each noise of `state`: of the same norm, at that cosine similarity, [B * n]."""
+        """`n` noises around each noise of `state`: of the same norm, at that cosine similarity, [B * n].
+
+        The neighbours of a draw of the prior are draws of the prior, at whatever scale that has (`prior` of a schedule
+        with sigma 80 is 80 times as large as `noise`). Raises DiffscaleError for a `state` after step 0, and for a
+        `cosine` outside of [-1, 1].
+        """
+
+    def mutate(self, state: State, cosine: float) -> State:
+        """One child of each noise of `state` [B], at that cosine similarity to it: `neighbours` with `n` 1."""
 
     def branch(self, state: State, n: int) -> State:
         """Each row `n` times [B * n], every copy with a fresh key and so its own noise to come."""
 
     def noise(self, state: State) -> Tensor:
-        """Standard normal noise shaped like `state.x`."""
+        """Standard normal noise shaped like `state.x`, for `step`; to change noises at step 0, see `mutate`."""
 
     def uniform(self, n: int) -> Tensor:
         """`n` uniform draws in (0, 1), float64, for choices."""
@@ -379,3 +393,10 @@ class Environment(Protocol):
 
     def renoise(self, state: State, level: float) -> State:
         """Forward to the noisier `level` with fresh noise, see `Sampler.renoise`."""
+
+    def evaluate(self, state: State) -> Answer[Tensor]: ...
+    def score(self, state: State) -> Answer[Tensor]: ...
+    def run(self, state: State, to: int | None = None) -> Answer[State]: ...
+    def solve(self, state: State, level: float, steps: int) -> Answer[State]: ...
+    def predict(self, state: State) -> Answer[State]: ...
+    def gradient(self, state: State) -> Answer[tuple[Tensor, Tensor]]: ...

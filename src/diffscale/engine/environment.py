@@ -1,15 +1,27 @@
 """What a search sees: fresh keys, the sampler's free algebra, and how much it may still spend."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.engine.ledger import Ledger
-from diffscale.types import Aggregate, Sampler, State
+from diffscale.types import (
+    Aggregate,
+    Answer,
+    Evaluate,
+    Gradient,
+    Predict,
+    Run,
+    Sampler,
+    Score,
+    Solve,
+    State,
+)
 
 
 @dataclass
@@ -43,8 +55,16 @@ class SearchEnvironment:
         return State(x, 0, self._fresh_keys(len(x)), torch.full((len(x),), self.prompt_index))
 
     def neighbours(self, state: State, n: int, cosine: float) -> State:
+        if state.step or state.level is not None or not -1 <= cosine <= 1:
+            raise DiffscaleError(
+                f"Neighbours are of noises at step 0, at a cosine in [-1, 1]; these are at step {state.step}, cosine "
+                f"{cosine}: branch and renoise a state that is on its way."
+            )
         near = noise.neighbours(state.x.repeat_interleave(n, 0), self._fresh_keys(len(state) * n), cosine)
         return self.start(near)
+
+    def mutate(self, state: State, cosine: float) -> State:
+        return self.neighbours(state, 1, cosine)
 
     def branch(self, state: State, n: int) -> State:
         copies = state.repeat(n)
@@ -57,6 +77,8 @@ class SearchEnvironment:
         return noise.uniform(self._fresh_keys(n))
 
     def value(self, scores: Tensor) -> Tensor:
+        if isinstance(scores, Generator):
+            raise DiffscaleError("A search asked for scores without waiting for them: write `yield from` before it.")
         return aggregate_pool(scores, self.aggregate)
 
     def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:
@@ -66,6 +88,30 @@ class SearchEnvironment:
 
     def renoise(self, state: State, level: float) -> State:
         return self.sampler.renoise(state, level, self.noise(state))
+
+    def evaluate(self, state: State) -> Answer[Tensor]:
+        scores: Tensor = yield Evaluate(state)
+        return scores
+
+    def run(self, state: State, to: int | None = None) -> Answer[State]:
+        there: State = yield Run(state, to)
+        return there
+
+    def solve(self, state: State, level: float, steps: int) -> Answer[State]:
+        there: State = yield Solve(state, level, steps)
+        return there
+
+    def predict(self, state: State) -> Answer[State]:
+        predicted: State = yield Predict(state)
+        return predicted
+
+    def score(self, state: State) -> Answer[Tensor]:
+        scores: Tensor = yield Score(state)
+        return scores
+
+    def gradient(self, state: State) -> Answer[tuple[Tensor, Tensor]]:
+        scores_and_gradients: tuple[Tensor, Tensor] = yield Gradient(state)
+        return scores_and_gradients
 
     def _fresh_keys(self, n: int) -> Tensor:
         first, self.drawn = self.drawn, self.drawn + n

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffscale.types import Environment, Evaluate, Search
+from diffscale.types import Environment, Search
 
 
 class Optimiser(Protocol):
@@ -39,4 +39,4 @@ def ask_tell(env: Environment, make: Callable[[Tensor], Optimiser], dimensions: 
         noises = x + (points * scale - own) @ basis.T
         noises = noises / noises.norm(dim=1, keepdim=True) * x.norm()
         state = env.start(noises.view(now, *first.x.shape[1:]).to(first.x))
-        optimiser.tell(points, (yield Evaluate(state)))
+        optimiser.tell(points, (yield from env.evaluate(state)))

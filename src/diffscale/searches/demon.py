@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
-from diffscale.types import Environment, Predict, Score, Search
+from diffscale.types import Environment, Search
 
 
 def demon(
@@ -34,17 +34,18 @@ def demon(
             f"temperature={temperature}."
         )
     afford(env, 1 + (k + 1) * (env.steps - 1), f"Demon with k={k}")
-    state = yield Predict(env.prior(1))
+    state = yield from env.predict(env.prior(1))
     for _ in range(env.steps - 1):
         many = state.repeat(k)
         noise = env.noise(many)
-        scores = env.value((yield Score((yield Predict(env.step(many, noise, eta))))))
+        ahead = yield from env.predict(env.step(many, noise, eta))
+        scores = env.value((yield from env.score(ahead)))
         share = _weights(scores, weights, temperature).to(noise)
         mixed = (share.view(k, *[1] * (noise.ndim - 1)) * noise).sum(0, keepdim=True)
         norm = mixed.norm()
         mixed = mixed / norm * mixed.numel() ** 0.5 if norm > 0 else noise[:1]
-        state = yield Predict(env.step(state, mixed, eta))
-    yield Score(env.step(state, eta=eta))
+        state = yield from env.predict(env.step(state, mixed, eta))
+    yield from env.score(env.step(state, eta=eta))
 
 
 def _weights(scores: Tensor, kind: str, temperature: float | None) -> Tensor:

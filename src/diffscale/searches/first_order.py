@@ -3,7 +3,7 @@
 import math
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.types import Environment, Gradient, Search, search_traits
+from diffscale.types import Environment, Search, search_traits
 
 
 @search_traits(anytime=True)
@@ -20,7 +20,7 @@ def first_order(env: Environment, iterations: int | None = None, rate: float = 0
         raise DiffscaleError(f"First-order search takes a rate over 0, not {rate}.")
     state = env.prior(1)
     while iterations != 0:
-        _, gradient = yield Gradient(state)
+        _, gradient = yield from env.gradient(state)
         x, g = state.x.cpu().double(), gradient.cpu().double()
         g = g - (g * x).sum() / x.square().sum() * x
         if not g.norm() > 0:

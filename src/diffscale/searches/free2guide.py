@@ -2,7 +2,7 @@
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
-from diffscale.types import Environment, Predict, Score, Search
+from diffscale.types import Environment, Search
 
 
 def free2guide(
@@ -26,13 +26,13 @@ def free2guide(
             f"temperature={temperature}, eta={eta}."
         )
     afford(env, env.steps + guided * (k - 1), f"Free2Guide with k={k}, guided={guided}")
-    state = yield Predict(env.prior(1))
+    state = yield from env.predict(env.prior(1))
     for step in range(1, env.steps):
         here = k if step <= guided else 1
-        state = yield Predict(env.step(state.repeat(here), eta=eta))
+        state = yield from env.predict(env.step(state.repeat(here), eta=eta))
         if here > 1:
-            scores = env.value((yield Score(state)))
+            scores = env.value((yield from env.score(state)))
             # The largest of scores with Gumbel noise is a draw by their softmax.
             chosen = scores - temperature * (-env.uniform(here).log()).log() if temperature else scores
             state = state[[int(chosen.argmax())]]
-    yield Score(env.step(state, eta=eta))
+    yield from env.score(env.step(state, eta=eta))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffscale.searches.resampling import Resampler, effective_sample_size
-from diffscale.types import Environment, Predict, Score, State
+from diffscale.types import Environment, State
 
 Potential = Literal["max", "difference", "sum", "current"]
 
@@ -66,18 +66,18 @@ def steer(
     does not depend on the scores (Singhal et al. 2025, arXiv 2501.06848, section 4).
     """
     zero = torch.zeros(k, dtype=torch.float64)
-    cloud = Cloud((yield Predict(env.prior(k))), zero, zero, zero - math.inf, zero, zero)
+    cloud = Cloud((yield from env.predict(env.prior(k))), zero, zero, zero - math.inf, zero, zero)
     for step in range(1, env.steps):
         state = env.step(env.branch(cloud.state, children), eta=eta)
-        cloud = cloud.repeat(children, (yield Predict(state)))
+        cloud = cloud.repeat(children, (yield from env.predict(state)))
         if step % interval == 0:
-            cloud = _weighed(cloud, env.value((yield Score(cloud.state))), potential, strength, step)
+            cloud = _weighed(cloud, env.value((yield from env.score(cloud.state))), potential, strength, step)
             if children > 1 or effective_sample_size(cloud.log_weight) < threshold * len(cloud.state) or threshold >= 1:
                 cloud = _resampled(env, cloud, k, resample)
         elif children > 1:
             cloud = _resampled(env, cloud, k, resample)
     state = env.step(cloud.state, eta=eta)
-    scores = env.value((yield Score(state)))
+    scores = env.value((yield from env.score(state)))
     last = torch.where(scores.isfinite(), strength(env.steps, scores) * scores - cloud.spent, -math.inf)
     weight = cloud.log_weight + last
     return replace(cloud, state=state, log_weight=weight, last=scores, log_z=cloud.log_z + _log_mean(weight))

@@ -4,7 +4,7 @@ import math
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
-from diffscale.types import Environment, Predict, Run, Score, Search, Solve
+from diffscale.types import Environment, Search
 
 
 def paths(
@@ -46,15 +46,15 @@ def paths(
     if m is None:
         m = max(1, (env.nfe_left - n * down) // (n * a_path))
     afford(env, n * (down + m * a_path), f"Search over paths with n={n}, m={m}, length={length}")
-    state = yield Run(env.prior(n), down - 1 if env.levels[down] < start - 1e-9 else down)
+    state = yield from env.run(env.prior(n), down - 1 if env.levels[down] < start - 1e-9 else down)
     if state.step < down:
-        state = yield Solve(state, start, 1)
+        state = yield from env.solve(state, start, 1)
     level = start
     for left in reversed(range(rounds)):
         up = min(level + forward, env.levels[0])
         level = max(level - (backward - forward), 0.0) if left else 0.0
-        state = yield Solve(env.renoise(env.branch(state, m), up), level, length)
+        state = yield from env.solve(env.renoise(env.branch(state, m), up), level, length)
         if left:
-            state = yield Predict(state)
-        scores = env.value((yield Score(state)))
+            state = yield from env.predict(state)
+        scores = env.value((yield from env.score(state)))
         state = state[scores.topk(n).indices]

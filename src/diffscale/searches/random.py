@@ -1,7 +1,7 @@
 """Random search: best of N independent noises."""
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.types import Environment, Evaluate, Search, search_traits
+from diffscale.types import Environment, Search, search_traits
 
 
 @search_traits(anytime=True, independent=True)
@@ -17,5 +17,5 @@ def random(env: Environment, n: int | None = None) -> Search:
     left = affordable if n is None else min(n, affordable)
     while left > 0:
         now = min(left, env.chunk)
-        yield Evaluate(env.prior(now))
+        yield from env.evaluate(env.prior(now))
         left -= now

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.types import Environment, Evaluate, Search, concat, search_traits
+from diffscale.types import Environment, Search, concat, search_traits
 
 
 @search_traits(anytime=True)
@@ -33,14 +33,14 @@ def zero_order(
             f"cosine={cosine}, policy={policy}."
         )
     pivot = env.prior(1)
-    pivot_score = None if policy == "best" else (yield Evaluate(pivot))
+    pivot_score = None if policy == "best" else (yield from env.evaluate(pivot))
     fresh = False
     while iterations != 0 and (now := min(n, env.nfe_left // env.steps)):
         if fresh:
             near = concat([pivot, env.neighbours(pivot, now - 1, cosine)]) if now > 1 else pivot
         else:
             near = env.neighbours(pivot, now, cosine)
-        scores = yield Evaluate(near)
+        scores = yield from env.evaluate(near)
         # An ensemble ranks the pivot with its neighbours.
         values = env.value(scores if pivot_score is None else torch.cat([scores, pivot_score]))
         best = int(values[:now].argmax())
