@@ -615,6 +615,8 @@ WINDOWED = {
     "sd15": (sd, _ddim, (True, False)),
     "sd21": (sd, lambda: _ddim(prediction_type="v_prediction"), (True, False)),
     "sdxl": (sdxl, EulerDiscreteScheduler, (True, False)),
+    # Variance exploding: its prior has a standard deviation of 80.
+    "sd_ve": (sd, lambda: EulerDiscreteScheduler(use_karras_sigmas=True, sigma_min=0.002, sigma_max=80.0), (True,)),
     "sd3": (sd3, lambda: _flow(shift=3.0), (True, False)),
     "sd35": (sd3, lambda: _flow(use_dynamic_shifting=True), (True,)),
     "flux_dev": (flux_dev, lambda: _flow(use_dynamic_shifting=True), (True, False)),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import PROMPTS
-from toys import PRICED, Near, Workers, make, same, task
+from toys import PLUG_INS, PRICED, Near, Workers, make, near_of_lists, same, task
 
 from diffscale.cli import list as listed
 from diffscale.engine.driver import run_searches
@@ -15,17 +15,21 @@ from diffscale.engine.journal import Journal
 from diffscale.engine.results import Result
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
+from diffscale.verifiers import load as load_verifier
 
 SLOW = {"bayes"}
+PROCESSES = ["flow", "vp", "ve"]  # the prior of ve has a standard deviation of 80
 QUICK = [name for name in PRICED if name not in SLOW]
 
 
-@pytest.mark.parametrize("process", ["flow", "vp"])
+@pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("setting", [name for name in PRICED if PRICED[name][1]])
 def test_costs_what_it_says(setting, process):
     sampler = ToySampler(steps=10, process=process)
     (result,) = run_searches([task(setting)], sampler, Near())
     price = PRICED[setting][1](10)
+    if setting == "paths":  # two paths, down to level 0.11: the ninth step of an even grid
+        price += 2 * (next(i for i, level in enumerate(sampler.levels) if level <= 0.11) - 9)
     assert result.ledger.nfe == price
     # A gradient step is 4 NFE of work, and 2 rows through the network: there, and again on the way back.
     assert result.ledger.network_forwards == sampler.forwards == (price // 2 if setting == "first_order" else price)
@@ -33,11 +37,17 @@ def test_costs_what_it_says(setting, process):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from([name for name in SEARCHES if name not in SLOW]), st.integers(5, 200), st.integers(1, 9))
-def test_no_budget_is_exceeded(name, budget, size):
+@given(
+    st.sampled_from([*(name for name in SEARCHES if name not in SLOW), *PLUG_INS]),
+    st.integers(5, 200),
+    st.integers(1, 9),
+    st.sampled_from(PROCESSES),
+)
+def test_no_budget_is_exceeded(name, budget, size, process):
     """With no settings at all: an algorithm spends the budget on what it thinks best, or says that it is too small."""
-    sampler = ToySampler(steps=5)
-    (outcome,) = run_searches([task(SEARCHES[name], budget)], sampler, Near(), size, return_errors=True)
+    sampler = ToySampler(steps=5, process=process)
+    search = PLUG_INS.get(name) or SEARCHES[name]
+    (outcome,) = run_searches([task(search, budget)], sampler, Near(), size, return_errors=True)
     if isinstance(outcome, Result):
         assert 0 < outcome.ledger.nfe <= budget
         assert sampler.forwards <= outcome.ledger.nfe
@@ -45,10 +55,11 @@ def test_no_budget_is_exceeded(name, budget, size):
         assert "give" in str(outcome)
 
 
+@pytest.mark.parametrize("process", ["flow", "ve"])
 @pytest.mark.parametrize("setting", PRICED)
-def test_only_the_seed_decides(setting):
+def test_only_the_seed_decides(setting, process):
     def run(tasks, size):
-        return run_searches(tasks, ToySampler([*PROMPTS] * 6, steps=6), Near(), size, gallery=3, keep_best=3)
+        return run_searches(tasks, ToySampler([*PROMPTS] * 6, 6, process), Near(), size, gallery=3, keep_best=3)
 
     budget = 90 if setting in SLOW else 400
     tasks = [task(setting, budget, row) for row in range(3 if setting in SLOW else 16)]
@@ -93,18 +104,24 @@ class FragileToy(ToySampler):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.sampled_from(QUICK), st.integers(0, 12), st.integers(0, 40), st.sampled_from([2, 5, None]))
-def test_killed_anywhere_it_goes_on_and_ends_alike(tmp_path_factory, setting, verified, predicted, size):
+@given(
+    st.sampled_from(QUICK),
+    st.integers(0, 12),
+    st.integers(0, 40),
+    st.sampled_from([2, 5, None]),
+    st.sampled_from(PROCESSES),
+)
+def test_killed_anywhere_it_goes_on_and_ends_alike(tmp_path_factory, setting, verified, predicted, size, process):
     folder = tmp_path_factory.mktemp("journal")
     tasks = [task(setting, 400, row) for row in range(3)]
-    whole_sampler = ToySampler(PROMPTS, steps=5)
+    whole_sampler = ToySampler(PROMPTS, 5, process)
     whole = run_searches(tasks, whole_sampler, Near(), size, gallery=4, keep_best=3)
 
     forwards = 0
     for verifier, sampler in (
-        (Fragile(verified), ToySampler(PROMPTS, steps=5)),
-        (Near(), FragileToy(predicted, PROMPTS, steps=5)),
-        (Near(), ToySampler(PROMPTS, steps=5)),
+        (Fragile(verified), ToySampler(PROMPTS, 5, process)),
+        (Near(), FragileToy(predicted, PROMPTS, 5, process)),
+        (Near(), ToySampler(PROMPTS, 5, process)),
     ):
         journal = Journal(folder / "journal.sqlite", {"setting": setting})
         try:
@@ -174,3 +191,13 @@ def test_replies_are_placed_by_rows_whoever_computes_them_and_in_whatever_order(
     again = run_searches(tasks, replayed, Near(), 6, gallery=3, keep_best=3, journal=journal)
     journal.close()
     assert replayed.forwards == 0 and all(same(a, b) for a, b in zip(again, wanted, strict=True))
+
+
+@pytest.mark.parametrize("setting", [name for name in QUICK if name != "first_order"])
+def test_a_verifier_that_is_a_function_of_others_drives_every_algorithm(setting):
+    own, others = (
+        run_searches([task(setting, 300)], ToySampler(steps=6), verifier, 5, gallery=3, keep_best=3)[0]
+        for verifier in (Near(), load_verifier(near_of_lists))
+    )
+    assert own.best.key == others.best.key and own.best.score == pytest.approx(others.best.score, abs=1e-9)
+    assert own.ledger.nfe == others.ledger.nfe

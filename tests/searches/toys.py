@@ -10,6 +10,7 @@ from diffscale.engine.task import Task
 from diffscale.engine.worker import Worker
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
+from diffscale.types import concat
 
 EXTENT = 6.0
 
@@ -31,6 +32,24 @@ class Near:
         return -(points(images) - self.target).square().sum(1)
 
 
+def evolution(env, parents=2, children=4, cosine=0.8, generations=None):
+    """A search as others write one: the best parents of a population have mutated children."""
+    population = env.prior(min(children, env.nfe_left // env.steps))
+    scores = yield from env.evaluate(population)
+    while generations != 0 and (now := min(children, env.nfe_left // env.steps)):
+        best = env.value(scores).topk(min(parents, len(population))).indices
+        young = env.mutate(population[best[torch.arange(now) % len(best)]], cosine)
+        population, old = concat([population[best], young]), scores[best]
+        scores = torch.cat([old, (yield from env.evaluate(young))])
+        generations = None if generations is None else generations - 1
+
+
+def near_of_lists(images, prompts):
+    """A verifier as others write one: what `Near` gives, as a list of numbers."""
+    return [-((x - 4.2) ** 2 + (y - 0.3) ** 2) for x, y in points(images).tolist()]
+
+
+PLUG_INS = {"evolution": evolution}
 # Settings with a price that is known, and that price, on a grid of `s` steps from level 1 to 0.
 PRICED = {
     "random": ({"n": 5}, lambda s: 5 * s),
@@ -48,12 +67,14 @@ PRICED = {
     "fk difference": ({"k": 5, "potential": "difference", "resampler": "ssp", "units": "raw"}, lambda s: 5 * s),
     "fk sum": ({"k": 5, "potential": "sum", "ess": 1.0, "interval": 1}, lambda s: 5 * s),
     "svdd": ({"b": 2, "m": 3}, lambda s: 2 + 2 * 3 * (s - 1)),
+    "evolution": ({"generations": 3}, lambda s: 4 * (1 + 3) * s),
 }
 
 
 def make(setting):
     """The search of a setting of `PRICED`, ready for a Task."""
-    return partial(SEARCHES[setting.split()[0]], **PRICED[setting][0])
+    name = setting.split()[0]
+    return partial(PLUG_INS.get(name) or SEARCHES[name], **PRICED[setting][0])
 
 
 def task(setting, budget=10_000, row=0, seed=0):

@@ -240,9 +240,10 @@ class SearchRun:
             request = self.generator.send(answer)
             for _ in range(_REFUSALS):
                 if not isinstance(request, Request):
+                    mend = "write `yield from` there" if isinstance(request, Generator) else "mend it"
                     raise DiffscaleError(
                         f"A search yields {', '.join(kind.__name__ for kind in get_args(Request))}, but "
-                        f"{name_of(self.task.search)} yielded {type(request).__name__}: mend it."
+                        f"{name_of(self.task.search)} yielded {type(request).__name__}: {mend}."
                     )
                 if not len(request.state):
                     name = type(request).__name__
