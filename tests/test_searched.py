@@ -20,10 +20,12 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from pipelines import PROMPTS, Brightness, tiny_flux, tiny_sd, tiny_sdxl, with_text
+from tiny_classes import tiny_dit
 
 import diffscale
 from diffscale._util.errors import BudgetTooSmall, DiffscaleError
 from diffscale.samplers.calls import pictures
+from diffscale.samplers.toy import ToySampler
 from diffscale.searched import Searched, joined
 
 STEPS = 3
@@ -282,7 +284,7 @@ def test_what_is_no_pipeline_or_takes_no_prompt_is_refused():
     with pytest.raises(DiffscaleError, match=r"ToySampler is no diffusers pipeline"):
         Searched(ToySampler())
     with pytest.raises(DiffscaleError, match=r"class-conditional .* diffscale\.search"):
-        Searched(tiny_dit())
+        Searched(tiny_dit(DDIMScheduler()))
 
 
 def test_outputs_are_joined_by_what_they_are():

@@ -116,10 +116,10 @@ def search(
     evaluations. `steps`: denoising steps of one sample, `pipe_args`: further arguments of the pipeline's call; what
     they leave open is as the model's folder states, else the pipeline's default. `batch_size`: most rows at once, None
     finds it by itself. `gallery`: how many of the best candidates come back as thumbnails, `keep_best`: how many in
-    full size, as `Result.best_candidates`. `journal`: a file in which
-    everything paid for is kept; the same call with the same file goes on where the last one was stopped. It knows a
-    verifier by its `name`, and functions by module:qualname (see `fingerprints.name_of`): give another one to what
-    scores otherwise. `progress`: called with the NFE spent so far, the budget and the `best` score.
+    full size, as `Result.best_candidates`. `journal`: a file in which everything paid for is kept; the same call with
+    the same file goes on where the last one was stopped. It knows a verifier by its `name`, and functions by
+    module:qualname (see `fingerprints.name_of`): give another one to what scores otherwise. `progress`: called
+    with the NFE spent so far, the budget and the `best` score.
 
     `Result.baseline` is one plain sample of the first noise, with `number` -1 and not in the ledger if the search did
     not sample it. The result is a function of the arguments up to `dtype` and of what of `loading` is decisive, not of
