@@ -129,7 +129,7 @@ def check_negative(pipe: Any, args: Mapping[str, Any]) -> None:
     if scale is not None and isinstance(value := args.get(scale, known[scale].default), int | float) and value <= 1:
         raise DiffscaleError(
             f"A negative prompt has no effect on {type(pipe).__name__} while {scale} is {value}: leave it out, or give "
-            f"--pipe-arg {scale}=4."
+            f"{scale}=4 (--pipe-arg {scale}=4)."
         )
 
 
