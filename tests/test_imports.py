@@ -20,7 +20,6 @@ FLOORS = (
     {"models"},
     {"verifiers"},
     {"api", "testing"},
-    {"searched"},
     {"train"},
     {"bench"},
     {"cli"},

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffscale._util.errors import DiffscaleError
     from diffscale.api import make_sampler, search
+    from diffscale.api.searched import Searched
     from diffscale.engine.driver import run_searches
     from diffscale.engine.journal import Journal
     from diffscale.engine.results import Candidate, Result
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from diffscale.registry import plugins, register
     from diffscale.samplers.denoiser import DenoiserSampler
     from diffscale.samplers.noise_schedules import EDM, LinearFlow, VariancePreserving
-    from diffscale.searched import Searched
     from diffscale.types import (
         ClassLabel,
         Environment,
@@ -87,7 +87,7 @@ _HOMES = {
     "diffscale.registry": ("plugins", "register"),
     "diffscale.samplers.denoiser": ("DenoiserSampler",),
     "diffscale.samplers.noise_schedules": ("EDM", "LinearFlow", "VariancePreserving"),
-    "diffscale.searched": ("Searched",),
+    "diffscale.api.searched": ("Searched",),
     "diffscale.types": (
         *("ClassLabel", "Environment", "Evaluate", "Gradient", "NeedsIntermediateX0", "PoolVerifier", "Predict"),
         *(

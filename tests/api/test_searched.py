@@ -24,9 +24,9 @@ from tiny_classes import tiny_dit
 
 import diffscale
 from diffscale._util.errors import BudgetTooSmall, DiffscaleError
+from diffscale.api.searched import Searched, joined
 from diffscale.samplers.calls import pictures
 from diffscale.samplers.toy import ToySampler
-from diffscale.searched import Searched, joined
 
 STEPS = 3
 
