@@ -1,7 +1,7 @@
 """Fixtures of many tests."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +13,17 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from pipelines import Brightness, tiny_sd
+
+from diffscale.models import dtypes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _float32() -> Iterator[None]:
+    """What `auto` stands for is float32 on any machine; tests of `auto` say what the machine can do."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dtypes, "fast_bfloat16", lambda: False)
+        patched.setattr(dtypes, "published_dtype", lambda *_: "float32")
+        yield
 
 
 @pytest.fixture

@@ -14,12 +14,19 @@ from diffscale._util.progress import Counter, silent
 from diffscale.engine import noise
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.driver import run_searches
-from diffscale.engine.journal import Journal
+from diffscale.engine.journal import Journal, recorded_settings
 from diffscale.engine.leaderboard import candidate_value
 from diffscale.engine.results import Observer, Result
 from diffscale.engine.task import Task, baseline_task
 from diffscale.models.class_conditional import class_model
-from diffscale.models.load import best_device, check_negative, load_pipeline, plain_call
+from diffscale.models.load import (
+    best_device,
+    check_negative,
+    dtype_of_pipeline,
+    load_pipeline,
+    plain_call,
+    settle_dtype,
+)
 from diffscale.models.options import LoadOptions
 from diffscale.registry import DEFAULT_SEARCH
 from diffscale.samplers.arguments import explain_failure
@@ -107,7 +114,9 @@ def search(
 
     `pipe_or_id`: a diffusers pipeline already loaded (used where and as it is), a Sampler, such as a
     `samplers.denoiser.DenoiserSampler`, one of whose prompts is `prompt`, or a shipped name (`shapes-flux`), a folder
-    or a Hub id, loaded as `loading` says; `device` and `dtype` are short for its fields.
+    or a Hub id, loaded as `loading` says; `device` and `dtype` are short for its fields. Without a dtype, or with
+    "auto", weights are on a GPU in the one that they are published in, and on a CPU in bfloat16 where the processor
+    multiplies it in hardware, else in float32; `Result.dtype` says which, and a `journal` keeps it.
     `prompt`: of a class-conditional model (`class_models`) the name of a class, or its id.
     `search`, `verifier`: "name key=value ..." as `diffscale list` shows them, "package.module:attribute key=value ...",
     or a callable of Python: for a search a generator function of an Environment, for a verifier any object
@@ -130,6 +139,9 @@ def search(
     loading = merged_options(loading, device, dtype)
     device = best_device(loading.device)
     check_verifier(verifier)
+    if isinstance(pipe_or_id, str):
+        recorded = {} if journal is None else recorded_settings(Path(journal))
+        loading = settle_dtype(pipe_or_id, loading, recorded.get("dtype"))
     # A ClassLabel is a string, and stays what it is.
     condition = prompt if isinstance(prompt, str) else str(prompt)
     prompt_index = 0
@@ -150,8 +162,11 @@ def search(
         "pipe_args": {name: described(value) for name, value in (pipe_args or {}).items()},
         "gallery": gallery,
         **({} if keep_best == 1 else {"keep_best": keep_best}),
-        **loading.decisive(),
     }
+    if isinstance(pipe_or_id, str):
+        settings |= loading.decisive()
+    elif not isinstance(pipe_or_id, Sampler):
+        settings["dtype"] = dtype_of_pipeline(pipe_or_id)
     # After the model: what is wrong with its name, or its call, is told before another network loads.
     name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
     loaded = load_verifier(verifier, device=device, image_model=name)
@@ -163,6 +178,7 @@ def search(
             [task], sampler, loaded, batch_size, observers,
             gallery=gallery, keep_best=keep_best, journal=kept, progress=progress,
         )  # fmt: skip
+        result = replace(result, dtype=settings.get("dtype", ""))
         if chosen.declares("independent"):
             return result
         return _with_baseline(result, task, sampler, loaded, batch_size, kept)

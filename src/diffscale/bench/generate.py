@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from diffscale._util.files import replacing, write_json
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.bench.series import costs_of
+from diffscale.engine.journal import recorded_settings
 from diffscale.engine.results import Result
+from diffscale.models.dtypes import DtypeChoice
+from diffscale.models.load import settle_dtype
+from diffscale.models.options import AUTO
 from diffscale.report import pictures, plots
 from diffscale.verifiers.heldout import heldout_scores, judge_name
 
@@ -23,11 +28,24 @@ SHOWN = 64
 """Candidates on the sheet; a longer search shows its best ones."""
 
 
+def settle(folder: Path, settings: GenerateConfig, say: Callable[[DtypeChoice], None]) -> GenerateConfig:
+    """`settings` with the dtype that is used in the place of `auto`: that of the run in `folder`, if there is one.
+
+    `say` is told what was chosen where anything is left to compute. Raises DiffscaleError where the dtype is to be read
+    from the model and that cannot be.
+    """
+    if (folder / "result.json").exists() and (folder / "config.yaml").exists():
+        used = config.resolve(GenerateConfig, folder / "config.yaml").dtype
+        return settings.model_copy(update={"dtype": used}) if settings.dtype == AUTO else settings
+    return settle_dtype(settings.model, settings, recorded_settings(folder / "journal.sqlite").get("dtype"), say)
+
+
 def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     """Make `folder` ready for the run; the finished result if the same run is already in it, else None.
 
-    The settings are written first, so that a folder that cannot be written to is found out before anything is
-    computed. Raises DiffscaleError if the folder holds anything else than this run, and for unknown names.
+    `settings` name the dtype that is used, see `settle`. They are written first, so that a folder that cannot be
+    written to is found out before anything is computed. Raises DiffscaleError if the folder holds anything else than
+    this run, and for unknown names.
     """
     check_names([settings.search], [settings.verifier])
     saved, done = folder / "config.yaml", folder / "result.json"
@@ -102,6 +120,7 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
     return {
         "prompt": result.prompt,
         **settings.model_dump(include={"model", "search", "verifier", "seed"}),
+        "dtype": result.dtype,
         **costs_of(result),
         "seconds": round(sum(seconds.values()), 3),
         "seconds_by_kind": {kind: round(each, 3) for kind, each in seconds.items()},

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -26,17 +26,20 @@ from diffscale.bench.series import Cell, PromptRepeat, costs_of, rows_of, safe_n
 from diffscale.bench.shared_samples import SharedSampler
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
-from diffscale.engine.journal import Journal
+from diffscale.engine.journal import Journal, recorded_settings
 from diffscale.engine.leaderboard import candidate_value
 from diffscale.engine.results import Candidate, Result
 from diffscale.engine.scoring import safe_score
 from diffscale.engine.task import Task, baseline_task
-from diffscale.models.load import best_device
+from diffscale.models.dtypes import DtypeChoice
+from diffscale.models.load import best_device, settle_dtype, warn_of_slow_dtype
 from diffscale.registry import DEFAULT_SEARCH
 from diffscale.report.pictures import to_pil
 from diffscale.types import Environment, Evaluate, NeedsIntermediateX0, PoolVerifier, Sampler, Search, SetVerifier
 from diffscale.verifiers.function import FunctionVerifier
 from diffscale.verifiers.heldout import can_judge, judge_name
+
+_JOURNAL: Final = "journal.sqlite"
 
 
 def run(
@@ -63,13 +66,22 @@ def run(
     Raises DiffscaleError for settings that cannot be met; a search that finds nothing becomes a sample with `error`.
     """
     check_names(settings.search, [])
+    settings = settle(settings, folder)
     bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
     chosen = cells(settings) if only is None else only
     # Opened even if all is done: it knows whether the folder is of this model and seed.
-    with closing(Journal(folder / "journal.sqlite", settings.shared())) as journal:
+    with closing(Journal(folder / _JOURNAL, settings.shared())) as journal:
         for cell in chosen:
             bench.run_cell(cell, journal, partial(progress, cell.name))
     return [bench.done[name] for cell in chosen for name in bench.names(cell)]
+
+
+def settle(settings: BenchConfig, folder: Path, say: Callable[[DtypeChoice], None] = warn_of_slow_dtype) -> BenchConfig:
+    """`settings` with the dtype that is used in the place of `auto`: that of the results in `folder`, if there are any.
+
+    `say` is told what was chosen. Raises DiffscaleError where that is to be read from the model and it cannot be.
+    """
+    return settle_dtype(settings.model, settings, recorded_settings(folder / _JOURNAL).get("dtype"), say)
 
 
 def cells(settings: BenchConfig) -> list[Cell]:

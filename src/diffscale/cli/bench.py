@@ -1,6 +1,7 @@
 """`diffscale bench`: searches x verifiers x budgets on many prompts."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from diffscale.bench.config import BenchConfig, check_names
 from diffscale.cli.flags import settings_from_flags
-from diffscale.cli.terminal import print_table, print_warning, progress_bars, quiet_console
+from diffscale.cli.terminal import print_dtype, print_table, print_warning, progress_bars, quiet_console
 
 
 @settings_from_flags(BenchConfig)
@@ -27,6 +28,7 @@ def bench(
 
     console = quiet_console()
     prompts = prompt_files.load(settings.suite, settings.limit)
+    settings = job.settle(settings, output, partial(print_dtype, console))
     output.mkdir(parents=True, exist_ok=True)
     with progress_bars(console, "NFE") as progress:
         judge = judge_name(settings.model)

@@ -1,5 +1,6 @@
 """`diffscale generate`: search for the best sample of one prompt."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.cli.flags import settings_from_flags
-from diffscale.cli.terminal import print_warning, progress_bars, quiet_console
+from diffscale.cli.terminal import print_dtype, print_warning, progress_bars, quiet_console
 
 
 @settings_from_flags(GenerateConfig)
@@ -22,6 +23,7 @@ def generate(
     from diffscale.bench import generate as job
 
     console = quiet_console()
+    settings = job.settle(output, settings, partial(print_dtype, console))
     summary = job.prepare(output, settings)
     if summary is not None:
         console.print(f"{output} already holds this run; nothing was computed.")

@@ -12,7 +12,7 @@ from rich.console import Console
 from diffscale._util.errors import unknown
 from diffscale.bench.config import ReproduceConfig
 from diffscale.cli.flags import settings_from_flags
-from diffscale.cli.terminal import print_table, print_warning, progress_bars, quiet_console
+from diffscale.cli.terminal import print_dtype, print_table, print_warning, progress_bars, quiet_console
 from diffscale.models.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -68,7 +68,10 @@ def reproduce(
         discard(output, settings)
     session = Session(output, LoadOptions(device=config.device, offload=config.offload), config.batch_size)
     if left:
-        _print_estimate(console, left, session)
+        settled = {name: session.settle(each) for name, each in left.items()}
+        for choice in {choice.why: choice for choice in session.dtypes.values()}.values():
+            print_dtype(console, choice)
+        _print_estimate(console, settled, session)
     if estimate:
         return
     for name, each in settings.items():

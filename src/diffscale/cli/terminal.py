@@ -1,15 +1,20 @@
 """What a command shows on the terminal: bars of work on its way, and tables."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from diffscale.models.dtypes import DtypeChoice
 
 
 def quiet_console() -> Console:
@@ -65,3 +70,11 @@ def print_table(
 def print_warning(console: Console, text: str, kind: str = "warning") -> None:
     """Print a sentence of which the first word, `kind`, is yellow."""
     console.print(f"[yellow]{kind}:[/yellow] {escape(text)}")
+
+
+def print_dtype(console: Console, choice: DtypeChoice) -> None:
+    """Say which dtype `auto` is, where one was chosen; it is a warning where it is slow."""
+    if choice.slow:
+        print_warning(console, choice.why)
+    elif choice.why:
+        console.print(choice.why)

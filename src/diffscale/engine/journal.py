@@ -9,6 +9,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,12 @@ CREATE TABLE IF NOT EXISTS pictures (
     search TEXT, number INTEGER, tensors BLOB, crc INTEGER, PRIMARY KEY (search, number));
 """
 
+_FILE: Final = {
+    "name": "The journal",
+    "unreadable": "move it away to start anew, or restore it from a copy",
+    "unwritable": "make room and run the same command again, it goes on from here",
+}
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -51,13 +58,7 @@ class Journal:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        self._store = SqliteStore(
-            path,
-            _TABLES,
-            name="The journal",
-            unreadable="move it away to start anew, or restore it from a copy",
-            unwritable="make room and run the same command again, it goes on from here",
-        )
+        self._store = SqliteStore(path, _TABLES, **_FILE)
         wanted = json.dumps(settings, sort_keys=True)
         recorded = self._store.read("SELECT version, settings FROM run")
         if not recorded:
@@ -117,6 +118,21 @@ class Journal:
     def close(self) -> None:
         """Close the file; what was written stays."""
         self._store.close()
+
+
+def recorded_settings(path: Path) -> dict[str, Any]:
+    """The settings of the journal in the file `path`; empty where there is no journal, or none that tells them.
+
+    Raises DiffscaleError for a file that cannot be read.
+    """
+    if not path.exists():
+        return {}
+    store = SqliteStore(path, _TABLES, **_FILE)
+    recorded = store.read("SELECT settings FROM run")
+    store.close()
+    with suppress(ValueError):
+        return dict(json.loads(recorded[0][0])) if recorded else {}
+    return {}
 
 
 def _difference(saved: str, wanted: Mapping[str, Any]) -> str:

@@ -48,7 +48,8 @@ class Result:
     (NFE, best score so far), a point wherever the best improved and one at the end. `traces`: the same points for each
     of an ensemble's components, of the candidate that was best. `pool`: float64 [candidates, K], what the verifier gave
     each; -inf where it was dropped. `dropped`: how many scores were not usable. `prompt`: what was searched for, of a
-    class-conditional model the ClassLabel.
+    class-conditional model the ClassLabel. `dtype`: what the model computed in, such as "float32", where `search`
+    loaded it or was given it; empty where samplers of one's own are run.
     """
 
     best: Candidate
@@ -62,6 +63,7 @@ class Result:
     candidates: int
     dropped: int
     prompt: str
+    dtype: str = ""
 
 
 class Observer(Protocol):

@@ -1,21 +1,25 @@
 """Models by name: the shipped ones, a local folder, or a Hub id, all through the same diffusers loader."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
 
 from diffscale._util.errors import DiffscaleError, UnknownName, check_name, explained
-from diffscale.models import loras, memory, quantization, schedulers
+from diffscale.models import dtypes, loras, memory, quantization, schedulers
 from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
+from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.files import LOADING_ERRORS
 from diffscale.models.options import LoadOptions
 from diffscale.models.shipped import locate, read_manifest
 from diffscale.registry import plugins
 from diffscale.samplers.arguments import call_parameters
 from diffscale.types import World
+
+Options = TypeVar("Options", bound=LoadOptions)
 
 
 @dataclass(frozen=True)
@@ -41,25 +45,54 @@ def best_device(asked: str | None = None) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def warn_of_slow_dtype(choice: DtypeChoice) -> None:
+    """Warn where a run goes on in a dtype that is slow here."""
+    if choice.slow:
+        warnings.warn(choice.why, stacklevel=4)
+
+
+def settle_dtype(
+    model: str, options: Options, recorded: str | None = None, say: Callable[[DtypeChoice], None] = warn_of_slow_dtype
+) -> Options:
+    """`options` with the dtype that is used in the place of `auto`; those that name one stay as they are.
+
+    `recorded`: the dtype that the run was begun in, which is kept; None for a new run. `say` is told what was chosen.
+    Raises DiffscaleError where that is to be read from the model and it cannot be.
+    """
+    choice = dtypes.choose(options, best_device(options.device), lambda: locate(base_model(model)), recorded)
+    say(choice)
+    return options.model_copy(update={"dtype": choice.dtype})
+
+
+def dtype_of_pipeline(pipe: Any) -> str:
+    """The dtype that a loaded pipeline or ClassModel computes in: that of its denoiser's weights, such as "float32"."""
+    parts = {"": pipe.denoiser.network} if isinstance(pipe, ClassModel) else getattr(pipe, "components", {})
+    networks = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    for name in quantization.denoiser_names(networks) or networks:
+        for parameter in networks[name].parameters():
+            if parameter.is_floating_point():
+                return str(parameter.dtype).removeprefix("torch.")
+    return "float32"
+
+
 def load_pipeline(model: str, options: LoadOptions) -> Any:
     """The diffusers pipeline, or ClassModel, of a shipped name, folder or Hub id, loaded as `options` say.
 
     A folder whose `diffscale.json` states a `base` holds a LoRA of that model, which is loaded with it.
     Raises DiffscaleError if it cannot be; what needs no weights to be told is told first.
     """
-    dtype = getattr(torch, options.used_dtype())
     device = best_device(options.device)
     where = locate(model)
     if (base := read_manifest(where).get("base")) is not None:
         return load_pipeline(base, options.model_copy(update={"lora": [where, *options.lora]}))
     if is_sit(where):
-        return _sit(where, options, device, dtype)
+        return _sit(where, options, device, _used(where, options, device))
     scheduler = None if options.scheduler is None else schedulers.parse_scheduler(options.scheduler)
     quantizer = None if options.quantize is None else quantization.parse_quantizer(options.quantize, device)
     loras.check_loras(options.lora)
     memory.check_offload(options.offload, device)
     memory.check_attention(options.attention)
-    pipe = _weights(model, where, options, dtype, quantizer)
+    pipe = _weights(model, where, options, _used(where, options, device), quantizer)
     if scheduler is not None:
         schedulers.replace_scheduler(pipe, *scheduler)
     loras.add_loras(pipe, options.lora)
@@ -70,6 +103,12 @@ def load_pipeline(model: str, options: LoadOptions) -> Any:
         memory.compile_denoisers(pipe)
     memory.place_networks(pipe, options.offload, device)
     return pipe
+
+
+def _used(where: str, options: LoadOptions, device: str) -> torch.dtype:
+    """The dtype that the model at `where`, which is nobody's LoRA, is loaded in."""
+    used: torch.dtype = getattr(torch, dtypes.choose(options, device, lambda: where).dtype)
+    return used
 
 
 def _sit(folder: str, options: LoadOptions, device: str, dtype: torch.dtype) -> ClassModel:

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffscale._util.errors import DiffscaleError, check_name
 
@@ -10,7 +10,8 @@ MEANS: Final = frozenset({"device", "offload", "vae_slicing", "vae_tiling", "com
 """Options that say where and how a model runs: they take memory and time, and leave the result as it is but for
 rounding. A run may go on with others of these."""
 
-DTYPES: Final = ("float32", "bfloat16", "float16")
+AUTO: Final = "auto"
+DTYPES: Final = (AUTO, "float32", "bfloat16", "float16")
 
 
 class LoadOptions(BaseModel):
@@ -23,7 +24,11 @@ class LoadOptions(BaseModel):
     panel: ClassVar[str] = "Loading"
 
     device: str | None = Field(default=None, description="cuda, mps or cpu. Default: the first of these there is.")
-    dtype: str = Field(default="float32", description="float32, bfloat16 or float16.")
+    dtype: str = Field(
+        default=AUTO,
+        description="auto, float32, bfloat16 or float16. auto: on a GPU what the weights are published in, on a CPU "
+        "bfloat16 if it multiplies it in hardware, else float32.",
+    )
     variant: str | None = Field(default=None, description="Weight files of this variant, such as fp16.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub. Default: main.")
     scheduler: str | None = Field(
@@ -47,6 +52,12 @@ class LoadOptions(BaseModel):
     )
     attention: str | None = Field(default=None, description="Attention backend of diffusers, such as flash or sage.")
 
+    @field_validator("dtype")
+    @classmethod
+    def _known(cls, dtype: str) -> str:
+        check_name("dtype", dtype, DTYPES)
+        return dtype
+
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.offload == "sequential" and (self.compile or self.quantize):
@@ -66,14 +77,19 @@ class LoadOptions(BaseModel):
         }
 
     def used_dtype(self) -> str:
-        """The dtype that weights are loaded in; raises UnknownName for what is none."""
-        check_name("dtype", self.dtype, DTYPES)
+        """The dtype that weights are loaded in.
+
+        Raises ValueError while that is `auto`, which is no dtype: see `models.load.settle_dtype`.
+        """
+        if self.dtype == AUTO:
+            raise ValueError("the dtype is auto: settle_dtype says what that is")
         return self.dtype
 
     def decisive(self) -> dict[str, Any]:
         """What of the options makes a run the same run: all but `MEANS`, without those left at their default.
 
-        So a journal from before an option existed is still one of the same run. The dtype is the one that is used.
+        So a journal from before an option existed is still one of the same run. The dtype is the one that is used, see
+        `used_dtype`.
         """
         asked = {name: value for name, value in self.asked().items() if name not in MEANS}
         return asked | {"dtype": self.used_dtype()}

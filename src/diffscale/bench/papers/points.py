@@ -42,9 +42,10 @@ class Call:
     def id(self) -> str:
         """Names the folder of what is made by this call; changes with the weights, and lies with a training's.
 
-        On Shapes also with those of the verifiers.
+        On Shapes also with those of the verifiers. Raises ValueError while the dtype is `auto`.
         """
-        made_of = [self.model, self.steps, sorted(self.args), self.dtype, self.seed, self.scheduler]
+        dtype = LoadOptions(dtype=self.dtype).used_dtype()
+        made_of = [self.model, self.steps, sorted(self.args), dtype, self.seed, self.scheduler]
         verifiers = shipped_verifiers() if of_shapes(self.model) else {}
         digest = json_digest([*made_of, weights_digest(trainings.base_of(self.model)), verifiers])
         training = trainings.id_in(self.model)

@@ -11,7 +11,7 @@ from diffscale._util.errors import DiffscaleError, check_name, unknown
 from diffscale.bench.papers import trainings
 from diffscale.bench.papers.verdicts import Verdict
 from diffscale.models.load import world_of
-from diffscale.models.options import LoadOptions
+from diffscale.models.options import AUTO, DTYPES
 from diffscale.registry import DEFAULT_SEARCH
 
 RECIPES: Final = Path(__file__).parent / "recipes"
@@ -53,7 +53,8 @@ class Part(_Strict):
 
     `judges`: verifiers that score each find. `sets`: fid, is, precision, recall of all finds of a point, and diversity,
     the mean distance between those of a prompt. `repeats`: searches a prompt, each from noises of its own. `strips`:
-    how many prompts' pictures are kept, to show.
+    how many prompts' pictures are kept, to show. `dtype`: as --dtype takes it; what `auto` stands for is chosen where
+    it is run, and stands beside the numbers.
     """
 
     model: str
@@ -62,7 +63,7 @@ class Part(_Strict):
     only: list[str] = Field(default_factory=list, description="these prompts alone")
     repeats: int = Field(1, gt=0)
     seed: int = 0
-    dtype: str = "float32"
+    dtype: str = AUTO
     steps: int | None = Field(None, gt=0, description="of a sample; null: as the model states")
     args: dict[str, Any] = Field(default_factory=dict)
     scheduler: str | None = Field(None, description="as --scheduler takes it; null: the pipeline's own")
@@ -194,7 +195,7 @@ def resolved(
     recipe: Recipe, setting: SettingName, *, limit: int | None = None, quick: bool = False,
     suites: Mapping[str, str] | None = None, reference: str | None = None, data: Mapping[str, str] | None = None,
 ) -> Setting:  # fmt: skip
-    """The setting with what the command changes in it, and with the dtypes that are used.
+    """The setting with what the command changes in it.
 
     `limit`: prompts of every part, at most. `suites`: files or Hub ids of suites that are not shipped, by name.
     `reference`: real pictures, where the recipe has none of its own. `data`: folders or Hub ids instead of those that
@@ -213,7 +214,7 @@ def resolved(
         for series, more in change.get("series", {}).items():
             for each in given["series"] if series == "*" else [series]:
                 given["series"][each] = {**given["series"][each], **more}
-        given["dtype"] = LoadOptions(dtype=given["dtype"]).used_dtype()
+        check_name("dtype", given["dtype"], DTYPES)
         given["prompts"] = suites.get(part.prompts, part.prompts)
         if part.reference is None:
             given["reference"] = reference

@@ -24,8 +24,9 @@ from diffscale.bench.papers.sets import Sets
 from diffscale.bench.run import read_picture
 from diffscale.bench.run import run as bench
 from diffscale.bench.series import Cell, rows_of, safe_name
-from diffscale.models.load import best_device, world_of
-from diffscale.models.options import LoadOptions
+from diffscale.models.dtypes import DtypeChoice
+from diffscale.models.load import best_device, settle_dtype, world_of
+from diffscale.models.options import AUTO, LoadOptions
 from diffscale.registry import DEFAULT_SEARCH, plugins
 from diffscale.suites.prompts import categories
 from diffscale.types import ClassLabel
@@ -47,6 +48,30 @@ class Session:
         self.networks = Networks(best_device(loading.device))
         self.speeds = Speeds(folder, loading, self.networks)
         self._sets: dict[tuple[bool, str | None], Sets] = {}
+        self.dtypes: dict[str, DtypeChoice] = {}
+
+    def settle(self, setting: Setting) -> Setting:
+        """`setting` with the dtypes that are used in the place of `auto`, see `choose_dtype`."""
+        parts = {
+            name: part.model_copy(update={"dtype": self.choose_dtype(part.model).dtype}) if part.dtype == AUTO else part
+            for name, part in setting.parts.items()
+        }
+        return setting.model_copy(update={"parts": parts})
+
+    def choose_dtype(self, model: str) -> DtypeChoice:
+        """What `auto` stands for where `model` is sampled from; all items of the folder keep what was chosen first.
+
+        It is kept beside what was made in it, so that runs go on from it on any machine. Raises DiffscaleError for a
+        model that it is to be read from and that cannot be read.
+        """
+        base = trainings.base_of(model)
+        if base not in self.dtypes:
+            file = self.cache / "dtypes.json"
+            known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            settle_dtype(base, self._loading, known.get(base), partial(self.dtypes.__setitem__, base))
+            if base not in known:
+                write_json(file, {**known, base: self.dtypes[base].dtype})
+        return self.dtypes[base]
 
     def run(self, call: Call, part: Part, cells: Sequence[Cell], progress: Progress) -> list[dict[str, Any]]:
         """What the bench of `call` finds in `cells` for the prompts of `part`, by its judges too: its samples.
@@ -79,12 +104,11 @@ class Session:
 def made_of(setting: Setting) -> str:
     """Digest of all that decides an item's numbers: its recipe as resolved, the prompts and the reference, the weights.
 
-    What the Hub holds is taken to stay as it is. What a part leaves at its default does not count but for the dtype, so
-    that options that are added later make nothing stale.
+    What the Hub holds is taken to stay as it is. What a part leaves at its default does not count, so that options that
+    are added later make nothing stale. So does a dtype of `auto`: numbers that were made in any that it can stand for
+    are as good, and say in which they were made.
     """
-    parts = {
-        name: {**part.model_dump(exclude_defaults=True), "dtype": part.dtype} for name, part in setting.parts.items()
-    }
+    parts = {name: part.model_dump(exclude_defaults=True) for name, part in setting.parts.items()}
     models = {
         trainings.base_of(model)
         for part in setting.parts.values()
@@ -143,7 +167,8 @@ def run(item: str, setting: Setting, session: Session, progress: Progress = sile
         session.networks.drop_pipeline()
         finished = trainings.make(training, f"{item}: {name}", session.cache, progress)
         logs[name] = trainings.keep_log(finished, folder, name)
-    parts = {name: _run_part(item, name, part, session, progress) for name, part in setting.parts.items()}
+    settled = session.settle(setting)
+    parts = {name: _run_part(item, name, part, session, progress) for name, part in settled.parts.items()}
     raw = {"item": item, "made_of": key, "parts": parts, **({"trainings": logs} if logs else {})}
     write_json(folder / "raw.json", raw, indent=1)
     return True
@@ -184,6 +209,7 @@ def _run_part(item: str, name: str, part: Part, session: Session, progress: Prog
     }
     return {
         "model": part.model,
+        "dtype": part.dtype,
         "prompts": list(map(str, prompts)),
         "categories": _categories(part, prompts),
         "repeats": part.repeats,

@@ -1,7 +1,8 @@
 """Trainings of recipes: what settings they have, what names them, how series call the models that they give, and how
 they are made, each once, by the code of `diffscale train`.
 
-A recipe's training is `method`, `model`, `data` and any other setting of `TrainConfig`. Series name its model
+A recipe's training is `method`, `model`, `data` and any other setting of `TrainConfig`. A `mixed_precision` that it
+leaves open is chosen where it is run, and counts nowhere. Series name its model
 `training NAME`; resolved, that is `training ID of MODEL`, where the ID changes with all that decides the weights.
 """
 
@@ -20,9 +21,12 @@ from diffscale._util.fingerprints import json_digest
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.bench.series import safe_name
-from diffscale.models.load import world_of
+from diffscale.models import dtypes
+from diffscale.models.load import best_device, warn_of_slow_dtype, world_of
+from diffscale.models.options import LoadOptions
 from diffscale.registry import DataSet, plugins
 from diffscale.train import configs, loop, run_directory
+from diffscale.train.base import DTYPES
 from diffscale.train.configs import SharpenRlhfConfig, TrainConfig
 
 FOLDER: Final = "trainings"
@@ -30,6 +34,7 @@ FOLDER: Final = "trainings"
 _RESOLVED: Final = re.compile(r"training (?P<id>\S+) of (?P<base>.+)")
 _PASSING: Final = {"output_dir", "logging_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit",
                    "resume_from_checkpoint", "validation_steps", "cache_dir", "train_data_dir"}  # fmt: skip
+_CONFIG: Final = "config.yaml"
 _STATED: Final = {"method", "pretrained_model_name_or_path", "reward"}
 
 
@@ -122,6 +127,8 @@ def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress
         return folder
     update = {"output_dir": folder, "resume_from_checkpoint": "latest", "checkpoints_total_limit": 1}
     full = config_of(training).model_copy(update={**_data(str(training["data"]), cache), **update})
+    if full.mixed_precision is None:
+        full = full.model_copy(update={"mixed_precision": _precision(folder)})
     # accelerate keeps the precision of one training for the next.
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
@@ -129,6 +136,21 @@ def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress
     if ended.how == "stopped":
         raise DiffscaleError(f"{name} stopped at step {ended.step}, which is saved: give the same command again.")
     return folder
+
+
+def _precision(folder: Path) -> str | None:
+    """The mixed precision of a training that its recipe leaves open.
+
+    It is that of the run in `folder` if one was begun there. Else it is on a CPU bf16 where the processor multiplies it
+    in hardware; None elsewhere: as accelerate is configured. It warns where a run goes on in one that is slow here.
+    """
+    before = folder / _CONFIG
+    recorded = configs.load(before).mixed_precision if before.exists() else None
+    if recorded is None and best_device() != "cpu":
+        return None
+    choice = dtypes.choose(LoadOptions(), best_device(), str, recorded and DTYPES[recorded])
+    warn_of_slow_dtype(choice)
+    return recorded or ("bf16" if choice.dtype == "bfloat16" else None)
 
 
 def _data(data: str, cache: Path) -> dict[str, Any]:
@@ -175,8 +197,9 @@ def keep_log(training: Path, item: Path, name: str) -> dict[str, Any]:
     file = f"{safe_name(name)}.jsonl"
     (item / "trainings").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(training / run_directory.LOG_FILE, item / "trainings" / file)
-    known = ("method", "base", "steps", "seconds", "rows")
-    return {"log": file, **{key: result[key] for key in known}, "reward": result["reward"]["verifiers"]}
+    known = {key: result[key] for key in ("method", "base", "steps", "seconds", "rows")}
+    precision = configs.load(training / _CONFIG).mixed_precision
+    return {"log": file, **known, "mixed_precision": precision, "reward": result["reward"]["verifiers"]}
 
 
 def read_logs(
