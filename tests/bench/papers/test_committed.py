@@ -38,6 +38,12 @@ def test_every_item_was_run_in_full_and_none_is_stale(rebuilt: Path) -> None:
     assert {page.described(item.options) for item in found} == {"setting shapes"}
 
 
+def test_the_numbers_say_which_dtype_they_were_made_in(rebuilt: Path) -> None:
+    for item in page.items(rebuilt):
+        assert {part["dtype"] for part in item.raw["parts"].values()} <= {"float32", "bfloat16", "float16"}
+        assert {made["mixed_precision"] for made in item.raw.get("trainings", {}).values()} <= {"no", "bf16", "fp16"}
+
+
 def test_the_page_is_that_of_its_files(rebuilt: Path) -> None:
     assert (rebuilt / page.PAGE).read_text() == (DOCS / page.PAGE).read_text()
     for table in DOCS.glob("*/table.md"):

@@ -105,6 +105,14 @@ def test_claims_of_shapes_are_those_of_the_paper_s_models_too() -> None:
         assert settings["shapes"].claims.keys() == settings["paper"].claims.keys(), name
 
 
+def test_recipes_of_shapes_leave_the_dtype_to_the_machine() -> None:
+    """On a processor without fast bfloat16 they would take days in it."""
+    for name in recipe.names():
+        shapes = recipe.load(name).settings["shapes"]
+        assert {part.dtype for part in shapes.parts.values()} <= {"auto"}, name
+        assert not [training for training in shapes.trainings.values() if training.get("mixed_precision")], name
+
+
 def test_search_is_never_a_single_candidate_in_the_paper_s_setting() -> None:
     for name in (name for name in recipe.names() if name.startswith("A.")):
         for part in recipe.load(name).settings["paper"].parts.values():

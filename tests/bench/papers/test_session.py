@@ -22,6 +22,7 @@ from diffscale.bench.papers.recipe import Part, Setting
 from diffscale.bench.papers.session import Session, made_of
 from diffscale.bench.series import Cell
 from diffscale.cli.main import run as command
+from diffscale.models import dtypes
 from diffscale.models.options import LoadOptions
 
 TEXTS = {
@@ -249,12 +250,58 @@ def test_a_model_s_digest_changes_with_its_weights_and_its_call_alone(tmp_path: 
     assert len({before, *changed}) == 4
 
 
-def test_what_a_part_leaves_at_its_default_does_not_count_but_its_dtype_does() -> None:
+def test_what_a_part_leaves_at_its_default_does_not_count() -> None:
     def made(**given: Any) -> str:
         return made_of(Setting(view="table", parts={"texts": Part(**{**TEXTS, **given})}))  # type: ignore[arg-type]
 
-    assert made() == made(seed=0, dtype="float32", only=[]) and made() != made(dtype="bfloat16")
+    assert made() == made(seed=0, dtype="auto", only=[])
+    # What auto stands for is not told here; a dtype that a recipe names is.
+    assert len({made(), made(dtype="float32"), made(dtype="bfloat16")}) == 3
     setting = Setting(**{**RECIPE["settings"]["shapes"], "parts": {"texts": {**TEXTS, "dtype": "bfloat61"}}})  # type: ignore
     wrong = recipe.Recipe(title="T", expected="", settings={"shapes": setting})
     with pytest.raises(DiffscaleError, match="did you mean 'bfloat16'"):
         recipe.resolved(wrong, "shapes")
+
+
+def test_samples_lie_apart_by_the_dtype_that_was_used() -> None:
+    ids = {Call("shapes-flux", 2, (), dtype, 0).id for dtype in ("float32", "bfloat16")}
+    assert len(ids) == 2
+    with pytest.raises(ValueError, match="auto"):
+        _ = Call("shapes-flux", 2, (), "auto", 0).id
+
+
+def test_an_item_says_which_dtype_auto_was_and_its_folder_keeps_it(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes, out = RECIPE["settings"]["shapes"], tmp_path / "out"  # type: ignore[index]
+    small = {"model": "shapes-flux", "prompts": "shapes-mini", "limit": 1, "steps": 1, "judges": ["aesthetic"]}
+    parts = {
+        "texts": {**small, "series": {"steps": {}}},
+        "named": {**small, "dtype": "bfloat16", "series": {"steps": {}}},
+    }
+    for number in (1, 2):
+        other = {"title": "T", "expected": "", "settings": {"shapes": {**shapes, "parts": parts, "view": "table"}}}
+        other["settings"]["shapes"] |= {"panels": [], "claims": {}, "why": {}}  # type: ignore[index]
+        parts["texts"]["seed"] = number
+        (recipes / f"T.figure{number}.yaml").write_text(yaml.safe_dump(other))
+
+    def raw(item: str) -> dict[str, Any]:
+        return dict(json.loads((out / item / "raw.json").read_text()))
+
+    arguments = ["--output", str(out), "--device", "cpu"]
+    monkeypatch.setattr(dtypes, "fast_bfloat16", lambda: True)
+    assert _diffscale(monkeypatch, "T.figure1", *arguments) == 0
+    assert "The dtype is bfloat16, which this processor multiplies" in capsys.readouterr().out
+    # Another machine: what is there is not stale, and what is added is in the same dtype, however slow.
+    monkeypatch.setattr(dtypes, "fast_bfloat16", lambda: False)
+    assert _diffscale(monkeypatch, "T.figure1", *arguments) == 0
+    assert "T.figure1 is done" in (said := capsys.readouterr().out) and "slow" not in said
+    assert _diffscale(monkeypatch, "T.figure2", *arguments) == 0
+    assert " ".join(capsys.readouterr().out.split()).count("slow on this processor") == 1
+    assert not any(item.stale for item in page.items(out))
+    for item in ("T.figure1", "T.figure2"):
+        assert {name: part["dtype"] for name, part in raw(item)["parts"].items()} == dict.fromkeys(parts, "bfloat16")
+    # Elsewhere it is as suits this one, and the same item; a recipe that names a dtype is obeyed.
+    other = Session(tmp_path / "other", LoadOptions(device="cpu"))
+    settled = other.settle(recipe.resolved(recipe.load("T.figure1"), "shapes"))
+    assert {name: part.dtype for name, part in settled.parts.items()} == {"texts": "float32", "named": "bfloat16"}

@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[2] / "train"))
 import tiny
 from diffscale_shapes import data, datasets
 
+from diffscale._util.config import save
 from diffscale._util.errors import DiffscaleError
 from diffscale.api import make_sampler
 from diffscale.bench.papers import figures, numbers, page, recipe, session, trainings
@@ -26,8 +27,10 @@ from diffscale.bench.papers.recipe import LogPanel, Setting
 from diffscale.bench.papers.session import Session
 from diffscale.bench.series import PromptRepeat
 from diffscale.engine import noise
+from diffscale.models import dtypes
 from diffscale.models.options import LoadOptions
 from diffscale.train import loop
+from diffscale.train.configs import TrainConfig
 from diffscale.train.run_directory import LOG_FILE, list_checkpoints, read_log
 
 STEPS = 3
@@ -113,6 +116,7 @@ def test_items_share_a_training_sample_from_it_and_the_page_is_made_of_files(
     _run("T.figure2", out)
     assert trained_now == [STEPS]
     raw = json.loads((out / "T.table1" / "raw.json").read_text())
+    assert (raw["parts"]["texts"]["dtype"], raw["trainings"]["its name"]["mixed_precision"]) == ("float32", "no")
     (model,) = {at["model"] for at in raw["parts"]["texts"]["series"]["sharpened"]}
     assert model == setting.parts["texts"].series["sharpened"].model == trainings.called(training)
 
@@ -167,6 +171,31 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     assert ran == [2] and folder.parent.name == whole.parent.name
     one, other = ([{**row, "seconds": 0} for row in read_log(at / LOG_FILE)] for at in (whole, folder))
     assert one == other and len(one) == STEPS and len(list_checkpoints(folder)) == 1
+
+
+def test_a_precision_that_a_recipe_leaves_open_is_the_machine_s_and_kept(
+    training: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainConfig] = []
+
+    def train(config: TrainConfig, _: Any) -> loop.Ended:
+        asked.append(config)
+        save(config, config.output_dir / "config.yaml")
+        return loop.Ended("finished", 1, config.output_dir)
+
+    monkeypatch.setattr(trainings.loop, "train", train)
+    monkeypatch.setattr(trainings, "best_device", lambda: "cpu")
+    monkeypatch.setattr(dtypes, "fast_bfloat16", lambda: True)
+    trainings.make(training, "open", tmp_path)
+    monkeypatch.setattr(dtypes, "fast_bfloat16", lambda: False)
+    with pytest.warns(UserWarning, match="bfloat16, in which this run was begun and which is slow"):
+        trainings.make(training, "open", tmp_path)
+    trainings.make(training, "open", tmp_path / "slow")
+    trainings.make({**training, "mixed_precision": "bf16"}, "named", tmp_path / "slow")
+    monkeypatch.setattr(trainings, "best_device", lambda: "cuda")
+    trainings.make(training, "open", tmp_path / "gpu")
+    assert [config.mixed_precision for config in asked] == ["bf16", "bf16", None, "bf16", None]
+    assert asked[0].output_dir == asked[1].output_dir
 
 
 def test_a_stopped_training_says_how_to_go_on(
