@@ -60,7 +60,7 @@ class Pool:
 
         Raises ValueError if the folder holds pictures of another model, call, seed, number or list of prompts.
         """
-        pipe = load_pipeline(MODEL, LoadOptions(device="cpu", dtype="bfloat16"))
+        pipe = load_pipeline(MODEL, LoadOptions(device="cpu"))
         call = plain_call(pipe)
         self._claim(
             {

@@ -2,14 +2,14 @@
 
     python benchmarks/quality_per_nfe.py [--limit 12] [--verifier clip] [--search ...] [--output outputs/quality]
 
-All algorithms x verifiers x budgets of 4, 16, 64 and 128 candidates, on prompts of shapes-mini, in bfloat16; resumable
-(`diffscale bench` runs it), with a folder for each verifier, so that two can run side by side. Cells add up over calls:
-the table shows all that are complete for `--limit` prompts. For each cell: the mean of the held-out judge with a 95%
-bootstrap interval over prompts, its difference to random search at the same budget (paired by prompt), the verifier's
-own score, the diversity (mean over prompts of the mean distance 1 - cos between shapes-clip features of its repeats'
-best pictures; - unless all have two), and the multiplier: how many times more NFE, and seconds, random search needs for
-the same judge mean (interpolated in log NFE, 95% bootstrap interval over prompts; `>`: its largest budget does not
-reach it, `<`: its smallest has it).
+All algorithms x verifiers x budgets of 4, 16, 64 and 128 candidates, on prompts of shapes-mini, in the dtype that
+`auto` is on the machine (the tables in docs are of bfloat16); resumable (`diffscale bench` runs it), with a folder for
+each verifier, so that two can run side by side. Cells add up over calls: the table shows all that are complete for
+`--limit` prompts. For each cell: the mean of the held-out judge with a 95% bootstrap interval over prompts, its
+difference to random search at the same budget (paired by prompt), the verifier's own score, the diversity (mean over
+prompts of the mean distance 1 - cos between shapes-clip features of its repeats' best pictures; - unless all have two),
+and the multiplier: how many times more NFE, and seconds, random search needs for the same judge mean (interpolated in
+log NFE, 95% bootstrap interval over prompts; `>`: its largest budget does not reach it, `<`: its smallest has it).
 With the verifier shapes-judge the judge is what was searched with: an oracle, an upper bound for any verifier.
 """
 
@@ -26,7 +26,7 @@ from PIL import Image
 
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.report import write
-from diffscale.bench.run import cells, read_samples, run
+from diffscale.bench.run import cells, read_samples, run, settle
 from diffscale.bench.series import Cell
 from diffscale.metrics.bootstrap import interval
 from diffscale.report import plots
@@ -55,9 +55,9 @@ def main() -> None:
             budget=[STEPS * n for n in options.candidates or CANDIDATES],
             repeats=options.repeats,
             limit=options.limit,
-            dtype="bfloat16",
         )
         folder = options.output / verifier
+        settings = settle(settings, folder)
         folder.mkdir(parents=True, exist_ok=True)
         # The oracle has no gradient.
         wanted = [c for c in cells(settings) if (c.search.split()[0], c.verifier) != ("first_order", "shapes-judge")]

@@ -130,7 +130,7 @@ def sampled(folder: Path, model: str, prompts: list[str], copies: range) -> Tens
     """Pictures uint8 [prompts, copies, 3, 64, 64], as users call the model."""
     path = folder / "pictures.safetensors"
     if not path.exists():
-        pipe = load_pipeline(model, LoadOptions(device="cpu", dtype="bfloat16"))
+        pipe = load_pipeline(model, LoadOptions(device="cpu"))
         call, root = plain_call(pipe), noise.root(0)
         sampler = DiffusersSampler(pipe, prompts, call.steps, call.args)
         keys = torch.tensor([noise.fold(root, prompt, "sharpening", copy) for prompt in prompts for copy in copies])

@@ -25,7 +25,7 @@ def drawn(monkeypatch, folder, samples):
     """The curves of the scaling plot, by search."""
     seen = []
     monkeypatch.setattr("diffscale.bench.report.plots.curves", lambda lines, *rest: seen.append(lines))
-    write(BenchConfig(budget=[80]), [CELL], samples, folder)
+    write(BenchConfig(budget=[80], dtype="float32"), [CELL], samples, folder)
     return seen
 
 

@@ -35,7 +35,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("generate") / "run"
     command = [sys.executable, "-c", "from diffscale.cli.main import run; run()", "generate", PROMPT]
-    command += ["--budget", "130", "--steps", "20", "--output", str(output)]
+    command += ["--budget", "130", "--steps", "20", "--dtype", "float32", "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "first sample" in done.stdout

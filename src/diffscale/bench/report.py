@@ -23,9 +23,10 @@ _Curve = list[tuple[float, dict[str, float]]]
 def write(
     settings: BenchConfig, cells: Sequence[Cell], samples: Sequence[_Sample], folder: Path
 ) -> list[dict[str, Any]]:
-    """Write all of it to `folder`; returns the rows of the table."""
+    """Write all of it to `folder`; returns the rows of the table. `settings` name the dtype that was used."""
     rows = summarise(cells, samples, judge_name(settings.model))
-    write_json(folder / "results.json", {"settings": settings.model_dump(), "cells": rows})
+    stated = settings.model_dump() | {"dtype": settings.used_dtype()}
+    write_json(folder / "results.json", {"settings": stated, "cells": rows})
     write_text(folder / "results.csv", as_csv(rows))
     title = f"{settings.model}, {settings.suite}"
     for verifier in settings.verifier:
