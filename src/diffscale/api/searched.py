@@ -5,7 +5,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final, Self
 
 import numpy as np
@@ -19,7 +19,7 @@ from diffscale.engine.driver import run_searches
 from diffscale.engine.results import Candidate, Result
 from diffscale.engine.task import Task
 from diffscale.models.class_conditional import class_model
-from diffscale.models.load import best_device, load_pipeline
+from diffscale.models.load import best_device, dtype_of_pipeline, load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.registry import DEFAULT_SEARCH
 from diffscale.samplers.arguments import call_parameters
@@ -124,9 +124,8 @@ class Searched:
                 bar.update(spent - bar.n)
                 bar.set_postfix(best=f"{best:.4g}")
 
-            self.results = run_searches(
-                tasks, sampler, self._verifier, self._batch_size, keep_best=call.count, progress=show
-            )
+            found = run_searches(tasks, sampler, self._verifier, self._batch_size, keep_best=call.count, progress=show)
+        self.results = [replace(result, dtype=dtype_of_pipeline(self.pipe)) for result in found]
         rows: list[tuple[int, Candidate]] = []
         for row, result in enumerate(self.results):
             if len(result.best_candidates) < call.count:
