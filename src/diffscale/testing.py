@@ -78,8 +78,8 @@ class _MoodyVerifier(NearPoint):
 class ShuffledWorkers:
     """An Executor of `count` workers, each with its own sampler, whose parts come in an order by chance."""
 
-    def __init__(self, count: int, batch_size: int | None, steps: int = 6) -> None:
-        self.samplers = [ToySampler(_PROMPTS, steps) for _ in range(count)]
+    def __init__(self, count: int, batch_size: int | None, prompts: Sequence[str] = _PROMPTS) -> None:
+        self.samplers = [ToySampler(prompts, steps=6) for _ in range(count)]
         self._executors = [InlineExecutor(Worker(sampler, NearPoint()), batch_size) for sampler in self.samplers]
         self._order = torch.Generator().manual_seed(0)
 
@@ -114,6 +114,10 @@ def assert_same(one: Result, other: Result, what: str = "two runs") -> None:
         assert a == b, f"The costs ({name}) differ between {what}: {a} and {b}."
     shown = [[(each.score, each.number) for each in result.gallery] for result in (one, other)]
     assert shown[0] == shown[1], f"The galleries differ between {what}."
+    numbers = [[each.number for each in result.best_candidates] for result in (one, other)]
+    assert numbers[0] == numbers[1], f"The best few candidates differ between {what}: {numbers[0]} and {numbers[1]}."
+    for a, b in zip(one.best_candidates, other.best_candidates, strict=True):
+        assert torch.equal(a.latents, b.latents), f"The latents of candidate {a.number} differ between {what}."
 
 
 def check_search(search: str | Callable[..., Any], budget: int = 120) -> None:

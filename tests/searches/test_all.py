@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import PROMPTS
-from toys import PLUG_INS, PRICED, Near, Workers, make, near_of_lists, same, task
+from toys import PLUG_INS, PRICED, make, near_of_lists, same, task
 
 from diffscale.cli import list as listed
 from diffscale.engine.driver import run_searches
@@ -15,6 +15,8 @@ from diffscale.engine.journal import Journal
 from diffscale.engine.results import Result
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
+from diffscale.testing import NearPoint as Near
+from diffscale.testing import ShuffledWorkers
 from diffscale.verifiers import load as load_verifier
 
 SLOW = {"bayes"}
@@ -179,7 +181,7 @@ def test_is_described_with_its_price(name):
 def test_replies_are_placed_by_rows_whoever_computes_them_and_in_whatever_order(setting, tmp_path):
     tasks = [task(setting, 90 if setting in SLOW else 300, row) for row in range(2)]
     wanted = run_searches(tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3, keep_best=3)
-    executor = Workers(3, 2, PROMPTS)
+    executor = ShuffledWorkers(3, 2, PROMPTS)
     journal = Journal(tmp_path / "journal.sqlite", {})
     found = run_searches(
         tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3, keep_best=3, journal=journal, executor=executor

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from scipy import stats
-from toys import Near, task
+from toys import task
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
@@ -20,6 +20,7 @@ from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
 from diffscale.searches.particles import steer
 from diffscale.searches.resampling import RESAMPLERS, effective_sample_size
+from diffscale.testing import NearPoint as Near
 from diffscale.types import Evaluate, Gradient, Predict, Run, Score, Solve
 
 

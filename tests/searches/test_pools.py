@@ -6,13 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import PROMPTS
 from test_all import SLOW, FragileToy, Killed, same
-from toys import PRICED, Near, points, task
+from toys import PRICED, task
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches.random import random
+from diffscale.testing import NearPoint as Near
+from diffscale.testing import points
 from diffscale.types import ClassLabel
 from diffscale.verifiers.ensemble import Ensemble, Weighted
 

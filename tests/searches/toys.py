@@ -5,31 +5,10 @@ from functools import partial
 import torch
 
 from diffscale.engine import noise
-from diffscale.engine.executors import InlineExecutor, JobPart
 from diffscale.engine.task import Task
-from diffscale.engine.worker import Worker
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
+from diffscale.testing import assert_same, points
 from diffscale.types import concat
-
-EXTENT = 6.0
-
-
-def points(images):
-    """The points that pictures of the toy stand for, [B, 2]."""
-    return images[:, :2, 0, 0].double() * 2 * EXTENT - EXTENT
-
-
-class Near:
-    """The negative squared distance to a target, which lies just off one of the mixture's Gaussians."""
-
-    name = "near"
-
-    def __init__(self, target=(4.2, 0.3)):
-        self.target = torch.tensor(target, dtype=torch.float64)
-
-    def __call__(self, images, prompts):
-        return -(points(images) - self.target).square().sum(1)
 
 
 def evolution(env, parents=2, children=4, cosine=0.8, generations=None):
@@ -84,37 +63,8 @@ def task(setting, budget=10_000, row=0, seed=0):
 
 def same(a, b):
     """Whether two Results are equal bit by bit, costs included."""
-    return (
-        a.best.score == b.best.score
-        and a.best.key == b.best.key
-        and torch.equal(a.best.latents, b.best.latents)
-        and torch.equal(a.best.image, b.best.image)
-        and a.trace == b.trace
-        and a.ledger.nfe == b.ledger.nfe
-        and a.ledger.network_forwards == b.ledger.network_forwards
-        and a.ledger.decodes == b.ledger.decodes
-        and [(g.score, g.number) for g in a.gallery] == [(g.score, g.number) for g in b.gallery]
-        and [(c.score, c.number) for c in a.best_candidates] == [(c.score, c.number) for c in b.best_candidates]
-        and all(torch.equal(c.latents, d.latents) for c, d in zip(a.best_candidates, b.best_candidates, strict=True))
-    )
-
-
-class Workers:
-    """An Executor of several workers, each with its own sampler, whose parts come in an order of chance."""
-
-    def __init__(self, count, batch_size, prompts):
-        self.samplers = [ToySampler(prompts, steps=6) for _ in range(count)]
-        self.inner = [InlineExecutor(Worker(sampler, Near()), batch_size) for sampler in self.samplers]
-        self.random = torch.Generator().manual_seed(0)
-
-    def compute(self, jobs):
-        parts = []
-        for number, job in enumerate(jobs):
-            size = -(-len(job.state) // len(self.inner))
-            for worker, start in zip(self.inner, range(0, len(job.state), size), strict=False):
-                share = type(job)(job.request, job.state[start : start + size])
-                for part in worker.compute([share]):
-                    rows = slice(part.rows.start + start, part.rows.stop + start)
-                    parts.append(JobPart(number, rows, part.output))
-        for i in torch.randperm(len(parts), generator=self.random).tolist():
-            yield parts[i]
+    try:
+        assert_same(a, b)
+    except AssertionError:
+        return False
+    return True

@@ -31,7 +31,9 @@ def load(source: str, limit: int | None = None) -> list[str]:
     prompts, UnknownName for what is neither.
     """
     if source in (suites := plugins("suites")):
-        return evenly(list(dict.fromkeys(suites[source]())), limit)
+        # Two classes of ImageNet may be called alike.
+        different = {(getattr(prompt, "class_id", None), prompt): prompt for prompt in suites[source]()}
+        return evenly(list(different.values()), limit)
     return evenly(list(dict.fromkeys(prompt for prompt, _ in _with_categories(source))), limit)
 
 
