@@ -54,5 +54,5 @@ def inception_order() -> list[int]:
 
 
 def prompts() -> list[str]:
-    """The 1000 classes as a suite."""
+    """The 1000 classes of ImageNet, a ClassLabel each."""
     return [ClassLabel(name, number) for number, name in enumerate(names())]
