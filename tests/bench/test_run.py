@@ -104,6 +104,36 @@ def test_what_the_judge_cannot_read_is_not_asked_again(tmp_path, monkeypatch):
     )
 
 
+def test_noise_that_a_scheduler_scales_by_its_steps_is_sampled_again_at_its_own_scale(tmp_path):
+    scheduler = "EulerDiscreteScheduler timestep_spacing=leading"
+    settings = SETTINGS.model_copy(update={"model": "shapes-sdxl", "scheduler": scheduler})
+    (again,) = run(settings, PROMPTS[:1], tmp_path, only=[Cell("random", "clip", 2, final_steps=8)])
+    loading = LoadOptions(device="cpu", scheduler=scheduler)
+    sampler = make_sampler("shapes-sdxl", PROMPTS[:1], steps=8, pipe_args={}, loading=loading)
+    image = sampler.decode(sampler.run(sampler.prior(torch.tensor([again["key"]]), torch.tensor([0]))).x)[0]
+    assert (read_picture(tmp_path / again["image"]) - image).abs().max() <= 2.01 / 255
+
+
+class Down:
+    """An endpoint that is down at first."""
+
+    name, up = "down", False
+
+    def __call__(self, images, prompts):
+        return images.mean((1, 2, 3)) if self.up else torch.full((len(images),), torch.nan)
+
+
+def test_what_could_not_be_scored_is_tried_again_where_samples_are_shared(tmp_path, monkeypatch, rows_run):
+    monkeypatch.setattr("diffscale.bench.networks.load_verifier", lambda *_, **__: Down())
+    settings = SETTINGS.model_copy(update={"budget": [4]})
+    with pytest.warns(UserWarning):
+        (failed, _) = run(settings, PROMPTS, tmp_path, share=True)
+    assert "None of the 2 candidates" in failed["error"]
+    monkeypatch.setattr(Down, "up", True)
+    (mended, _) = run(settings, PROMPTS, tmp_path, share=True)
+    assert mended["dropped"] == 0 and "error" not in mended and sum(rows_run) == 4
+
+
 def test_without_a_verifier_the_first_noise_is_sampled(tmp_path):
     (plain,) = run(SETTINGS, PROMPTS[:1], tmp_path, only=[Cell("random", "", 0)])
     key = PromptRepeat(PROMPTS[0], 0).key(SETTINGS.seed)

@@ -29,7 +29,8 @@ def entry(package, name, value):
 def things(monkeypatch):
     offered = [
         entry("one", "alike", "json:dumps"), entry("two", "alike", "json:loads"), entry("two", "single", "json:load"),
-        entry("three", "broken", "nowhere:at_all"),
+        entry("three", "broken", "nowhere:at_all"), entry("diffscale", "own", "json:dump"),
+        entry("three", "own", "json:dumps"),
     ]  # fmt: skip
     monkeypatch.setattr("diffscale.registry.entry_points", lambda group: offered if group == "diffscale.things" else [])
     return Registry("things")
@@ -38,11 +39,13 @@ def things(monkeypatch):
 def test_two_of_one_name_are_told_apart_by_their_packages(things):
     import json
 
-    assert list(things) == ["one/alike", "two/alike", "single", "broken"]
+    assert list(things) == ["one/alike", "two/alike", "single", "broken", "own", "three/own"]
     assert things["one/alike"] is json.dumps and things["two/alike"] is json.loads and "alike" not in things
     assert things["single"] is things["two/single"] is json.load and things.source("single") == "two 1.0"
+    assert things["own"] is json.dump and things["three/own"] is json.dumps  # no package takes away a name of diffscale
     with pytest.raises(DiffscaleError, match="broken of the package three cannot be imported"):
         things["broken"]
+    assert "cannot be imported" in things.summary("broken")
 
 
 def test_summaries_are_read_without_imports(things):
@@ -60,13 +63,28 @@ print(all(rows), sorted({"torch", "diffscale.verifiers"} & set(sys.modules)))
 def test_a_program_registers_by_itself(things):
     things.register("mine", len)
     things.register("mine", len)
-    assert things["mine"] is len and things.source("mine") == "this program" and len(things) == 5
+    assert things["mine"] is len and things.source("mine") == "this program" and len(things) == 7
     with pytest.raises(DiffscaleError, match="is taken by this program"):
         things.register("mine", sum)
     with pytest.raises(DiffscaleError, match=r"is taken by two 1\.0"):
         things.register("single", sum)
     with pytest.raises(DiffscaleError, match="no kind 'serches'"):
         register("serches", "mine", len)
+
+
+def test_a_broken_plug_in_breaks_nothing_else(monkeypatch):
+    from diffscale.models import shipped
+    from diffscale.registry.choice import choose
+
+    offered = {"searches": [entry("bad", "five", "math:pi"), entry("good", "good", "diffscale.searches.random:random")],
+               "models": [entry("bad", "gone", "math:pi")]}  # fmt: skip
+    monkeypatch.setattr("diffscale.registry.entry_points", lambda group: offered.get(group.partition(".")[2], []))
+    with pytest.raises(DiffscaleError, match="five is no function and no class"):
+        choose("five", "search", Registry("searches"), 1)
+    assert choose("good n=2", "search", Registry("searches"), 1).arguments == {"n": 2}
+    monkeypatch.setattr(shipped, "plugins", Registry)
+    with pytest.warns(UserWarning, match="models gone of bad 1.0 are left out"):
+        assert shipped.shipped_folders() == {}
 
 
 def test_what_is_registered_is_found_by_name(monkeypatch):

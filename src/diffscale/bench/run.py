@@ -119,7 +119,9 @@ class _Bench:
         # A last line that was not written to its end is cut off; the journal has what it said.
         if self.file.exists() and (text := self.file.read_bytes()) and not text.endswith(b"\n"):
             self.file.write_bytes(text[: text.rfind(b"\n") + 1])
-        self.done = {sample["name"]: sample for sample in read_samples(self.file)}
+        samples = {sample["name"]: sample for sample in read_samples(self.file)}
+        # Shared samples cost nothing, so what could not be scored is tried again: an endpoint may have been down.
+        self.done = {n: s for n, s in samples.items() if not (share and ("error" in s or s["dropped"]))}
         self.wanted = [PromptRepeat(prompt, repeat) for prompt in prompts for repeat in range(settings.repeats)]
         self.prompts, self.rows = rows_of(self.wanted)
         self.first: dict[tuple[str, PromptRepeat], Candidate] = {}
@@ -186,6 +188,8 @@ class _Bench:
             if cell.final_steps:
                 outcomes = self._sample_again(cell, tasks, outcomes, journal)
             for i, task, outcome in zip(left, tasks, outcomes, strict=True):
+                if self.share and (isinstance(outcome, DiffscaleError) or outcome.dropped):
+                    journal.forget(task.name)
                 if names[i] not in self.done:
                     self._write(self._sample(cell, names[i], self.wanted[i], task, outcome))
         for name, row in zip(names, self.rows, strict=True):
@@ -221,13 +225,18 @@ class _Bench:
         """`outcomes`, with the pictures that the noises found give in `final_steps`, and what these cost too."""
         sampler, merged = self._sampler(cell.final_steps), list(outcomes)
         again = {}
+        # Some schedulers scale their noise by a number that depends on the steps.
+        key, row = torch.tensor([noise.root(self.settings.seed)]), torch.tensor([0])
+        scale = float(sampler.prior(key, row).x.norm() / self.sampler.prior(key, row).x.norm())
+        scale = 1.0 if abs(scale - 1) < 1e-6 else scale
         for i, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
             if isinstance(outcome, Result) and outcome.best.noise is None:
                 merged[i] = DiffscaleError(
                     f"What {cell.search} finds has no noise to sample again: leave the final steps out."
                 )
             elif isinstance(outcome, Result):
-                found, name = partial(_sample_noise, outcome.best.noise), f"{task.name} | {cell.name} | again"
+                best, name = outcome.best, f"{task.name} | {cell.name} | again"
+                found = partial(_sample_noise, best.noise, best.key, scale)
                 again[i] = replace(task, search=found, budget=sampler.steps, name=name)
         sampled = run_searches(
             list(again.values()), sampler, self.verifiers[""], self.settings.batch_size, journal=journal
@@ -315,6 +324,6 @@ def read_picture(path: Path) -> Tensor:
     return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).float() / 255
 
 
-def _sample_noise(noise: Any, env: Environment) -> Search:
+def _sample_noise(noise: Any, key: int, scale: float, env: Environment) -> Search:
     start = env.prior(1)
-    yield Evaluate(replace(start, x=noise[None].to(start.x)))
+    yield Evaluate(replace(start, x=scale * noise[None].to(start.x), key=torch.tensor([key])))

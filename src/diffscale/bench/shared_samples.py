@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 from diffscale._util.fingerprints import array_digest
 from diffscale._util.store import SqliteStore
 from diffscale.bench.series import condition_of
+from diffscale.samplers.whole import WholeSampler
 from diffscale.types import Sampler, State
 
 LEVEL: Final = 0.4
@@ -42,7 +43,8 @@ class SharedSampler:
         """As `Sampler.run`; where states at step 0 are run to the end, those that are known are read from the file."""
         if state.step or to is not None:
             return self._sampler.run(state, to, record)
-        level = LEVEL if record is None else record
+        # A pipeline that can only be run whole records nothing on its way.
+        level = record if record is not None or isinstance(self._sampler, WholeSampler) else LEVEL
         rows = zip(state.x, state.key.tolist(), state.prompt_index.tolist(), strict=True)
         names = [array_digest(x, condition_of(self.prompts[row]), f"{key} {level}") for x, key, row in rows]
         marks = ", ".join("?" * len(names))

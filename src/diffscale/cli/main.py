@@ -23,8 +23,12 @@ app.command()(evaluate)
 app.command(context_settings={"token_normalize_func": declared})(train)
 app.command()(reproduce)
 app.command("list")(list_names)
-for _name, _command in plugins("commands").items():
-    app.add_typer(_command, name=_name)
+for _name in plugins("commands"):
+    try:
+        app.add_typer(plugins("commands")[_name], name=_name)
+    except DiffscaleError as _error:
+        # The other commands are none the worse for it.
+        print(f"warning: the command {_error}", file=sys.stderr)
 
 
 def _version(wanted: bool) -> None:

@@ -47,6 +47,8 @@ def run_searches(
     AllCandidatesFailed if a search got no finite score, and Unsuited if it asked for what the verifier cannot give; all
     three only when all other searches are done.
     """
+    if keep_best < 1:
+        raise DiffscaleError(f"A search keeps 1 or more of its best candidates, not {keep_best}.")
     context = SearchContext(sampler, verifier, tuple(observers), gallery, journal, keep_best)
     one_by_one = isinstance(verifier, SetVerifier)
     # Fixed for the whole search, so that it asks for the same rows when it is resumed, or among others.

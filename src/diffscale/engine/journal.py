@@ -104,6 +104,10 @@ class Journal:
         row = search, request, kind, reply.start, reply.stop, json.dumps(reply.costs), blob, zlib.crc32(blob)
         self._store.write("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [row])
 
+    def forget(self, search: str) -> None:
+        """Delete the replies of a search, so that it is computed again the next time."""
+        self._store.write("DELETE FROM replies WHERE search = ?", [(search,)])
+
     def keep(self, search: str, number: int, tensors: dict[str, Tensor]) -> None:
         """Append what is kept of candidate `number` of a search."""
         blob = save({name: tensor.contiguous() for name, tensor in tensors.items()})

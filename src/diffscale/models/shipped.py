@@ -3,6 +3,7 @@
 Nothing here imports a library of networks, so that names are listed and checked at once.
 """
 
+import warnings
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from diffscale._util.errors import UnknownName, unknown
+from diffscale._util.errors import DiffscaleError, UnknownName, unknown
 from diffscale._util.files import checked, read_config
 from diffscale.registry import DEFAULT_MODEL, HOW_TO_GET_SHAPES, plugins
 
@@ -21,12 +22,20 @@ def shipped_folders() -> dict[str, Path]:
     A name that two packages use is told apart as `package/name`.
     """
     homes = plugins("models")
-    found = [
-        (homes.source(home).split()[0], folder) for home in homes for folder in sorted(Path(homes[home]).iterdir())
-    ]
+    found = [(homes.source(home).split()[0], folder) for home in homes for folder in _folders_of(home)]
     found = [(package, folder) for package, folder in found if (folder / "diffscale.json").exists()]
     uses = Counter(folder.name for _, folder in found)
     return {folder.name if uses[folder.name] == 1 else f"{package}/{folder.name}": folder for package, folder in found}
+
+
+@cache
+def _folders_of(home: str) -> list[Path]:
+    """What lies in a folder of models; nothing, with a warning, where that cannot be had."""
+    try:
+        return sorted(Path(plugins("models")[home]).iterdir())
+    except (DiffscaleError, OSError, TypeError) as error:
+        warnings.warn(f"The models {home} of {plugins('models').source(home)} are left out: {error}", stacklevel=2)
+        return []
 
 
 def shipped() -> dict[str, str]:
@@ -37,7 +46,7 @@ def shipped() -> dict[str, str]:
 def source(name: str) -> str:
     """The package that a shipped network comes from, with its version."""
     homes, folder = plugins("models"), shipped_folders()[name]
-    return next(homes.source(home) for home in homes if folder.is_relative_to(homes[home]))
+    return next(homes.source(home) for home in homes if folder in _folders_of(home))
 
 
 def locate(model: str) -> str:

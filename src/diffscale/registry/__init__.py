@@ -46,7 +46,8 @@ class DataSet(Protocol):
 class Registry(Mapping[str, Any]):
     """The things of one kind, by name; one is imported when it is looked up.
 
-    A name that two packages use is told apart as `package/name`, which is right for every other name too. Looking up
+    A name that two packages use is told apart as `package/name`, which is right for every other name too; a name of
+    diffscale itself stays its own. Looking up
     raises KeyError for a name that there is not, DiffscaleError for a thing that cannot be imported.
     """
 
@@ -56,8 +57,10 @@ class Registry(Mapping[str, Any]):
         entries = [(_package(entry), entry) for entry in entry_points(group=f"diffscale.{kind}")]
         uses = Counter(entry.name for _, entry in entries)
         self._full = {f"{package}/{entry.name}": entry for package, entry in entries}
+        # What diffscale brings along keeps its name, so that no package can take it away.
         self._short = {
-            entry.name if uses[entry.name] == 1 else f"{package}/{entry.name}": entry for package, entry in entries
+            entry.name if uses[entry.name] == 1 or package == "diffscale" else f"{package}/{entry.name}": entry
+            for package, entry in entries
         }
 
     def __getitem__(self, name: str) -> Any:
@@ -66,7 +69,7 @@ class Registry(Mapping[str, Any]):
         entry = self._entry(name)
         try:
             return entry.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # whatever a package does when it is imported
             raise DiffscaleError(
                 f"{name} of the package {_package(entry)} cannot be imported ({first_line(error)}): mend or uninstall "
                 "the package."
@@ -91,7 +94,10 @@ class Registry(Mapping[str, Any]):
     def summary(self, name: str) -> str:
         """The first line of a thing's docstring, read from its file without importing it where that can be."""
         if name in self._registered or (text := _docstring(self._entry(name))) is None:
-            text = getattr(self[name], "__doc__", None) or ""
+            try:
+                text = getattr(self[name], "__doc__", None) or ""
+            except DiffscaleError as error:
+                text = str(error)
         return text.strip().partition("\n")[0]
 
     def register(self, name: str, thing: Any) -> None:
@@ -128,7 +134,10 @@ def _docstring(entry: EntryPoint) -> str | None:
         file = Path(home, *inner)
         for path in (file.with_suffix(".py"), file / "__init__.py"):
             if path.is_file():
-                body = ast.parse(path.read_text(encoding="utf-8")).body
+                try:
+                    body = ast.parse(path.read_text(encoding="utf-8")).body
+                except (SyntaxError, UnicodeDecodeError):
+                    return None
                 for node, below in pairwise([*body, ast.Pass()]):
                     if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == entry.attr:
                         return ast.get_docstring(node)

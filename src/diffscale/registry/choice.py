@@ -58,6 +58,8 @@ def choose(given: str | Callable[..., Any], kind: str, things: Mapping[str, Any]
     if isinstance(given, str):
         name = given.split()[0] if given.split() else ""
         known = {name: _imported(name, kind)} if ":" in name else things
+        if name in known and not callable(known[name]):
+            raise DiffscaleError(f"The {kind} {name} is no function and no class: its package must mend it.")
         name, arguments = parse(given, kind, known, inputs)
         choice = Choice(name, given, known[name], arguments, inputs)
     else:
@@ -78,8 +80,8 @@ def _imported(where: str, kind: str) -> Callable[..., Any]:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     mend = "give package.module:attribute, in this folder or an installed package."
-    kinds = ImportError, AttributeError, ValueError
-    with explained(f"The {kind} {where} cannot be imported ({{why}}): {mend}", *kinds):
+    # Whatever a module does when it is imported.
+    with explained(f"The {kind} {where} cannot be imported ({{why}}): {mend}", Exception):
         thing = attrgetter(attribute)(importlib.import_module(module))
     if not callable(thing):
         raise DiffscaleError(f"The {kind} {where} is no function and no class: give one that can be called.")

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.samplers.formulas import Marginal
 from diffscale.samplers.levels import even_levels, karras_levels
 
@@ -67,8 +67,9 @@ class VariancePreserving:
     process = "vp"
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float]) -> None:
-        given = alphas_cumprod.detach().cpu() if isinstance(alphas_cumprod, Tensor) else alphas_cumprod
-        kept = np.asarray(given, dtype=np.float64)
+        given = alphas_cumprod.detach().cpu().double() if isinstance(alphas_cumprod, Tensor) else alphas_cumprod
+        with explained("alphas_cumprod must be a list of numbers ({why}).", TypeError, ValueError):
+            kept = np.asarray(given, dtype=np.float64)
         if kept.ndim != 1 or len(kept) < 2 or not (kept[-1] >= 0 and kept[0] < 1 and (np.diff(kept) < 0).all()):
             raise DiffscaleError(
                 "alphas_cumprod must be a list of numbers that fall from below 1 to 0 at least; give the cumulative "

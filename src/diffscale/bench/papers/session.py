@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -24,12 +25,13 @@ from diffscale.bench.papers.sets import Sets
 from diffscale.bench.run import read_picture
 from diffscale.bench.run import run as bench
 from diffscale.bench.series import Cell, rows_of, safe_name
+from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import best_device, settle_dtype, world_of
 from diffscale.models.options import AUTO, LoadOptions
 from diffscale.registry import DEFAULT_SEARCH, plugins
 from diffscale.suites.prompts import categories
-from diffscale.types import ClassLabel
+from diffscale.types import ClassLabel, PoolVerifier, Verifier
 
 FORMAT = 1
 SETS = 2
@@ -82,17 +84,21 @@ class Session:
         more = {"repeats": part.repeats, "verifier": verifiers, "batch_size": self._batch_size}
         prompts, _ = rows_of(prompt_repeats(part))
         samples = bench(
-            call.settings(self._loading, search=[cell.search for cell in cells], **more), prompts, self.folder_of(call),
-            progress, cells, judges=part.judges, source=trainings.located(call.model, self.cache),
-            networks=self.networks, share=True,
+            call.settings(self._loading, search=[cell.search for cell in cells], **more), prompts,
+            self.folder_of(call, part), progress, cells, judges=part.judges,
+            source=trainings.located(call.model, self.cache), networks=self.networks, share=True,
         )  # fmt: skip
         if errors := [sample["error"] for sample in samples if "error" in sample]:
             raise DiffscaleError(errors[0])
         return samples
 
-    def folder_of(self, call: Call) -> Path:
-        """Where the bench of a call is."""
-        return self.cache / call.id
+    def folder_of(self, call: Call, part: Part) -> Path:
+        """Where the bench of a call is; another place where a file changed that a verifier of the part names."""
+        texts = [*part.judges, *(series.verifier or "" for series in part.series.values())]
+        texts += [] if part.pairs is None else part.pairs.of
+        given = sorted({word.partition("=")[2] for text in texts for word in text.split()})
+        named = {name: digest for name in given if (digest := _content_digest(name))}
+        return self.cache / call.id / json_digest(named) if named else self.cache / call.id
 
     def sets(self, model: str, reference: str | None) -> Sets:
         key = of_shapes(model), reference
@@ -126,10 +132,15 @@ def made_of(setting: Setting) -> str:
 
 def _content(source: str) -> Any:
     """What a suite says, or the digest of a file."""
-    if source in plugins("suites"):
-        return plugins("suites")[source]()
-    path = Path(source).expanduser()
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return plugins("suites")[source]() if source in plugins("suites") else _content_digest(source)
+
+
+def _content_digest(path: str) -> str:
+    """The digest of a file, or of the weights in a folder; empty for what is neither."""
+    place = Path(path).expanduser()
+    if path and place.is_dir():
+        return weights_digest(str(place))
+    return hashlib.sha256(place.read_bytes()).hexdigest() if place.is_file() else ""
 
 
 def read(folder: Path, item: str) -> dict[str, Any] | None:
@@ -182,7 +193,10 @@ def _run_part(item: str, name: str, part: Part, session: Session, progress: Prog
     pairs: dict[str, tuple[Call, Cell]] = {}
     if part.pairs is not None:
         call = call_of(part)
-        pairs = {text: (call, Cell(DEFAULT_SEARCH, text, part.pairs.candidates * call.nfe)) for text in part.pairs.of}
+        pairs = {
+            text: (call, Cell(f"{DEFAULT_SEARCH} n={part.pairs.candidates}", text, part.pairs.candidates * call.nfe))
+            for text in part.pairs.of
+        }
         cells.setdefault(call, []).extend(cell for _, cell in pairs.values())
     found: dict[tuple[Call, Cell], list[dict[str, Any]]] = {}
     for call, each in cells.items():
@@ -191,7 +205,7 @@ def _run_part(item: str, name: str, part: Part, session: Session, progress: Prog
         found |= {(call, cell): samples[i * len(wanted) :][: len(wanted)] for i, cell in enumerate(chosen)}
     rows: dict[str, list[dict[str, Any]]] = {series: [] for series in part.series}
     for series, number, point in points:
-        samples, home = found[point.call, point.cell], session.folder_of(point.call)
+        samples, home = found[point.call, point.cell], session.folder_of(point.call, part)
         costs = {cost: sum(sample[cost] for sample in samples) / len(samples) for cost in ("nfe", "flops")}
         row = {**costs, "search_nfe": point.budget, "model": point.call.model}
         row["scores"] = {judge: _checked(judge, [_best(sample, judge) for sample in samples]) for judge in part.judges}
@@ -204,7 +218,9 @@ def _run_part(item: str, name: str, part: Part, session: Session, progress: Prog
         rows[series].append(row)
     prompts, _ = rows_of(wanted)
     scored = {
-        text: [_checked(text, [score for (score,) in sample["pool"]]) for sample in found[key]]
+        text: [
+            _checked(text, _pool_values(session.networks.verifier(text, part.model), sample)) for sample in found[key]
+        ]
         for text, key in pairs.items()
     }
     return {
@@ -220,6 +236,14 @@ def _run_part(item: str, name: str, part: Part, session: Session, progress: Prog
 
 def _report(progress: Progress, what: str, cell: str, done: int, total: int, **figures: float) -> None:
     progress(f"{what}, {cell}", done, total, **figures)
+
+
+def _pool_values(verifier: Verifier, sample: Mapping[str, Any]) -> list[float | None]:
+    """One value for each candidate of a search, of an ensemble within its pool; None where it was dropped."""
+    rows = [[-math.inf if score is None else score for score in row] for row in sample["pool"]]
+    scores = torch.tensor(rows, dtype=torch.float64)
+    values = aggregate_pool(scores, verifier.aggregate) if isinstance(verifier, PoolVerifier) else scores[:, 0]
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _best(sample: Mapping[str, Any], judge: str) -> float | None:
