@@ -68,6 +68,8 @@ def test_without_shapes_a_command_says_how_to_get_a_model(environment: Path, tmp
     assert done.returncode == 2 and "shapes-flux" in done.stderr and "packages/diffscale-shapes" in done.stderr
     done = run(environment / "diffscale", "bench", cwd=tmp_path)
     assert done.returncode == 2 and "shapes-mini" in done.stderr
+    done = run(environment / "diffscale", "reproduce", "A.table2", cwd=tmp_path)
+    assert done.returncode == 2 and "setting shapes comes with the package diffscale-shapes" in done.stderr
 
 
 def test_a_plug_in_is_used_by_its_names(environment: Path, tmp_path: Path) -> None:

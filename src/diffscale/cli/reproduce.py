@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from diffscale._util.errors import unknown
+from diffscale._util.errors import UnknownName, unknown
 from diffscale.bench.config import ReproduceConfig
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_dtype, print_table, print_warning, progress_bars, quiet_console
 from diffscale.models.options import LoadOptions
+from diffscale.registry import HOW_TO_GET_SHAPES, plugins
 
 if TYPE_CHECKING:
     from diffscale.bench.papers.plan import Plan
@@ -45,6 +46,8 @@ def reproduce(
         print_table(Console(soft_wrap=True), ("item", "what it shows", "settings"), titles)
         return
     loaded = {name: recipes.load(name) for name in recipes.chosen(config.items)}
+    if config.setting == "shapes" and config.setting not in plugins("worlds"):
+        raise UnknownName(f"The setting {config.setting} {HOW_TO_GET_SHAPES}")
     if len(loaded) > 1:
         loaded = {name: recipe for name, recipe in loaded.items() if config.setting in recipe.settings}
     from diffscale.bench.papers import page
