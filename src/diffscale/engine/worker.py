@@ -135,7 +135,7 @@ class Worker:
         if not final:
             raise Unsuited(
                 f"Verifier {self.verifier.name!r} compares finished pictures with earlier predictions of them, so it "
-                "cannot score unfinished ones: use a search over noises, such as random or zero_order."
+                "cannot score unfinished ones: use a search over noises, see `diffscale list searches`."
             )
         if state.recorded is None:
             raise Unsuited(f"No prediction at noise level {self.record} was recorded for {self.verifier.name!r}.")

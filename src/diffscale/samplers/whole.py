@@ -100,7 +100,7 @@ class WholeSampler:
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise DiffscaleError(
             f"{self._name} can only be run whole ({self.why}), but this needs the middle of its trajectories: use a "
-            "search over noises (random, zero_order, bayes) and a verifier of finished pictures."
+            "search over noises (see `diffscale list searches`) and a verifier of finished pictures."
         )
 
     predict = predicted = step = renoise = solve = gradient = _refuse
