@@ -22,7 +22,7 @@ from diffscale._util.progress import Counter, Progress, silent
 from diffscale.api import make_sampler
 from diffscale.bench.config import BenchConfig, check_names
 from diffscale.bench.networks import Networks
-from diffscale.bench.series import Cell, PromptRepeat, costs_of, rows_of, safe_name, tasks_of
+from diffscale.bench.series import Cell, PromptRepeat, condition_of, costs_of, rows_of, safe_name, tasks_of
 from diffscale.bench.shared_samples import SharedSampler
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
@@ -32,12 +32,12 @@ from diffscale.engine.results import Candidate, Result
 from diffscale.engine.scoring import safe_score
 from diffscale.engine.task import Task, baseline_task
 from diffscale.models.dtypes import DtypeChoice
-from diffscale.models.load import best_device, settle_dtype, warn_of_slow_dtype
+from diffscale.models.load import best_device, settle_dtype, warn_of_slow_dtype, world_of
 from diffscale.registry import DEFAULT_SEARCH
 from diffscale.report.pictures import to_pil
 from diffscale.types import Environment, Evaluate, NeedsIntermediateX0, PoolVerifier, Sampler, Search, SetVerifier
 from diffscale.verifiers.function import FunctionVerifier
-from diffscale.verifiers.heldout import can_judge, judge_name
+from diffscale.verifiers.heldout import can_judge
 
 _JOURNAL: Final = "journal.sqlite"
 
@@ -119,11 +119,12 @@ class _Bench:
         # A last line that was not written to its end is cut off; the journal has what it said.
         if self.file.exists() and (text := self.file.read_bytes()) and not text.endswith(b"\n"):
             self.file.write_bytes(text[: text.rfind(b"\n") + 1])
-        samples = {sample["name"]: sample for sample in read_samples(self.file)}
         # Shared samples cost nothing, so what could not be scored is tried again: an endpoint may have been down.
-        self.done = {n: s for n, s in samples.items() if not (share and ("error" in s or s["dropped"]))}
+        kept = (s for s in read_samples(self.file) if not (share and ("error" in s or s["dropped"])))
+        self.done = {sample["name"]: sample for sample in kept}
         self.wanted = [PromptRepeat(prompt, repeat) for prompt in prompts for repeat in range(settings.repeats)]
         self.prompts, self.rows = rows_of(self.wanted)
+        self.world = world_of(source)
         self.first: dict[tuple[str, PromptRepeat], Candidate] = {}
         self._scored: dict[tuple[str, str], float] = {}
 
@@ -292,19 +293,24 @@ class _Bench:
         image, scores = read_picture(self.folder / sample["image"]), dict(sample["scores"])
         for name in missing:
             # The model is not opened for what the judge of its world cannot read.
-            if name == judge_name(self.source) and not can_judge(self.source, sample["prompt"], image):
+            if self._is_unreadable(name, image, sample["prompt"]):
                 continue
             score = self._score(name, image, self.sampler.prompts[row])
             scores |= {} if score is None else {name: {**scores.get(name, {}), "best": score}}
         if scores != sample["scores"]:
             self._write({**sample, "scores": scores})
 
+    def _is_unreadable(self, verifier: str, image: Tensor, prompt: str) -> bool:
+        """Whether `verifier` is the judge of the model's world, and cannot read this."""
+        world = self.world
+        return world is not None and verifier == world.judge_name and not can_judge(world, prompt, image)
+
     @torch.no_grad()
     def _score(self, verifier: str, image: Tensor, prompt: str) -> float | None:
         """What a verifier of the run says, also one that was not searched with; None where it cannot tell."""
-        if verifier == judge_name(self.source) and not can_judge(self.source, prompt, image):
+        if self._is_unreadable(verifier, image, prompt):
             return None
-        key = verifier, array_digest(image, PromptRepeat(prompt, 0).condition)
+        key = verifier, array_digest(image, condition_of(prompt))
         if key not in self._scored:
             score = float(safe_score(self.absolute[verifier], image[None], [prompt])[0])
             if not math.isfinite(score):

@@ -47,8 +47,8 @@ class Registry(Mapping[str, Any]):
     """The things of one kind, by name; one is imported when it is looked up.
 
     A name that two packages use is told apart as `package/name`, which is right for every other name too; a name of
-    diffscale itself stays its own. Looking up
-    raises KeyError for a name that there is not, DiffscaleError for a thing that cannot be imported.
+    diffscale itself stays its own. Looking up raises KeyError for a name that there is not, DiffscaleError for a thing
+    that cannot be imported.
     """
 
     def __init__(self, kind: str) -> None:
@@ -141,9 +141,10 @@ def _docstring(entry: EntryPoint) -> str | None:
                 for node, below in pairwise([*body, ast.Pass()]):
                     if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == entry.attr:
                         return ast.get_docstring(node)
-                    names = ast.unparse(node).partition("=")[0].partition(":")[0].strip()
-                    if isinstance(node, ast.Assign | ast.AnnAssign) and names == entry.attr:
-                        return ast.get_docstring(ast.Module([below], []))
+                    if isinstance(node, ast.AnnAssign | ast.Assign):
+                        targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
+                        if [ast.unparse(target) for target in targets] == [entry.attr]:
+                            return ast.get_docstring(ast.Module([below], []))
     return None
 
 

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from diffscale.models.load import world_of
+from diffscale.types import World
 
 
 def judge_name(model: str) -> str | None:
@@ -11,10 +12,9 @@ def judge_name(model: str) -> str | None:
     return None if world is None else world.judge_name
 
 
-def can_judge(model: str, prompt: str, image: Tensor) -> bool:
-    """Whether the judge of `model`'s world can read the prompt, and an image [3, H, W] of that size."""
-    world = world_of(model)
-    return world is not None and world.prompt_key(prompt) is not None and image.shape[1:] == world.size
+def can_judge(world: World, prompt: str, image: Tensor) -> bool:
+    """Whether the judge of a world can read the prompt, and an image [3, H, W] of that size."""
+    return world.prompt_key(prompt) is not None and image.shape[1:] == world.size
 
 
 def heldout_scores(model: str, prompt: str, images: dict[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -23,7 +23,7 @@ def heldout_scores(model: str, prompt: str, images: dict[str, Tensor]) -> dict[s
     They are empty for a model of no world, a prompt that the judge cannot read and pictures of another size.
     """
     world = world_of(model)
-    if world is None or not all(can_judge(model, prompt, image) for image in images.values()):
+    if world is None or not all(can_judge(world, prompt, image) for image in images.values()):
         return {}
     scores = {name: world.judge(image[None], [prompt]) for name, image in images.items()}
     return {name: {kind: float(values[0]) for kind, values in each.items()} for name, each in scores.items()}
