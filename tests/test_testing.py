@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffscale import DiffscaleError, Evaluate, Task, run_searches, testing
+from diffscale import DiffscaleError, Evaluate, Task, run_searches, search_traits, testing
 from diffscale.samplers.toy import ToySampler
 
 
@@ -29,6 +29,21 @@ def of_no_noise(env):
         yield Evaluate(env.start(torch.zeros(1, 2, dtype=torch.float64)))
 
 
+def by_share(env):
+    """As many rows as a tenth of the budget pays, so that a larger budget is another search."""
+    n = max(1, env.nfe_left // (10 * env.steps))
+    best = env.prior(n)
+    yield from env.evaluate(best)
+    while env.nfe_left >= n * env.steps:
+        best = env.mutate(best, 0.5)
+        yield from env.evaluate(best)
+
+
+@search_traits(anytime=True)
+def claims(env):
+    yield from by_share(env)
+
+
 class Walk:
     """A search as a class, with an argument that it needs."""
 
@@ -44,6 +59,13 @@ def test_a_search_that_keeps_to_the_rules_passes():
     testing.check_search(f"{__name__}:Walk scale=0.8", 60)
 
 
+def test_a_search_that_is_not_what_it_says_of_itself_is_told():
+    testing.check_anytime(walk, 60)
+    testing.check_search(by_share, 120)
+    with pytest.raises(AssertionError, match="leave `anytime` out"):
+        testing.check_search(claims, 120)
+
+
 def test_a_search_that_draws_by_itself_is_told():
     with pytest.raises(AssertionError, match="differs between batches"):
         testing.check_determinism(of_torch, 60)
@@ -56,6 +78,14 @@ def test_a_search_that_draws_by_itself_is_told():
     [
         (lambda env: [1, 2], "is a generator function that yields requests, but .* gave list"),
         (lambda env: (each for each in ["x"]), "yields Run, .* yielded str"),
+        (lambda env: (each for each in [env.prior(1)]), r"yielded State: write `yield from env\.evaluate\(state\)`"),
+        (lambda env: (env.value(each) for each in [env.evaluate(env.prior(1))]), "write `yield from env.evaluate"),
+        (lambda env: (each / 0 for each in [1]), r"failed \(ZeroDivisionError: .*, in line \d+ of .*test_testing.py\)"),
+        (
+            lambda env: (Evaluate(env.prior(100)) for _ in [0]),
+            "asked for Evaluate of 100 rows, .* 60 of 60 were left",
+        ),
+        (lambda env: (each for each in []), r"for 'a point'.* ended by itself after 0 of 60 NFE"),
     ],
 )
 def test_what_is_no_search_is_told(search, said):
@@ -79,10 +109,9 @@ class Spoils:
 
 
 def test_verifiers_are_checked():
-    from diffscale import load_verifier
-
-    testing.check_verifier(load_verifier(bright))
+    testing.check_verifier(bright)
+    testing.check_verifier(f"{__name__}:bright")
     with pytest.raises(AssertionError, match="depends on the batch"):
-        testing.check_verifier(load_verifier(relative))
+        testing.check_verifier(relative)
     with pytest.raises(AssertionError, match="changes the pictures"):
         testing.check_verifier(Spoils())

@@ -31,6 +31,7 @@ from diffscale.engine.worker import Worker
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import choose_search
 from diffscale.types import PoolVerifier, Verifier
+from diffscale.verifiers import load as load_verifier
 
 PROCESSES: Final = ("flow", "vp", "ve")
 """Noise schedules that a search is tried on; the prior of `ve` has a standard deviation of 80."""
@@ -129,6 +130,8 @@ def check_search(search: str | Callable[..., Any], budget: int = 120) -> None:
     for calls in (0, 1, 3):
         check_resume(search, budget, calls)
     check_dropped_candidates(search, budget)
+    if choose_search(search).declares("anytime"):
+        check_anytime(search, budget)
 
 
 def check_budget(search: str | Callable[..., Any], budget: int = 120, process: str = "flow") -> None:
@@ -150,7 +153,7 @@ def check_determinism(search: str | Callable[..., Any], budget: int = 120, rows:
     together = run(every, None)
     for size in (1, 7):
         for one, other in zip(together, run(every, size), strict=True):
-            assert_same(one, other, f"batches of many and of {size}")
+            assert_same(one, other, f"batches of many and of {size} (is all chance drawn from `env`?)")
     for row in (0, rows - 1):
         assert_same(together[row], run([every[row]], None)[0], "a run alone and one among others")
     pictures = {tuple(points(each.best.image[None])[0].tolist()) for each in together}
@@ -200,11 +203,35 @@ def check_dropped_candidates(search: str | Callable[..., Any], budget: int = 120
         assert found or isinstance(outcome, DiffscaleError), f"A search with dropped candidates gave {outcome}."
 
 
-def check_verifier(verifier: Verifier, images: Tensor | None = None, prompts: Sequence[str] = _PROMPTS) -> None:
+def check_anytime(search: str | Callable[..., Any], budget: int = 120) -> None:
+    """A larger budget only goes on from a smaller one, as a search that declares `anytime` says of itself."""
+
+    def candidates(nfe: int) -> list[tuple[int, float]]:
+        found: list[tuple[int, float]] = []
+
+        def observe(search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
+            found.extend(zip(keys.tolist(), scores.tolist(), strict=True))
+
+        run_searches(tasks(search, nfe, 1), ToySampler(_PROMPTS, 6), NearPoint(), observers=[observe])
+        return found
+
+    few, many = candidates(budget // 2), candidates(budget)
+    first = next((i for i, (a, b) in enumerate(zip(few, many, strict=False)) if a != b), min(len(few), len(many)))
+    assert first == len(few), (
+        f"Candidate {first} of a budget of {budget // 2} is another one with {budget}: leave `anytime` out, or do not "
+        "let what is asked for depend on how much is left."
+    )
+
+
+def check_verifier(
+    verifier: str | Verifier | Callable[..., Any], images: Tensor | None = None, prompts: Sequence[str] = _PROMPTS
+) -> None:
     """Scores are one number a picture (or one for each component), and do not depend on what else is in the batch.
 
-    `images`: float32 [B, 3, H, W] in [0, 1], as many as `prompts`; by default noise of 64x64.
+    `verifier`: a text or a callable that `diffscale.search` takes. `images`: float32 [B, 3, H, W] in [0, 1], as many as
+    `prompts`; by default noise of 64x64.
     """
+    verifier = load_verifier(verifier)
     if images is None:
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(len(prompts), 3, 64, 64, generator=generator)
@@ -212,7 +239,7 @@ def check_verifier(verifier: Verifier, images: Tensor | None = None, prompts: Se
     together = safe_score(verifier, images, list(prompts))
     size = (len(prompts), len(verifier.components)) if isinstance(verifier, PoolVerifier) else (len(prompts),)
     assert tuple(together.shape) == size, f"Scores have the shape {tuple(together.shape)} instead of {size}."
-    assert together.isfinite().all(), f"Some scores are not finite: {together.tolist()}."
+    assert together.isfinite().all(), f"Some scores are not finite ({together.tolist()}): see the warnings for why."
     assert torch.equal(images, before), "The verifier changes the pictures that it is given."
     alone = torch.cat(
         [safe_score(verifier, image[None], [prompt]) for image, prompt in zip(images, prompts, strict=True)]

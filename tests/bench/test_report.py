@@ -10,6 +10,7 @@ from diffscale.bench.config import BenchConfig
 from diffscale.bench.report import as_csv, summarise, write
 from diffscale.bench.series import Cell
 from diffscale.metrics.bootstrap import interval
+from diffscale.report import plots
 
 CELL = Cell("random", "clip", 80)
 
@@ -48,3 +49,21 @@ def test_a_cell_that_failed_has_its_sentence_and_no_curve(monkeypatch, tmp_path)
     assert row["failed"] == row["samples"] == 3 and row["errors"] == ["It does not, so do that."]
     (line,) = csv.DictReader(io.StringIO(as_csv(summarise([CELL], failed))))
     assert line["errors"] == "It does not, so do that."
+
+
+@pytest.mark.parametrize(("nfe", "labels"), [([80, 160], ["80", "160"]), ([20], ["20"]), ([20, 75], ["20", "40"])])
+def test_the_axis_of_nfe_is_labelled_by_doubling_budgets(monkeypatch, tmp_path, nfe, labels):
+    seen = []
+    monkeypatch.setattr(plots, "clean_axes", seen.append)
+    plots.curves({"a": [(n, {"mean": 1, "low": 0, "high": 2}) for n in nfe]}, "y", "title", tmp_path / "plot.png")
+    assert [label.get_text() for label in seen[0].get_xticklabels()] == labels
+
+
+def test_two_settings_of_one_verifier_have_plots_of_their_own(tmp_path):
+    verifiers = ["mine:x power=1", "mine:x power=2", "clip"]
+    cells = [Cell("random", verifier, 80) for verifier in verifiers]
+    samples = [sample("a", 0, 1.0) | {"verifier": verifier} for verifier in verifiers]
+    write(BenchConfig(verifier=verifiers, budget=[80], dtype="float32"), cells, samples, tmp_path)
+    assert {path.name for path in tmp_path.glob("scaling*.png")} == {
+        "scaling-mine_x_power=1.png", "scaling-mine_x_power=2.png", "scaling-clip.png"
+    }  # fmt: skip

@@ -6,6 +6,9 @@ import io
 
 from rich.console import Console
 
+from diffscale._util.numbers import rounded
+from diffscale.cli import main
+from diffscale.cli.main import _format_warning
 from diffscale.cli.terminal import print_table, print_warning, progress_bars
 
 
@@ -28,6 +31,25 @@ def test_bars_show_what_is_done_and_the_figures_that_people_watch() -> None:
     assert "[a] search" in first and "8/8" in first and "NFE, best 1.235" in first
     assert "1/2" in second and "NFE, loss 0.25, reward 2" in second
     assert "inf" not in _shown(console) and "seconds" not in _shown(console)
+
+
+def test_long_names_go_on_in_the_next_line_of_a_table() -> None:
+    console = _console()
+    names = [f"module_of_a_long_name:search_of_a_long_name population={n}" for n in (3, 5)]
+    print_table(console, ("search", "verifier", "n"), [(name, "verifier " * 9, "1") for name in names], numbers=("n",))
+    assert "population=3" in _shown(console) and "population=5" in _shown(console)
+
+
+def test_small_numbers_keep_their_digits() -> None:
+    assert [rounded(value) for value in (0.0, 1.2345, -0.0123, 0.00012345, 12345.6)] == [
+        "0.000", "1.234", "-0.012", "0.000123", "12345.600"
+    ]  # fmt: skip
+    assert rounded(1e-7, 4, sign=True) == "+1e-07" and rounded(0.25, 4, sign=True) == "+0.2500"
+
+
+def test_a_warning_of_ours_is_a_sentence_without_a_place_in_our_code() -> None:
+    ours, others = (_format_warning("mind this", UserWarning, file, 3) for file in (main.__file__, __file__))
+    assert ours == "warning: mind this\n" and "test_terminal.py:3: UserWarning: mind this" in others
 
 
 def test_tables_and_warnings_show_texts_as_they_are() -> None:

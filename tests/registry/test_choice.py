@@ -1,6 +1,7 @@
 """What users may choose: names, `module:attribute` and callables, as functions, classes and factories."""
 
 import pytest
+import torch
 
 from diffscale import DiffscaleError
 from diffscale.registry.choice import choose
@@ -51,6 +52,26 @@ def make_search(n: int = 3):
     return Search(n)
 
 
+def needy(images, prompts, radius):
+    return images.mean((1, 2, 3)) * radius
+
+
+def of_images(images):
+    return images.mean((1, 2, 3))
+
+
+class Uncallable:
+    """It has no __call__."""
+
+
+def of_nothing():
+    yield
+
+
+def gives_nothing():
+    return None
+
+
 HERE = __name__
 
 
@@ -82,8 +103,6 @@ def test_traits_are_those_of_the_function_or_class():
     ],
 )  # fmt: skip
 def test_verifiers_are_functions_classes_and_factories(given, name):
-    import torch
-
     check(given)
     verifier = load(given, device="cpu")
     assert verifier.name == name and len(verifier(torch.rand(2, 3, 8, 8), ["a", "b"])) == 2
@@ -96,7 +115,10 @@ def test_verifiers_are_functions_classes_and_factories(given, name):
     ("given", "said"),
     [
         (f"{HERE}:Sharp", r"needs radius: write .*:Sharp radius=VALUE"),
-        (Sharp, "needs radius: give an object that is made with them"),
+        (Sharp, r"needs radius: give Sharp\(radius=\.\.\.\)"),
+        (needy, r"needs radius: give functools.partial\(needy, radius=\.\.\.\)"),
+        (f"{HERE}:of_images", r"must take \(images, prompts\), before"),
+        (f"{HERE}.scored", f"write {HERE}:scored"),
         (f"{HERE}:Sharp radius=wide", "takes radius as float"),
         (f"{HERE}:nothing", "cannot be imported"),
         (f"{HERE}:HERE", "can be called"),
@@ -109,10 +131,35 @@ def test_what_cannot_be_is_told_before_anything_is_paid_for(given, said):
         check(given)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("Uncallable", r"gives Uncallable, which cannot be called: give the class a method __call__\(self, env\)"),
+        ("of_nothing", r"must take \(env\)"),
+        ("gives_nothing", r"gives NoneType, which cannot be called: let it take \(env\), or return a function"),
+    ],
+)
+def test_what_makes_no_search_is_told(given, said):
+    with pytest.raises(DiffscaleError, match=said):
+        choose_search(f"{HERE}:{given}").make()
+
+
+def test_a_name_with_its_package_is_the_name_alone():
+    assert name_of_verifier("diffscale/clip") == "clip" and choose_search("diffscale/random n=3").text == "random n=3"
+    found, images = load("diffscale/clip", image_model="shapes-flux"), torch.rand(1, 3, 64, 64)
+    assert found.name == "clip"
+    torch.testing.assert_close(found(images, ["a"]), load("clip", image_model="shapes-flux")(images, ["a"]))
+    from diffscale.bench.config import BenchConfig, GenerateConfig
+
+    assert GenerateConfig(verifier="diffscale/clip model=x").verifier == "clip model=x"
+    bench = BenchConfig(search=["diffscale/random n=2"], verifier=["diffscale-shapes/shapes-judge"])
+    assert bench.search == ["random n=2"] and bench.verifier == ["shapes-judge"]
+
+
 def test_a_class_of_a_search_that_needs_arguments_is_told():
     for given in (f"{HERE}:Search", Search):
         with pytest.raises(DiffscaleError, match="needs n"):
             choose_search(given)
     with pytest.raises(DiffscaleError, match="takes n as int"):
         choose_search(f"{HERE}:Search n=many")
-    assert choose(search, "search", {}, 1).text == f"{HERE}:search"
+    assert choose(search, "search", {}, ["env"]).text == f"{HERE}:search"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffscale._util.errors import DiffscaleError, UnknownName
-from diffscale.registry.arguments import parse
+from diffscale.registry.arguments import parse, rejoined
 
 if TYPE_CHECKING:
     from nowhere import Unimportable
@@ -71,6 +71,23 @@ def test_a_type_that_no_text_makes_is_told() -> None:
     own.__annotations__["model"] = Model
     with pytest.raises(DiffscaleError, match=r"takes model as .*Model, but got 'x'"):
         parsed("model=x", own)
+
+
+def lists(
+    images: Any, prompts: Any, sizes: list[int] | None = None, names: tuple[str, ...] = (), one: str | list[str] = ""
+) -> None: ...
+
+
+def test_collections_are_written_with_commas() -> None:
+    assert parsed("sizes=1,2,3 names=a,b one=a,b", lists) == {"sizes": [1, 2, 3], "names": ("a", "b"), "one": "a,b"}
+    with pytest.raises(DiffscaleError, match=r"takes sizes as list\[int\] \| None, but got '1,b'"):
+        parsed("sizes=1,b", lists)
+
+
+@given(st.lists(st.lists(st.sampled_from("bcd"), max_size=3)))
+def test_what_was_split_at_commas_is_put_together(values: list[list[str]]) -> None:
+    texts = [f"a x=1,{','.join(value)}" if value else "a" for value in values]
+    assert rejoined(",".join(texts).split(",") if texts else [], lambda piece: piece.startswith("a")) == texts
 
 
 def test_nothing_is_no_name() -> None:

@@ -41,6 +41,8 @@ def test_two_of_one_name_are_told_apart_by_their_packages(things):
 
     assert list(things) == ["one/alike", "two/alike", "single", "broken", "own", "three/own"]
     assert things["one/alike"] is json.dumps and things["two/alike"] is json.loads and "alike" not in things
+    short = {"two/single": "single", "two/alike": "two/alike", "diffscale/own": "own", "no/own": "no/own"}
+    assert {name: things.short(f"{name} a=1 b=2") for name in short} == {k: f"{v} a=1 b=2" for k, v in short.items()}
     assert things["single"] is things["two/single"] is json.load and things.source("single") == "two 1.0"
     assert things["own"] is json.dump and things["three/own"] is json.dumps  # no package takes away a name of diffscale
     with pytest.raises(DiffscaleError, match="broken of the package three cannot be imported"):
@@ -80,8 +82,8 @@ def test_a_broken_plug_in_breaks_nothing_else(monkeypatch):
                "models": [entry("bad", "gone", "math:pi")]}  # fmt: skip
     monkeypatch.setattr("diffscale.registry.entry_points", lambda group: offered.get(group.partition(".")[2], []))
     with pytest.raises(DiffscaleError, match="five is no function and no class"):
-        choose("five", "search", Registry("searches"), 1)
-    assert choose("good n=2", "search", Registry("searches"), 1).arguments == {"n": 2}
+        choose("five", "search", Registry("searches"), ["env"])
+    assert choose("good n=2", "search", Registry("searches"), ["env"]).arguments == {"n": 2}
     monkeypatch.setattr(shipped, "plugins", Registry)
     with pytest.warns(UserWarning, match="models gone of bad 1.0 are left out"):
         assert shipped.shipped_folders() == {}

@@ -33,6 +33,40 @@ def test_what_makes_no_ensemble_is_refused(text):
         load(text, image_model="shapes-flux")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("of=clip", "two members or more"), ("of=clip,nosuch", "Unknown verifier 'nosuch'"),
+        ("of=clip,shapes-judge weights=1", "a finite weight over 0 for each"),
+        ("of=clip,shapes-judge weights=inf,1", "a finite weight over 0"),
+        ("of=clip,shapes-judge weights=1,x", "are numbers"),
+        (f"of=clip,{__name__}:Scaled", "needs by: .*after colons, as in of=clip,mine:Sharp:scale=2"),
+    ],
+)  # fmt: skip
+def test_members_are_checked_before_anything_is_loaded(text, said):
+    with pytest.raises(DiffscaleError, match=said):
+        check(f"ensemble {text}")
+
+
+def test_members_are_named_in_all_ways():
+    text = f"ensemble of=diffscale/clip,{__name__}:Scaled:by=2"
+    check(text)
+    found, images = load(text, image_model="shapes-flux"), torch.rand(1, 3, 64, 64)
+    assert found.components == ["clip", f"{__name__}:Scaled"]
+    wanted = [load("clip", image_model="shapes-flux")(images, ["a"]).item(), 2 * images.mean().item()]
+    assert found(images, ["a"])[0].tolist() == pytest.approx(wanted)
+
+
+class Scaled:
+    """A verifier as a class that needs an argument."""
+
+    def __init__(self, by: float):
+        self.by = by
+
+    def __call__(self, images, prompts):
+        return self.by * images.mean((1, 2, 3))
+
+
 def test_an_ensemble_in_an_ensemble_is_refused():
     inner = load("ensemble of=clip,shapes-judge", image_model="shapes-flux")
     with pytest.raises(DiffscaleError, match="leave it out"):
@@ -100,10 +134,10 @@ class Own:
         ("list(map(float, means)) * 2", r"must return scores of shape \(3,\), but returned shape \(6,\)"),
         ("images.numpy()", r"but returned shape \(3, 3, 8, 8\)"),
         ("0.5", r"but returned shape \(\)"),
-        ("None", "but returned NoneType"),
-        ("['high', 'low', 'low']", "but returned list"),
-        ("[[1.0], [2.0, 3.0], []]", "but returned list"),
-        ("{'scores': means}", "but returned dict"),
+        ("None", "but returned None: let it return them"),
+        ("['high', 'low', 'low']", "but returned a list that holds something else"),
+        ("[[1.0], [2.0, 3.0], []]", "but returned a list that holds something else"),
+        ("{'scores': means}", "but returned a dict that holds something else"),
     ],
 )
 def test_scores_that_are_none_are_told_in_one_sentence(tmp_path, monkeypatch, answer, said):

@@ -1,6 +1,7 @@
 """Errors a user can act on: every message is one sentence that says what to do."""
 
 import difflib
+import traceback
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -49,6 +50,13 @@ def explained(sentence: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise DiffscaleError(sentence.replace("{why}", first_line(error))) from error
+
+
+def raised(error: BaseException) -> str:
+    """What an error is and where it was raised, in a line: for errors in code that a user wrote."""
+    calls = traceback.extract_tb(error.__traceback__)
+    where = f", in line {calls[-1].lineno} of {calls[-1].filename}" if calls else ""
+    return f"{type(error).__name__}: {first_line(error)}{where}"
 
 
 def first_line(error: BaseException) -> str:

@@ -6,12 +6,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from diffscale._util.config import Flag
 from diffscale._util.errors import check_name
 from diffscale.models.options import MEANS, LoadOptions
-from diffscale.registry import DEFAULT_MODEL, DEFAULT_SEARCH, DEFAULT_SUITE
+from diffscale.registry import DEFAULT_MODEL, DEFAULT_SEARCH, DEFAULT_SUITE, plugins
+
+SearchText = Annotated[str, AfterValidator(lambda text: plugins("searches").short(text))]
+VerifierText = Annotated[str, AfterValidator(lambda text: plugins("verifiers").short(text))]
+"""A search and a verifier as users type them; `package/name` becomes the name that listings show."""
 
 
 class ModelConfig(LoadOptions):
@@ -51,8 +55,8 @@ class GenerateConfig(ModelConfig):
         "a red circle above a blue square", min_length=1,
         description="What to draw; of a class-conditional model a class, by name or id.",
     )  # fmt: skip
-    search: str = Field(DEFAULT_SEARCH, description='Search, as "random" or "random n=8".')
-    verifier: str = Field("clip", description='Verifier, as "clip" or "clip model=ID".')
+    search: SearchText = Field(DEFAULT_SEARCH, description='Search, as "random" or "random n=8".')
+    verifier: VerifierText = Field("clip", description='Verifier, as "clip" or "clip model=ID".')
     budget: int = Field(1280, gt=0, description="Total NFE, final denoising included.")
 
     def same_run(self, other: GenerateConfig) -> bool:
@@ -67,8 +71,8 @@ class BenchConfig(ModelConfig):
     suite: Annotated[str, Flag(argument="SUITE|FILE")] = Field(
         DEFAULT_SUITE, description="Prompts: a suite, or a txt, jsonl or csv file."
     )
-    search: list[str] = Field([DEFAULT_SEARCH], min_length=1, description="Algorithm and arguments; repeatable.")
-    verifier: list[str] = Field(["clip"], min_length=1, description="What to search with; repeatable.")
+    search: list[SearchText] = Field([DEFAULT_SEARCH], min_length=1, description="Algorithm and arguments; repeatable.")
+    verifier: list[VerifierText] = Field(["clip"], min_length=1, description="What to search with; repeatable.")
     budget: list[int] = Field([1280], min_length=1, description="NFE a prompt; repeatable.")
     repeats: int = Field(1, gt=0, description="Searches a prompt, each from its own noise.")
     limit: int | None = Field(None, gt=0, description="Prompts, evenly over the suite. Default: all.")

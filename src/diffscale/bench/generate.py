@@ -13,6 +13,7 @@ from diffscale import api
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import replacing, write_json
+from diffscale._util.numbers import rounded
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.bench.series import costs_of
@@ -100,7 +101,7 @@ def run(settings: GenerateConfig, folder: Path, progress: Progress = silent) -> 
 def _sheet(result: Result, title: str) -> Image.Image:
     """The best candidates, best first, with their scores; the first sample is named if it is among them."""
     captions = [
-        f"{shown.score:.4f}" + (" (first)" if shown.number == result.baseline.number else "")
+        rounded(shown.score, 4) + (" (first)" if shown.number == result.baseline.number else "")
         for shown in result.gallery
     ]
     return pictures.grid([pictures.to_pil(shown.image / 255) for shown in result.gallery], captions, title, mark=0)

@@ -11,7 +11,7 @@ import numpy as np
 from diffscale._util.files import write_json, write_text
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.hacking import hacked
-from diffscale.bench.series import Cell
+from diffscale.bench.series import Cell, safe_name
 from diffscale.metrics.bootstrap import interval, over_groups
 from diffscale.report import plots
 from diffscale.verifiers.heldout import judge_name
@@ -29,18 +29,19 @@ def write(
     write_json(folder / "results.json", {"settings": stated, "cells": rows})
     write_text(folder / "results.csv", as_csv(rows))
     title = f"{settings.model}, {settings.suite}"
-    for verifier in settings.verifier:
-        name = verifier.split()[0]
+    names = [verifier.split()[0] for verifier in settings.verifier]
+    for verifier, name in zip(settings.verifier, names, strict=True):
+        name = verifier if names.count(name) > 1 else name
         largest = {search: Cell(search, verifier, max(settings.budget)) for search in settings.search}
         if curves := {search: curve for search, cell in largest.items() if (curve := _curve(cell, samples))}:
-            plots.curves(curves, f"best {name} score so far", title, folder / f"scaling-{name}.png")
+            plots.curves(curves, f"best {name} score so far", title, folder / f"scaling-{safe_name(name)}.png")
         judged: dict[str, _Curve] = {}
         for row in rows:
             if row["verifier"] == verifier and "judge" in row:
                 judged.setdefault(row["search"], []).append((row["nfe"], row["judge"]))
         if judged:
             points = {search: sorted(curve, key=lambda point: point[0]) for search, curve in judged.items()}
-            plots.curves(points, "judge mean", f"{title}, searched by {name}", folder / f"judge-{name}.png")
+            plots.curves(points, "judge mean", f"{title}, searched by {name}", folder / f"judge-{safe_name(name)}.png")
     return rows
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from diffscale._util.numbers import rounded
 from diffscale.bench.config import BenchConfig, check_names
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_dtype, print_table, print_warning, progress_bars, quiet_console
@@ -66,4 +67,4 @@ def _row(row: dict[str, Any]) -> list[str]:
 
 
 def _mean(interval: dict[str, float]) -> str:
-    return f"{interval['mean']:.3f} ±{(interval['high'] - interval['low']) / 2:.3f}"
+    return f"{rounded(interval['mean'])} ±{rounded((interval['high'] - interval['low']) / 2)}"

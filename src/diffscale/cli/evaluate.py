@@ -8,6 +8,7 @@ from rich.console import Console
 
 from diffscale._util.errors import explained
 from diffscale._util.files import write_json
+from diffscale._util.numbers import rounded
 from diffscale.bench.config import EvaluateConfig
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_table, print_warning, progress_bars, quiet_console
@@ -51,4 +52,5 @@ def _print_results(console: Console, results: dict[str, Any]) -> None:
 
 
 def _mean(interval: dict[str, float]) -> tuple[str, str]:
-    return f"{interval['mean']:.3f}", f"{interval['low']:.3f} to {interval['high']:.3f}"
+    mean, low, high = (rounded(interval[name]) for name in ("mean", "low", "high"))
+    return mean, f"{low} to {high}"

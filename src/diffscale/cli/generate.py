@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from diffscale._util.numbers import rounded
 from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_dtype, print_warning, progress_bars, quiet_console
@@ -37,8 +38,8 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
     best, first = summary["best"]["score"], summary["baseline"]["score"]
     verifier = summary["verifier"].split()[0]
     console.print(
-        f"{verifier}: first sample {first:.4f}, best of {summary['candidates']} {best:.4f} ({best - first:+.4f}) "
-        f"for {summary['nfe']:,} NFE in {summary['seconds']:.1f} s"
+        f"{verifier}: first sample {rounded(first, 4)}, best of {summary['candidates']} {rounded(best, 4)} "
+        f"({rounded(best - first, 4, sign=True)}) for {summary['nfe']:,} NFE in {summary['seconds']:.1f} s"
     )
     for name, scores in summary["judges"].items():
         held_out = "the oracle searched with" if scores["searched_with"] else "not searched with"

@@ -1,7 +1,9 @@
 """`diffscale`: the commands together, and what an error looks like."""
 
 import sys
-from typing import Annotated
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -46,8 +48,19 @@ def main(
     """Spend compute at inference, get better samples."""
 
 
+_usual_format: Final = warnings.formatwarning
+
+
+def _format_warning(message: Warning | str, category: type[Warning], filename: str, *where: Any, **line: Any) -> str:
+    """A warning of ours is a sentence for users, without the line of ours that it is from; others stay as they are."""
+    if Path(filename).is_relative_to(Path(diffscale.__file__).parent):
+        return f"warning: {message}\n"
+    return _usual_format(message, category, filename, *where, **line)
+
+
 def run() -> None:
     """Entry point: errors a user can mend are one sentence and exit code 2, an interrupt is 130."""
+    warnings.formatwarning = _format_warning
     try:
         app()
     except DiffscaleError as error:

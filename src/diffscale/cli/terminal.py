@@ -60,11 +60,12 @@ def print_table(
     """Print a table without lines, unless it has no rows; the columns `numbers` are aligned to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left")
+        # Long names go on in the next line; cut off, two of them could look alike.
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     if table.row_count:
-        console.print(table)
+        console.print(table, soft_wrap=False)
 
 
 def print_warning(console: Console, text: str, kind: str = "warning") -> None:

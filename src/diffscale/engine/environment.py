@@ -78,7 +78,9 @@ class SearchEnvironment:
 
     def value(self, scores: Tensor) -> Tensor:
         if isinstance(scores, Generator):
-            raise DiffscaleError("A search asked for scores without waiting for them: write `yield from` before it.")
+            raise DiffscaleError(
+                "A search did not wait for scores: write `yield from env.evaluate(state)`, not `env.evaluate(state)`."
+            )
         return aggregate_pool(scores, self.aggregate)
 
     def step(self, state: State, noise: Tensor | None = None, eta: float | None = None) -> State:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, raised
 from diffscale.engine.batching import out_of_memory
 from diffscale.types import PoolVerifier, SetVerifier, Verifier
 
@@ -33,7 +33,7 @@ def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded
         if out_of_memory(error):
             raise
         if len(images) == 1:
-            _warn(verifier, f"raised {type(error).__name__}: {error}", prompts[0])
+            _warn(verifier, f"raised {raised(error)}", prompts[0])
             size = (1, len(verifier.components)) if isinstance(verifier, PoolVerifier) else (1,)
             return torch.full(size, -math.inf, dtype=torch.float64)
     # One of the batch made the verifier raise: find out which, and keep the others.
@@ -94,8 +94,14 @@ def _tensor(verifier: Verifier, given: Any, wanted: tuple[int, ...]) -> Tensor:
     except (TypeError, ValueError) as error:
         raise DiffscaleError(
             f"Verifier {verifier.name!r} must return scores of shape {wanted}, as a tensor, an array or a list of "
-            f"numbers, but returned {type(given).__name__} with something else."
+            f"numbers, but returned {_described(given)}."
         ) from error
+
+
+def _described(given: Any) -> str:
+    """What a verifier gave that is no scores, in a few words."""
+    name = type(given).__name__
+    return "None: let it return them" if given is None else f"a {name} that holds something else"
 
 
 def usable_scores(verifier: Verifier, raw: Tensor, prompts: list[str]) -> Tensor:

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError
+from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError, raised
 from diffscale._util.fingerprints import name_of
 from diffscale._util.pixels import eight_bit
 from diffscale.engine.answers import answer_of, answers_itself, finishes
+from diffscale.engine.batching import out_of_memory
 from diffscale.engine.environment import SearchEnvironment
 from diffscale.engine.journal import Journal, Reply
 from diffscale.engine.leaderboard import Leaderboard
 from diffscale.engine.ledger import BudgetSpent, Ledger, price
 from diffscale.engine.results import Candidate, Observer, Result, Thumbnail
 from diffscale.engine.task import Task
-from diffscale.types import Aggregate, NeedsIntermediateX0, PoolVerifier, Request, Sampler, Verifier
+from diffscale.types import Aggregate, NeedsIntermediateX0, PoolVerifier, Request, Sampler, State, Verifier
 
 THUMBNAIL: Final = 256  # pixels a side
 _REFUSALS: Final = 100  # how often a search may ask for too much in a row before it is ended
@@ -76,6 +77,7 @@ class SearchRun:
     _first: int | None = None
     _pictures: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _parts: list[Reply] = field(default_factory=list)
+    _refused: str = ""
 
     def __post_init__(self) -> None:
         self.sampler, self.journal = self.context.sampler, self.context.journal
@@ -129,13 +131,10 @@ class SearchRun:
         if found is None:
             if self.dropped:
                 raise AllCandidatesFailed(
-                    f"None of the {self.dropped} candidates of search {self.name} got a finite score; see the warnings "
-                    "above and mend the verifier or the model."
+                    f"None of the {self.dropped} candidates of the search {self.described} got a finite score; see the "
+                    "warnings above and mend the verifier or the model."
                 )
-            raise BudgetTooSmall(
-                f"Search {self.name} spent {self.ledger.nfe} of {self.ledger.budget} NFE and finished no sample; one "
-                f"sample costs {self.sampler.steps} NFE, so give it a larger budget."
-            )
+            raise BudgetTooSmall(self._nothing_found())
         values, pool = self.leaderboard.values(), self.leaderboard.components
         points = self.leaderboard.trace()
         if points[-1][1] < self.ledger.nfe:
@@ -157,6 +156,20 @@ class SearchRun:
             self.dropped,
             self.sampler.prompts[self.task.prompt_index],
         )
+
+    def _nothing_found(self) -> str:
+        """Why no sample was finished, and what to do."""
+        found_none = f"The search {self.described} finished no sample: "
+        if self._refused:
+            return found_none + self._refused
+        spent = f"{self.ledger.nfe} of {self.ledger.budget} NFE"
+        how = "its function must write `scores = yield from env.evaluate(state)`, or give it a larger budget"
+        return f"{found_none}it ended by itself after {spent}, and one sample costs {self.sampler.steps}; {how}."
+
+    @property
+    def described(self) -> str:
+        """The search and what it is for, as sentences name it."""
+        return f"{name_of(self.task.search)} for {self.sampler.prompts[self.task.prompt_index]!r}"
 
     def best_image(self) -> Tensor | None:
         """The best candidate so far, float32 [3, H, W] in [0, 1]; None if there is none."""
@@ -241,6 +254,7 @@ class SearchRun:
             for _ in range(_REFUSALS):
                 if not isinstance(request, Request):
                     mend = "write `yield from` there" if isinstance(request, Generator) else "mend it"
+                    mend = "write `yield from env.evaluate(state)`" if isinstance(request, State) else mend
                     raise DiffscaleError(
                         f"A search yields {', '.join(kind.__name__ for kind in get_args(Request))}, but "
                         f"{name_of(self.task.search)} yielded {type(request).__name__}: {mend}."
@@ -252,12 +266,23 @@ class SearchRun:
                     self.ledger.charge(price(request, self.sampler))
                     return request
                 except BudgetSpent as spent:
+                    asked = f"it asked for {type(request).__name__} of {len(request.state)} rows"
+                    cost, left = price(request, self.sampler), self.ledger.left
+                    few = "give it a larger budget, or let it ask for fewer rows"
+                    self._refused = (
+                        f"{asked}, which costs {cost} NFE, and {left} of {self.task.budget} were left; {few}."
+                    )
                     request = self.generator.throw(spent)
             self.generator.close()
         except (StopIteration, BudgetSpent):
             pass
         except DiffscaleError as error:
             self.error = error
+        except Exception as error:  # whatever a search may do wrong
+            if out_of_memory(error):
+                raise
+            self.error = DiffscaleError(f"The search {self.described} failed ({raised(error)}): mend it.")
+            self.error.__cause__ = error
         return None
 
     def _take(self, reply: Reply) -> None:

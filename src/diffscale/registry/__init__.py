@@ -100,6 +100,13 @@ class Registry(Mapping[str, Any]):
                 text = str(error)
         return text.strip().partition("\n")[0]
 
+    def short(self, text: str) -> str:
+        """`text`, a name with or without arguments, with the name that listings show in the place of `package/name`."""
+        name, space, arguments = text.partition(" ")
+        if name in self._registered or name not in self._full:
+            return text
+        return next(key for key, entry in self._short.items() if entry is self._full[name]) + space + arguments
+
     def register(self, name: str, thing: Any) -> None:
         """Offer `thing` by `name` in this process; raises DiffscaleError for a name that is taken."""
         if name in self and self._registered.get(name) is not thing:

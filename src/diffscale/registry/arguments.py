@@ -2,10 +2,10 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from types import FunctionType
-from typing import Any, Final
+from types import FunctionType, UnionType
+from typing import Any, Final, Union, get_args, get_origin
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
@@ -21,7 +21,8 @@ def parse(
     """Split "name key=value ..." and coerce the values by the factory's signature.
 
     Where it has no annotation for an argument, that is by the kind of the default (a text, a switch or a float), else
-    by what the value looks like: 3 is an int, 3.0 a float, true and false are bools, all else is a text.
+    by what the value looks like: 3 is an int, 3.0 a float, true and false are bools, all else is a text. The items of a
+    list, a tuple or a set, by its annotation, stand between commas, as in sizes=1,2,3.
 
     `inputs`: how many of its arguments a program gives to a function, before all others; None: all without a default.
 
@@ -48,8 +49,25 @@ def parse(
         wanted = _kind(parameters[key], factory)
         wrong = f"{kind} {name} takes {key} as {inspect.formatannotation(wanted)}, but got {value!r}."
         with explained(wrong, ValidationError, PydanticUserError):
-            given[key] = _literal(value) if wanted is None else TypeAdapter(wanted).validate_python(value)
+            if wanted is None:
+                given[key] = _literal(value)
+            else:
+                given[key] = TypeAdapter(wanted).validate_python(value.split(",") if _is_collection(wanted) else value)
     return name, given
+
+
+def rejoined(pieces: Iterable[str], is_name: Callable[[str], bool]) -> list[str]:
+    """Names with arguments that were split at commas, put together again where a comma was in a value.
+
+    `is_name`: whether a piece begins with a name, so that it does not go on with the value before it.
+    """
+    texts: list[str] = []
+    for piece in pieces:
+        if texts and "=" in texts[-1] and not is_name(piece):
+            texts[-1] += f",{piece}"
+        else:
+            texts.append(piece)
+    return texts
 
 
 def signature(factory: Callable[..., Any]) -> inspect.Signature:
@@ -93,6 +111,17 @@ def _kind(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:
         return annotation
     # An int may be the default of a float.
     return type(parameter.default) if type(parameter.default) in (bool, float, str) else None
+
+
+def _is_collection(wanted: Any) -> bool:
+    """Whether an annotation, or one of its alternatives, is of a list or the like, and no text."""
+    kinds = [get_origin(each) or each for each in (get_args(wanted) if _is_union(wanted) else (wanted,))]
+    kinds = [each for each in kinds if isinstance(each, type)]
+    return str not in kinds and any(issubclass(each, Collection) and not issubclass(each, Mapping) for each in kinds)
+
+
+def _is_union(wanted: Any) -> bool:
+    return get_origin(wanted) in (Union, UnionType)
 
 
 def _innermost(factory: Callable[..., Any]) -> Callable[..., Any]:

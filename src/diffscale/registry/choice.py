@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -11,6 +11,7 @@ from typing import Any
 
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.fingerprints import name_of
+from diffscale.registry import Registry
 from diffscale.registry.arguments import parse, required, signature, takes_inputs
 
 
@@ -18,20 +19,22 @@ from diffscale.registry.arguments import parse, required, signature, takes_input
 class Choice:
     """A search or a verifier that was chosen.
 
-    `name`: what tables call it. `text`: name and arguments, what a journal knows it by. `thing`: a function that is
-    called with `inputs` arguments and those of `arguments`, or a class or factory that makes such a function of them.
+    `kind`: which of both. `name`: what tables call it. `text`: name and arguments, what a journal knows it by. `thing`:
+    a function that is called with `inputs`, such as images and prompts, and with `arguments`, or a class or factory
+    that makes such a function of the arguments.
     """
 
+    kind: str
     name: str
     text: str
     thing: Callable[..., Any]
     arguments: Mapping[str, Any]
-    inputs: int
+    inputs: Sequence[str]
 
     @property
     def is_factory(self) -> bool:
         """Whether `thing` makes what is called."""
-        return not takes_inputs(self.thing, self.inputs)
+        return not takes_inputs(self.thing, len(self.inputs))
 
     def declares(self, trait: str) -> bool:
         """Whether `thing` says of itself that it has a trait, see `types.search_traits`."""
@@ -43,33 +46,48 @@ class Choice:
         given = {name: value for name, value in context.items() if name in takes} | dict(self.arguments)
         if not self.is_factory:
             return partial(self.thing, **given) if given else self.thing
-        made = self.thing(**given)
+        made, inputs = self.thing(**given), ", ".join(self.inputs)
+        if isinstance(made, Generator):
+            raise DiffscaleError(f"The {self.kind} {self.name} must take ({inputs}), before arguments of its own.")
         if not callable(made):
-            raise DiffscaleError(f"{self.name} makes no function, but {type(made).__name__}: mend it.")
+            mend = f"let it take ({inputs}), or return a function that does"
+            mend = f"give the class a method __call__(self, {inputs})" if isinstance(self.thing, type) else mend
+            what = f"gives {type(made).__name__}, which cannot be called"
+            raise DiffscaleError(f"The {self.kind} {self.name} {what}: {mend}.")
         return made
 
 
-def choose(given: str | Callable[..., Any], kind: str, things: Mapping[str, Any], inputs: int) -> Choice:
+def choose(given: str | Callable[..., Any], kind: str, things: Mapping[str, Any], inputs: Sequence[str]) -> Choice:
     """What `given` means: "name key=value ..." of `things`, "package.module:attribute key=value ..." or a callable.
 
-    An attribute is looked for in the current folder too. Raises UnknownName for an unknown name, DiffscaleError for
-    arguments that are wrong or missing, and for what cannot be imported or called.
+    `inputs`: the names of what a function of this `kind` is called with. An attribute is looked for in the current
+    folder too. Raises UnknownName for an unknown name, DiffscaleError for arguments that are wrong or missing, and for
+    what cannot be imported or called.
     """
     if isinstance(given, str):
+        given = things.short(given) if isinstance(things, Registry) else given
         name = given.split()[0] if given.split() else ""
         known = {name: _imported(name, kind)} if ":" in name else things
         if name in known and not callable(known[name]):
             raise DiffscaleError(f"The {kind} {name} is no function and no class: its package must mend it.")
-        name, arguments = parse(given, kind, known, inputs)
-        choice = Choice(name, given, known[name], arguments, inputs)
+        if name not in known and "." in name:
+            module, _, attribute = name.rpartition(".")
+            raise DiffscaleError(f"There is no {kind} {name}: write {module}:{attribute} for what a module has.")
+        name, arguments = parse(given, kind, known, len(inputs))
+        choice = Choice(kind, name, given, known[name], arguments, inputs)
     else:
         if not callable(given):
             raise DiffscaleError(f"A {kind} is a name or something that can be called, not {type(given).__name__}.")
-        choice = Choice(name_of(given), name_of(given), given, {}, inputs)
-    needed = required(choice.thing)[0 if choice.is_factory else inputs :]
+        choice = Choice(kind, name_of(given), name_of(given), given, {}, inputs)
+    needed = required(choice.thing)[0 if choice.is_factory else len(inputs) :]
     if missing := [name for name in needed if name not in choice.arguments]:
+        if missing[0] in inputs and not isinstance(choice.thing, type):
+            takes = ", ".join(inputs)
+            raise DiffscaleError(f"The {kind} {choice.name} must take ({takes}), before arguments of its own.")
         how = f"write {choice.name} " + " ".join(f"{name}=VALUE" for name in missing)
-        how = how if isinstance(given, str) else "give an object that is made with them"
+        if not isinstance(given, str):
+            made, values = getattr(given, "__name__", choice.name), ", ".join(f"{name}=..." for name in missing)
+            how = f"give {made}({values})" if isinstance(given, type) else f"give functools.partial({made}, {values})"
         raise DiffscaleError(f"The {kind} {choice.name} needs {', '.join(missing)}: {how}.")
     return choice
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 matplotlib.use("Agg")
@@ -60,10 +60,16 @@ def scaling(trace: Sequence[tuple[int, float]], first: int, title: str, verifier
         if nfe[-1] > first:
             axes.set_xscale("log", base=2)
             axes.set_xlim(first * 0.9, nfe[-1] * 1.08)
-        ticks = [first * 2**i for i in range(20) if first * 2**i <= nfe[-1]]
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.minorticks_off()
+        _set_doubling_ticks(axes, first, nfe[-1])
         axes.yaxis.set_major_locator(MaxNLocator(6))
+
+
+def _set_doubling_ticks(axes: Any, first: float, last: float) -> None:
+    """Ticks at `first` NFE and its doubles up to `last`; every second one, and so on, where they are many."""
+    count = int(np.log2(max(1.0, last / first)) + 0.01) + 1
+    ticks = [first * 2.0**i for i in range(0, count, 1 + count // 12)]
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def curves(
@@ -80,8 +86,8 @@ def curves(
             band = None if crowded else (low, high)
             draw_line(axes, [nfe for nfe, _ in points], mean, band, number, name, marked=len(points) < 12)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.minorticks_off()
+        every = [nfe for points in lines.values() for nfe, _ in points]
+        _set_doubling_ticks(axes, min(every), max(every))
         if crowded:
             axes.figure.legend(loc="outside right center", fontsize=9, frameon=False)
         else:

@@ -20,4 +20,4 @@ def choose_search(given: str | Callable[..., Any]) -> Choice:
     A class, or a function that needs no argument, is called to make the search. Raises UnknownName for an unknown name,
     DiffscaleError for arguments that are wrong or missing.
     """
-    return choose(given, "search", SEARCHES, inputs=1)
+    return choose(given, "search", SEARCHES, inputs=("env",))

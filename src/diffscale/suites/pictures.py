@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from diffscale.types import World
 SUFFIXES: Final = (".jpeg", ".jpg", ".png", ".webp")
 METADATA: Final = "metadata.jsonl"
 _SAMPLES: Final = "samples.jsonl"
+_RESULT: Final = "result.json"
 _TEXT: Final = ("text", "prompt", "caption")
 
 
@@ -41,14 +43,14 @@ class Pictures:
         """All png, jpg and webp pictures in `folder` and below it; hidden ones are left out.
 
         Prompts are from `prompt_file` (see `_read_prompts`), else from `metadata.jsonl` in the folder, else from what
-        `diffscale bench` wrote, of whose folder only the samples count, not the plots. Raises DiffscaleError if there
-        is no picture, or a file cannot be read.
+        `diffscale bench` or `generate` wrote, of whose folders only what was found counts, not the plots. Raises
+        DiffscaleError if there is no picture, or a file cannot be read.
         """
         if not folder.is_dir():
             raise DiffscaleError(f"There is no folder {folder}: give one with pictures.")
         folder = folder.resolve()  # what lies above "." is looked at too
         described = (folder / METADATA).is_file()
-        known = {} if described else _bench_prompts(folder)
+        known = {} if described else _bench_prompts(folder) or _generated_prompts(folder)
         paths = sorted(known or (path for path in folder.rglob("*") if _is_picture(path, folder)))
         if not paths:
             raise DiffscaleError(f"There are no pictures in {folder}: it needs {', '.join(SUFFIXES)} files.")
@@ -134,6 +136,17 @@ def _bench_prompts(folder: Path) -> dict[Path, str]:
             listed = {home / str(row["image"]): str(row["prompt"]) for row in rows}
             return {path: prompt for path, prompt in listed.items() if path.is_relative_to(folder)}
     return {}
+
+
+def _generated_prompts(folder: Path) -> dict[Path, str]:
+    """The best pictures of runs of `diffscale generate` in `folder` or below it, and their prompts."""
+    found = {}
+    for result in folder.rglob(_RESULT):
+        if (best := result.with_name("best.png")).is_file():
+            unreadable = f"The prompt in {result} cannot be read: remove it, and give --prompts ({{why}})."
+            with explained(unreadable, OSError, ValueError, TypeError, KeyError):
+                found[best] = str(json.loads(result.read_text(encoding="utf-8"))["prompt"])
+    return found
 
 
 def _read_prompts(folder: Path, file: Path, paths: Sequence[Path] = ()) -> dict[Path, str]:

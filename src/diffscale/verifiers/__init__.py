@@ -2,7 +2,8 @@
 
 A package offers one by an entry point in the group `diffscale.verifiers`: a function of `images` and `prompts` (see
 `function.FunctionVerifier`), or a class or factory that gives a `types.Verifier`. A factory is given `device` and
-`image_model` (the model whose pictures will come) where it has arguments of these names.
+`image_model` (the model whose pictures will come) where it has arguments of these names. Where it has an attribute
+`check`, a function, that is called with the user's arguments before anything is loaded, and raises DiffscaleError.
 """
 
 from collections.abc import Callable
@@ -45,7 +46,9 @@ def load(given: str | Callable[..., Any], *, device: Any = "cpu", image_model: s
 def check(given: str | Callable[..., Any]) -> None:
     """Raise DiffscaleError for a name or arguments that `load` would refuse, without loading weights."""
     if isinstance(given, type) or not isinstance(given, Verifier):
-        _choose(given)
+        choice = _choose(given)
+        if choice.is_factory and callable(further := getattr(choice.thing, "check", None)):
+            further(**choice.arguments)
 
 
 def name_of_verifier(given: str | Callable[..., Any]) -> str:
@@ -59,4 +62,4 @@ def _choose(given: str | Callable[..., Any]) -> Choice:
         name, _, rest = given.partition(" ")
         factory = verifier_networks().get(name)
         given = given if factory is None else f"{factory} model={name} {rest}".strip()
-    return choose(given, "verifier", VERIFIERS, inputs=2)
+    return choose(given, "verifier", VERIFIERS, inputs=("images", "prompts"))

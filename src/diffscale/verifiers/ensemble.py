@@ -1,5 +1,6 @@
 """Several verifiers as one: by mean rank, or by a sum of z-scores, both within the pool that is compared."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale.engine.scoring import shaped_scores
-from diffscale.models.shipped import verifier_names
+from diffscale.models.shipped import verifier_networks
+from diffscale.registry.arguments import rejoined
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
 _ARGUMENT: Final = re.compile(r":(?=[A-Za-z_]\w*=)")
@@ -22,8 +24,8 @@ _FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(:|$)")
 class Combined:
     """Members' scores side by side: components [B, K]. Not differentiable: a candidate's worth depends on its pool.
 
-    `weights`: one over 0 for each member. Raises DiffscaleError for other weights, for fewer than two members, and for
-    members that are ensembles themselves or look at more than pictures and prompts.
+    `weights`: one over 0 for each member. Raises DiffscaleError for members that are ensembles themselves or look at
+    more than pictures and prompts.
     """
 
     name: str
@@ -31,11 +33,6 @@ class Combined:
     weights: Sequence[float]
 
     def __post_init__(self) -> None:
-        if len(self.members) < 2 or len(self.weights) != len(self.members) or not all(w > 0 for w in self.weights):
-            raise DiffscaleError(
-                f"Verifier {self.name} takes two members or more, as in of=clip,aesthetic, and a weight over 0 for "
-                f"each, not {len(self.members)} members and weights {list(self.weights)}."
-            )
         for member in self.members:
             if isinstance(member, PoolVerifier | NeedsIntermediateX0 | SetVerifier):
                 raise DiffscaleError(f"Verifier {member.name} cannot be a member of {self.name}; leave it out.")
@@ -101,6 +98,22 @@ def weighted(
     return Weighted("weighted", *members(of, weights, device=device, image_model=image_model))
 
 
+def check_members(of: str = "aesthetic,clip,image_reward", weights: str | None = None) -> None:
+    """Raise DiffscaleError for members, arguments of theirs or weights that `members` would refuse; loads nothing."""
+    from diffscale.verifiers import check
+
+    for member in (texts := _split(of)):
+        try:
+            check(_ARGUMENT.sub(" ", member))
+        except DiffscaleError as error:
+            how = "the arguments of a member follow its name after colons, as in of=clip,mine:Sharp:scale=2"
+            raise DiffscaleError(f"A member of the ensemble cannot be: {error} ({how})") from error
+    _shares(weights, len(texts))
+
+
+ensemble.check = weighted.check = check_members  # type: ignore[attr-defined]
+
+
 def members(of: str, weights: str | None, *, device: Any, image_model: str) -> tuple[list[Verifier], list[float]]:
     """The verifiers named in "clip,aesthetic:model=x" (arguments after colons), and their weights, 1 by default.
 
@@ -111,19 +124,27 @@ def members(of: str, weights: str | None, *, device: Any, image_model: str) -> t
     """
     from diffscale.verifiers import load
 
-    loaded = [load(_ARGUMENT.sub(" ", member), device=device, image_model=image_model) for member in _split(of)]
+    shares = _shares(weights, len(texts := _split(of)))
+    return [load(_ARGUMENT.sub(" ", text), device=device, image_model=image_model) for text in texts], shares
+
+
+def _shares(weights: str | None, members: int) -> list[float]:
+    """The numbers in "1,1,2", one for each member."""
     with explained(f"Weights are numbers, as in weights=1,1,2, not {weights!r}.", ValueError):
-        shares = [1.0] * len(loaded) if weights is None else [float(weight) for weight in weights.split(",")]
-    return loaded, shares
+        shares = [1.0] * members if weights is None else [float(weight) for weight in weights.split(",")]
+    if members < 2 or len(shares) != members or not all(0 < share < math.inf for share in shares):
+        raise DiffscaleError(
+            "An ensemble takes two members or more, as in of=clip,aesthetic, and a finite weight over 0 for each, not "
+            f"{members} members and the weights {shares}."
+        )
+    return shares
 
 
 def _split(of: str) -> list[str]:
-    texts: list[str] = []
-    known = verifier_names()
-    for piece in of.split(","):
-        named = piece.partition(":")[0] in known or _FUNCTION.match(piece)
-        if texts and not named and _ARGUMENT.search(texts[-1]):
-            texts[-1] += f",{piece}"
-        else:
-            texts.append(piece)
-    return texts
+    from diffscale.verifiers import VERIFIERS
+
+    def is_name(piece: str) -> bool:
+        name = piece.partition(":")[0]
+        return name in VERIFIERS or name in verifier_networks() or _FUNCTION.match(piece) is not None
+
+    return rejoined(of.split(","), is_name)

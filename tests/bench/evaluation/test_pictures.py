@@ -122,6 +122,20 @@ def test_a_bench_is_read_as_it_was_written(folder: Any, tmp_path: Path) -> None:
     assert len(above) == 4 and set(above.prompts) == {None}
 
 
+def test_what_generate_found_is_read_and_its_plots_are_not(folder: Any, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        home = folder(name, n=3)
+        for was, now in zip(("00.png", "01.png", "02.png"), ("best.png", "baseline.png", "scaling.png"), strict=True):
+            (home / was).rename(home / now)
+        (home / "result.json").write_text(json.dumps({"prompt": f"prompt {name}"}))
+    assert Pictures.open(tmp_path / "one").prompts == ("prompt one",)
+    both = Pictures.open(tmp_path)
+    assert both.prompts == ("prompt one", "prompt two") and {path.name for path in both.paths} == {"best.png"}
+    (tmp_path / "one" / "result.json").write_text("[]")
+    with pytest.raises(DiffscaleError, match=r"one/result\.json cannot be read: remove it, and give --prompts"):
+        Pictures.open(tmp_path)
+
+
 def test_pictures_of_shapes_are_known_by_size_and_prompts(folder: Any, tmp_path: Path) -> None:
     assert Pictures.open(folder("a", n=1, sizes=((64, 64),))).world is WORLD
     assert Pictures.open(folder("b", n=1)).world is None

@@ -19,8 +19,9 @@ from diffscale.bench.evaluation.features import features, statistics
 from diffscale.metrics.inception_score import inception_score
 from diffscale.metrics.statistics import Statistics, save_reference
 from diffscale.models.load import best_device
-from diffscale.models.shipped import verifier_names
+from diffscale.models.shipped import verifier_names, verifier_networks
 from diffscale.registry import plugins
+from diffscale.registry.arguments import rejoined
 from diffscale.suites.pictures import Pictures
 
 COMPARED: Final = plugins("metrics")
@@ -42,7 +43,7 @@ def run(settings: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]
     the metrics named; those that compare may then be left without a reference, and are left out. Raises
     DiffscaleError for settings that cannot be met.
     """
-    names = list(dict.fromkeys(settings.metrics))
+    names = list(dict.fromkeys(rejoined(map(plugins("verifiers").short, settings.metrics), _is_metric)))
     _check(settings, names)
     pictures = _pictures(settings)
     device, size, world = best_device(settings.device), settings.batch_size, pictures.world
@@ -95,16 +96,20 @@ def _pictures(settings: EvaluateConfig) -> Pictures:
     return replace(pictures, prompts=tuple(known[prompt] for prompt in pictures.prompts))
 
 
+def _is_metric(text: str) -> bool:
+    """Whether `text` begins with the name of a metric or a verifier, or with `module:function`."""
+    name = text.split()[0] if text.split() else ""
+    return ":" in name or name in METRICS or name in plugins("verifiers") or name in verifier_networks()
+
+
 def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
     """Raises DiffscaleError for what can be told before a picture is read."""
     every = [*METRICS, *verifier_names()]
     for name in names:
-        if name in METRICS:
-            continue
-        word = name.partition(" ")[0]
-        if ":" not in word and word not in every:
+        if not _is_metric(name):
             raise unknown("metric", name, every)
-        verifiers.check(name)
+        if name not in METRICS:
+            means.check(name)
     for text in [*_by_extractor(settings, names), *([] if settings.features is None else [settings.features])]:
         extractors.split(text)
     if not names and settings.save_reference is None:

@@ -5,6 +5,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
+from diffscale import verifiers
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.progress import Counter, silent
 from diffscale.engine.scoring import safe_score
@@ -19,6 +20,20 @@ _MORE: Final = {
     "record_level": "looks at predictions on the way to a picture",
     "choose": "scores pictures by those chosen before",
 }
+
+_OF_POOLS: Final = ("ensemble", "weighted")
+
+
+def check(verifier: str) -> None:
+    """Raise DiffscaleError for a verifier that `verifier_mean` would refuse, as far as can be told without loading."""
+    if (name := verifier.split()[0]) in _OF_POOLS:
+        # Before its members are looked at, since metrics are parted by commas too.
+        raise _without_mean(name, "components")
+    verifiers.check(verifier)
+
+
+def _without_mean(name: str, sign: str) -> DiffscaleError:
+    return DiffscaleError(f"The verifier {name} {_MORE[sign]}, so it has no mean over a folder: name another one.")
 
 
 def verifier_mean(
@@ -35,9 +50,8 @@ def verifier_mean(
     DiffscaleError for prompts that are missing, if nothing could be scored, and for a verifier that sees more than a
     finished picture and its prompt.
     """
-    more = next((said for sign, said in _MORE.items() if hasattr(verifier, sign)), None)
-    if more is not None:
-        raise DiffscaleError(f"The verifier {verifier.name} {more}, so it has no mean over a folder: name another one.")
+    if (sign := next((sign for sign in _MORE if hasattr(verifier, sign)), None)) is not None:
+        raise _without_mean(verifier.name, sign)
     needed = getattr(verifier, "needs_prompts", True)
     prompts = pictures.prompted(verifier.name) if needed else [prompt or "" for prompt in pictures.prompts]
 
