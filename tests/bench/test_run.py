@@ -9,7 +9,7 @@ from diffscale._util.files import parse_jsonl
 from diffscale.api import make_sampler
 from diffscale.bench import run as bench
 from diffscale.bench.config import BenchConfig
-from diffscale.bench.run import read_picture, run
+from diffscale.bench.run import read_found, run
 from diffscale.bench.series import Cell, PromptRepeat
 from diffscale.bench.shared_samples import SharedSampler
 from diffscale.engine import noise
@@ -64,7 +64,7 @@ def test_verifiers_share_samples_and_a_verifier_that_comes_later_scores_what_is_
     assert sum(rows_run) == 8 and set(samples[0]["scores"]) == {"clip", "aesthetic", "image_reward"}
     lines = parse_jsonl((tmp_path / "samples.jsonl").read_text(), tmp_path)
     assert len(lines) == 8 + 2 and lines[-1] == samples[-1]
-    image = read_picture(tmp_path / samples[0]["image"])
+    image = read_found(samples[0], tmp_path)
     assert samples[0]["scores"]["image_reward"]["best"] == pytest.approx(
         float(load("image_reward", image_model="shapes-flux")(image[None], PROMPTS[:1])), abs=1e-5
     )
@@ -87,7 +87,7 @@ def test_the_noise_found_is_what_is_sampled_again(tmp_path):
     once = Cell("zero_order n=2", "clip", 8)
     cells = [once, replace(once, final_steps=2), Cell("svdd b=1 m=2", "clip", 8, final_steps=2)]
     samples = run(SETTINGS, PROMPTS[:1], tmp_path, only=cells)
-    found, again = (read_picture(tmp_path / sample["image"]) for sample in samples[:2])
+    found, again = (read_found(sample, tmp_path) for sample in samples[:2])
     assert (found - again).abs().max() <= 1.01 / 255
     assert samples[1]["nfe"] == 10 and samples[1]["flops"] == pytest.approx(samples[0]["flops"] * 10 / 8)
     assert "svdd b=1 m=2 finds has no noise to sample again" in samples[2]["error"]
@@ -111,7 +111,7 @@ def test_noise_that_a_scheduler_scales_by_its_steps_is_sampled_again_at_its_own_
     loading = LoadOptions(device="cpu", scheduler=scheduler)
     sampler = make_sampler("shapes-sdxl", PROMPTS[:1], steps=8, pipe_args={}, loading=loading)
     image = sampler.decode(sampler.run(sampler.prior(torch.tensor([again["key"]]), torch.tensor([0]))).x)[0]
-    assert (read_picture(tmp_path / again["image"]) - image).abs().max() <= 2.01 / 255
+    assert (read_found(again, tmp_path) - image).abs().max() <= 2.01 / 255
 
 
 class Down:
@@ -140,7 +140,7 @@ def test_without_a_verifier_the_first_noise_is_sampled(tmp_path):
     assert plain["key"] == noise.fold(key, "candidate", 0) and plain["nfe"] == 2
     sampler = make_sampler("shapes-flux", PROMPTS, steps=2, pipe_args={}, loading=LoadOptions(device="cpu"))
     image = sampler.decode(sampler.run(sampler.prior(torch.tensor([plain["key"]]), torch.tensor([0]))).x)[0]
-    assert (read_picture(tmp_path / plain["image"]) - image).abs().max() <= 1.01 / 255
+    assert (read_found(plain, tmp_path) - image).abs().max() <= 1.01 / 255
 
 
 class Brightest:

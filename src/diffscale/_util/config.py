@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import write_text
+from diffscale._util.files import read_text, write_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -49,7 +49,7 @@ def panel(model: type[BaseModel], name: str) -> str | None:
 def read(file: Path) -> dict[str, Any]:
     """The settings in a YAML file; raises DiffscaleError if there are none."""
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(read_text(file))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise DiffscaleError(f"The configuration {file} cannot be read; mend or remove it ({reason}).") from error

@@ -71,23 +71,70 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, whose byte order mark is left out; line ends stay as they are.
+
+    Raises OSError, and UnicodeDecodeError for another encoding.
+    """
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text that are not blank, without blanks around them.
+
+    Lines end with a newline alone: splitlines() would also break within a caption, at U+2028, U+0085 and the like.
+    """
+    return [stripped for line in text.split("\n") if (stripped := line.strip())]
+
+
+def each_line(path: Path) -> Iterator[str]:
+    """The lines of a file that is too large to be read at once, ended and read as `read_text` and `split_lines` do."""
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+        yield from lines
+
+
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """What a JSON file holds, if that is of `kind`, a type that pydantic can check; it is returned as it was read.
+
+    None where there is no file, or one that holds anything else, such as one that was cut off: what can be made again
+    is not worth an error.
+    """
+    with suppress(OSError, ValueError, RecursionError):
+        content = json.loads(read_text(path))
+        TypeAdapter(kind).validate_python(content)
+        return content
+    return None
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON file with one object; raises DiffscaleError if it is not one."""
-    with suppress(OSError, ValueError):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            return config
-    raise DiffscaleError(f"The file {path} must hold one JSON object.")
+    config: dict[str, Any] | None = read_json(path)
+    if config is None:
+        raise DiffscaleError(f"The file {path} must hold one JSON object.")
+    return config
+
+
+def inside(folder: Path, name: str, said_by: Path) -> Path:
+    """The place of a file in `folder` that the file `said_by` names; raises DiffscaleError for one outside of it.
+
+    Files of strangers name files, and none of these may be another one of the user's. Links are followed.
+    """
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(os.path.normpath(folder)):
+        raise DiffscaleError(f"{said_by} names {name!r}, which is not in {folder}: mend or remove that line.")
+    return path
 
 
 def parse_jsonl(text: str, path: Path) -> list[dict[str, Any]]:
     """The objects in the text of a JSONL file, without empty lines; raises DiffscaleError naming the line that is none.
 
-    Lines end with a newline alone: within a text splitlines() would also break at U+2028 and the like.
+    Lines end as those of `split_lines`.
     """
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
-        with explained(f"Line {number} of {path} cannot be read: mend or remove it.", ValueError, TypeError):
+        with explained(
+            f"Line {number} of {path} cannot be read: mend or remove it.", ValueError, TypeError, RecursionError
+        ):
             rows += [dict(json.loads(line))] if line.strip() else []
     return rows
 
@@ -95,8 +142,7 @@ def parse_jsonl(text: str, path: Path) -> list[dict[str, Any]]:
 def read_lines(path: str, what: str) -> list[str]:
     """The lines of a text file that are not empty; raises DiffscaleError if there are none. `what`: what they are."""
     with explained(f"The file {path!r} of {what}, one a line, could not be read.", OSError, UnicodeDecodeError):
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    lines = [stripped for line in text.splitlines() if (stripped := line.strip())]
+        lines = split_lines(read_text(Path(path).expanduser()))
     if not lines:
         raise DiffscaleError(f"The file {path!r} must have {what}, one a line, but it is empty.")
     return lines

@@ -1,6 +1,5 @@
 """One prompt, one search, one folder of results: what `diffscale generate` does."""
 
-import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -8,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import BaseModel
 
 from diffscale import api
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import replacing, write_json
+from diffscale._util.files import read_json, replacing, write_json
 from diffscale._util.numbers import rounded
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import GenerateConfig, check_names
@@ -27,6 +27,23 @@ from diffscale.verifiers.heldout import heldout_scores, judge_name
 
 SHOWN = 64
 """Candidates on the sheet; a longer search shows its best ones."""
+
+
+class _End(BaseModel):
+    score: float
+    image: str
+
+
+class _Summary(BaseModel):
+    """What `result.json` holds at least: one that was cut off is made again, of what the journal has."""
+
+    verifier: str
+    candidates: int
+    nfe: int
+    seconds: float
+    best: _End
+    baseline: _End
+    judges: dict[str, dict[str, Any]]
 
 
 def settle(folder: Path, settings: GenerateConfig, say: Callable[[DtypeChoice], None]) -> GenerateConfig:
@@ -57,8 +74,9 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
             raise DiffscaleError(
                 f"{folder} holds another run (see its config.yaml): choose another --output, or remove the folder."
             )
-        if done.exists():
-            return dict(json.loads(done.read_text(encoding="utf-8")))
+        summary: dict[str, Any] | None = read_json(done, _Summary)
+        if summary is not None:
+            return summary
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DiffscaleError(f"{folder} exists and is not a run of diffscale: choose another --output.")
     try:

@@ -3,21 +3,20 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import parse_jsonl
+from diffscale._util.files import inside, parse_jsonl, read_text
 from diffscale._util.fingerprints import array_digest
+from diffscale._util.pixels import as_float, pixels, read_picture
 from diffscale._util.progress import Counter, Progress, silent
 from diffscale.api import make_sampler
 from diffscale.bench.config import BenchConfig, check_names
@@ -40,6 +39,8 @@ from diffscale.verifiers.function import FunctionVerifier
 from diffscale.verifiers.heldout import can_judge
 
 _JOURNAL: Final = "journal.sqlite"
+SAMPLES: Final = "samples.jsonl"
+"""In the folder of a bench, a line for each search that ended."""
 
 
 def run(
@@ -94,7 +95,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
     Of several of one name, the last one counts.
     """
-    lines = parse_jsonl(path.read_text(encoding="utf-8"), path) if path.exists() else []
+    lines = parse_jsonl(read_text(path), path) if path.exists() else []
     return list({sample["name"]: sample for sample in lines}.values())
 
 
@@ -115,7 +116,7 @@ class _Bench:
             for name, verifier in self.verifiers.items()
             if name and not isinstance(verifier, PoolVerifier | NeedsIntermediateX0 | SetVerifier)
         }
-        self.file = folder / "samples.jsonl"
+        self.file = folder / SAMPLES
         # A last line that was not written to its end is cut off; the journal has what it said.
         if self.file.exists() and (text := self.file.read_bytes()) and not text.endswith(b"\n"):
             self.file.write_bytes(text[: text.rfind(b"\n") + 1])
@@ -290,7 +291,7 @@ class _Bench:
         missing = [name for name in self.absolute if "best" not in sample.get("scores", {}).get(name, {})]
         if "error" in sample or not missing:
             return
-        image, scores = read_picture(self.folder / sample["image"]), dict(sample["scores"])
+        image, scores = read_found(sample, self.folder), dict(sample["scores"])
         for name in missing:
             # The model is not opened for what the judge of its world cannot read.
             if self._is_unreadable(name, image, sample["prompt"]):
@@ -325,9 +326,17 @@ class _Bench:
             file.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
 
-def read_picture(path: Path) -> Tensor:
-    """A picture as it was found, float32 [3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).float() / 255
+def picture_of(sample: Mapping[str, Any], folder: Path) -> Path:
+    """The file of what a sample found, in the `folder` of its bench; raises DiffscaleError for a place outside."""
+    return inside(folder, sample["image"], folder / SAMPLES)
+
+
+def read_found(sample: Mapping[str, Any], folder: Path) -> Tensor:
+    """The picture of a sample, float32 [3, H, W] in [0, 1]; raises DiffscaleError where it cannot be read."""
+    path = picture_of(sample, folder)
+    return as_float(
+        read_picture(path, pixels, f"{path} cannot be read ({{why}}): remove {folder / SAMPLES}, and it is made again.")
+    )
 
 
 def _sample_noise(noise: Any, key: int, scale: float, env: Environment) -> Search:

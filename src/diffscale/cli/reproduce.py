@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from diffscale._util.errors import UnknownName, unknown
+from diffscale._util.files import read_text
 from diffscale.bench.config import ReproduceConfig
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_dtype, print_table, print_warning, progress_bars, quiet_console
@@ -83,7 +84,7 @@ def reproduce(
         # Also of what is done: a run may have been killed before this.
         page.write_recipe(output, name, loaded[name], each, options)
     path = page.build(output)
-    verdicts = json.loads((output / "verdicts.json").read_text(encoding="utf-8"))
+    verdicts = json.loads(read_text(output / "verdicts.json"))
     rows = ((row["item"], row["claim"], row["verdict"], f"{row['p']:.2g}") for row in verdicts)
     print_table(console, ("item", "claim", "verdict", "p"), rows)
     console.print(f"{path} has all of it")

@@ -142,8 +142,8 @@ def _docstring(entry: EntryPoint) -> str | None:
         for path in (file.with_suffix(".py"), file / "__init__.py"):
             if path.is_file():
                 try:
-                    body = ast.parse(path.read_text(encoding="utf-8")).body
-                except (SyntaxError, UnicodeDecodeError):
+                    body = ast.parse(path.read_bytes()).body
+                except (SyntaxError, ValueError):
                     return None
                 for node, below in pairwise([*body, ast.Pass()]):
                     if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == entry.attr:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from diffscale._util.files import read_lines
+from diffscale._util.files import read_lines, read_text
 from diffscale.types import ClassLabel
 
 NAMES: Final = Path(__file__).with_name("imagenet_names.txt")
@@ -48,7 +48,7 @@ def inception_order() -> list[int]:
     those above 1000 mean nothing. Source: imagenet_2012_challenge_label_map_proto.pbtxt of its archive, where tench is
     449, and map_clsloc.txt of the kit.
     """
-    usual = [int(number) for number in ORDER.read_text(encoding="ascii").split()]
+    usual = [int(number) for number in read_text(ORDER).split()]
     at = {number: output for output, number in enumerate(usual, start=1)}
     return [at[number] for number in range(len(usual))]
 

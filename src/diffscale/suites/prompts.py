@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from diffscale._util.errors import DiffscaleError, UnknownName, explained, unknown
-from diffscale._util.files import parse_jsonl
+from diffscale._util.files import parse_jsonl, read_text, split_lines
 from diffscale.registry import DEFAULT_SUITE, HOW_TO_GET_SHAPES, plugins
 
 COLUMNS: Final = ("prompt", "prompts", "caption", "text")
@@ -58,8 +58,9 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
     Raises DiffscaleError for a file that cannot be read; of JSONL it names the line.
     """
-    with explained(f"The prompts in {file} cannot be read ({{why}}).", OSError, ValueError, TypeError, csv.Error):
-        text, kind = file.read_text(encoding="utf-8-sig"), file.suffix.lower()
+    kinds = OSError, ValueError, TypeError, RecursionError, csv.Error
+    with explained(f"The prompts in {file} cannot be read ({{why}}).", *kinds):
+        text, kind = read_text(file), file.suffix.lower()
         if kind in (".csv", ".tsv"):
             return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ","))
         if kind == ".json":
@@ -69,13 +70,13 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
             return [{"prompt": row} if isinstance(row, str) else dict(row) for row in content]
     if kind == ".jsonl":
         return parse_jsonl(text, file)
-    return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
+    return [{"prompt": line} for line in split_lines(text)]
 
 
 def text_in(row: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """What a row has in the first of `columns`, named in any case, that is not empty; an empty text if all are."""
-    by_name = {str(name).strip().lower(): value for name, value in row.items()}
-    return next((str(by_name[name]) for name in columns if by_name.get(name)), "")
+    """What a row has in the first of `columns`, named in any case, that is not blank (0 is not), else ""."""
+    by_name = {str(name).strip().lower(): "" if value in (None, [], {}) else str(value) for name, value in row.items()}
+    return next((by_name[name] for name in columns if by_name.get(name, "").strip()), "")
 
 
 def _with_categories(source: str) -> list[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """The files that a finished training leaves: weights, the model card, pictures, plots and figures."""
 
-import json
 import resource
 import statistics
 import sys
@@ -11,10 +10,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
+from pydantic import BaseModel
 
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, first_line
-from diffscale._util.files import replacing, write_json
+from diffscale._util.files import read_json, replacing, write_json
 from diffscale.models.load import base_model
 from diffscale.models.shipped import shipped
 from diffscale.registry import plugins
@@ -75,7 +75,7 @@ def _write_weights(folder: Path, settings: TrainConfig, base: Base) -> None:
         else:
             base.pipe.save_pretrained(fresh)
             manifest["call"] = {"num_inference_steps": base.call.steps, **base.call.args}
-        (fresh / "diffscale.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(fresh / "diffscale.json", manifest)
         for path in sorted(fresh.iterdir()):
             with replacing(folder / path.name) as place:
                 path.replace(place)
@@ -145,6 +145,23 @@ def _result(
         "gains": {},
         "last": {name: value for name, value in (lines[-1] if lines else {}).items() if name != "step"},
     }
+
+
+class _Result(BaseModel):
+    """What `result.json` holds at least."""
+
+    method: str
+    base: str
+    steps: int
+    seconds: float
+    rows: int
+    reward: dict[str, Any]
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The `result.json` of the finished training in `folder`; None where there is none that is whole."""
+    found: dict[str, Any] | None = read_json(folder / "result.json", _Result)
+    return found
 
 
 def peak_memory() -> int:

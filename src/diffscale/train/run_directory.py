@@ -16,13 +16,14 @@ from typing import Any, Final
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object, is_tensorboard_available, is_wandb_available
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, first_line
-from diffscale._util.files import replacing, write_text
+from diffscale._util.files import read_json, read_text, replacing, split_lines, write_json, write_text
 from diffscale.train import configs
 from diffscale.train.base import Base
 from diffscale.train.configs import TrainConfig
@@ -117,6 +118,18 @@ class TrainState:
     decoding: Cost = field(default_factory=Cost)
 
 
+class _Saved(BaseModel):
+    """What `Checkpoints` writes as `state.json`."""
+
+    step: int
+    seconds: float
+    rewards: dict[str, Any]
+    decoding: dict[str, Any]
+    processes: int
+    statistics: Any
+    mixture: Any
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """Saves and loads everything that changes in a training."""
@@ -169,7 +182,9 @@ class Checkpoints:
         try:
             self.base.load_trainable(load_file(path / _WEIGHTS))
             self.accelerator.load_state(str(path))
-            content = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            content = read_json(path / _STATE, _Saved)
+            if content is None:
+                raise ValueError(f"{_STATE} is broken")
             if (path / _AVERAGE).exists():
                 self.optimisation.load_average(load_file(path / _AVERAGE), content["step"])
             own = path / self._samples_file
@@ -208,7 +223,7 @@ class Checkpoints:
             "statistics": self.method.statistics(),
             "mixture": self.reward.state_dict() if isinstance(self.reward, Mixture) else None,
         }
-        (folder / _STATE).write_text(json.dumps(content))
+        write_json(folder / _STATE, content, None)
 
 
 def _contiguous(tensors: Any) -> dict[str, Tensor]:
@@ -265,7 +280,7 @@ class Log:
             if mode == "w":
                 write_text(self._path, text)
             else:
-                with self._path.open(mode) as file:
+                with self._path.open(mode, encoding="utf-8") as file:
                     file.write(text)
         except OSError as error:
             last = name_last_checkpoint(self._path.parent)
@@ -275,10 +290,11 @@ class Log:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log, none if it is not there."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in split_lines(read_text(path)) if path.exists() else []:
         try:
-            lines.append(dict(json.loads(line)))
-        except ValueError:
+            line = dict(json.loads(text))
+            lines.append({"step": line.pop("step"), **line})
+        except (ValueError, TypeError, KeyError):
             break  # the last one, of a run that was killed
     return lines
 

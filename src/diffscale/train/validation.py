@@ -1,7 +1,7 @@
 """Pictures of the same seeds before, during and after a training, and how rewards score them."""
 
-import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffscale._util.errors import DiffscaleError
+from diffscale._util.files import read_json, write_json
 from diffscale.engine import noise
 from diffscale.report import pictures
 from diffscale.suites.pictures import Pictures
@@ -21,6 +23,7 @@ from diffscale.train.training_data import TrainingData
 from diffscale.verifiers.heldout import heldout_scores, judge_name
 
 FOLDER: Final = "validation"
+_SCORES: Final = "scores.json"
 _AT_ONCE: Final = 4
 
 
@@ -80,18 +83,26 @@ def save(folder: Path, name: str, validation: Validation) -> None:
     place.mkdir(parents=True)
     for i, image in enumerate(validation.images):
         pictures.to_pil(image).save(place / f"{i:03}.png")
-    (place / "scores.json").write_text(json.dumps(validation.scores) + "\n")
+    write_json(place / _SCORES, validation.scores, None)
 
 
 def load(folder: Path, name: str) -> Validation | None:
-    """Return what `save` kept, None if it is not there."""
+    """Return what `save` kept, None if it is not there.
+
+    What cannot be read is as good as not there, and told: a training is worth more than what it is compared by.
+    """
     place = folder / FOLDER / name
-    if not (place / "scores.json").exists():
+    if not (place / _SCORES).exists():
         return None
-    saved = Pictures.open(place)
-    return Validation(
-        list(saved.load(range(len(saved)))), json.loads((place / "scores.json").read_text(encoding="utf-8"))
-    )
+    scores = read_json(place / _SCORES, dict[str, list[Any]])
+    try:
+        if scores is None:
+            raise DiffscaleError(f"{place / _SCORES} is broken.")
+        saved = Pictures.open(place)
+        return Validation(list(saved.load(range(len(saved)))), scores)
+    except DiffscaleError as error:
+        warnings.warn(f"The pictures of {name} are not compared with others: {error}", stacklevel=2)
+        return None
 
 
 def gains(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:

@@ -49,10 +49,9 @@ def run(settings: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]
     device, size, world = best_device(settings.device), settings.batch_size, pictures.world
     image_model = "" if world is None else world.image_model
     reference = settings.reference
-    by_features = _ByFeatures(
-        settings, pictures, Pictures.open(reference) if reference is not None and reference.is_dir() else reference,
-        progress,
-    )  # fmt: skip
+    of_reference = Pictures.open(reference) if reference is not None and reference.is_dir() else reference
+    by_features = _ByFeatures(settings, pictures, of_reference, progress)
+    notes = [*pictures.notes, *(of_reference.notes if isinstance(of_reference, Pictures) else ())]
     found: dict[str, Any] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")  # what libraries tell each other
@@ -73,7 +72,7 @@ def run(settings: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]
         "pictures": len(pictures),
         "reference": None if reference is None else str(reference),
         "metrics": {name: found[name] for name in names if name in found},
-        "warnings": list(dict.fromkeys(str(warning.message) for warning in caught)),
+        "warnings": list(dict.fromkeys([*notes, *(str(warning.message) for warning in caught)])),
     }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import replacing
+from diffscale._util.pixels import READING
 from diffscale._util.progress import Counter, silent
 from diffscale.bench.evaluation.extractors import Extractor
 from diffscale.metrics.statistics import Statistics, load_reference
@@ -36,7 +37,7 @@ def features(
 
     `batch_size`, `progress`: see `Pictures.map`. Raises DiffscaleError for features of another shape or not finite.
     """
-    key = hashlib.sha256(f"{extractor.name}\n{pictures.digest}".encode()).hexdigest()
+    key = hashlib.sha256(f"{extractor.name}\n{READING}\n{pictures.digest}".encode()).hexdigest()
     file = cache_folder() / f"{key}.safetensors"
     with suppress(OSError, SafetensorError, KeyError, ValueError):  # there is no file, or it is not whole
         rows: NDArray[np.float32] = load_file(file)[_NAME]

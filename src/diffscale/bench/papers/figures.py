@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
+from diffscale._util.files import inside
+from diffscale._util.pixels import pixels, read_picture
 from diffscale.bench.papers import numbers
 from diffscale.bench.papers.numbers import Raw
 from diffscale.bench.papers.recipe import LogPanel, Panel, Setting
@@ -161,8 +163,10 @@ def _strips(raw: Raw, setting: Setting, path: Path) -> None:
         every = [(series, row) for series, rows in part["series"].items() for row in rows]
         captions = [f"{series}\n{row['nfe']:,.0f} NFE" for series, row in every]
         for number, prompt in enumerate(part["prompts"][: setting.parts[name].strips]):
-            files = [path.parent / "pictures" / row["pictures"][number] for _, row in every]
-            pictures = [enlarge(Image.open(file).convert("RGB")) for file in files]
+            home, raw_file = path.parent / "pictures", path.with_name("raw.json")
+            files = [inside(home, row["pictures"][number], raw_file) for _, row in every]
+            found = (read_picture(file, pixels, f"{file} cannot be read ({{why}}).") for file in files)
+            pictures = [enlarge(Image.fromarray(each)) for each in found]
             strips.append((f"{part['model']}: {prompt}", pictures, captions))
     most = max((len(pictures) for _, pictures, _ in strips), default=1)
     figure = Figure(figsize=(1.5 * most, 1.95 * len(strips)), dpi=110, layout="constrained")

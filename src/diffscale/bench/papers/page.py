@@ -3,7 +3,6 @@
 Built from the files of the runs and the recipes alone. The page is self-contained but for the pictures beside it.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+from pydantic import BaseModel
 
 from diffscale._util.config import validated
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import write_json, write_text
+from diffscale._util.files import read_json, write_json, write_text
 from diffscale.bench.papers import claims, figures, tables, trainings
 from diffscale.bench.papers import recipe as recipes
 from diffscale.bench.papers.recipe import Claim, Recipe, Setting
@@ -27,6 +27,15 @@ _TEMPLATES: Final = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=select_autoescape(["html"]),
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
+
+
+class _Written(BaseModel):
+    """What `write_recipe` writes."""
+
+    made_of: str
+    options: dict[str, Any]
+    recipe: dict[str, Any]
+    setting: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,10 +76,10 @@ def write_recipe(folder: Path, name: str, recipe: Recipe, setting: Setting, opti
 
 
 def read_recipe(folder: Path, name: str) -> dict[str, Any] | None:
-    """What `write_recipe` wrote for the numbers of an item; None where it did not get to it, as a run was killed."""
-    path, raw = folder / name / "recipe.json", read(folder, name)
-    content = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    return content if raw is not None and content.get("made_of") == raw["made_of"] else None
+    """What `write_recipe` wrote for the numbers of an item; None where it did not get to it, as a run was killed,
+    and where the file is broken."""
+    content, raw = read_json(folder / name / "recipe.json", _Written), read(folder, name)
+    return content if raw is not None and content is not None and content["made_of"] == raw["made_of"] else None
 
 
 def described(options: dict[str, Any]) -> str:

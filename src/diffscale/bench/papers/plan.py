@@ -3,7 +3,6 @@
 Speeds are measured for a second or two, and kept.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import write_json
+from diffscale._util.files import read_json, write_json
 from diffscale.api import make_sampler
 from diffscale.bench.networks import Networks
 from diffscale.bench.papers import trainings
@@ -148,7 +147,7 @@ class Speeds:
     def __init__(self, folder: Path, loading: LoadOptions, networks: Networks) -> None:
         self._path, self._loading, self._networks = folder / "speeds.json", loading, networks
         self._samples: dict[str, torch.Tensor] = {}
-        self._known = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+        self._known = read_json(self._path, dict[str, Speed | float]) or {}
 
     def of_call(self, call: Call, prompt: str) -> Speed:
         """The speed of a call, of samples of `prompt`; of what a training gives, that of its base."""

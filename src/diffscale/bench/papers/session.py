@@ -1,7 +1,6 @@
 """Runs an item and writes its raw numbers; what is done is not done again, what a changed recipe made is stale."""
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import BaseModel
 
 from diffscale._util.errors import DiffscaleError, explained
-from diffscale._util.files import write_json
+from diffscale._util.files import read_json, write_json
 from diffscale._util.fingerprints import json_digest
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.networks import Networks
@@ -22,7 +22,7 @@ from diffscale.bench.papers.plan import Speeds
 from diffscale.bench.papers.points import Call, call_of, every_point, prompt_repeats
 from diffscale.bench.papers.recipe import Part, Setting, of_shapes
 from diffscale.bench.papers.sets import Sets
-from diffscale.bench.run import read_picture
+from diffscale.bench.run import picture_of, read_found
 from diffscale.bench.run import run as bench
 from diffscale.bench.series import Cell, rows_of, safe_name
 from diffscale.engine.leaderboard import aggregate_pool
@@ -38,6 +38,15 @@ SETS = 2
 """Of metrics of all pictures together, and of how an oracle of them chooses."""
 CACHE: Final = "cache"
 """Of an output folder: samples, scores and trainings that items share."""
+
+
+class _Raw(BaseModel):
+    """What `run` writes."""
+
+    item: str
+    made_of: str
+    parts: dict[str, dict[str, Any]]
+    trainings: dict[str, dict[str, Any]] = {}
 
 
 class Session:
@@ -69,7 +78,7 @@ class Session:
         base = trainings.base_of(model)
         if base not in self.dtypes:
             file = self.cache / "dtypes.json"
-            known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            known = read_json(file, dict[str, str]) or {}
             settle_dtype(base, self._loading, known.get(base), partial(self.dtypes.__setitem__, base))
             if base not in known:
                 write_json(file, {**known, base: self.dtypes[base].dtype})
@@ -144,9 +153,9 @@ def _content_digest(path: str) -> str:
 
 
 def read(folder: Path, item: str) -> dict[str, Any] | None:
-    """The raw numbers of an item, None where there are none."""
-    path = folder / item / "raw.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    """The raw numbers of an item, None where there are none, or the file is broken: the cache has what they are of."""
+    found: dict[str, Any] | None = read_json(folder / item / "raw.json", _Raw)
+    return found
 
 
 def discard(folder: Path, items: Iterable[str]) -> None:
@@ -211,7 +220,7 @@ def _run_part(item: str, name: str, part: Part, session: Session, progress: Prog
         row["scores"] = {judge: _checked(judge, [_best(sample, judge) for sample in samples]) for judge in part.judges}
         row["sets"] = {}
         if part.sets:
-            pictures = torch.stack([read_picture(home / sample["image"]) for sample in samples])
+            pictures = torch.stack([read_found(sample, home) for sample in samples])
             row["sets"] = session.sets(point.call.model, part.reference).measure(part.sets, pictures, wanted)
         if part.strips:
             row["pictures"] = _copy(samples, home, part, session.folder / item, f"{name}-{series}-{number}")
@@ -273,5 +282,5 @@ def _copy(samples: Sequence[Mapping[str, Any]], home: Path, part: Part, folder: 
     first = [sample for sample in samples if sample["repeat"] == 0][: part.strips]
     files = [f"{safe_name(name)}-{row}.png" for row in range(len(first))]
     for sample, file in zip(first, files, strict=True):
-        shutil.copyfile(home / sample["image"], folder / "pictures" / file)
+        shutil.copyfile(picture_of(sample, home), folder / "pictures" / file)
     return files

@@ -6,7 +6,6 @@ leaves open is chosen where it is run, and counts nowhere. Series name its model
 `training NAME`; resolved, that is `training ID of MODEL`, where the ID changes with all that decides the weights.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, check_name
+from diffscale._util.files import inside
 from diffscale._util.fingerprints import json_digest
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
@@ -28,6 +28,7 @@ from diffscale.registry import DataSet, plugins
 from diffscale.train import configs, loop, run_directory
 from diffscale.train.base import DTYPES
 from diffscale.train.configs import SharpenRlhfConfig, TrainConfig
+from diffscale.train.output import read_result
 
 FOLDER: Final = "trainings"
 """In the cache of an output folder, and beside recipes, the settings that several share."""
@@ -123,7 +124,7 @@ def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress
     SIGTERM stopped it.
     """
     folder = folder_of(id_of(training), cache)
-    if (folder / "result.json").exists():
+    if read_result(folder) is not None:
         return folder
     update = {"output_dir": folder, "resume_from_checkpoint": "latest", "checkpoints_total_limit": 1}
     full = config_of(training).model_copy(update={**_data(str(training["data"]), cache), **update})
@@ -193,7 +194,8 @@ def _by_seconds(progress: Progress, name: str, most: float | None) -> Progress:
 
 def keep_log(training: Path, item: Path, name: str) -> dict[str, Any]:
     """Copy the log of the finished `training` into the folder of an item; what is to be known of it, for JSON."""
-    result = json.loads((training / "result.json").read_text(encoding="utf-8"))
+    result = read_result(training)
+    assert result is not None  # it was made, or found, by `make`
     file = f"{safe_name(name)}.jsonl"
     (item / "trainings").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(training / run_directory.LOG_FILE, item / "trainings" / file)
@@ -217,6 +219,6 @@ def read_logs(
     rows = {}
     for name, kept in raw.get("trainings", {}).items():
         settings = config_of(trainings[name])
-        lines = run_directory.read_log(item / "trainings" / kept["log"])
+        lines = run_directory.read_log(inside(item / "trainings", kept["log"], item / "raw.json"))
         rows[name] = [{**line, "again": again(settings, line["step"])} for line in lines]
     return rows

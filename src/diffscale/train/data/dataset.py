@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, explained
-from diffscale.suites.pictures import pixels
+from diffscale._util.pixels import pixels, read_picture
 
 Want = Literal["pictures", "pairs", "prompts"]
 """The data that methods learn from: captioned pictures (SFT), preference pairs (DPO), or prompts alone (RLHF)."""
@@ -71,10 +70,10 @@ class Dataset:
 
     def picture(self, row: int, side: int = 0) -> Tensor:
         """A picture: uint8 [3, H, W]; raises DiffscaleError for one that is broken."""
-        kinds = OSError, SyntaxError, ValueError, Image.DecompressionBombError
-        unreadable = f"{self._named(row)} cannot be read ({{why}})."
-        with explained(unreadable, *kinds), Image.open(io.BytesIO(self.encoded(row, side))) as picture:
-            return torch.from_numpy(pixels(picture).copy()).permute(2, 0, 1)
+        found = read_picture(
+            io.BytesIO(self.encoded(row, side)), pixels, f"{self._named(row)} cannot be read ({{why}})."
+        )
+        return torch.from_numpy(found.copy()).permute(2, 0, 1)
 
     def content(self, row: int) -> tuple[str, ...]:
         """SHA-256 of each picture of a row; raises DiffscaleError where one cannot be read."""

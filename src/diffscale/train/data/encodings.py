@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.fingerprints import array_digest
+from diffscale._util.pixels import READING
 from diffscale._util.progress import Progress, silent
 from diffscale.engine import noise
 from diffscale.train.data.dataset import Dataset
@@ -128,7 +129,7 @@ def encode_dataset(
     by itself if None. With several processes one should do this first and the others after it; they find everything
     made. Raises DiffscaleError if no picture is left, for latents that are not finite, and if the disk is full.
     """
-    store = Store(folder / f"latents-{_digest(fingerprint, str(framing.resolution))[:16]}")
+    store = Store(folder / f"latents-{_digest(fingerprint, str(framing.resolution), READING)[:16]}")
     rows = range(len(dataset))
     with ThreadPoolExecutor() as pool:
         # In parts: a pool holds all that it is given.

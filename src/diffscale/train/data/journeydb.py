@@ -16,6 +16,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from diffscale._util.errors import DiffscaleError, explained, first_line
+from diffscale._util.files import each_line
 from diffscale.train.data.dataset import Dataset
 
 ID: Final = "JourneyDB/JourneyDB"
@@ -47,14 +48,13 @@ def load(folder: Path, caption: str | None = None) -> Dataset:
         for name in os.listdir(part)
     }  # fmt: skip
     prompts: dict[str, Any] = {}
-    with (folder / ANNOTATIONS).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            unreadable = f"Line {number} of {folder / ANNOTATIONS} cannot be read: fetch it anew."
-            with explained(unreadable, ValueError, KeyError, TypeError):
-                row = json.loads(line)
-                name = str(row["img_path"]).removeprefix("./")
-            if name in here:
-                prompts[name] = _look_up(row, (caption or "prompt").split("."))
+    for number, line in enumerate(each_line(folder / ANNOTATIONS), 1):
+        unreadable = f"Line {number} of {folder / ANNOTATIONS} cannot be read: fetch it anew."
+        with explained(unreadable, ValueError, KeyError, TypeError, RecursionError):
+            row = json.loads(line)
+            name = str(row["img_path"]).removeprefix("./")
+        if name in here:
+            prompts[name] = _look_up(row, (caption or "prompt").split("."))
     names = [name for name, prompt in prompts.items() if isinstance(prompt, str)]
     if not names:
         raise DiffscaleError(

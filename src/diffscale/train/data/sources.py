@@ -5,14 +5,16 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.files import inside
 from diffscale.registry import plugins
 from diffscale.suites import prompts
-from diffscale.suites.pictures import METADATA, Pictures
+from diffscale.suites.pictures import Pictures, metadata
 from diffscale.suites.prompts import read_rows
 from diffscale.train.data import hub, journeydb
 from diffscale.train.data.batches import permutation
@@ -145,38 +147,48 @@ def _folder(folder: Path, want: Want, options: HubOptions) -> Dataset:
 
 
 def _captioned_pictures(folder: Path) -> Dataset:
-    """An image-caption folder, as `diffscale evaluate` reads it: `metadata.jsonl` with `file_name` and `text`.
+    """An image-caption folder, as `diffscale evaluate` reads it: `metadata.jsonl` or .csv with `file_name` and `text`.
 
     Raises DiffscaleError if there is no picture, one has no caption, or a file cannot be read.
     """
     found = Pictures.open(folder)
     texts = found.prompted("training")
-    return Dataset(str(folder), texts, 1, lambda row, _: found.paths[row].read_bytes(), range(len(texts)))
+    return Dataset(str(folder), texts, 1, lambda row, _: found.paths[row].read_bytes(), range(len(texts)), found.notes)
 
 
 def _has_pairs(folder: Path) -> bool:
-    """Whether the lines of `metadata.jsonl` name two pictures each."""
-    return (folder / METADATA).is_file() and any(_names(row) is not None for row in read_rows(folder / METADATA)[:1])
+    """Whether the lines of `metadata.jsonl` or .csv name two pictures each."""
+    file = metadata(folder)
+    return file is not None and any(_names(row) is not None for row in read_rows(file)[:1])
 
 
 def _pairs(folder: Path) -> Dataset:
     """Preference pairs in the layout of Pick-a-Pic, the chosen picture first; see `preference_pairs`.
 
-    A line of `metadata.jsonl` has `caption`, `label_0` and two file names, `jpg_0_file_name` and `jpg_1_file_name`, as
-    the imagefolder layout of Hugging Face has several pictures a row, or plainly `jpg_0` and `jpg_1`. Raises
-    DiffscaleError for a line that lacks something.
+    A line of `metadata.jsonl` or .csv has `caption`, `label_0` and two file names, `jpg_0_file_name` and
+    `jpg_1_file_name`, as the imagefolder layout of Hugging Face has several pictures a row, or plainly `jpg_0` and
+    `jpg_1`. Raises DiffscaleError for a line that lacks something or names a picture outside of the folder.
     """
-    lines = read_rows(folder / METADATA)
-    files: list[tuple[str, str]] = []
+    file = metadata(folder)
+    assert file is not None
+    lines = read_rows(file)
+    files: list[tuple[Path, ...]] = []
     for number, row in enumerate(lines, 1):
         names = _names(row)
         if names is None or row.get("label_0") is None or not isinstance(row.get("caption"), str):
             raise DiffscaleError(
-                f"Line {number} of {folder / METADATA} must have jpg_0_file_name, jpg_1_file_name, label_0 and caption."
+                f"Line {number} of {file} must have jpg_0_file_name, jpg_1_file_name, label_0 and caption."
             )
-        files.append(names)
-    captions, labels = ([row[name] for row in lines] for name in ("caption", "label_0"))
-    return preference_pairs(str(folder), captions, labels, lambda row, side: (folder / files[row][side]).read_bytes())
+        files.append(tuple(inside(folder, name, file) for name in names))
+    captions, labels = [row["caption"] for row in lines], [_number(row["label_0"]) for row in lines]
+    return preference_pairs(str(folder), captions, labels, lambda row, side: files[row][side].read_bytes())
+
+
+def _number(label: Any) -> Any:
+    """A label as a number where it is the text of one, as all values of CSV are texts."""
+    with suppress(ValueError):
+        return float(label) if isinstance(label, str) else label
+    return label
 
 
 def _names(row: dict[str, Any]) -> tuple[str, str] | None:

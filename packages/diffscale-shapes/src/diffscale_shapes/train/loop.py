@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffscale._util import hardware
 from diffscale._util.errors import explained
-from diffscale._util.files import replacing
+from diffscale._util.files import read_text, replacing, split_lines
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -121,4 +121,4 @@ def _log(folder: Path, figures: dict[str, float]) -> None:
 
 def last_figures(folder: Path) -> dict[str, Any]:
     """The last line of a training's log."""
-    return dict(json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]))
+    return dict(json.loads(split_lines(read_text(folder / "log.jsonl"))[-1]))

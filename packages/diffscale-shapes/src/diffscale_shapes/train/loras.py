@@ -6,7 +6,6 @@ puts search by shapes-clip into the weights: RLHF Diffusion-Sharpening (Tian et 
 settings of B.table1 and a number of steps.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from diffscale.bench.papers import trainings
 from diffscale.bench.papers.recipe import RECIPES
 from diffscale.train.methods.dpo import dpo_loss
+from diffscale.train.output import read_result
 from diffscale_shapes.taste import PICK_RATER
 from diffscale_shapes.train.generated import Groups, generate_pictures, stack_pixels
 from diffscale_shapes.train.loop import Step, autocast, fit
@@ -134,5 +134,6 @@ def train_sharpened(checkpoints: Path, folder: Path, steps: int) -> dict[str, An
     file = "pytorch_lora_weights.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: t.half() for key, t in load_file(run / file).items()}, folder / file, {"format": "pt"})
-    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    result = read_result(run)
+    assert result is not None  # `make` returns what is finished
     return {key: result[key] for key in ("steps", "seconds_per_step", "reward", "peak_memory_bytes", "last")}

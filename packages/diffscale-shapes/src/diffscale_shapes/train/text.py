@@ -9,6 +9,7 @@ from typing import Any, Final
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer, T5Tokenizer
 
+from diffscale._util.files import read_text, split_lines
 from diffscale_shapes.captions import WORDS
 
 MAX_TOKENS: Final = 24
@@ -36,7 +37,7 @@ def clip_tokenizer() -> CLIPTokenizer:
     it breaks ties differently from run to run, and a network must find the token numbers that it was trained with.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    lines = Path(__file__).with_name("merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    lines = split_lines(read_text(Path(__file__).with_name("merges.txt")))[1:]
     merges = [tuple(line.split(" ")) for line in lines]
     pieces = [*alphabet, *(f"{sign}</w>" for sign in alphabet), *("".join(pair) for pair in merges)]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
