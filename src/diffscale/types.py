@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, Final, Protocol, TypeVar, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
+
+from diffscale._util.limits import check_rows
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,17 @@ class State:
         return self._map(lambda value: value[index.to(value.device) if isinstance(index, Tensor) else index])
 
     def repeat(self, n: int) -> State:
-        """Each row `n` times, copies of a row next to each other: [B * n]."""
+        """Each row `n` times, copies of a row next to each other: [B * n].
+
+        Raises DiffscaleError for more rows than `check_rows` allows.
+        """
+        check_rows(len(self) * n, self.row_bytes)
         return self._map(lambda value: value.repeat_interleave(n, 0))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the latents of one row."""
+        return self.x[:1].numel() * self.x.element_size()
 
     @property
     def batch_key(self) -> Hashable:
@@ -138,6 +150,13 @@ class Gradient:
 
     state: State
 
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+InnerLevel = Annotated[float, Field(gt=0, lt=1)]
+"""Ranges of parameters of searches and verifiers, beside those that pydantic has names for: of shares, and of noise
+levels between clean and pure noise. What users type, and the keywords of a partial function, are held to them.
+"""
 
 Request = Run | Solve | Predict | Score | Evaluate | Gradient
 Search = Generator[Request, Any, None]

@@ -2,11 +2,14 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.limits import check_rows
 from diffscale.engine import noise
 from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.engine.ledger import Ledger
@@ -22,6 +25,8 @@ from diffscale.types import (
     Solve,
     State,
 )
+
+_DRAWS_A_ROW: Final = 64  # uniform draws that count as a row, since they are single numbers
 
 
 @dataclass
@@ -49,6 +54,7 @@ class SearchEnvironment:
         return self.ledger.left
 
     def prior(self, n: int) -> State:
+        check_rows(n, self._row_bytes)
         return self.sampler.prior(self._fresh_keys(n), torch.full((n,), self.prompt_index))
 
     def start(self, x: Tensor) -> State:
@@ -60,6 +66,7 @@ class SearchEnvironment:
                 f"Neighbours are of noises at step 0, at a cosine in [-1, 1]; these are at step {state.step}, cosine "
                 f"{cosine}: branch and renoise a state that is on its way."
             )
+        check_rows(len(state) * n, state.row_bytes)
         near = noise.neighbours(state.x.repeat_interleave(n, 0), self._fresh_keys(len(state) * n), cosine)
         return self.start(near)
 
@@ -74,6 +81,7 @@ class SearchEnvironment:
         return noise.normal(self._fresh_keys(len(state)), state.x.shape[1:]).to(state.x.device)
 
     def uniform(self, n: int) -> Tensor:
+        check_rows(n // _DRAWS_A_ROW)
         return noise.uniform(self._fresh_keys(n))
 
     def value(self, scores: Tensor) -> Tensor:
@@ -114,6 +122,10 @@ class SearchEnvironment:
     def gradient(self, state: State) -> Answer[tuple[Tensor, Tensor]]:
         scores_and_gradients: tuple[Tensor, Tensor] = yield Gradient(state)
         return scores_and_gradients
+
+    @cached_property
+    def _row_bytes(self) -> int:
+        return self.sampler.prior(torch.tensor([self.key]), torch.tensor([self.prompt_index])).row_bytes
 
     def _fresh_keys(self, n: int) -> Tensor:
         first, self.drawn = self.drawn, self.drawn + n

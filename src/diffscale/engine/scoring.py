@@ -17,14 +17,35 @@ class DroppedCandidate(UserWarning):
     """A candidate could not be scored and takes no further part."""
 
 
+def call_verifier(verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Any:
+    """What the verifier gives of copies of the pictures, so that one which changes its input spoils nobody's."""
+    return verifier(images.clone(), list(prompts), *(each.clone() for each in recorded))
+
+
+def finite_pictures(images: Tensor, *recorded: Tensor) -> Tensor:
+    """Which of B pictures or videos, and of those recorded on their way, are finite throughout: bool [B]."""
+    each = torch.stack([given.isfinite().flatten(1).all(1) for given in (images, *recorded)])
+    return each.all(0).cpu()
+
+
 def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Tensor:
     """Scores float64 [b], or [b, K] of an ensemble, on the CPU; -inf, with a warning, for what cannot be scored.
 
     `images`: [b, 3, H, W], or frames of videos [b, F, 3, H, W]. `recorded`: the pictures of recorded x0-predictions,
-    alike, for a verifier that is a NeedsIntermediateX0.
+    alike, for a verifier that is a NeedsIntermediateX0. The verifier sees no picture that is not finite, which it
+    might take for a black one.
 
     Raises DiffscaleError for a verifier that does not keep to its shape; out of memory passes through.
     """
+    finite = finite_pictures(images, *recorded)
+    if not finite.all():
+        _warn_of_pictures(finite, prompts)
+        scores = dropped_scores(verifier, len(images))
+        if finite.any():
+            rows = finite.to(images.device)
+            left = [prompt for prompt, usable in zip(prompts, finite.tolist(), strict=True) if usable]
+            scores[finite] = safe_score(verifier, images[rows], left, *(each[rows] for each in recorded))
+        return scores
     try:
         return usable_scores(verifier, score_images(verifier, images, prompts, *recorded), prompts)
     except DiffscaleError:
@@ -33,14 +54,19 @@ def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded
         if out_of_memory(error):
             raise
         if len(images) == 1:
-            _warn(verifier, f"raised {raised(error)}", prompts[0])
-            size = (1, len(verifier.components)) if isinstance(verifier, PoolVerifier) else (1,)
-            return torch.full(size, -math.inf, dtype=torch.float64)
+            _warn(f"verifier {verifier.name!r} raised {raised(error)}", prompts[0])
+            return dropped_scores(verifier, 1)
     # One of the batch made the verifier raise: find out which, and keep the others.
     each = ([given[i : i + 1] for given in (images, *recorded)] for i in range(len(prompts)))
     return torch.cat(
         [safe_score(verifier, one[0], [prompt], *one[1:]) for one, prompt in zip(each, prompts, strict=True)]
     )
+
+
+def dropped_scores(verifier: Verifier, count: int) -> Tensor:
+    """The scores of candidates that are dropped: -inf float64 [count], or [count, K] of an ensemble."""
+    size = (count, len(verifier.components)) if isinstance(verifier, PoolVerifier) else (count,)
+    return torch.full(size, -math.inf, dtype=torch.float64)
 
 
 def score_images(verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Tensor:
@@ -49,14 +75,13 @@ def score_images(verifier: Verifier, images: Tensor, prompts: list[str], *record
     Raises DiffscaleError if it has another shape, or chooses among pictures and is given videos.
     """
     if images.ndim == 4:
-        return shaped_scores(verifier, verifier(images, prompts, *recorded), prompts)
+        return shaped_scores(verifier, call_verifier(verifier, images, prompts, *recorded), prompts)
     if isinstance(verifier, SetVerifier):
         raise DiffscaleError(f"Verifier {verifier.name!r} chooses among pictures and cannot score videos; use another.")
     frames = images.shape[1]
     each = [prompt for prompt in prompts for _ in range(frames)]
-    raw = shaped_scores(
-        verifier, verifier(images.flatten(0, 1), each, *(seen.flatten(0, 1) for seen in recorded)), each
-    )
+    pictures = [given.flatten(0, 1) for given in (images, *recorded)]
+    raw = shaped_scores(verifier, call_verifier(verifier, pictures[0], each, *pictures[1:]), each)
     return raw.view(len(prompts), frames, *raw.shape[1:]).mean(1)
 
 
@@ -68,7 +93,7 @@ def frame_strip(images: Tensor) -> Tensor:
 def shaped_scores(verifier: Verifier, given: Any, prompts: list[str]) -> Tensor:
     """The verifier's answer, a tensor, an array or a list of numbers, as [b] or [b, K].
 
-    Raises DiffscaleError if it is nothing of this, or has another shape.
+    Raises DiffscaleError if it is nothing of this, has another shape, or is complex.
     """
     if isinstance(verifier, PoolVerifier):
         wanted: tuple[tuple[int, ...], ...] = ((len(prompts), len(verifier.components)),)
@@ -84,11 +109,13 @@ def shaped_scores(verifier: Verifier, given: Any, prompts: list[str]) -> Tensor:
 
 
 def _tensor(verifier: Verifier, given: Any, wanted: tuple[int, ...]) -> Tensor:
-    if isinstance(given, Tensor):
-        return given
     try:
         if given is None:
             raise TypeError  # which NumPy takes for a NaN
+        if given.is_complex() if isinstance(given, Tensor) else np.iscomplexobj(given):
+            raise TypeError  # the imaginary part would be cut off
+        if isinstance(given, Tensor):
+            return given
         # Copied, since torch takes no array that is read-only or runs backwards.
         return torch.from_numpy(np.array(given, dtype=np.float64, order="C"))
     except (TypeError, ValueError) as error:
@@ -104,16 +131,27 @@ def _described(given: Any) -> str:
     return "None: let it return them" if given is None else f"a {name} that holds something else"
 
 
-def usable_scores(verifier: Verifier, raw: Tensor, prompts: list[str]) -> Tensor:
-    """Scores float64 on the CPU, -inf with a warning where they, or one of their components, are not finite."""
+def usable_scores(verifier: Verifier, raw: Tensor, prompts: list[str], finite: Tensor | None = None) -> Tensor:
+    """Scores float64 on the CPU, -inf with a warning where they, or one of their components, are not finite.
+
+    `finite`: bool [b], which pictures could be looked at, see `finite_pictures`; None: all.
+    """
     # To the CPU first: not every device has float64.
     scores = raw.detach().cpu().double().clone()
-    for at in (~scores.isfinite().view(len(scores), -1).all(1)).nonzero().flatten().tolist():
-        _warn(verifier, f"gave {scores[at].tolist()}", prompts[at])
+    wrong = ~scores.isfinite().view(len(scores), -1).all(1)
+    if finite is not None:
+        _warn_of_pictures(finite, prompts)
+        scores[~finite], wrong = -math.inf, wrong & finite
+    for at in wrong.nonzero().flatten().tolist():
+        _warn(f"verifier {verifier.name!r} gave {scores[at].tolist()}", prompts[at])
         scores[at] = -math.inf
     return scores
 
 
-def _warn(verifier: Verifier, what: str, prompt: str) -> None:
-    text = f"Dropped a candidate of {prompt!r}: verifier {verifier.name!r} {what}."
-    warnings.warn(text, DroppedCandidate, stacklevel=2)
+def _warn_of_pictures(finite: Tensor, prompts: list[str]) -> None:
+    for row in (~finite).nonzero().flatten().tolist():
+        _warn("decoding gave no finite picture", prompts[row])
+
+
+def _warn(what: str, prompt: str) -> None:
+    warnings.warn(f"Dropped a candidate of {prompt!r}: {what}.", DroppedCandidate, stacklevel=2)

@@ -12,7 +12,7 @@ from diffscale._util.errors import DiffscaleError, Unsuited
 from diffscale.engine.answers import answer_tensors
 from diffscale.engine.flops import count_flops
 from diffscale.engine.ledger import price
-from diffscale.engine.scoring import frame_strip, safe_score, score_images, usable_scores
+from diffscale.engine.scoring import finite_pictures, frame_strip, safe_score, score_images, usable_scores
 from diffscale.types import (
     Evaluate,
     Gradient,
@@ -151,13 +151,16 @@ class Worker:
         without = Unsuited(
             f"Verifier {self.verifier.name!r} has no gradient: search with another verifier, or by another algorithm."
         )
-        flops = 0
+        flops, finite = 0, torch.ones(0)
 
         def score(images: Tensor, recorded: Tensor | None) -> Tensor:
-            nonlocal flops
+            nonlocal flops, finite
             with count_flops() as counter:
+                # The verifier sees no picture that is not finite: black ones instead, whose scores are not used.
+                finite = finite_pictures(*(given for given in (images, recorded) if given is not None))
+                shown = [_black_unless(finite, given) for given in (images, recorded) if given is not None]
                 try:
-                    raw = score_images(self.verifier, images, prompts, *([] if recorded is None else [recorded]))
+                    raw = score_images(self.verifier, shown[0], prompts, *shown[1:])
                 except RuntimeError as error:
                     if "requires grad" not in str(error):
                         raise
@@ -170,7 +173,7 @@ class Worker:
         after, images, raw, grad = self.sampler.gradient(state, score, self.record)
         clock.lap("denoise", grad)
         return Output(
-            {"scores": usable_scores(self.verifier, raw, prompts), "grad": grad},
+            {"scores": usable_scores(self.verifier, raw, prompts, finite), "grad": grad},
             images=frame_strip(images),
             latents=after.x,
             decodes=1 if self.record is None else 2,
@@ -179,6 +182,11 @@ class Worker:
 
     def _prompts(self, state: State) -> list[str]:
         return [self.sampler.prompts[row] for row in state.prompt_index.tolist()]
+
+
+def _black_unless(finite: Tensor, images: Tensor) -> Tensor:
+    """Pictures [B, ...] whose rows are black where `finite` [B] is False."""
+    return torch.where(finite.to(images.device).view(-1, *[1] * (images.ndim - 1)), images, torch.zeros_like(images))
 
 
 class _Clock:

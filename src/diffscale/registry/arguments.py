@@ -1,16 +1,22 @@
 """Names with arguments as users type them, such as `random n=8`."""
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
-from types import FunctionType, UnionType
-from typing import Any, Final, Union, get_args, get_origin
+from types import FunctionType, NoneType, UnionType
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from diffscale._util.errors import DiffscaleError, check_name, explained
 
+_FINITE: Final = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+_OF_RANGES: Final = (
+    "finite_number", "greater_than", "greater_than_equal", "less_than", "less_than_equal", "too_short", "too_long",
+)  # fmt: skip
 CONTEXT: Final = ("device", "image_model")
 """Arguments that a program gives by their names: where to run, and the model whose pictures will come."""
 
@@ -28,7 +34,7 @@ def parse(
 
     Raises UnknownName for a name or an argument that does not exist, DiffscaleError for a value of the wrong type.
     """
-    name, *pairs = text.split() or [""]
+    name, *pairs = words(text) or [""]
     check_name(kind, name, factories)
     factory = factories[name]
     needed = required(factory)
@@ -47,13 +53,59 @@ def parse(
             raise DiffscaleError(f"Write the arguments of {kind} {name} as key=value, not {pair!r}.")
         check_name(f"argument of {kind} {name}", key, parameters)
         wanted = _kind(parameters[key], factory)
-        wrong = f"{kind} {name} takes {key} as {inspect.formatannotation(wanted)}, but got {value!r}."
-        with explained(wrong, ValidationError, PydanticUserError):
-            if wanted is None:
-                given[key] = _literal(value)
-            else:
-                given[key] = TypeAdapter(wanted).validate_python(value.split(",") if _is_collection(wanted) else value)
+        if wanted is None:
+            given[key] = _literal(value)
+        elif value.lower() == "null" and NoneType in get_args(wanted):
+            given[key] = None
+        else:
+            items = value.split(",") if _is_collection(wanted) else value
+            with explained(f"No text gives {key} of {kind} {name}: give it in Python.", PydanticUserError):
+                given[key] = _validated(items, wanted, f"{kind} {name}", f"{key}={value}")
     return name, given
+
+
+def check_keywords(thing: Callable[..., Any], kind: str) -> None:
+    """Raise DiffscaleError for a keyword of a partial function that its annotation, such as a range, does not allow."""
+    if isinstance(thing, partial):
+        parameters = signature(thing.func).parameters
+        for key, value in thing.keywords.items():
+            wanted = _kind(parameters[key], thing.func) if key in parameters else None
+            if wanted is not None:
+                with suppress(PydanticUserError):
+                    _validated(value, wanted, f"{kind} {thing.func.__name__}", f"{key}={value}")
+
+
+def _validated(value: Any, wanted: Any, who: str, given: str) -> Any:
+    """`value` as `wanted`; numbers must be finite. `who` takes it, and it was `given` as key=value."""
+    try:
+        return TypeAdapter(wanted, config=_FINITE).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, _, value = given.partition("=")
+        if first["type"] in _OF_RANGES:
+            must = first["msg"].replace("Input should", "it should")
+            raise DiffscaleError(f"{who} cannot take {given}: {must}.") from error
+        raise DiffscaleError(f"{who} takes {key} as {_described(wanted)}, but got {value!r}.") from error
+
+
+def _described(wanted: Any) -> str:
+    """A type as messages tell it, without what Annotated adds to it."""
+    if get_origin(wanted) is Annotated:
+        return _described(get_args(wanted)[0])
+    if _is_union(wanted):
+        return " | ".join(map(_described, get_args(wanted)))
+    return "None" if wanted is NoneType else inspect.formatannotation(wanted)
+
+
+def words(text: str) -> list[str]:
+    """The words of `text`, in which quotation marks keep spaces together, as in a shell; backslashes are themselves.
+
+    Raises DiffscaleError for a quotation mark that is not closed.
+    """
+    reader = shlex.shlex(text, posix=True, punctuation_chars=False)
+    reader.whitespace_split, reader.escape, reader.commenters = True, "", ""
+    with explained(f"A quotation mark is not closed in {text}: close it, or leave it out.", ValueError):
+        return list(reader)
 
 
 def rejoined(pieces: Iterable[str], is_name: Callable[[str], bool]) -> list[str]:

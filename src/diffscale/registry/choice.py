@@ -12,7 +12,7 @@ from typing import Any
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.fingerprints import name_of
 from diffscale.registry import Registry
-from diffscale.registry.arguments import parse, required, signature, takes_inputs
+from diffscale.registry.arguments import check_keywords, parse, required, signature, takes_inputs
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def choose(given: str | Callable[..., Any], kind: str, things: Mapping[str, Any]
     else:
         if not callable(given):
             raise DiffscaleError(f"A {kind} is a name or something that can be called, not {type(given).__name__}.")
+        check_keywords(given, kind)
         choice = Choice(kind, name_of(given), name_of(given), given, {}, inputs)
     needed = required(choice.thing)[0 if choice.is_factory else len(inputs) :]
     if missing := [name for name in needed if name not in choice.arguments]:

@@ -4,9 +4,10 @@ import warnings
 from functools import partial
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, explained
+from diffscale._util.errors import explained
 from diffscale.searches.ask_tell import ask_tell
 from diffscale.types import Environment, Search
 
@@ -16,7 +17,9 @@ _SUCCESSES = 3  # asks in a row that improve, before it doubles
 _TRIED = 512  # points that a Thompson draw chooses from
 
 
-def bayes(env: Environment, dimensions: int = 8, n: int = 4, initial: int | None = None) -> Search:
+def bayes(
+    env: Environment, dimensions: PositiveInt = 8, n: PositiveInt = 4, initial: PositiveInt | None = None
+) -> Search:
     """Gaussian process over a random subspace of the noise, in a trust region. Price: candidates * steps.
 
     Thompson draws as in TuRBO-1 (Eriksson et al. 2019, arXiv 1910.01739), with botorch, on random coordinates (Wang et
@@ -24,14 +27,9 @@ def bayes(env: Environment, dimensions: int = 8, n: int = 4, initial: int | None
     before the first model, by default twice the dimensions, the first plain sample among them. Needs
     `pip install 'diffscale[bo]'`.
 
-    Raises DiffscaleError for values out of range and if botorch is not installed.
+    Raises DiffscaleError if botorch is not installed.
     """
     initial = 2 * dimensions if initial is None else initial
-    if dimensions < 1 or n < 1 or initial < 1:
-        raise DiffscaleError(
-            f"Bayesian optimisation takes dimensions, n and initial >= 1, not dimensions={dimensions}, n={n}, "
-            f"initial={initial}."
-        )
     with explained("The search bayes needs botorch: pip install 'diffscale[bo]'.", ImportError):
         import botorch  # noqa: F401
     yield from ask_tell(env, partial(TrustRegion, env, initial), dimensions, n)

@@ -3,36 +3,31 @@
 from typing import Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
-from diffscale.types import Environment, Search
+from diffscale.types import Environment, PositiveShare, Search
 
 
 def demon(
     env: Environment,
-    k: int | None = None,
+    k: PositiveInt | None = None,
     weights: Literal["tanh", "softmax"] = "tanh",
-    temperature: float | None = None,
-    eta: float = 1.0,
+    temperature: PositiveFloat | None = None,
+    eta: PositiveShare = 1.0,
 ) -> Search:
     """Every step is taken with a score-weighted sum of k noises. Price: 1 + (k + 1) (steps - 1).
 
     Demon (Yeh et al. 2024, arXiv 2410.05760, algorithm 1): z = sqrt(d) normalise(sum_i b_i z_i), with `tanh` weights
     b_i = tanh((R_i - mean R) / temperature) or Boltzmann (`softmax`) weights; R_i is the score of the x0-prediction
     after a step with z_i. `temperature`: by default the standard deviation of R at that step (adaptive). `k`: by
-    default as many as the budget pays (paper: 16). `eta` in (0, 1]: share of fresh noise in a step.
+    default as many as the budget pays (paper: 16). `eta`: share of fresh noise in a step.
 
-    Raises DiffscaleError for values out of range, BudgetTooSmall if the budget does not pay for it.
+    Raises BudgetTooSmall if the budget does not pay for it.
     """
     if k is None:
         k = max(1, (env.nfe_left - 1) // max(1, env.steps - 1) - 1)
-    if k < 1 or not 0 < eta <= 1 or (temperature is not None and temperature <= 0):
-        raise DiffscaleError(
-            f"Demon takes k >= 1, 0 < eta <= 1 and a temperature over 0, not k={k}, eta={eta}, "
-            f"temperature={temperature}."
-        )
     afford(env, 1 + (k + 1) * (env.steps - 1), f"Demon with k={k}")
     state = yield from env.predict(env.prior(1))
     for _ in range(env.steps - 1):

@@ -2,22 +2,21 @@
 
 import math
 
-from diffscale._util.errors import DiffscaleError
+from pydantic import PositiveFloat, PositiveInt
+
 from diffscale.types import Environment, Search, search_traits
 
 
 @search_traits(anytime=True)
-def first_order(env: Environment, iterations: int | None = None, rate: float = 0.1) -> Search:
+def first_order(env: Environment, iterations: PositiveInt | None = None, rate: PositiveFloat = 0.1) -> Search:
     """Gradient ascent on the noise, through all steps and the decoder. Price: 4 iterations steps.
 
     Paper A (Ma et al. 2025, arXiv 2501.09732), section 3.2: needs a differentiable verifier. Each iteration turns the
-    noise by the angle `rate` (radians, over 0) along the part of the gradient that is tangent to its sphere, so that
+    noise by the angle `rate` (radians) along the part of the gradient that is tangent to its sphere, so that
     its norm is kept (ours). `iterations`: by default as many as the budget pays.
 
-    Raises DiffscaleError for values out of range, and for a verifier without gradient.
+    A verifier without gradient ends it with Unsuited.
     """
-    if not rate > 0:
-        raise DiffscaleError(f"First-order search takes a rate over 0, not {rate}.")
     state = env.prior(1)
     while iterations != 0:
         _, gradient = yield from env.gradient(state)

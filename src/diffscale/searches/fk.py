@@ -2,25 +2,25 @@
 
 from typing import Literal
 
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
 from diffscale.searches.particles import Potential, steer
 from diffscale.searches.resampling import RESAMPLERS
-from diffscale.types import Environment, Search
+from diffscale.types import Environment, Search, Share
 
 
 def fk(
     env: Environment,
-    k: int | None = None,
-    strength: float = 2.0,
+    k: PositiveInt | None = None,
+    strength: NonNegativeFloat = 2.0,
     units: Literal["std", "raw"] = "std",
     potential: Potential = "max",
-    interval: int | None = None,
+    interval: PositiveInt | None = None,
     resampler: Literal["systematic", "ssp", "multinomial"] = "systematic",
-    ess: float = 0.5,
-    eta: float | None = 1.0,
+    ess: Share = 0.5,
+    eta: Share | None = 1.0,
 ) -> Search:
     """Sequential Monte Carlo on the scores of x0-predictions. Price: k steps.
 
@@ -31,15 +31,10 @@ def fk(
     scorings, by default a fifth of all. `resampler`: when the effective sample size is below `ess` k. `eta`: share of
     fresh noise in each step, see `formulas.denoise`; null for the solver's own noise.
 
-    Raises DiffscaleError for values out of range, BudgetTooSmall if the budget does not pay for it.
+    Raises BudgetTooSmall if the budget does not pay for it.
     """
     k = env.nfe_left // env.steps if k is None else k
     interval = max(1, env.steps // 5) if interval is None else interval
-    if k < 1 or interval < 1 or strength < 0 or not 0 <= ess <= 1:
-        raise DiffscaleError(
-            f"FK steering takes k and interval >= 1, strength >= 0 and ess in [0, 1], not k={k}, interval={interval}, "
-            f"strength={strength}, ess={ess}."
-        )
     afford(env, k * env.steps, f"FK steering with k={k}")
 
     def scale(step: int, values: Tensor) -> float:

@@ -1,30 +1,30 @@
 """Free2Guide: at some steps, choose the noise by a reward that needs no gradient."""
 
-from diffscale._util.errors import DiffscaleError
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+
 from diffscale.searches.budget import afford
-from diffscale.types import Environment, Search
+from diffscale.types import Environment, PositiveShare, Search
 
 
 def free2guide(
-    env: Environment, k: int | None = None, guided: int = 5, temperature: float = 0.0, eta: float = 1.0
+    env: Environment,
+    k: PositiveInt | None = None,
+    guided: NonNegativeInt = 5,
+    temperature: NonNegativeFloat = 0.0,
+    eta: PositiveShare = 1.0,
 ) -> Search:
     """At the first guided steps one of k noises is chosen by its score. Price: steps + guided (k - 1).
 
     Free2Guide (Kim et al. 2024, arXiv 2411.17041): path integral control weighs noises by exp(score / temperature) of
     the x0-prediction that they lead to; the noise is drawn by these weights, the best one at temperature 0, its limit.
     `guided`: the steps 1, 2, ... with a choice (5 in paper B's table). `k`: by default as many as the budget pays.
-    `eta` in (0, 1]: share of fresh noise in a step.
+    `eta`: share of fresh noise in a step.
 
-    Raises DiffscaleError for values out of range, BudgetTooSmall if the budget does not pay for it.
+    Raises BudgetTooSmall if the budget does not pay for it.
     """
     guided = min(guided, env.steps - 1)
     if k is None:
         k = max(1, (env.nfe_left - env.steps) // max(1, guided) + 1)
-    if k < 1 or guided < 0 or temperature < 0 or not 0 < eta <= 1:
-        raise DiffscaleError(
-            f"Free2Guide takes k >= 1, guided >= 0, temperature >= 0 and 0 < eta <= 1, not k={k}, guided={guided}, "
-            f"temperature={temperature}, eta={eta}."
-        )
     afford(env, env.steps + guided * (k - 1), f"Free2Guide with k={k}, guided={guided}")
     state = yield from env.predict(env.prior(1))
     for step in range(1, env.steps):

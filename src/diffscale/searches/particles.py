@@ -65,8 +65,9 @@ def steer(
     weighted cloud is a sample of p(x) exp(strength r(x)), and the normalising constant is unbiased, if the strength
     does not depend on the scores (Singhal et al. 2025, arXiv 2501.06848, section 4).
     """
+    first = yield from env.predict(env.prior(k))
     zero = torch.zeros(k, dtype=torch.float64)
-    cloud = Cloud((yield from env.predict(env.prior(k))), zero, zero, zero - math.inf, zero, zero)
+    cloud = Cloud(first, zero, zero, zero - math.inf, zero, zero)
     for step in range(1, env.steps):
         state = env.step(env.branch(cloud.state, children), eta=eta)
         cloud = cloud.repeat(children, (yield from env.predict(state)))

@@ -2,19 +2,21 @@
 
 import math
 
+from pydantic import PositiveInt
+
 from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
-from diffscale.types import Environment, Search
+from diffscale.types import Environment, InnerLevel, Search
 
 
 def paths(
     env: Environment,
-    n: int = 2,
-    m: int | None = None,
-    start: float = 0.11,
-    forward: float = 0.78,
-    backward: float = 0.81,
-    length: int | None = None,
+    n: PositiveInt = 2,
+    m: PositiveInt | None = None,
+    start: InnerLevel = 0.11,
+    forward: InnerLevel = 0.78,
+    backward: InnerLevel = 0.81,
+    length: PositiveInt | None = None,
 ) -> Search:
     """Noise n paths forward m times each, solve back, keep n. Price: n k + n m (rounds (length + 1) - 1).
 
@@ -25,19 +27,10 @@ def paths(
     flow (`samplers.formulas`), on any schedule (ours). `m`: by default the most that the budget pays. `length`: by
     default the grid's own step, round(backward * steps) (ours; the paper leaves it to the user).
 
-    Raises DiffscaleError for values out of range, BudgetTooSmall if the budget does not pay for it.
+    Raises DiffscaleError if `forward` is not below `backward`, BudgetTooSmall if the budget does not pay for it.
     """
-    if not (
-        n >= 1
-        and (m is None or m >= 1)
-        and (length is None or length >= 1)
-        and 0 < forward < backward < 1
-        and 0 < start < 1
-    ):
-        raise DiffscaleError(
-            f"Search over paths takes n, m and length >= 1, 0 < start < 1 and 0 < forward < backward < 1, not n={n}, "
-            f"m={m}, length={length}, start={start}, forward={forward}, backward={backward}."
-        )
+    if forward >= backward:
+        raise DiffscaleError(f"Search over paths takes forward < backward, not forward={forward}, backward={backward}.")
     length = max(1, round(backward * env.steps)) if length is None else length
     # The levels are given with a few digits: without the tolerance 0.12 / 0.03 would be five rounds.
     rounds = math.ceil(start / (backward - forward) - 1e-9)

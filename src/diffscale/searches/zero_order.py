@@ -1,37 +1,30 @@
 """Zero-order search: walk from noise to neighbouring noise, as the verifier says."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from diffscale._util.errors import DiffscaleError
 from diffscale.types import Environment, Search, concat, search_traits
 
 
 @search_traits(anytime=True)
 def zero_order(
     env: Environment,
-    n: int = 2,
-    cosine: float = 0.95,
+    n: PositiveInt = 2,
+    cosine: Annotated[float, Field(gt=-1, lt=1)] = 0.95,
     policy: Literal["best", "greedy", "restart"] = "best",
-    iterations: int | None = None,
+    iterations: NonNegativeInt | None = None,
 ) -> Search:
     """The best of n neighbours of a pivot noise is the next pivot. Price: (iterations n + (0 if best else 1)) steps.
 
     Paper A (Ma et al. 2025, arXiv 2501.09732), section 3.2; neighbours as its authors write them, see
-    `noise.neighbours`. `cosine`: similarity to the pivot in (-1, 1), smaller is a larger stride. `policy`: `best`
+    `noise.neighbours`. `cosine`: similarity to the pivot, smaller is a larger stride. `policy`: `best`
     always moves to the best neighbour, so the first pivot is never sampled; `greedy` (ours) moves only when that is
     better than the pivot; `restart` (the authors' code) draws a fresh pivot when it is not, which is the first of the
     next n candidates. Both pay for the first pivot, and for no pivot twice. `iterations`: by default as many as the
     budget pays; the last one may have fewer neighbours. The best ever seen is returned.
-
-    Raises DiffscaleError for values out of range.
     """
-    if n < 1 or not -1 < cosine < 1 or policy not in ("best", "greedy", "restart"):
-        raise DiffscaleError(
-            f"Zero-order search takes n >= 1, cosine in (-1, 1) and policy best, greedy or restart, not n={n}, "
-            f"cosine={cosine}, policy={policy}."
-        )
     pivot = env.prior(1)
     pivot_score = None if policy == "best" else (yield from env.evaluate(pivot))
     fresh = False

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffscale import verifiers
 from diffscale._util.errors import DiffscaleError
-from diffscale.engine.scoring import shaped_scores
+from diffscale.engine.scoring import call_verifier, shaped_scores
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
 
@@ -50,7 +50,7 @@ class Reward:
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores of pictures [B, 3, H, W], with a graph where the verifier keeps one."""
         with self.cost.measured(images.device, len(images)):
-            raw = shaped_scores(self.verifier, self.verifier(images, prompts), prompts)
+            raw = shaped_scores(self.verifier, call_verifier(self.verifier, images, prompts), prompts)
             bad = (~raw.detach().isfinite()).reshape(len(raw), -1).any(1)
             if bool(bad.any()):
                 first = int(bad.nonzero()[0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.types import Verifier
+from diffscale.types import Share, Verifier
 from diffscale.verifiers.clip import Clip
 from diffscale.verifiers.detector import MODEL as OWL
 from diffscale.verifiers.detector import Detector, Owl
@@ -60,7 +60,7 @@ def composition(
     vqa: str = VQA,
     detector: str = OWL,
     clip: str = CLIP,
-    threshold: float = 0.2,
+    threshold: Share = 0.2,
     *,
     device: Any = "cpu",
 ) -> Verifier:

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.pixels import eight_bit
 from diffscale.models.files import pretrained, pretrained_network
-from diffscale.types import Verifier
+from diffscale.types import Share, Verifier
 from diffscale.verifiers.phrases import Reading, read_prompt
 
 Kind = Literal["auto", "spatial", "numeracy"]
@@ -156,7 +156,7 @@ class Detector:
         return reading
 
 
-def detector(model: str = MODEL, category: Kind = "auto", threshold: float = 0.2, *, device: Any = "cpu") -> Verifier:
+def detector(model: str = MODEL, category: Kind = "auto", threshold: Share = 0.2, *, device: Any = "cpu") -> Verifier:
     """Spatial relations and counts of T2I-CompBench, in [0, 1]; `model` is an OWLv2 by Hub id or folder.
 
     `threshold`: the detection score from which an object counts, in [0, 1]. Raises DiffscaleError for weights that

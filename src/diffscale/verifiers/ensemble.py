@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, explained
-from diffscale.engine.scoring import shaped_scores
+from diffscale.engine.scoring import call_verifier, shaped_scores
 from diffscale.models.shipped import verifier_networks
 from diffscale.registry.arguments import rejoined
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
@@ -53,7 +53,7 @@ class Combined:
 
         Raises DiffscaleError for a member that does not give B scores.
         """
-        each = [shaped_scores(member, member(images, prompts), prompts) for member in self.members]
+        each = [shaped_scores(member, call_verifier(member, images, prompts), prompts) for member in self.members]
         return torch.stack([scores.detach().cpu().double() for scores in each], 1)
 
 

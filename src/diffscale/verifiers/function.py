@@ -24,7 +24,7 @@ class FunctionVerifier:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """The function's answer; raises DiffscaleError if it is not B scores."""
-        return shaped_scores(self, self.function(images, prompts), prompts)
+        return shaped_scores(self, self.function(images, list(prompts)), prompts)
 
 
 def as_verifier(name: str, made: Callable[..., Any]) -> Verifier:

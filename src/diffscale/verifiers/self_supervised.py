@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffscale.models.files import pretrained_network
-from diffscale.types import Verifier
+from diffscale.types import InnerLevel, Verifier
 from diffscale.verifiers.clip import MODEL as CLIP
 from diffscale.verifiers.clip import Clip
 from diffscale.verifiers.dino import MODEL as DINO
@@ -42,17 +42,17 @@ class SelfSupervised:
         return F.cosine_similarity(self.features(images), self.features(predicted))
 
 
-def clip_ssl(model: str = CLIP, level: float = 0.4, *, device: Any = "cpu") -> Verifier:
+def clip_ssl(model: str = CLIP, level: InnerLevel = 0.4, *, device: Any = "cpu") -> Verifier:
     """Cosine of CLIP's features of the picture and of its x0-prediction at `level`; `model` is a CLIP."""
     return SelfSupervised("clip_ssl", Clip.load(model, device).features, level)
 
 
-def dino_ssl(model: str = DINO, level: float = 0.4, *, device: Any = "cpu") -> Verifier:
+def dino_ssl(model: str = DINO, level: InnerLevel = 0.4, *, device: Any = "cpu") -> Verifier:
     """Cosine of DINOv2's class tokens of the picture and of its x0-prediction at `level`; `model` is a DINOv2."""
     return SelfSupervised("dino_ssl", load_dino(model, device=device), level)
 
 
-def siglip_ssl(model: str = SIGLIP, level: float = 0.4, *, device: Any = "cpu") -> Verifier:
+def siglip_ssl(model: str = SIGLIP, level: InnerLevel = 0.4, *, device: Any = "cpu") -> Verifier:
     """Cosine of SigLIP's pooled features of the picture and of its x0-prediction at `level`; `model` is a SigLIP."""
     net = pretrained_network(transformers.SiglipVisionModel, model, "SigLIP", device)
     preprocessing = Preprocessing.load(model, "SigLIP")

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, check_name
+from diffscale._util.errors import check_name
 from diffscale._util.pixels import eight_bit
 from diffscale.verifiers.grader.client import GraderCosts, RetryingClient, Tally, Timing
 from diffscale.verifiers.grader.endpoint import BaseUrl, KeyVariable, resolve
@@ -64,24 +65,18 @@ class LlmGrader:
         base_url: BaseUrl = None,
         key_env: KeyVariable = "OPENAI_API_KEY",
         aspect: str = "overall",
-        concurrency: int = 8,
-        per_minute: float | None = None,
-        tries: int = 6,
-        timeout: float = 120.0,
-        price_in: float | None = None,
-        price_out: float | None = None,
+        concurrency: PositiveInt = 8,
+        per_minute: PositiveFloat | None = None,
+        tries: PositiveInt = 6,
+        timeout: PositiveFloat = 120.0,
+        price_in: NonNegativeFloat | None = None,
+        price_out: NonNegativeFloat | None = None,
         *,
         key: str | None = None,
         timing: Timing | None = None,
     ) -> None:
         endpoint = resolve(model, base_url, key_env, key)
         check_name("aspect", aspect, SCORES)
-        if min(concurrency, tries) < 1:
-            raise DiffscaleError("The grader's concurrency and tries are 1 or more.")
-        if not (0 < timeout < math.inf and (per_minute is None or 0 < per_minute < math.inf)):
-            raise DiffscaleError("The grader's timeout (in seconds) and per_minute (requests) are above 0.")
-        if not all(0 <= price < math.inf for price in (price_in or 0.0, price_out or 0.0)):
-            raise DiffscaleError("The grader's price_in and price_out (of a million tokens) are 0 or more.")
         self.aspect = aspect
         self._model = endpoint.model
         self._cache = GradeCache(default_path())

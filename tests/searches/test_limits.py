@@ -1,0 +1,93 @@
+"""What no search and no verifier takes: numbers without sense, and more memory than is sensible."""
+
+import inspect
+import resource
+from functools import partial
+from types import NoneType
+from typing import get_args
+
+import pytest
+import torch
+
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
+from diffscale.samplers.toy import ToySampler
+from diffscale.searches import SEARCHES, choose_search
+from diffscale.searches.fk import fk
+from diffscale.testing import NearPoint as Near
+from diffscale.types import State
+from diffscale.verifiers import VERIFIERS
+from diffscale.verifiers import check as check_verifier
+
+MAY_BE_0 = {
+    "zero_order cosine", "zero_order iterations", "free2guide guided", "free2guide temperature", "fk strength",
+    "fk ess", "fk eta", "svdd eta", "composition threshold", "detector threshold", "llm_grader price_in",
+    "llm_grader price_out",
+}  # fmt: skip
+
+
+def _is_number(annotation):
+    """Whether a number is meant, which may be None or have a range; annotations may be texts."""
+    text = annotation if isinstance(annotation, str) else " ".join(map(str, _alternatives(annotation)))
+    return any(word in text for word in ("int", "float", "Share", "Positive", "Level"))
+
+
+def _alternatives(annotation):
+    inner = [each for each in get_args(annotation) if each is not NoneType]
+    return [annotation] if annotation in (int, float) else [each for one in inner for each in [one, *get_args(one)]]
+
+
+@pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"random", "zero_order", "first_order", "bayes"}))
+def test_a_huge_budget_asks_for_no_memory_that_it_would_pay_for(name):
+    """Each of these takes as many rows as the budget pays for, where it is not told how many."""
+    began = torch.zeros(1)  # torch is loaded before memory is measured
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DiffscaleError, match=r"rows at once, and 65,536 of this size are the most: set .* n, k or m"):
+        run_searches([Task(choose_search(name).make(), 0, 1, 10**9)], ToySampler(steps=5), Near())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 and not began  # KiB
+
+
+def test_rows_are_limited_by_their_size_too():
+    state = State(torch.zeros(1, 2**20), 0, torch.zeros(1).long(), torch.zeros(1).long())
+    with pytest.raises(DiffscaleError, match="made 1,000 rows at once, and 512 of this size"):
+        state.repeat(1000)
+
+
+RANGES = [
+    (kind, name, parameter.name)
+    for kind, registry, inputs in (("search", SEARCHES, 1), ("verifier", VERIFIERS, 0))
+    for name in registry
+    for parameter in list(inspect.signature(registry[name]).parameters.values())[inputs:]
+    if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and _is_number(parameter.annotation)
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "parameter"), RANGES)
+def test_no_parameter_takes_a_number_without_sense(kind, name, parameter):
+    """NaN, infinities and negative numbers make sense for none of them, and 0 only for those that say so."""
+    check = choose_search if kind == "search" else check_verifier
+    for value in ("nan", "inf", "-inf", "-1", "1e400", "2" + "0" * 5000):
+        with pytest.raises(DiffscaleError) as told:
+            check(f"{name} {parameter}={value}")
+        assert f"cannot take {parameter}=" in str(told.value) or f"takes {parameter} as" in str(told.value)
+    if f"{name} {parameter}" not in MAY_BE_0:
+        with pytest.raises(DiffscaleError, match="it should be greater than 0"):
+            check(f"{name} {parameter}=0")
+    else:
+        check(f"{name} {parameter}=0")
+
+
+def test_the_kinds_are_all_there():
+    """The reader of annotations above finds what is a number, in all forms that annotations have."""
+    found = {f"{name} {parameter}" for _, name, parameter in RANGES}
+    assert found > MAY_BE_0 and len(found) >= 35
+    assert {"random n", "demon temperature", "paths start", "clip_ssl level", "llm_grader timeout"} < found
+    assert not {"fk units", "clip model", "zero_order policy"} & found
+
+
+def test_keywords_of_a_partial_function_are_held_to_their_ranges():
+    for wrong in (partial(fk, strength=float("nan")), partial(fk, k=0), partial(fk, units="metres")):
+        with pytest.raises(DiffscaleError, match="search fk"):
+            choose_search(wrong)
+    assert choose_search(partial(fk, k=2, eta=None)).make()
