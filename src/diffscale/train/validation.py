@@ -68,9 +68,6 @@ def score(
     for reward in rewards:
         each = [
             torch.as_tensor(call_verifier(reward.verifier, image[None].to(device), [prompt]))
-            .double()
-            .flatten()
-            .tolist()
             for image, prompt in zip(images, prompts, strict=True)
         ]
         values = [scored.double().flatten().tolist() for scored in each]
