@@ -6,7 +6,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
 from diffscale.types import Environment, Search
 
 
@@ -26,14 +25,12 @@ def ask_tell(env: Environment, make: Callable[[Tensor], Optimiser], dimensions: 
 
     A random orthonormal basis Q [D, d] is drawn; point u stands for the noise x - Q Q^T x + Q u of the first noise x,
     brought to its norm, so that all noises stay typical. `make` is given the first noise's own coordinates [1, d],
-    float64, so that the first sample can be the first candidate, and makes the optimiser. Raises DiffscaleError if
-    d is larger than D.
+    float64, so that the first sample can be the first candidate, and makes the optimiser. Where D is smaller, it
+    is d.
     """
     first = env.prior(1)
     x = first.x.flatten().double().cpu()
-    if dimensions > len(x):
-        raise DiffscaleError(f"The noises have {len(x)} dimensions: take at most that many, not {dimensions}.")
-    directions = torch.cat([env.noise(first).flatten(1) for _ in range(dimensions)]).double().cpu()
+    directions = torch.cat([env.noise(first).flatten(1) for _ in range(min(dimensions, len(x)))]).double().cpu()
     basis = torch.linalg.qr(directions.T).Q
     scale = x.norm() / len(x) ** 0.5
     own = x @ basis
