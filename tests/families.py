@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+import unusual
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
@@ -645,6 +646,9 @@ WINDOWED = {
         (False,),
     ),
     "sd_inpaint": (sd_inpaint, _ddim, (True,)),
+    "bria": (unusual.bria, _flow, (True, False)),
+    "hidream": (unusual.hidream, _flow, (True, False)),
+    "prx": (unusual.prx, _flow, (True, False)),
 }
 # Those that cannot be windowed.
 WHOLE = {

@@ -6,6 +6,7 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import families
+import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -41,9 +42,13 @@ def close(a, b, tolerance=1e-5):
     return float((a - b).abs().max() / b.abs().max().clamp(min=1)) <= tolerance
 
 
-def own_call(t, unit, output):
+def own_call(t, unit, output, rows=ROWS):
     """What the pipeline's own call makes of unit noise; a picture's noise it draws itself, so it is put there."""
-    args = {k: v[ROWS] if isinstance(v, torch.Tensor) and len(v) == 3 else v for k, v in t.args.items()}
+    if getattr(t, "alone", False) and len(unit) > 1:
+        each = [own_call(t, unit[[i]], output, rows[[i]]) for i in range(len(unit))]
+        return torch.cat(each) if isinstance(each[0], torch.Tensor) else np.concatenate(each)
+    args = {k: v[rows] if isinstance(v, torch.Tensor) and len(v) == 3 else v for k, v in t.args.items()}
+    args |= {name: t.args[name][:, rows] for name in getattr(t, "layered", ()) if name in args}
     with ExitStack() as stack:
         if "strength" in t.args:
             module = sys.modules[type(t.pipe).__module__]
@@ -67,8 +72,13 @@ def test_equals_the_pipelines_own_call_and_counts_what_it_runs(name, guided, row
     pictures = own_call(t, unit, "pt")
     networks = t.net if isinstance(t.net, torch.nn.ModuleList) else [t.net]
     count_flops = [rows_of(network) for network in networks]
+    if getattr(t, "alone", False):  # a batch fails, in the network
+        sampler.run(start, 1)
+        before, _ = sampler.forwards, [rows.clear() for rows in count_flops]
+    else:
+        before = 0
     end = sampler.run(start)
-    assert sampler.forwards == sum(map(sum, count_flops)) == 3 * sampler.steps * t.forwards
+    assert sampler.forwards - before == sum(map(sum, count_flops)) == 3 * sampler.steps * t.forwards
     assert all(count_flops) and sampler.forwards_per_nfe == t.forwards
     decoded = sampler.decode(end.x)
     if pictures.ndim == 5:
@@ -186,3 +196,43 @@ def test_negative_prompts_are_those_of_the_rows(name, negative):
 def test_wrong_negative_prompts_are_told(negative, said):
     with pytest.raises(DiffscaleError, match=said):
         made("sd_instructed", True, negative_prompt=negative)
+
+
+def test_layers_of_a_text_network_come_before_the_batch():
+    """HiDream's own encoding has them there, as the embeddings that it is given have."""
+    t, given = made("hidream", True)
+    known = {
+        "_get_t5_prompt_embeds": {"": t.args["negative_prompt_embeds_t5"][:1]},
+        "_get_llama3_prompt_embeds": {"": t.args["negative_prompt_embeds_llama3"][:, :1]},
+        "_get_clip_prompt_embeds": {"": t.args["negative_pooled_prompt_embeds"][:1, :8]},
+    }
+    pooled = t.args["pooled_prompt_embeds"]
+    for i, prompt in enumerate(PROMPTS):
+        known["_get_t5_prompt_embeds"][prompt] = t.args["prompt_embeds_t5"][[i]]
+        known["_get_llama3_prompt_embeds"][prompt] = t.args["prompt_embeds_llama3"][:, [i]]
+        known["_get_clip_prompt_embeds"][prompt] = pooled[[i], :8]
+    t.args |= {"pooled_prompt_embeds": pooled[:, :8].repeat(1, 2)}
+    for name in ("prompt_embeds_t5", "prompt_embeds_llama3", "pooled_prompt_embeds"):
+        negative = t.args[f"negative_{name}"]
+        axis = 1 if name.endswith("llama3") else 0
+        first = negative.narrow(axis, 0, 1)
+        first = first[:, :8].repeat(1, 2) if name.startswith("pooled") else first
+        t.args[f"negative_{name}"] = torch.cat([first] * 3, axis)
+    given = DiffusersSampler(t.pipe, PROMPTS, STEPS, t.args)
+    for name, of in known.items():
+        setattr(t.pipe, name, lambda *args, of=of: of[next(a[0] for a in args if isinstance(a, list))])
+    encoded = DiffusersSampler(
+        t.pipe, PROMPTS, STEPS, {name: value for name, value in t.args.items() if "embeds" not in name}
+    )
+    start = given.prior(KEYS, ROWS)
+    assert torch.equal(encoded.run(start).x, given.run(start).x)
+
+
+def test_rows_are_run_alone_where_a_batch_fails_and_that_is_told_once(caplog):
+    _, sampler = made("prx", True)
+    start = sampler.prior(KEYS, ROWS)
+    before = sampler.forwards
+    sampler.run(sampler.run(start, 1))
+    assert sampler.forwards - before == 3 * STEPS * 2
+    (said,) = [record.message for record in caplog.records if "cannot run a batch" in record.message]
+    assert said.startswith("PRXPipeline cannot run a batch (") and said.endswith("each row is run alone.")

@@ -78,3 +78,13 @@ def test_tensorflow_takes_pixels_without_the_half_shift() -> None:
     row = torch.tensor([0.0, 1.0, 4.0]).expand(1, 3, 2, 3)
     out = resize_like_tensorflow(row, 2, 6)[0, 0, 0]
     torch.testing.assert_close(out, torch.tensor([0.0, 0.5, 1.0, 2.5, 4.0, 4.0]))  # positions 0, 0.5, ... 2.5
+
+
+@pytest.mark.parametrize("size", [(3, 2000), (2000, 3), (1, 1), (1, 5000)])
+def test_the_thinnest_pictures_keep_a_line(size: tuple[int, int]) -> None:
+    """3 * 48 / 2000 pixels would be none."""
+    preprocessing = Preprocessing(48, MEAN, STD)
+    seen = preprocessing.letterbox(torch.ones(2, 3, *size))
+    assert seen.shape == (2, 3, 48, 48) and seen.sum((1, 2, 3)).min() > 3 * 47
+    for kind in (preprocessing.crop, preprocessing.stretch):
+        torch.testing.assert_close(kind(torch.ones(2, 3, *size)), torch.ones(2, 3, 48, 48))

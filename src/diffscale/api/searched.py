@@ -22,7 +22,7 @@ from diffscale.models.class_conditional import class_model
 from diffscale.models.load import best_device, dtype_of_pipeline, load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.registry import DEFAULT_SEARCH
-from diffscale.samplers.arguments import call_parameters
+from diffscale.samplers.arguments import call_parameters, count_prompts, embeddings
 from diffscale.samplers.whole import WholeSampler
 from diffscale.searches import choose_search
 from diffscale.types import Search, State, Verifier
@@ -210,22 +210,21 @@ def _without_subject(error: TypeError) -> str:
 
 def _read_prompts(call: _Call, verifier: Verifier) -> list[str]:
     """The prompts of a call, empty ones for embeddings alone and a verifier that does not look at prompts."""
-    embeds = call.pipe_args.get("prompt_embeds")
+    counts = {name: count_prompts(name, value) for name, value in embeddings(call.pipe_args).items()}
     if call.prompt is None:
-        if embeds is None:
+        if not counts:
             raise DiffscaleError("Give a prompt, or a list of prompts.")
         if getattr(verifier, "needs_prompts", True):
             raise DiffscaleError(
                 f"The verifier {verifier.name!r} reads prompts: give `prompt` too, which the pipeline does not get."
             )
-        return [""] * len(embeds)
+        return [""] * max(counts.values())
     prompts = [call.prompt] if isinstance(call.prompt, str) else call.prompt
     if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(each, str) for each in prompts):
         raise DiffscaleError(f"Give prompt as a text, or as a list of texts, not as {call.prompt!r}.")
-    if embeds is not None and len(embeds) != len(prompts):
-        raise DiffscaleError(
-            f"Give one row of prompt_embeds for each of the {len(prompts)} prompts, not {len(embeds)}."
-        )
+    for name, count in counts.items():
+        if count != len(prompts):
+            raise DiffscaleError(f"Give one row of {name} for each of the {len(prompts)} prompts, not {count}.")
     return list(prompts)
 
 

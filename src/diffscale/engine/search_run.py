@@ -346,7 +346,7 @@ def _picture(image: Tensor, whole: dict[str, Tensor], shown: bool) -> dict[str, 
     if shown:
         side = max(image.shape[1:])
         if side > THUMBNAIL:
-            size = [round(s * THUMBNAIL / side) for s in image.shape[1:]]
+            size = [max(1, round(s * THUMBNAIL / side)) for s in image.shape[1:]]
             image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
         kept["thumbnail"] = eight_bit(image)
     return kept

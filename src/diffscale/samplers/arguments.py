@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, first_line
@@ -36,6 +37,25 @@ def is_text(name: str) -> bool:
     return re.fullmatch(r"(negative_)?prompt(_\d)?", name) is not None
 
 
+def embeddings(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `args` that stand for the prompt, which pipelines do not take beside them; by name.
+
+    Most pipelines call them `prompt_embeds`; some have several (`prompt_embeds_t5` and `prompt_embeds_llama3` of
+    HiDream, `prompt_embeds_qwen` and `prompt_embeds_clip` of Kandinsky 5).
+    """
+    return {name: value for name, value in args.items() if name.startswith("prompt_embeds") and value is not None}
+
+
+def count_prompts(name: str, value: Any) -> int:
+    """Of how many prompts the embeddings `value`, a tensor or a list, are."""
+    return value.shape[_prompt_axis(name)] if isinstance(value, Tensor) else len(value)
+
+
+def _prompt_axis(name: str) -> int:
+    """The axis of a tensor argument along which the prompts are: HiDream has Llama's layers before them."""
+    return 1 if name.endswith("embeds_llama3") else 0
+
+
 def check_arguments(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
     """Raises DiffscaleError for arguments that the pipeline does not take or that are the sampler's."""
     taken = call_parameters(pipe)
@@ -63,17 +83,19 @@ def arguments_of_rows(args: Mapping[str, Any], rows: Sequence[int], prompts: Seq
 
     A tensor, or a list of embeddings, with an entry for each prompt is dealt out by rows. One picture for one prompt
     stays one, as pipelines encode it once for the whole batch. Texts, such as negative prompts, become lists with one
-    for each row, as pipelines want them of the type, and the length, of the prompt; where `prompt_embeds` are given
+    for each row, as pipelines want them of the type, and the length, of the prompt; where `embeddings` are given
     there is no prompt, and texts stay as they are.
     """
-    embedded = "prompt_embeds" in args
+    embedded = bool(embeddings(args))
 
     def of_rows(name: str, value: Any) -> Any:
         if not embedded and is_text(name) and value is not None:
             each = [value] if isinstance(value, str) else value
             return [each[row if len(each) > 1 else 0] for row in rows]
-        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(prompts):
-            return value if len(prompts) == 1 and name in PICTURES else value[list(rows)]
+        axis = _prompt_axis(name)
+        if isinstance(value, Tensor) and value.ndim > axis and value.shape[axis] == len(prompts):
+            dealt = torch.tensor(rows, device=value.device)
+            return value if len(prompts) == 1 and name in PICTURES else value.index_select(axis, dealt)
         if isinstance(value, list) and name.endswith("prompt_embeds") and len(value) == len(prompts):
             return [value[row] for row in rows]
         return value

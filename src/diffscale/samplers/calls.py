@@ -1,15 +1,21 @@
 """Around a pipeline's call: attributes and draws replaced, rows through networks counted, its answer as pictures."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from diffscale._util.errors import DiffscaleError, first_line
 from diffscale.engine import noise
+from diffscale.engine.batching import out_of_memory
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FRAMES: Final = 4
 """Frames of a video that are scored and shown: the first, the last, and evenly spaced ones between."""
@@ -73,6 +79,31 @@ def counted_rows(networks: Sequence[torch.nn.Module]) -> Iterator[list[tuple[tor
         for network in networks:
             hooks.enter_context(network.register_forward_pre_hook(note, with_kwargs=True))
         yield called
+
+
+def together_or_alone(owner: Any, name: str, rows: int, work: Callable[[], T]) -> T:
+    """What `work` gives for `rows`, which it runs in batches, or each alone if `owner.alone` is set.
+
+    Some pipelines cannot run a batch (PRX with guidance tells its network two times, however many rows there are). If
+    `work` fails, and does not with each row alone, `alone` stays set, and is told of by the pipeline's `name`. Rows
+    of the batch that failed are taken from `owner.forwards`.
+    """
+    before = owner.forwards
+    try:
+        return work()
+    except DiffscaleError:
+        raise
+    except Exception as error:
+        if owner.alone or rows == 1 or out_of_memory(error):
+            raise
+        owner.alone, owner.forwards = True, before
+        try:
+            done = work()
+        except Exception:
+            owner.alone = False
+            raise error from None
+        _log.warning("%s cannot run a batch (%s): each row is run alone.", name, first_line(error).rstrip("."))
+        return done
 
 
 def networks_of(pipe: Any) -> list[torch.nn.Module]:

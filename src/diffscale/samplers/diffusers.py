@@ -15,7 +15,7 @@ from torch import Tensor
 from diffscale.engine import noise
 from diffscale.samplers import levels
 from diffscale.samplers.arguments import check_arguments
-from diffscale.samplers.calls import pictures
+from diffscale.samplers.calls import pictures, together_or_alone
 from diffscale.samplers.formulas import Marginal, denoise, renoise
 from diffscale.samplers.grid import GridSampler
 from diffscale.samplers.windowed.pipeline import WindowedPipeline
@@ -30,7 +30,8 @@ class DiffusersSampler(GridSampler):
     `inference_steps`: the pipeline's num_inference_steps; `steps`, the denoiser evaluations of a
     trajectory, is larger for some schedulers (Heun: 2 n - 1, PNDM: n + 1) and smaller where a picture is started from
     (`strength`). `pipe_args`: other arguments of the pipeline's call; a tensor with as many entries as there are
-    prompts is dealt out by rows, so embeddings made before can be given as `prompt_embeds=...`.
+    prompts is dealt out by rows, so embeddings made before can be given as `prompt_embeds=...`, or as the pipeline
+    calls them. Rows are run one by one, which is told once, if the pipeline cannot run a batch.
 
     A pipeline that starts from a picture has that picture's noise at step 0, as it draws it itself, and latents
     from there on. A video is scored, and shown, by the frames of `calls.pictures`.
@@ -172,6 +173,10 @@ class DiffusersSampler(GridSampler):
 
     def _by_layout(self, work: Callable[[State], State], state: State) -> State:
         """Do `work` on rows whose text has equal shapes, and put the rows back in order."""
+        name = self.pipeline.class_name
+        return together_or_alone(self.pipeline, name, len(state), lambda: self._in_groups(work, state))
+
+    def _in_groups(self, work: Callable[[State], State], state: State) -> State:
         groups = self.pipeline.groups(state.prompt_index.tolist())
         if len(groups) == 1:
             return work(state)

@@ -17,7 +17,15 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.engine.flops import count_flops
 from diffscale.samplers.arguments import arguments_of_rows, call_parameters, check_arguments
-from diffscale.samplers.calls import NormalDraws, counted_rows, networks_of, overridden, pictures, same_in_every_row
+from diffscale.samplers.calls import (
+    NormalDraws,
+    counted_rows,
+    networks_of,
+    overridden,
+    pictures,
+    same_in_every_row,
+    together_or_alone,
+)
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.windowed.loop import NotWindowed
 from diffscale.types import State
@@ -64,7 +72,7 @@ class WholeSampler:
         why: str = "it was asked for whole",
     ) -> None:
         check_arguments(pipe, prompts, pipe_args or {})
-        self.prompts, self.why, self.forwards = list(prompts), why, 0
+        self.prompts, self.why, self.forwards, self.alone = list(prompts), why, 0, False
         self._pipe, self._name = pipe, type(pipe).__name__
         self._inference_steps, self._args = inference_steps, dict(pipe_args or {})
         self._taken = call_parameters(pipe)
@@ -83,8 +91,8 @@ class WholeSampler:
             self._refuse()
         if state.step == self.steps:
             return state
-        answer, _ = self._call(state.key, state.prompt_index.tolist(), state.x)
-        return replace(state, x=pictures(answer[0]), step=self.steps)
+        images = together_or_alone(self, self._name, len(state), lambda: self._pictures(state))
+        return replace(state, x=images, step=self.steps)
 
     def pipeline_output(self, state: State, output_type: str, return_dict: bool) -> Any:
         """What the pipeline's own call gives for the noise of `state`, at step 0: its output class, or a tuple.
@@ -96,6 +104,11 @@ class WholeSampler:
     def decode(self, latents: Tensor) -> Tensor:
         """`latents`, which are pictures [B, 3, H, W] in [0, 1], or frames [B, F, 3, H, W]."""
         return latents
+
+    def _pictures(self, state: State) -> Tensor:
+        batches = [state[[row]] for row in range(len(state))] if self.alone else [state]
+        calls = (self._call(batch.key, batch.prompt_index.tolist(), batch.x)[0] for batch in batches)
+        return torch.cat([pictures(answer[0]) for answer in calls])
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise DiffscaleError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.samplers.arguments import call_parameters
+from diffscale.samplers.arguments import call_parameters, embeddings
 from diffscale.samplers.calls import networks_of
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.windowed.training import PerRowDenoiser, PictureEncoder
@@ -44,7 +44,7 @@ class Policy:
         snr_gamma: float | None = None,
     ) -> None:
         args = {**(pipe_args or {}), **_unguided(pipe)}
-        self._embedded = "prompt_embeds" in args
+        self._embedded = bool(embeddings(args))
         self.sampler = DiffusersSampler(pipe, self._with_empty(prompts), steps, args)
         if self.sampler.forwards_per_nfe != 1:
             raise DiffscaleError(f"{type(pipe).__name__} guides whatever it is told, so it cannot be trained here.")

@@ -69,7 +69,7 @@ class Preprocessing:
         """Whole pictures with black bars on both sides, so that they keep their shape, as HPS v2 sees them."""
         height, width = images.shape[-2:]
         scale = self.side / max(height, width)
-        images = resize(images, round(height * scale), round(width * scale))
+        images = resize(images, max(1, round(height * scale)), max(1, round(width * scale)))
         down, right = self.side - images.shape[-2], self.side - images.shape[-1]
         return self._normalise(F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2)))
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.flops import count_flops
-from diffscale.samplers.arguments import arguments_of_rows, call_parameters, is_text, no_step_left
+from diffscale.samplers.arguments import arguments_of_rows, call_parameters, embeddings, is_text, no_step_left
 from diffscale.samplers.calls import counted_rows, networks_of, overridden, same_in_every_row
 from diffscale.samplers.windowed.latents import InitialLatents
 from diffscale.samplers.windowed.loop import NotWindowed, windowed_call
-from diffscale.samplers.windowed.scheduler import StepWindow, windowed
+from diffscale.samplers.windowed.scheduler import StepWindow, own_class, windowed
 from diffscale.samplers.windowed.text import PromptEncodings
 
 _KEPT: Final = "it does not give its latents back"
@@ -25,15 +25,16 @@ _KEPT: Final = "it does not give its latents back"
 class WindowedPipeline:
     """A copy of `pipe` whose calls run windows; it shares the networks, and what is set on it stays off the user's.
 
-    `forwards`: rows through the denoiser so far. `differentiable`: whether calls keep a graph. `encodings`: of the
-    prompts, None if embeddings are in `args`. Raises NotWindowed for pipelines that cannot be windowed.
+    `forwards`: rows through the denoiser so far. `alone`: whether every row is a batch of its own. `differentiable`:
+    whether calls keep a graph. `encodings`: of the prompts, None if embeddings are in `args`. Raises NotWindowed for
+    pipelines that cannot be windowed.
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str], inference_steps: int, args: Mapping[str, Any]) -> None:
         taken = call_parameters(pipe)
         if "output_type" not in taken or not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
             raise NotWindowed("it has no output type or no scheduler of its own")
-        self.prompts, self.forwards, self.differentiable = list(prompts), 0, False
+        self.prompts, self.forwards, self.alone, self.differentiable = list(prompts), 0, False, False
         self._steps, self._args, self._taken = inference_steps, dict(args), taken
         self._denoisers: list[torch.nn.Module] = []
         self._pipe = copy.copy(pipe)
@@ -43,7 +44,7 @@ class WindowedPipeline:
         self._pipe.set_progress_bar_config(disable=True)
         self.scheduler = windowed(pipe.scheduler)
         self._pipe.__dict__["scheduler"] = self.scheduler
-        self.encodings = None if "prompt_embeds" in args else PromptEncodings(self._pipe)
+        self.encodings = None if embeddings(args) else PromptEncodings(self._pipe)
         self.initial = InitialLatents(self._pipe)
         self.scheduler.keeps_noise_scale = self.initial.replaceable
         if not self.initial.replaceable and "latents" not in taken:
@@ -51,7 +52,8 @@ class WindowedPipeline:
         inputs = taken.get("callback_on_step_end_tensor_inputs")
         self._tells_latents = "callback_on_step_end" in taken and inputs is not None and inputs.default == ["latents"]
         self._stepped_latents: Any = None
-        names = {}
+        # Bria compares its scheduler's class, which ours is derived from.
+        names: dict[str, Any] = {"type": own_class}
         if own := inspect.unwrap(type(pipe).__call__).__globals__.get("randn_tensor"):
             names["randn_tensor"] = lambda *a, **kw: same_in_every_row(own(*a, **kw), -1)
         self._call = windowed_call(self._pipe, self.scheduler.visits_of, **names)
@@ -135,7 +137,7 @@ class WindowedPipeline:
 
         Raises DiffscaleError if embeddings are given only now, or no more.
         """
-        if ("prompt_embeds" in args) == (self.encodings is not None):
+        if bool(embeddings(args)) == (self.encodings is not None):
             raise DiffscaleError("Give embeddings (prompt_embeds) from the start and always, or never.")
         self.prompts, self._args = list(prompts), {**self._args, **args}
         if self.encodings is not None:
@@ -163,6 +165,8 @@ class WindowedPipeline:
 
     def groups(self, rows: Sequence[int], keys: Sequence[Hashable] | None = None) -> list[list[int]]:
         """Positions in `rows` that can share a batch: their text has equal shapes, and their `keys` are equal."""
+        if self.alone:
+            return [[i] for i in range(len(rows))]
         alike: dict[Hashable, list[int]] = {}
         for i, row in enumerate(rows):
             layout = None if self.encodings is None else self.encodings.layout(row)

@@ -204,6 +204,12 @@ class WindowedScheduler:
         return stepped
 
 
+def own_class(thing: Any) -> type:
+    """As `type` of one argument, but of a windowed scheduler the class that it was made of."""
+    own: type = thing._base if isinstance(thing, WindowedScheduler) else type(thing)
+    return own
+
+
 def windowed(scheduler: Any) -> Any:
     """A copy of `scheduler` that is also a WindowedScheduler, its class derived from its own."""
     base: Any = type(scheduler)

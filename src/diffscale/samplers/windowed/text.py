@@ -81,6 +81,8 @@ def _stack(answers: list[Any]) -> Any:
         return first
     if len(first) == 1:
         return torch.cat(answers)
+    if first.ndim == 4 and first.shape[1] == 1:
+        return torch.cat(answers, 1)  # layers of a text network come before the batch
     # No batch dimension, as the position ids of Flux: right only if it is the same for all.
     if any(answer is not first and not torch.equal(answer, first) for answer in answers):
         raise DiffscaleError(
