@@ -3,13 +3,17 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from diffscale._util.errors import explained
 
 _PATIENCE: Final = 30.0  # seconds that another process may hold the file
+_UNWRITABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""Codes of errors that say by themselves whether room or another file is needed, in reading and in writing."""
 
 
 class SqliteStore:
@@ -29,25 +33,38 @@ class SqliteStore:
         self._lock = threading.Lock()
         with explained(self._unwritable, OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with explained(self._unreadable, sqlite3.Error):
+        with self._told(self._unreadable):
             self._db = sqlite3.connect(path, timeout=_PATIENCE, check_same_thread=False)
             self._use_write_ahead_log()
+            # Text that is damaged reads as text that is not what was written, instead of not at all.
+            self._db.text_factory = lambda data: data.decode(errors="replace")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(tables)
 
     def read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows that `query` selects."""
-        with explained(self._unreadable, sqlite3.Error), self._lock:
+        with self._told(self._unreadable), self._lock:
             return self._db.execute(query, values).fetchall()
 
     def write(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run `statement` for each of `rows` in one transaction; they are in the file when this returns."""
-        with explained(self._unwritable, sqlite3.Error), self._lock, self._db:
+        with self._told(self._unwritable), self._lock, self._db:
             self._db.executemany(statement, rows)
 
     def close(self) -> None:
         """Let go of the file; what was written stays."""
         self._db.close()
+
+    @contextmanager
+    def _told(self, usually: str) -> Iterator[None]:
+        """Errors of SQLite in the block become the sentence that their code asks for, or that which is `usually` so."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says more of the same
+            sentence = self._unwritable if code in _UNWRITABLE else self._unreadable if code in _DAMAGED else usually
+            with explained(sentence, sqlite3.Error):
+                raise
 
     def _use_write_ahead_log(self) -> None:
         deadline = time.monotonic() + _PATIENCE

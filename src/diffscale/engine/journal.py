@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.store import SqliteStore
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS run (version INTEGER, settings TEXT);
-CREATE TABLE IF NOT EXISTS searches (search TEXT PRIMARY KEY, chunk INTEGER);
+CREATE TABLE IF NOT EXISTS searches (search TEXT PRIMARY KEY, chunk INTEGER, crc INTEGER);
 CREATE TABLE IF NOT EXISTS replies (
     search TEXT, request INTEGER, kind TEXT, start INTEGER, stop INTEGER, costs TEXT, tensors BLOB, crc INTEGER,
     PRIMARY KEY (search, request, start));
@@ -71,9 +70,19 @@ class Journal:
             )
 
     def chunk(self, search: str, chunk: int) -> int:
-        """The chunk that the search began with: the one recorded, or `chunk`, which is then recorded."""
-        self._store.write("INSERT OR IGNORE INTO searches VALUES (?, ?)", [(search, chunk)])
-        return int(self._store.read("SELECT chunk FROM searches WHERE search = ?", (search,))[0][0])
+        """The chunk that the search began with: the one recorded, or `chunk`, which is then recorded.
+
+        Where the record is damaged, the replies to the search are removed with a warning.
+        """
+        recorded = self._store.read("SELECT chunk, crc FROM searches WHERE search = ?", (search,))
+        if recorded and recorded[0][1] == _checksum(search, recorded[0][0]):
+            return int(recorded[0][0])
+        if recorded or self._store.read("SELECT 1 FROM replies WHERE search = ? LIMIT 1", (search,)):
+            self._damaged(f"search {search}", "it is computed again")
+            self.forget(search)
+        row = search, chunk, _checksum(search, chunk)
+        self._store.write("INSERT OR REPLACE INTO searches VALUES (?, ?, ?)", [row])
+        return chunk
 
     def replies(self, search: str, request: int) -> list[Reply]:
         """What is known of a search's request, in order of the rows.
@@ -82,27 +91,21 @@ class Journal:
         rows are paid for again.
         """
         rows = self._store.read(
-            "SELECT start, stop, costs, tensors, crc FROM replies WHERE search = ? AND request = ? ORDER BY start",
+            "SELECT kind, start, stop, costs, tensors, crc FROM replies WHERE search = ? AND request = ?",
             (search, request),
         )
-        try:
-            if any(zlib.crc32(blob) != crc for *_, blob, crc in rows):
-                raise ValueError
-            return [Reply(start, stop, load(blob), json.loads(costs)) for start, stop, costs, blob, _ in rows]
-        except (ValueError, SafetensorError):
-            warnings.warn(
-                f"The journal {self.path} is damaged at request {request} of search {search}; what follows there is "
-                "computed again.",
-                stacklevel=3,
-            )
+        if any(_checksum(search, request, *row) != crc for *row, crc in rows):
+            self._damaged(f"request {request} of search {search}", "what follows there is computed again")
             self._store.write("DELETE FROM replies WHERE search = ? AND request >= ?", [(search, request)])
             return []
+        found = [Reply(start, stop, load(blob), json.loads(costs)) for _, start, stop, costs, blob, _ in rows]
+        return sorted(found, key=lambda reply: reply.start)
 
     def write(self, search: str, request: int, kind: str, reply: Reply) -> None:
         """Append part of an answer; on disk when this returns."""
         blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in reply.tensors.items()})
-        row = search, request, kind, reply.start, reply.stop, json.dumps(reply.costs), blob, zlib.crc32(blob)
-        self._store.write("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [row])
+        row = search, request, kind, reply.start, reply.stop, json.dumps(reply.costs), blob
+        self._store.write("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(*row, _checksum(*row))])
 
     def forget(self, search: str) -> None:
         """Delete the replies of a search, so that it is computed again the next time."""
@@ -111,17 +114,26 @@ class Journal:
     def keep(self, search: str, number: int, tensors: dict[str, Tensor]) -> None:
         """Append what is kept of candidate `number` of a search."""
         blob = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        row = search, number, blob, zlib.crc32(blob)
-        self._store.write("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", [row])
+        row = search, number, blob
+        self._store.write("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", [(*row, _checksum(*row))])
 
     def kept(self, search: str, number: int) -> dict[str, Tensor] | None:
         """What was kept of candidate `number`; None if nothing that reads back."""
         rows = self._store.read("SELECT tensors, crc FROM pictures WHERE search = ? AND number = ?", (search, number))
-        return load(rows[0][0]) if rows and zlib.crc32(rows[0][0]) == rows[0][1] else None
+        return load(rows[0][0]) if rows and _checksum(search, number, rows[0][0]) == rows[0][1] else None
 
     def close(self) -> None:
         """Close the file; what was written stays."""
         self._store.close()
+
+    def _damaged(self, where: str, so: str) -> None:
+        warnings.warn(f"The journal {self.path} is damaged at {where}; {so}.", stacklevel=4)
+
+
+def _checksum(*values: Any) -> int:
+    """A CRC-32 over all values of a row, of whatever type damage made them."""
+    each = [value if isinstance(value, bytes) else repr(value).encode() for value in values]
+    return zlib.crc32(b"".join(len(data).to_bytes(8, "big") + data for data in each))
 
 
 def recorded_settings(path: Path) -> dict[str, Any]:
@@ -134,16 +146,19 @@ def recorded_settings(path: Path) -> dict[str, Any]:
     store = SqliteStore(path, _TABLES, **_FILE)
     recorded = store.read("SELECT settings FROM run")
     store.close()
-    with suppress(ValueError):
-        return dict(json.loads(recorded[0][0])) if recorded else {}
+    return _settings(recorded[0][0]) if recorded else {}
+
+
+def _settings(text: Any) -> dict[str, Any]:
+    """What a record of settings holds; empty if that is damaged."""
+    with suppress(ValueError, TypeError):
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
     return {}
 
 
-def _difference(saved: str, wanted: Mapping[str, Any]) -> str:
-    try:
-        before = json.loads(saved)
-    except ValueError:
-        return ""
+def _difference(saved: Any, wanted: Mapping[str, Any]) -> str:
+    before = _settings(saved)
     now = json.loads(json.dumps(wanted))
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     return " ({})".format(", ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in names)) if names else ""

@@ -188,12 +188,17 @@ class SearchRun:
         return [Thumbnail(image, float(values[n]), n) for n, image in images.items() if image is not None]
 
     def _candidate(self, number: int, values: Tensor) -> Candidate:
-        """Candidate `number`, which is one of the best or the baseline; raises DiffscaleError if the journal has lost
-        it."""
+        """Candidate `number`, which is one of the best or the baseline.
+
+        Raises DiffscaleError if the journal has lost its picture; the search is then computed again the next time.
+        """
         kept, leaderboard = self._kept(number), self.leaderboard
         if "image" not in kept:
+            assert self.journal is not None
+            self.journal.forget(self.name)
             raise DiffscaleError(
-                f"The journal has lost picture {number} of search {self.name}: remove it to start anew."
+                f"The journal has lost picture {number} of the search {self.described}: run the same command again, and "
+                "that search is computed anew."
             )
         return Candidate(
             kept["image"].float() / 255,

@@ -25,8 +25,8 @@ def ask_tell(env: Environment, make: Callable[[Tensor], Optimiser], dimensions: 
 
     A random orthonormal basis Q [D, d] is drawn; point u stands for the noise x - Q Q^T x + Q u of the first noise x,
     brought to its norm, so that all noises stay typical. `make` is given the first noise's own coordinates [1, d],
-    float64, so that the first sample can be the first candidate, and makes the optimiser. Where D is smaller, it
-    is d.
+    float64, so that the first sample can be the first candidate, and makes the optimiser. Where d is larger
+    than D, D is taken.
     """
     first = env.prior(1)
     x = first.x.flatten().double().cpu()
