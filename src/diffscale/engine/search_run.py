@@ -197,8 +197,8 @@ class SearchRun:
             assert self.journal is not None
             self.journal.forget(self.name)
             raise DiffscaleError(
-                f"The journal has lost picture {number} of the search {self.described}: run the same command again, and "
-                "that search is computed anew."
+                f"The journal has lost picture {number} of the search {self.described}: run the same command again, "
+                "and that search is computed anew."
             )
         return Candidate(
             kept["image"].float() / 255,
