@@ -54,9 +54,19 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, muon: bool
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"step 15.*checkpoint\.pt"):
-        _train(tmp_path, 40, poison=15)
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 10
+    with pytest.raises(DiffscaleError, match=r"step 15.*checkpoint\.pt"):
+        _train(tmp_path / "late", 40, poison=15)
+    assert torch.load(tmp_path / "late" / "checkpoint.pt", weights_only=True)["step"] == 10
+    with pytest.raises(DiffscaleError, match=r"there is no checkpoint yet: lower"):
+        _train(tmp_path / "early", 40, poison=5)
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_weights_that_are_not_finite_are_no_checkpoint_and_no_network(tmp_path: Path, every: int) -> None:
+    net = nn.Linear(3, 1)
+    with pytest.raises(DiffscaleError, match=r"weights are not finite after step 0.*there is no checkpoint yet"):
+        fit(net, lambda step: net(torch.ones(2, 3)).mean(), "test", tmp_path, 1, lr=1e300, warmup=1, every=every)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"torn", {"step": 10, "net": {}}, {"weights": {}}])

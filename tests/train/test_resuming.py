@@ -15,10 +15,10 @@ import pytest
 import tiny
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_train_methods import METHODS, REWARDED, SHARPENED, given
 
-from diffscale.train import run_directory
+from diffscale.train import configs, run_directory
 from diffscale.train.base import Base
 from diffscale.train.run_directory import list_checkpoints, step_of
 
@@ -300,3 +300,82 @@ def test_another_run_is_not_overwritten_or_gone_on_with(
     assert (out / "config.yaml").read_text() == before
     assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--max_train_steps", 3)) == 0
     assert json.loads((out / "result.json").read_text())["steps"] == 3
+
+
+# Where a gradient is 0, as those of a new LoRA are, AdamW divides 0 by it.
+ENDLESS = ["--adam_epsilon", 1e-300]
+BROKEN_WEIGHTS = {
+    "weights": ENDLESS,
+    "weights and average": [*ENDLESS, "--use_ema"],
+    "only before the end": [*ENDLESS, "--checkpointing_steps", 500, "--max_train_steps", 1],
+    "only before pictures": [*ENDLESS, "--checkpointing_steps", 500, "--validation_steps", 1],
+}
+
+
+@pytest.mark.parametrize("how", BROKEN_WEIGHTS)
+def test_weights_that_are_not_finite_are_never_kept(
+    how: str, data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, more = tmp_path / "out", ["--checkpointing_steps", 1, *BROKEN_WEIGHTS[how]]
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, *more)) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "Training stopped at step 1 since unet." in error and "is not finite" in error
+    assert "there is no checkpoint yet: begin again with a lower learning rate" in error
+    assert not list_checkpoints(out) and not (out / "result.json").exists() and not list(out.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("kept", ["trainable", "average", "state_dict"])
+def test_nothing_that_a_checkpoint_keeps_may_be_not_finite(
+    kept: str,
+    data: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from diffscale.train.methods.sft import Sft
+    from diffscale.train.optimisation import Optimisation
+
+    out, more = tmp_path / "out", ["--use_ema", "--checkpointing_steps", 1, "--max_train_steps", 3]
+    broken = {"00000": torch.tensor([1.0, torch.nan])}
+    late = lambda own: lambda self: broken if (out / "checkpoint-1").exists() else own(self)  # noqa: E731
+    with monkeypatch.context() as patched:
+        if kept == "trainable":
+            patched.setattr(Base, "trainable", property(late(Base.trainable.fget)))  # type: ignore[attr-defined]
+        else:
+            owner = Optimisation if kept == "average" else Sft
+            patched.setattr(owner, kept, late(getattr(owner, kept)))
+        assert tiny.cli(monkeypatch, *given(data, "sft", out, *more)) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert "stopped at step 2" in error and "00000 is not finite" in error
+        assert f"the last good checkpoint is {out / 'checkpoint-1'}: go on from there" in error
+        assert [path.name for path in list_checkpoints(out)] == ["checkpoint-1"]
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, *more, "--resume", "latest")) == 0
+
+
+def test_a_checkpoint_with_weights_that_are_not_finite_is_not_gone_on_from(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 0
+    file = out / "checkpoint-2" / "trained.safetensors"
+    save_file({name: tensor * torch.nan for name, tensor in load_file(file).items()}, file)
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest")) == 2
+    assert "checkpoint-2 cannot be read (unet." in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
+def test_no_setting_is_endless(
+    value: str,
+    data: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for method, kind in configs.CONFIGS.items():
+        for name, field in kind.model_fields.items():
+            if "float" not in str(field.annotation):
+                continue
+            more = [*METHODS[method], f"--{name}={value}"]
+            assert tiny.cli(monkeypatch, *given(data, method, tmp_path / "out", *more)) == 2, name
+            assert f"The setting {name} is not right" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

@@ -13,7 +13,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -36,7 +35,7 @@ METHODS: Final = {
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # What methods have defaults of their own for.
-LearningRate = Annotated[float, Field(gt=0, description="Default: 1e-6, 3e-4 ddpo, 3e-5 d3po, 1e-5 iterpo.")]
+LearningRate = Annotated[float, Field(gt=0, le=1, description="Default: 1e-6, 3e-4 ddpo, 3e-5 d3po, 1e-5 iterpo.")]
 EmptyShare = Annotated[
     float, Field(ge=0, le=1, description="Share of prompts left out. Default: 0.2 for sft and sharpen, else 0.")
 ]
@@ -51,7 +50,7 @@ SampleSteps = Annotated[
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
     panel: ClassVar[str]
     """Where the command's help shows the settings that a class adds."""
 
@@ -128,7 +127,7 @@ class OptimisationSettings(_Settings):
     """Of AdamW."""
     adam_beta2: Decay = 0.999
     """Of AdamW."""
-    adam_weight_decay: NonNegativeFloat = 1e-2
+    adam_weight_decay: float = Field(1e-2, ge=0, le=1e6)
     """Of AdamW."""
     adam_epsilon: PositiveFloat = 1e-08
     """Of AdamW."""
@@ -254,7 +253,7 @@ class Noised(TrainConfig):
     targets run away where noise is low."""
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
     """Of sft, dpo and sharpen: times drawn more often: earlier (less noise), later, or a range."""
-    timestep_bias_multiplier: PositiveFloat = 1.0
+    timestep_bias_multiplier: float = Field(1.0, gt=0, le=1e9)
     """How much more often."""
     timestep_bias_portion: float = Field(0.25, gt=0, le=1)
     """Share of times that are earlier, or later."""
@@ -434,7 +433,7 @@ class IterpoConfig(Sampling):
     """Prompts of the data that are sampled at each. Default: 64."""
     refine_epochs: PositiveInt = 1
     """Of the rewards, over all pairs so far. Default: 1."""
-    refine_learning_rate: PositiveFloat = 1e-05
+    refine_learning_rate: float = Field(1e-05, gt=0, le=1)
     """Of the rewards. Default: 1e-5."""
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ from diffscale.train.methods import METHODS
 from diffscale.train.methods.method import TrainContext
 from diffscale.train.optimisation import Losses, Optimisation
 from diffscale.train.rewards import BadReward, Cost, Mixture, Reward
-from diffscale.train.run_directory import Checkpoints, TrainState, name_last_checkpoint
+from diffscale.train.run_directory import Checkpoints, TrainState, list_checkpoints, name_last_checkpoint
 from diffscale.train.training_data import TrainingData
 from diffscale.train.validation import Validation
 
@@ -51,8 +51,8 @@ def train(config: TrainConfig, progress: Progress = silent) -> Ended:
     """Train as `config` says, into its `output_dir`; the first process calls `progress`.
 
     SIGTERM saves a checkpoint after the step at hand and ends the call. Raises DiffscaleError for settings that cannot
-    be met, for a loss or reward that is not finite, naming the last good checkpoint, and for a full disk, which leaves
-    what was written before.
+    be met, for a loss, a reward or weights that are not finite, naming the last good checkpoint, and for a full disk,
+    which leaves what was written before.
     """
     check_names(config)
     accelerator = make_accelerator(config)
@@ -135,15 +135,16 @@ class _Training:
                 self._step(terminated.is_set())
                 step = self.state.step
                 if self.stop or step % self.config.checkpointing_steps == 0:
-                    self.checkpoints.save()
+                    self._save()
                     last_saved = step
                 if self.stop:
                     self.accelerator.end_training()
                     return Ended("stopped", step, self.config.output_dir)
                 if self.config.validation_steps and step % self.config.validation_steps == 0:
+                    self._check_finite()
                     self._validate(f"step-{step}")
             if last_saved != self.state.step:
-                self.checkpoints.save()
+                self._save()
         self._validate("after")
         result: dict[str, Any] = {}
         if self.accelerator.is_main_process:
@@ -163,7 +164,7 @@ class _Training:
                     gathered = self.method.gather(each)
                     passes.append(self.optimisation.one_pass(partial(self.method.loss, gathered)))
         except BadReward as error:
-            raise self._not_finite(str(error)) from error
+            raise self._stopped(self.state.step + 1, str(error)) from error
         # Means over processes of what they log, the time of the slowest, and whether any is to stop.
         every = gather_object([(run_directory.averaged(passes), cost.seconds, terminated)])
         values, seconds = run_directory.averaged([one[0] for one in every]), max(one[1] for one in every)
@@ -171,7 +172,8 @@ class _Training:
         # A scaler of float16 leaves out steps of endless gradients by itself.
         norm = 0.0 if self.accelerator.mixed_precision == "fp16" else values["grad_norm"]
         if not math.isfinite(values["loss"]) or not math.isfinite(norm):
-            raise self._not_finite(f"the loss is {values['loss']} and its gradient's norm {values['grad_norm']}")
+            why = f"the loss is {values['loss']} and its gradient's norm {values['grad_norm']}"
+            raise self._stopped(self.state.step + 1, why)
         if isinstance(self.reward, Mixture):
             self.reward.end_step(torch.stack(gather_object([self.reward.new])).sum(0))
         self.state.step, self.state.seconds = self.state.step + 1, self.state.seconds + seconds
@@ -183,11 +185,23 @@ class _Training:
         most = self.config.max_train_seconds
         return self.state.step >= self.config.max_train_steps or (most is not None and self.state.seconds >= most)
 
-    def _not_finite(self, what: str) -> DiffscaleError:
+    def _save(self) -> None:
+        """Write a checkpoint, unless anything in it is not finite: the last one must be good."""
+        self._check_finite()
+        self.checkpoints.save()
+
+    def _check_finite(self) -> None:
+        broken = [name for name in gather_object([self.checkpoints.not_finite()]) if name]
+        if broken:
+            raise self._stopped(self.state.step, f"{broken[0]} is not finite")
+
+    def _stopped(self, step: int, why: str) -> DiffscaleError:
+        """The error that ends the training at step `step`, from 1; there is a way on from the last checkpoint."""
+        folder = self.config.output_dir
+        again = "go on from there" if list_checkpoints(folder) else "begin again"
         return DiffscaleError(
-            f"Training stopped at step {self.state.step + 1} since {what}; "
-            f"{name_last_checkpoint(self.config.output_dir)}: go on from there with a lower learning rate or another "
-            "reward."
+            f"Training stopped at step {step} since {why}; {name_last_checkpoint(folder)}: {again} with "
+            "a lower learning rate or another reward."
         )
 
     def _validate(self, name: str) -> None:

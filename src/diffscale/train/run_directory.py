@@ -146,6 +146,13 @@ class Checkpoints:
         self.accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
         self.accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
 
+    def not_finite(self) -> str:
+        """The first of this process's tensors that `save` would write and that is not finite; empty if all are."""
+        averages = {f"the average of weights {name}": tensor for name, tensor in self.optimisation.average().items()}
+        kept = {**self.base.trainable, **averages, **self.method.state_dict()}
+        finite = [tensor.detach().isfinite().all() for tensor in kept.values()]  # at once, so that a GPU need not wait
+        return next((name for name, good in zip(kept, finite, strict=True) if not good), "")
+
     def save(self) -> None:
         """Write checkpoint-N of the step, and only then remove the oldest above `--checkpoints_total_limit`.
 
@@ -189,6 +196,8 @@ class Checkpoints:
                 self.optimisation.load_average(load_file(path / _AVERAGE), content["step"])
             own = path / self._samples_file
             self.method.load_state_dict(load_file(own) if own.exists() else {})
+            if broken := self.not_finite():
+                raise ValueError(f"{broken} is not finite")
             self.state.step, self.state.seconds = content["step"], content["seconds"]
             for name in ("rewards", "decoding"):
                 vars(getattr(self.state, name)).update(content[name])

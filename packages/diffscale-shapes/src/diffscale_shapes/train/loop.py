@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from diffscale._util import hardware
-from diffscale._util.errors import explained
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import read_text, replacing, split_lines
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -51,8 +51,8 @@ def fit(
 ) -> Net:
     """Train `net` in place and return its averaged copy, frozen and in evaluation mode.
 
-    Killed at any moment, the same call goes on from the last checkpoint; a loss that is not finite stops the
-    training with FloatingPointError and leaves that checkpoint. Raises DiffscaleError for a checkpoint of another one.
+    Killed at any moment, the same call goes on from the last checkpoint. Raises DiffscaleError for a checkpoint of
+    another training, and for a loss or weights that are not finite, which leaves the last good checkpoint.
     """
     optimisers = _optimisers(net, lr, weight_decay, muon)
     # Its ramp forgets the random start, which a constant decay keeps for thousands of steps.
@@ -76,7 +76,7 @@ def fit(
     for number in range(first, steps):
         value = loss(Step(number, Random(f"{seed} {number}"), torch.Generator().manual_seed(number)))
         if not torch.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {number}; the last good checkpoint is {saved}")
+            raise _broken(f"the loss is {value} at step {number}", saved)
         value.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for optimiser in optimisers:
@@ -88,6 +88,8 @@ def fit(
         losses.append(value.detach())
         done = number + 1
         if done == steps or done % every == 0:
+            if not all(tensor.isfinite().all() for tensor in (*net.parameters(), *ema.shadow_params)):
+                raise _broken(f"weights are not finite after step {number}", saved)
             seconds = (time.monotonic() - began) / len(losses)
             figures = {"step": done, "loss": float(torch.stack(losses).mean()), "seconds_per_step": seconds}
             if evaluate is not None:
@@ -98,6 +100,11 @@ def fit(
                 torch.save({"step": done, **{name: part.state_dict() for name, part in parts.items()}}, fresh)
             began, losses = time.monotonic(), []
     return averaged()
+
+
+def _broken(what: str, saved: Path) -> DiffscaleError:
+    last = f"the last good checkpoint is {saved}" if saved.exists() else "there is no checkpoint yet"
+    return DiffscaleError(f"Training stopped since {what}; {last}: lower the recipe's rate and give the same command.")
 
 
 def _optimisers(net: nn.Module, lr: float, weight_decay: float, muon: bool) -> list[torch.optim.Optimizer]:
