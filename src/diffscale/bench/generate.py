@@ -23,7 +23,11 @@ from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import settle_dtype
 from diffscale.models.options import AUTO
 from diffscale.report import pictures, plots
+from diffscale.report.text import drawing
 from diffscale.verifiers.heldout import heldout_scores, judge_name
+
+_DRAWN = ("candidates.png", "scaling.png")
+"""What is drawn of a result, after that is written."""
 
 SHOWN = 64
 """Candidates on the sheet; a longer search shows its best ones."""
@@ -75,7 +79,9 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
                 f"{folder} holds another run (see its config.yaml): choose another --output, or remove the folder."
             )
         summary: dict[str, Any] | None = read_json(done, _Summary)
-        if summary is not None:
+        # Killed between the result and what is drawn of it, it goes on from the journal, for nothing.
+        drawn = all((folder / name).exists() for name in _DRAWN) or not (folder / "journal.sqlite").exists()
+        if summary is not None and drawn:
             return summary
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DiffscaleError(f"{folder} exists and is not a run of diffscale: choose another --output.")
@@ -103,9 +109,7 @@ def run(settings: GenerateConfig, folder: Path, progress: Progress = silent) -> 
     try:
         _write_picture(pictures.to_pil(result.best.image), folder / "best.png")
         _write_picture(pictures.to_pil(result.baseline.image), folder / "baseline.png")
-        _write_picture(_sheet(result, f"{title}, by {verifier} score"), folder / "candidates.png")
-        plots.scaling(result.trace, result.baseline.nfe, title, verifier, folder / "scaling.png")
-        # Last, and in one go: a folder with a result.json is a finished run.
+        # In one go: a folder with a whole result.json is a finished run.
         write_json(folder / "result.json", summary)
     except OSError as error:
         free = shutil.disk_usage(folder).free / 2**20
@@ -113,6 +117,11 @@ def run(settings: GenerateConfig, folder: Path, progress: Progress = silent) -> 
             f"The search is done (best score {result.best.score:.4f}, key {result.best.key}), but {folder} cannot be "
             f"written to ({error.strerror}, {free:.0f} MiB free): make room and run the same command again."
         ) from error
+    sheet, plot = (folder / name for name in _DRAWN)
+    with drawing(f"The sheet of candidates {sheet}"):
+        _write_picture(_sheet(result, f"{title}, by {verifier} score"), sheet)
+    with drawing(f"The plot {plot}"):
+        plots.scaling(result.trace, result.baseline.nfe, title, verifier, plot)
     return summary
 
 

@@ -14,6 +14,7 @@ from diffscale.bench.hacking import hacked
 from diffscale.bench.series import Cell, safe_name
 from diffscale.metrics.bootstrap import interval, over_groups
 from diffscale.report import plots
+from diffscale.report.text import drawing, one_line
 from diffscale.verifiers.heldout import judge_name
 
 _Sample = Mapping[str, Any]
@@ -34,14 +35,17 @@ def write(
         name = verifier if names.count(name) > 1 else name
         largest = {search: Cell(search, verifier, max(settings.budget)) for search in settings.search}
         if curves := {search: curve for search, cell in largest.items() if (curve := _curve(cell, samples))}:
-            plots.curves(curves, f"best {name} score so far", title, folder / f"scaling-{safe_name(name)}.png")
+            with drawing(f"The plot of {one_line(name, 80)}"):
+                plots.curves(curves, f"best {name} score so far", title, folder / f"scaling-{safe_name(name)}.png")
         judged: dict[str, _Curve] = {}
         for row in rows:
             if row["verifier"] == verifier and "judge" in row:
                 judged.setdefault(row["search"], []).append((row["nfe"], row["judge"]))
         if judged:
             points = {search: sorted(curve, key=lambda point: point[0]) for search, curve in judged.items()}
-            plots.curves(points, "judge mean", f"{title}, searched by {name}", folder / f"judge-{safe_name(name)}.png")
+            with drawing(f"The plot of judges by {one_line(name, 80)}"):
+                path = folder / f"judge-{safe_name(name)}.png"
+                plots.curves(points, "judge mean", f"{title}, searched by {name}", path)
     return rows
 
 

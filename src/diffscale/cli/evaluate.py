@@ -32,8 +32,8 @@ def evaluate(
     for note in results["warnings"]:
         print_warning(console, note)
     if settings.save_reference is not None:
-        console.print(f"statistics for --reference are in {settings.save_reference}", markup=False)
-    console.print(f"results are in {output}", markup=False)
+        console.print(f"statistics for --reference are in {settings.save_reference}")
+    console.print(f"results are in {output}")
 
 
 def _print_results(console: Console, results: dict[str, Any]) -> None:

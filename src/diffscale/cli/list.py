@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from diffscale._util.errors import check_name
-from diffscale.cli.terminal import print_table
+from diffscale.cli.terminal import plain_console, print_table
 from diffscale.models import shipped
 from diffscale.registry import plugins
 
@@ -30,7 +29,7 @@ def list_names(
     }
     check_name("list", what, kinds)
     header, rows = kinds[what]
-    print_table(Console(), header, rows())
+    print_table(plain_console(), header, rows())
 
 
 def models() -> Rows:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
 import diffscale
 from diffscale._util.errors import DiffscaleError
@@ -15,6 +14,7 @@ from diffscale.cli.evaluate import evaluate
 from diffscale.cli.generate import generate
 from diffscale.cli.list import list_names
 from diffscale.cli.reproduce import reproduce
+from diffscale.cli.terminal import plain_console
 from diffscale.cli.train import declared, train
 from diffscale.registry import plugins
 
@@ -64,7 +64,7 @@ def run() -> None:
     try:
         app()
     except DiffscaleError as error:
-        Console(stderr=True, soft_wrap=True).print("error:", str(error), style="red", markup=False, highlight=False)
+        plain_console(stderr=True).print("error:", str(error), style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

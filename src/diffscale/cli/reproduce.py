@@ -13,7 +13,7 @@ from diffscale._util.errors import UnknownName, unknown
 from diffscale._util.files import read_text
 from diffscale.bench.config import ReproduceConfig
 from diffscale.cli.flags import settings_from_flags
-from diffscale.cli.terminal import print_dtype, print_table, print_warning, progress_bars, quiet_console
+from diffscale.cli.terminal import plain_console, print_dtype, print_table, print_warning, progress_bars, quiet_console
 from diffscale.models.options import LoadOptions
 from diffscale.registry import HOW_TO_GET_SHAPES, plugins
 
@@ -44,7 +44,7 @@ def reproduce(
     if [item.upper() for item in config.items] == ["LIST"]:
         items = {name: recipes.load(name) for name in recipes.names()}
         titles = [(name, item.title, ", ".join(item.settings)) for name, item in items.items()]
-        print_table(Console(soft_wrap=True), ("item", "what it shows", "settings"), titles)
+        print_table(plain_console(), ("item", "what it shows", "settings"), titles)
         return
     loaded = {name: recipes.load(name) for name in recipes.chosen(config.items)}
     if config.setting == "shapes" and config.setting not in plugins("worlds"):

@@ -9,12 +9,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from diffscale.models.dtypes import DtypeChoice
+
+
+def plain_console(**options: Any) -> Console:
+    """A console that shows texts as they are: what users typed is no markup."""
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, **options)
 
 
 def quiet_console() -> Console:
@@ -30,7 +35,7 @@ def quiet_console() -> Console:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    return Console(soft_wrap=True, highlight=False)
+    return plain_console()
 
 
 @contextmanager
@@ -39,13 +44,18 @@ def progress_bars(console: Console, unit: str = "", transient: bool = False) -> 
 
     Of the values the best score, the loss and the reward are shown. `transient`: the bars vanish at the end.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[more]}", markup=False),
+    )
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=transient) as bars:
         tasks: dict[str, TaskID] = {}
 
         def progress(what: str, done: int, total: int, **values: float) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(escape(what), more=unit)
+                tasks[what] = bars.add_task(what, more=unit)
             numbers = {name: values[name] for name in ("best", "loss", "reward") if name in values}
             shown = [f"{name} {value:.4g}" for name, value in numbers.items() if math.isfinite(value)]
             more = ", ".join([unit, *shown] if unit else shown)
@@ -63,14 +73,14 @@ def print_table(
         # Long names go on in the next line; cut off, two of them could look alike.
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(Text, row))
     if table.row_count:
         console.print(table, soft_wrap=False)
 
 
 def print_warning(console: Console, text: str, kind: str = "warning") -> None:
     """Print a sentence of which the first word, `kind`, is yellow."""
-    console.print(f"[yellow]{kind}:[/yellow] {escape(text)}")
+    console.print(Text.assemble((f"{kind}:", "yellow"), " ", text))
 
 
 def print_dtype(console: Console, choice: DtypeChoice) -> None:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffscale._util.pixels import eight_bit
+from diffscale.report.text import drawable, fitting, one_line
 
 _LEAST: Final = 128  # pixels a side below which a picture is enlarged
 _PAPER: Final = (255, 255, 255)
@@ -54,24 +55,24 @@ def grid(
     width, height = tiles[0].size
     columns = columns or max(1, min(len(tiles), math.ceil(math.sqrt(len(tiles) * 1.3))))
     rows = math.ceil(len(tiles) / columns)
-    gap, line, head = 8, 18, 34
+    gap, line, head = 8, 20, 36
     sheet = Image.new("RGB", (columns * (width + gap) + gap, head + rows * (height + line + gap) + gap), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    small, large = ImageFont.load_default(13), ImageFont.load_default(15)
-    draw.text((gap, 9), _fit(draw, title, sheet.width - 2 * gap, large), _INK, large)
+    _write(draw, (gap, 9), title, sheet.width - 2 * gap, 14, _INK, "la")
     for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
         left, top = gap + i % columns * (width + gap), head + i // columns * (height + line + gap)
         if i == mark:
             draw.rectangle((left - 3, top - 3, left + width + 2, top + height + 2), outline=_ACCENT, width=3)
         sheet.paste(tile, (left, top))
-        text = _fit(draw, caption, width, small)
-        draw.text((left + width / 2, top + height + 3), text, _ACCENT if i == mark else _INK, small, "ma")
+        ink = _ACCENT if i == mark else _INK
+        _write(draw, (left + width / 2, top + height + 3), caption, width, 12, ink, "ma")
     return sheet
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font) > width:
-        text = text[:-1]
-    return text + "…"
+def _write(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, width: float, size: float, ink: Any, anchor: str
+) -> None:
+    """Write one line that is at most `width` pixels wide."""
+    file, shown = drawable(one_line(text))
+    font = ImageFont.truetype(file, size)
+    draw.text(at, fitting(shown, lambda line: draw.textlength(line, font) <= width), ink, font, anchor)

@@ -1,4 +1,4 @@
-"""Plots of searches and of trainings, in one style that is readable in grey."""
+"""Plots of searches and of trainings, in one style that is readable in grey; to be drawn within `text.drawing`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+
+from diffscale.report.text import fitting, label, save, set_text
 
 matplotlib.use("Agg")
 
@@ -25,10 +27,16 @@ def _plot(path: Path, title: str, xlabel: str, ylabel: str, width: float = 6.4) 
     axes = figure.subplots()
     yield axes
     axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.set_title(title, fontsize=10)
+    axes.set_ylabel(label(ylabel))
+    heading = figure.suptitle("", fontsize=10)
+
+    def fits(text: str) -> bool:
+        set_text(heading, text)
+        return bool(heading.get_window_extent().width <= 0.98 * figure.bbox.width)
+
+    set_text(heading, fitting(title, fits))
     clean_axes(axes)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def clean_axes(axes: Any) -> None:
@@ -38,7 +46,7 @@ def clean_axes(axes: Any) -> None:
 
 
 def draw_line(
-    axes: Any, x: ArrayLike, mean: ArrayLike, band: tuple[ArrayLike, ArrayLike] | None, number: int, label: str = "",
+    axes: Any, x: ArrayLike, mean: ArrayLike, band: tuple[ArrayLike, ArrayLike] | None, number: int, name: str = "",
     marked: bool = True,
 ) -> None:  # fmt: skip
     """Line `number` of a plot, told apart from others by colour, dashes and marks, with its `band` from low to high."""
@@ -46,7 +54,7 @@ def draw_line(
     if band is not None:
         axes.fill_between(x, *band, color=colour, alpha=0.13, linewidth=0)
     marker = _MARKERS[number % len(_MARKERS)] if marked else None
-    axes.plot(x, mean, _STYLES[number % 4], marker=marker, ms=5, lw=1.6, color=colour, label=label)
+    axes.plot(x, mean, _STYLES[number % 4], marker=marker, ms=5, lw=1.6, color=colour, label=label(name))
 
 
 def scaling(trace: Sequence[tuple[int, float]], first: int, title: str, verifier: str, path: Path) -> None:

@@ -14,12 +14,13 @@ from pydantic import BaseModel
 
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, first_line
-from diffscale._util.files import read_json, replacing, write_json
+from diffscale._util.files import read_json, replacing, write_json, write_text
 from diffscale.models.load import base_model
 from diffscale.models.shipped import shipped
 from diffscale.registry import plugins
 from diffscale.report import pictures
 from diffscale.report.plots import training_curve
+from diffscale.report.text import drawing
 from diffscale.train import validation
 from diffscale.train.base import Base
 from diffscale.train.configs import METHODS, TrainConfig
@@ -37,30 +38,38 @@ _ESSENTIAL = (
 def write(
     settings: TrainConfig, base: Base, data: TrainingData, state: TrainState, lines: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Write all of it to the folder of the run, `result.json` last, and return what that holds.
+    """Write all of it to the folder of the run, and return what `result.json` holds.
 
-    Raises DiffscaleError if the disk does not take it; the last checkpoint has the weights.
+    What is drawn of the results is written after them. Raises DiffscaleError if the disk does not take these; the last
+    checkpoint has the weights.
     """
     folder = settings.output_dir
     try:
         _write_weights(folder, settings, base)
         before, after = (validation.load(folder, name) for name in ("before", "after"))
         result = _result(settings, base, data, state, lines)
-        title = f"{settings.method} of {Path(base.name).name}"
         if before is not None and after is not None:
             result["gains"] = validation.gains(before.scores, after.scores)
-            if len(before.images) == len(after.images):
-                captions = validation.prompts_of_samples(data, settings)
-                _write_strip(folder / "validation.png", before, after, captions, title)
-        training_curve(lines, "loss", title, folder / "loss.png")
-        rewarded = training_curve(lines, "reward", f"{title}, by {', '.join(settings.rewards)}", folder / "rewards.png")
-        _write_card(folder / "README.md", settings, base.name, data.dataset, result, rewarded)
         write_json(folder / "result.json", result)
     except DISK_ERRORS as error:
         raise DiffscaleError(
             f"The training is done, but {folder} cannot be written to ({first_line(error)}): "
             f"{name_last_checkpoint(folder)}; make room and give the same command with --resume_from_checkpoint latest."
         ) from error
+    title, drawn = f"{settings.method} of {Path(base.name).name}", []
+    if before is not None and after is not None and len(before.images) == len(after.images):
+        with drawing("The pictures before and after"):
+            captions = validation.prompts_of_samples(data, settings)
+            _write_strip(folder / "validation.png", before, after, captions, title)
+            drawn.append(("before and after", "validation.png"))
+    for name, file, of in (
+        ("reward", "rewards.png", f"{title}, by {', '.join(settings.rewards)}"), ("loss", "loss.png", title),
+    ):  # fmt: skip
+        with drawing(f"The plot of the {name}"):
+            if training_curve(lines, name, of, folder / file):
+                drawn.append((name, file))
+    with drawing("The model card"):
+        _write_card(folder / "README.md", settings, base.name, data.dataset, result, drawn)
     return result
 
 
@@ -86,13 +95,19 @@ def _write_strip(path: Path, before: Validation, after: Validation, captions: Se
     labels = [f"{when}: {caption}" for when in ("before", "after") for caption in captions]
     images = [pictures.to_pil(image) for image in (*before.images, *after.images)]
     title = f"{title}: the same seeds before and after"
-    pictures.grid(images, labels, title, columns=len(before.images)).save(path)
+    with replacing(path) as fresh:
+        pictures.grid(images, labels, title, columns=len(before.images)).save(fresh)
 
 
 def _write_card(
-    path: Path, settings: TrainConfig, base: str, dataset: Dataset, result: dict[str, Any], rewarded: bool
+    path: Path,
+    settings: TrainConfig,
+    base: str,
+    dataset: Dataset,
+    result: dict[str, Any],
+    drawn: Sequence[tuple[str, str]],
 ) -> None:
-    """Write a README.md in the Hub's format. `rewarded`: whether there is a plot of rewards."""
+    """Write a README.md in the Hub's format. `drawn`: what pictures there are, and their files."""
     kind, lora = type(settings), settings.adapter is not None
     tags = ["diffscale", "text-to-image", settings.method, *(["lora"] if lora else [])]
     of_method = [name for name in kind.model_fields if config.panel(kind, name) == "Method" and name != "reward"]
@@ -112,9 +127,9 @@ def _write_card(
         result=result,
         dropped=result["dropped_evaluation_prompts"],
         known_prompts=[*plugins("suites"), *settings.held_out_prompts],
-        rewarded=rewarded,
+        drawn=drawn,
     )
-    path.write_text(f"{card.content}\n", encoding="utf-8")
+    write_text(path, f"{card.content}\n")
 
 
 def _result(

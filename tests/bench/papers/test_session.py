@@ -16,7 +16,8 @@ from PIL import Image
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench import run
 from diffscale.bench.networks import Networks
-from diffscale.bench.papers import digests, page, recipe
+from diffscale.bench.papers import digests, figures, page, recipe
+from diffscale.bench.papers.plan import Speeds
 from diffscale.bench.papers.points import Call, Point
 from diffscale.bench.papers.recipe import Part, Setting
 from diffscale.bench.papers.session import Session, made_of
@@ -24,6 +25,7 @@ from diffscale.bench.series import Cell
 from diffscale.cli.main import run as command
 from diffscale.models import dtypes
 from diffscale.models.options import LoadOptions
+from diffscale.report.text import NotDrawn
 
 TEXTS = {
     "model": "shapes-flux",
@@ -118,6 +120,24 @@ def test_an_item_from_the_command_to_the_page(
     (out / "T.figure1" / "raw.json").unlink()
     assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0
     assert (out / "T.figure1" / "raw.json").read_bytes() == before
+    # Broken is lost, and what was chosen is chosen again.
+    (out / "T.figure1" / "raw.json").write_bytes(before[:200])
+    (out / "T.figure1" / "recipe.json").write_bytes(b"{}")
+    (out / "cache" / "dtypes.json").write_bytes(b'{"shapes-flux": ["float32"]}')
+    assert _diffscale(monkeypatch, "T.figure1", "--output", str(out)) == 0
+    assert (out / "T.figure1" / "raw.json").read_bytes() == before
+    for broken in (b"", b"[]", b'{"x": {"side": 3}}', b'{"x": "fast"}'):
+        (tmp_path / "speeds.json").write_bytes(broken)
+        assert Speeds(tmp_path, LoadOptions(), Networks("cpu"))._known == {}
+
+    def fail(*_: object) -> None:
+        raise ValueError("odd")
+
+    # The page is there without a figure that cannot be drawn.
+    with monkeypatch.context() as patched, pytest.warns(NotDrawn, match=r"figure of T\.figure1 could not be drawn"):
+        patched.setattr(figures, "draw", fail)
+        assert "It runs" in page.build(out).read_text()
+    assert page.build(out).read_text() == made
     capsys.readouterr()
 
     # Another view is not another run; other numbers are.

@@ -18,6 +18,7 @@ from diffscale.bench.papers.numbers import Raw
 from diffscale.bench.papers.recipe import LogPanel, Panel, Setting
 from diffscale.report.pictures import enlarge
 from diffscale.report.plots import clean_axes, draw_line, smoothed
+from diffscale.report.text import one_line, save
 
 # The same numbers are to give the same file.
 matplotlib.rcParams["svg.hashsalt"] = "diffscale"
@@ -87,8 +88,7 @@ def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
             handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * columns, len(handles)),
             frameon=False, fontsize=9,
         )  # fmt: skip
-    figure.savefig(folder / "figure.png")
-    figure.savefig(folder / "figure.svg", metadata={"Date": None})
+    save(figure, folder / "figure.png", folder / "figure.svg", metadata={"Date": None})
     return ["figure.png", "figure.svg"]
 
 
@@ -161,7 +161,7 @@ def _strips(raw: Raw, setting: Setting, path: Path) -> None:
     strips: list[tuple[str, list[Image.Image], list[str]]] = []
     for name, part in raw["parts"].items():
         every = [(series, row) for series, rows in part["series"].items() for row in rows]
-        captions = [f"{series}\n{row['nfe']:,.0f} NFE" for series, row in every]
+        captions = [f"{one_line(series, 30)}\n{row['nfe']:,.0f} NFE" for series, row in every]
         for number, prompt in enumerate(part["prompts"][: setting.parts[name].strips]):
             home, raw_file = path.parent / "pictures", path.with_name("raw.json")
             files = [inside(home, row["pictures"][number], raw_file) for _, row in every]
@@ -172,14 +172,14 @@ def _strips(raw: Raw, setting: Setting, path: Path) -> None:
     figure = Figure(figsize=(1.5 * most, 1.95 * len(strips)), dpi=110, layout="constrained")
     lines = figure.subfigures(len(strips), 1, squeeze=False)[:, 0]
     for line, (title, pictures, captions) in zip(lines, strips, strict=True):
-        line.suptitle(title, x=0.01, ha="left", fontsize=8, weight="bold")
+        line.suptitle(one_line(title, 150), x=0.01, ha="left", fontsize=8, weight="bold")
         every = line.subplots(1, most, squeeze=False).ravel()
         for axes in every:
             axes.axis("off")
         for axes, picture, caption in zip(every, pictures, captions, strict=False):
             axes.imshow(np.asarray(picture))
             axes.set_title(caption, fontsize=6.5)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _log_label(name: str, panel: LogPanel) -> str:
@@ -197,7 +197,7 @@ def draw_logs(
         if values is not None:
             last, mean, deviation = values
             x = last + 1 if panel.x == "steps" else np.cumsum([row["seconds"] for row in logs[name]])[last]
-            draw_line(axes, x, mean, (mean - deviation, mean + deviation), styles[label], label, marked=False)
+            draw_line(axes, x, mean, (mean - deviation, mean + deviation), styles[label], label, False)
     axes.set_xlabel("steps" if panel.x == "steps" else "seconds in steps")
     axes.set_ylabel(
         f"{panel.y}: mean of a window, band: one deviation\n(a window is 1/{_WINDOWS} of the steps)", fontsize=9

@@ -21,6 +21,7 @@ from diffscale.bench.papers import recipe as recipes
 from diffscale.bench.papers.recipe import Claim, Recipe, Setting
 from diffscale.bench.papers.session import made_of, read
 from diffscale.bench.papers.verdicts import LEVEL, Evidence, Verdict, decide
+from diffscale.report.text import drawing
 
 PAGE: Final = "reproduction.html"
 _TEMPLATES: Final = Environment(
@@ -158,7 +159,9 @@ def build(folder: Path) -> Path:
     results = test_claims(every)
     sections = []
     for item in every:
-        files = figures.draw(item.raw, item.setting, folder / item.name)
+        files: list[str] = []
+        with drawing(f"The figure of {item.name}"):
+            files = figures.draw(item.raw, item.setting, folder / item.name)
         grids = tables.grids(item.recipe, item.setting, item.raw)
         for kind in ("md", "html"):
             text = _TEMPLATES.get_template(f"tables.{kind}").render(grids=grids)
