@@ -188,7 +188,7 @@ def test_a_quick_setting_changes_what_it_names_alone() -> None:
 @pytest.mark.parametrize("name", ["A.figure4", "A.figure5", "A.figure12"])
 def test_legends_lie_within_their_figures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: saved.append(figure) or Path(path).touch())
     setting = _resolved(name, "shapes", False)
     figures.draw(fabricated(name, setting), setting, tmp_path)
     saved[0].canvas.draw()
