@@ -9,6 +9,7 @@ must give them back.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -72,6 +73,12 @@ ROOT = Path(diffusers.__file__).parent
 
 def sources() -> list[Source]:
     """All pipeline classes of the installed diffusers whose call takes a prompt and answers pictures or videos."""
+    return [source for source in all_sources() if "prompt" in source.takes and source.answers != "neither"]
+
+
+@cache
+def all_sources() -> list[Source]:
+    """All pipeline classes of the installed diffusers with a call of their own."""
     found = []
     for path in sorted((ROOT / "pipelines").rglob("pipeline_*.py")):
         text = path.read_text(encoding="utf-8")
@@ -82,7 +89,7 @@ def sources() -> list[Source]:
             if isinstance(node, ast.ClassDef) and any(getattr(part, "name", "") == "__call__" for part in node.body):
                 folder = path.parent.relative_to(ROOT / "pipelines").as_posix()
                 found.append(Source(node.name, folder, node, "\n".join(lines[node.lineno - 1 : node.end_lineno])))
-    return [source for source in found if "prompt" in source.takes and source.answers != "neither"]
+    return found
 
 
 def registered(mapping: str) -> list[str]:
@@ -115,6 +122,43 @@ def verdict(source: Source) -> tuple[str, str]:
     if why := _why_whole(source, combined):
         return "noise-only", why
     return "windowed", ""
+
+
+def tensors_in(source: Source) -> str:
+    """What the pictures are between that it gives with `output_type="pt"`: [0, 1], [-1, 1] or unknown.
+
+    Those of "np" are of [0, 1]. Where only these are brought there on their way to the answer, the tensors are not.
+    """
+    pixels = {kind: _pixels(source, kind) for kind in ("pt", "np")}
+    if pixels["pt"]:
+        return "[0, 1]"
+    return "[-1, 1]" if pixels["np"] else "unknown"
+
+
+def _pixels(source: Source, output: str) -> bool:
+    """Whether pictures are brought to [0, 1] where `output` is asked for."""
+    texts = [ast.unparse(node) for node in _reached(source.call.body, output)]
+    called = {name for text in texts for name in re.findall(r"self\.(\w+)\(", text)}
+    texts += [ast.unparse(part) for part in source.tree.body if getattr(part, "name", "") in called - {"__call__"}]
+    if any(re.search(r"\.postprocess(_video)?\(|clamp\(0(\.0)?, 1(\.0)?\)", text) for text in texts):
+        return True
+    decoders = re.findall(r"self\.(?:decoder|generation|upsampling)_pipe = (\w+)\(", source.text)
+    by_name = {each.name: each for each in all_sources()}
+    return any(_pixels(by_name[name], output) for name in decoders if name in by_name)
+
+
+def _reached(body: list[ast.stmt], output: str) -> Iterator[ast.AST]:
+    """Statements that run if `output` is asked for, and their parts but for whole bodies; of an unknown test both."""
+    for statement in body:
+        if isinstance(statement, ast.If):
+            names = {node.id for node in ast.walk(statement.test) if isinstance(node, ast.Name)}
+            known = eval(ast.unparse(statement.test), {"output_type": output}) if names == {"output_type"} else None
+            yield from () if known is False else _reached(statement.body, output)
+            yield from () if known is True else _reached(statement.orelse, output)
+        elif inner := getattr(statement, "body", None):
+            yield from _reached(inner, output)
+        else:
+            yield statement
 
 
 def _why_whole(source: Source, combined: bool) -> str:

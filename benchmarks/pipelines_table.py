@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import diffusers
-from pipeline_source import Source, sources, verdict
+from pipeline_source import Source, sources, tensors_in, verdict
 
 from diffscale.samplers.whole import WholeSampler, sampler_of
 
@@ -30,6 +30,10 @@ its noise.
 
 *Tried*: a tiny instance with random weights was run, in `tests/families.py`. *Source*: judged by the source of the
 class (`benchmarks/pipeline_source.py`); where a tiny instance exists, a test holds both to the same verdict.
+
+*Tensors*: what the pixels are between that the class gives with `output_type="pt"`, by its source. diffscale takes
+those of "np", which are of [0, 1], and tensors where gradients must pass through them, once it has seen what they are
+between. Pictures with other values, as one class of *unknown* gives them, are refused in a sentence.
 This file is written by `python benchmarks/pipelines_table.py`.
 
 | | windowed | noise-only | neither |
@@ -82,11 +86,12 @@ def render() -> str:
     }
     for title, belongs in sections.items():
         lines = [
-            f"| `{source.name}` | {source.starts_from} | {kind} | {why} | {how} |"
+            f"| `{source.name}` | {source.starts_from} | {kind} | {why} | {how} | {tensors_in(source)} |"
             for source, kind, why, how in sorted(rows, key=lambda row: row[0].name.lower())
             if belongs(source)
         ]
-        head = f"## {title}\n\n| pipeline | starts from | searched | why | found by |\n|---|---|---|---|---|\n"
+        columns = "| pipeline | starts from | searched | why | found by | tensors |"
+        head = f"## {title}\n\n{columns}\n|---|---|---|---|---|---|\n"
         parts.append(head + "\n".join(lines) + "\n")
     return "\n".join(parts)
 

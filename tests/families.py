@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import signed
 import torch
 import unusual
 from diffusers import (
@@ -606,6 +607,10 @@ def _flow(**more):
     return FlowMatchEulerDiscreteScheduler(**more)
 
 
+def _if():
+    return DDPMScheduler(variance_type="learned_range")
+
+
 def _ddim(**more):
     return DDIMScheduler(clip_sample=False, steps_offset=1, **more)
 
@@ -649,10 +654,12 @@ WINDOWED = {
     "bria": (unusual.bria, _flow, (True, False)),
     "hidream": (unusual.hidream, _flow, (True, False)),
     "prx": (unusual.prx, _flow, (True, False)),
+    "prx_pixels": (signed.prx_pixels, _flow, (True,)),
+    "kandinsky3": (signed.kandinsky3, _ddim, (True,)),
 }
 # Those that cannot be windowed.
 WHOLE = {
-    "if": (if_pixels, lambda: DDPMScheduler(variance_type="learned_range"), "handed over"),
+    "if": (if_pixels, _if, "handed over"),
     "sd_blended": (sd_blended, _ddim, "after the solver's step"),
     "flux_inpaint": (flux_inpaint, _flow, "after the solver's step"),
     "sd3_inpaint": (
@@ -681,4 +688,20 @@ OTHERS = {
     "sd_pag": (lambda scheduler, _: derived("StableDiffusionPAGPipeline", sd, scheduler), _ddim),
     "sdxl_pag": (lambda scheduler, _: derived("StableDiffusionXLPAGPipeline", sdxl, scheduler), _ddim),
     "sana_pag": (lambda scheduler, _: derived("SanaPAGPipeline", sana, scheduler), _flow),
+    "kandinsky": (signed.kandinsky("KandinskyPipeline"), _ddim),
+    "kandinsky_image": (signed.kandinsky("KandinskyImg2ImgPipeline", image=_picture(side=64), strength=0.75), _ddim),
+    "kandinsky_inpaint": (
+        signed.kandinsky("KandinskyInpaintPipeline", 9, image=_picture(side=64), mask_image=torch.ones(1, 1, 64, 64)),
+        _ddim,
+    ),
+    "if_image": (signed.deepfloyd("IFImg2ImgPipeline"), _if),
+    "if_inpaint": (signed.deepfloyd("IFInpaintingPipeline", mask_image=torch.ones(1, 1, 8, 8)), _if),
+    "if_larger": (signed.deepfloyd("IFSuperResolutionPipeline", height=8, width=8), _if),
+    "if_image_larger": (signed.deepfloyd("IFImg2ImgSuperResolutionPipeline", original_image=_picture()), _if),
+    "if_inpaint_larger": (
+        signed.deepfloyd(
+            "IFInpaintingSuperResolutionPipeline", original_image=_picture(), mask_image=torch.ones(1, 1, 8, 8)
+        ),
+        _if,
+    ),
 }

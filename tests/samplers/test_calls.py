@@ -34,6 +34,15 @@ def test_pictures_of_every_kind_are_alike():
     for answer in ([Image.fromarray(grey)], grey[None].astype(np.float32) / 255, wanted, wanted[:, :1], [wanted[0]]):
         assert torch.allclose(pictures(answer), wanted)
     assert pictures([[Image.fromarray(grey)] * 2]).shape == (1, 2, 3, 4, 6)
+    assert torch.allclose(pictures(grey[None]), wanted)
+
+
+@pytest.mark.parametrize("values", [(-1.0, 1.0), (0.0, 255.0), (0.0, 12.5)])
+def test_pictures_of_an_unknown_range_are_refused(values):
+    with pytest.raises(DiffscaleError, match=r"values such as .* not of \[0, 1\]"):
+        pictures(torch.tensor(values).view(1, 1, 1, 2).expand(1, 3, 1, 2))
+    broken = torch.tensor([torch.nan, -torch.inf, 0.5, 1.001]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
+    assert pictures(broken)[0, 0].flatten()[1:].tolist() == [0.0, 0.5, 1.0]
 
 
 def test_a_video_scores_the_mean_of_its_frames_and_is_dropped_with_one_of_them():

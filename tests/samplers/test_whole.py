@@ -58,7 +58,8 @@ def test_runs_whole_says_so_and_equals_the_pipelines_own_call(name, rows_of, cap
         return
     args = {k: v[ROWS] if isinstance(v, torch.Tensor) and len(v) == 3 else v for k, v in t.args.items()}
     with patch.object(sys.modules[type(t.pipe).__module__], "randn_tensor", lambda *_, **__: start.x):
-        theirs = t.pipe(num_inference_steps=STEPS, output_type="pt", return_dict=False, **args)[0]
+        theirs = t.pipe(num_inference_steps=STEPS, output_type="np", return_dict=False, **args)[0]
+    theirs = torch.from_numpy(theirs).movedim(-1, -3)
     assert (sampler.decode(end.x) - theirs).abs().max() <= 1e-4
 
 

@@ -21,6 +21,9 @@ FRAMES: Final = 4
 """Frames of a video that are scored and shown: the first, the last, and evenly spaced ones between."""
 
 
+_ROUNDING: Final = 0.01  # of a picture's values in half precision
+
+
 @contextmanager
 def overridden(target: Any, **attributes: Any) -> Iterator[None]:
     """Within it `target` has these attributes of its own; afterwards it is as before."""
@@ -115,9 +118,17 @@ def pictures(answer: Any, frames: int = FRAMES) -> Tensor:
     """`answer` of a pipeline as float32 [B, 3, H, W] in [0, 1], or of videos [B, F, 3, H, W].
 
     `answer`: tensor [B, 3, H, W], of videos [B, F', 3, H, W]; or an array with channels last; or a list with a picture
-    (a PIL image or any of these without B), or a list of frames, for each row. F is `frames`, or F' if that is less.
+    (a PIL image or any of these without B), or a list of frames, for each row; whole numbers are of 0 to 255. F is
+    `frames`, or F' if that is less. Raises DiffscaleError for numbers outside of [0, 1], of which nobody knows what
+    they mean; those that are not finite are left as they are.
     """
     images = _tensor(answer)
+    images = images.float() if images.is_floating_point() else images.float() / 255
+    if (outside := images[images.isfinite() & ((images < -_ROUNDING) | (images > 1 + _ROUNDING))]).numel():
+        raise DiffscaleError(
+            f"The pipeline gives pictures with values such as {float(outside[0]):.3g}, not of [0, 1], so what they "
+            "mean is not known and they cannot be scored: use another pipeline."
+        )
     if images.shape[-3] not in (1, 3) and images.shape[-1] in (1, 3):
         images = images.movedim(-1, -3)
     if images.ndim == 5 and images.shape[1] > frames:
@@ -125,7 +136,7 @@ def pictures(answer: Any, frames: int = FRAMES) -> Tensor:
         images = images[:, chosen.to(images.device)]
     if images.shape[-3] == 1:
         images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])
-    return images.float().clamp(0, 1)
+    return images.clamp(0, 1).contiguous()
 
 
 def _tensor(answer: Any) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.samplers import levels
 from diffscale.samplers.arguments import check_arguments
@@ -50,6 +51,7 @@ class DiffusersSampler(GridSampler):
         self.prompts = list(prompts)
         self.pipeline = WindowedPipeline(pipe, prompts, inference_steps, pipe_args or {})
         self._scheduler = self.pipeline.scheduler
+        self._tensors_in: tuple[float, float] | None = None
         start = self.pipeline.encode_prompts()
         self._like = start[:0]
         self.mixes_noise = self.pipeline.initial.mixes_noise
@@ -133,9 +135,36 @@ class DiffusersSampler(GridSampler):
         return self._by_layout(lambda rows: self._run(rows, end, recorded_step), self._with_noise_mixed(state))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1], or frames, see `calls.pictures`."""
+        """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1], or frames, see `calls.pictures`.
+
+        They are what the pipeline gives as arrays. Those keep no graph, so within `gradient` they are what it gives as
+        tensors; these are of [-1, 1] in some pipelines, which is found out by decoding one picture in both ways. Raises
+        DiffscaleError if they are neither.
+        """
+        if not self.pipeline.differentiable:
+            return pictures(self._answer(latents, "np")).to(latents.device)
+        if self._tensors_in is None:
+            self._tensors_in = self._find_range(latents[:1].detach())
+        low, high = self._tensors_in
+        return pictures(((self._answer(latents, "pt") - low) / (high - low)).clamp(0, 1))
+
+    def _answer(self, latents: Tensor, output: str) -> Any:
         # Only the number of prompts matters to an empty window.
-        return pictures(self.pipeline.run(latents, [0] * len(latents), StepWindow(self.steps, self.steps), "pt"))
+        return self.pipeline.run(latents, [0] * len(latents), StepWindow(self.steps, self.steps), output)
+
+    def _find_range(self, latents: Tensor) -> tuple[float, float]:
+        """What the pipeline's pictures of `latents` [1, ...] are between, as tensors; they are of [0, 1] as arrays."""
+        with self.pipeline.graph_kept(False):
+            wanted, tensors = torch.as_tensor(self._answer(latents, "np")).float(), self._answer(latents, "pt")
+        given = tensors.movedim(-3, -1).float().cpu()
+        for low, high in ((0.0, 1.0), (-1.0, 1.0)):
+            seen = ((given - low) / (high - low)).clamp(0, 1)
+            if seen.shape == wanted.shape and torch.allclose(seen, wanted, atol=0.01, equal_nan=True):
+                return low, high
+        raise DiffscaleError(
+            f"{self.pipeline.class_name} gives other pictures as tensors than as arrays, so there is no gradient of "
+            "their scores: search by another algorithm, see `diffscale list searches`."
+        )
 
     def pipeline_output(self, state: State, output_type: str, return_dict: bool) -> Any:
         """What the pipeline's own call gives for a finished `state`: its output class, or a tuple."""

@@ -140,7 +140,7 @@ class WholeSampler:
         self.flops_per_forward = flops.total / sum(rows)
 
     def _call(
-        self, keys: Tensor, rows: Sequence[int], start: Tensor | None, output: str = "pt", as_class: bool = False
+        self, keys: Tensor, rows: Sequence[int], start: Tensor | None, output: str = "np", as_class: bool = False
     ) -> tuple[Any, KeyedDraws]:
         """The pipeline's answer, and what it drew."""
         args = arguments_of_rows(self._args, rows, self.prompts)
