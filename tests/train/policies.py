@@ -23,7 +23,7 @@ TIMES = {
 class ToyPolicy:
     """Latents [B, 2, 2, 2]; the network is a x + b t + c with a number for each prompt; a picture is its latents."""
 
-    errors = Policy.errors
+    errors, distances = Policy.errors, Policy.distances
     _gamma = None
 
     def __init__(self, prediction="epsilon", steps=6):

@@ -115,6 +115,11 @@ def test_help_names_methods_and_flags(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("iterpo", ["--reward", "clip", "--samples_per_round", "8"], "leave samples_per_round out"),
         ("d3po", ["--reward", "clip", "--random_flip"], "leave random_flip out"),
         ("sharpen-rlhf", ["--reward", "clip", "--samples_per_round", "8"], "give num_inner_epochs"),
+        (
+            "sharpen-rlhf",
+            ["--reward", "clip", "--own_samples", "published", "--num_inner_epochs", "2"],
+            "leave num_inner_epochs out",
+        ),
         ("sft", ["--timestep_bias_strategy", "later"], "takes both"),
         ("sft", ["--timestep_bias_multiplier", "2"], "takes both"),
         ("sft", [*BIASED, "--timestep_bias_begin", "1000"], "range of times is empty"),

@@ -156,7 +156,8 @@ def test_without_the_gap_and_of_one_step_rlhf_is_diffusion_dpo_at_twice_beta(pre
 
     def errors(which):
         steps = batch_of(which, ROWS)
-        return policy.errors(steps.x, steps.time, steps.rows, policy.times.target(x0, steps.eps, steps.time))
+        eps = torch.stack([one.eps for one in which])
+        return policy.errors(steps.x, steps.time, steps.rows, policy.times.target(x0, eps, steps.time))
 
     with policy.reference():
         before = errors(chosen.best), errors(chosen.worst)

@@ -80,6 +80,16 @@ def test_every_method_gives_a_lora_that_plain_diffusers_loads(
     assert (drawn(pipe) - before).abs().max() > 0
 
 
+@pytest.mark.parametrize("method", ["sharpen-sft", "sharpen-rlhf"])
+def test_sharpening_as_the_authors_code_has_it(
+    method: str, data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, more = tmp_path / "out", [*SHARPENED, "--n", 2, "--m", 2, "--form", "published"]
+    more += ["--own_samples", "published", "--sample_steps", 2] if method == "sharpen-rlhf" else []
+    assert tiny.cli(monkeypatch, *given(data, method, out, *more, "--gradient_checkpointing")) == 0
+    assert all(tensor.isfinite().all() for tensor in load_file(out / "pytorch_lora_weights.safetensors").values())
+
+
 def test_the_folder_is_a_model_of_diffscale(
     data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,7 +69,11 @@ class DiffusersSampler(GridSampler):
         return self.pipeline.forwards
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
-        unit = noise.normal(keys, self._shape).to(self._like)
+        return self.start(noise.normal(keys, self._shape), keys, rows)
+
+    def start(self, unit: Tensor, keys: Tensor, rows: Tensor) -> State:
+        """The state at step 0 of unit noise [B, ...]; `keys`, `rows` as of `prior`."""
+        unit = unit.to(self._like)
         return State(unit if self.mixes_noise else unit * self._scheduler.initial_noise_scale, 0, keys, rows)
 
     def predict(self, state: State) -> State:

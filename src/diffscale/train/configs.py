@@ -304,7 +304,8 @@ class Sharpening(Rewarded, Noised):
     search: str | None = None
     """What makes the trajectories, as "zero_order n=2". Default: n random noises."""
     form: Literal["consistent", "published"] = "consistent"
-    """Of sharpen: consistent targets, or published as the authors' code is."""
+    """Of sharpen: consistent targets; or published, as the authors' code is, with the gradient through the sampler's
+    steps."""
 
 
 class Preferring(TrainConfig):
@@ -358,9 +359,9 @@ class SharpenRlhfConfig(Sharpening, SamplingRounds, Preferring):
     steps_per_round = 1
 
     beta: Beta = 2500.0
-    own_samples: Literal["one", "each"] = "one"
-    """Of sharpen-rlhf: a row's trajectories begin from one sample, or each from its own, by whose reward it is then
-    chosen."""
+    own_samples: Literal["one", "each", "published"] = "one"
+    """Of sharpen-rlhf: a row's trajectories begin from one sample; or each from its own, by whose reward it is then
+    chosen; or published, as in the authors' code: each from its own unguided one, noised with its own first noise."""
     num_inner_epochs: PositiveInt = 1
     """Of sharpen-rlhf: steps on the own samples of a round, noised anew each time. Default: 1."""
 
@@ -368,6 +369,8 @@ class SharpenRlhfConfig(Sharpening, SamplingRounds, Preferring):
     def _check_sharpening(self) -> Self:
         if self.n < 2:
             raise DiffscaleError("sharpen-rlhf compares trajectories: give n of 2 or more.")
+        if self.own_samples == "published" and self.num_inner_epochs > 1:
+            raise DiffscaleError("own_samples published are learned from once: leave num_inner_epochs out.")
         if self.samples_per_round is not None and self.num_inner_epochs == 1:
             raise DiffscaleError(
                 "sharpen-rlhf learns from each sample once: give num_inner_epochs, or leave samples_per_round out."
@@ -380,7 +383,8 @@ class SharpenRlhfConfig(Sharpening, SamplingRounds, Preferring):
         return round_, *divmod(within, self.batches_per_round)
 
     def evaluations(self, sample: int) -> int:
-        own_samples, tried = (self.n, 2) if self.own_samples == "each" else (1, self.n)
+        own_samples = 1 if self.own_samples == "one" else self.n
+        tried = 2 if self.own_samples == "each" else self.n
         return own_samples * (self.sample_steps or sample) + tried * self.m + 2 * 4 * self.m
 
 

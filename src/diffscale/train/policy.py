@@ -98,8 +98,17 @@ class Policy:
 
     def errors(self, x: Tensor, time: Tensor, rows: Tensor, target: Tensor) -> Tensor:
         """The output's squared distances to `target` [B, ...], each the mean over elements, weighted: [B]."""
-        errors = (self.output(x, time, rows) - target).square().flatten(1).mean(1)
+        return self.distances(self.output(x, time, rows), time, target)
+
+    def distances(self, output: Tensor, time: Tensor, target: Tensor) -> Tensor:
+        """Of an `output` [B, ...] at times `time` [B], what `errors` gives: [B]."""
+        errors = (output - target).square().flatten(1).mean(1)
         return errors if self._gamma is None else errors * self.times.weight(time, self._gamma).to(errors)
+
+    @torch.no_grad()
+    def sample(self, unit: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
+        """Clean latents like `unit` of unguided samples from that noise [B, ...] for the prompts `rows` [B]."""
+        return self.sampler.run(self.sampler.start(unit, keys, rows)).x.to(unit)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures float32 [B, 3, H, W] in [0, 1] of clean latents, with gradients where they are on."""

@@ -15,7 +15,7 @@ from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.engine.task import Task
 from diffscale.searches.random import random
 from diffscale.train.policy import Policy
-from diffscale.train.trajectories import Trajectory, TrajectorySampler, step_length
+from diffscale.train.trajectories import Data, Trajectory, TrajectorySampler, step_length
 from diffscale.types import (
     Environment,
     NeedsIntermediateX0,
@@ -50,7 +50,7 @@ class Selection:
 def select_trajectories(
     policy: Policy,
     verifier: Verifier,
-    x0: Tensor,
+    x0: Data,
     rows: Tensor,
     keys: Tensor,
     n: int = 3,
@@ -65,9 +65,9 @@ def select_trajectories(
     trajectory of the highest mean reward. Where less than m steps are left below the time a trajectory is that much
     shorter, as in the authors' code. `search`: one of `diffscale.searches` in the place of n independent noises, with
     the budget of n whole trajectories. `x0`: the latents [B, ...] that all trajectories of a row begin from, each with
-    its own noise. `rows` int64 [B]: their prompts. All draws are functions of `keys` int64 [B]. `batch_size`: most
-    latents at once, by default found by itself. `captions`: what the verifier is told of each row, by default its
-    prompt, which may have been left out for the network alone. No graph is kept.
+    its own noise, or other `Data`. `rows` int64 [B]: their prompts. All draws are functions of `keys` int64 [B].
+    `batch_size`: most latents at once, by default found by itself. `captions`: what the verifier is told of each row,
+    by default its prompt, which may have been left out for the network alone. No graph is kept.
 
     Raises DiffscaleError for a verifier that scores more than single pictures, AllCandidatesFailed if a row has no
     finite reward, BudgetTooSmall if n m evaluations do not pay for the search.
@@ -140,14 +140,15 @@ def make_trajectories(policy: Policy, x0: Tensor, rows: Tensor, keys: Tensor, m:
 
 
 def _samplers_by_length(
-    policy: Policy, x0: Tensor, rows: Tensor, keys: Tensor, m: int
+    policy: Policy, x0: Data, rows: Tensor, keys: Tensor, m: int
 ) -> Iterator[tuple[Tensor, TrajectorySampler]]:
     """A random time for each row; rows [K] whose trajectories have as many steps below it, and a sampler of these."""
     time = policy.times.draw(noise.fold_rows(keys, "time"))
     lengths = ((time - policy.times.first) // step_length(policy) + 1).clamp(max=m).long()
     for steps in lengths.unique().tolist():
         part = (lengths == steps).nonzero().flatten()
-        yield part, TrajectorySampler(policy, x0[part.to(x0.device)], time[part], rows[part], steps)
+        data = x0[part.to(x0.device)] if isinstance(x0, Tensor) else x0
+        yield part, TrajectorySampler(policy, data, time[part], rows[part], steps)
 
 
 End = tuple[int, int]

@@ -6,7 +6,7 @@ sampler steps of T / 25 down; the reward of the trajectory is the mean reward of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, Literal
@@ -14,15 +14,18 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.errors import DiffscaleError
 from diffscale.samplers.grid import GridSampler
 from diffscale.train.policy import Policy
-from diffscale.train.times import CLEAN, Times
+from diffscale.train.times import CLEAN
 from diffscale.types import State
 
 SHARE: Final = 25
 """A step is this part of all training times: the steps of a whole sample in the authors' code."""
 Form = Literal["consistent", "published"]
+Data = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The clean latents that trajectories begin from: [R, ...], one of each row, or a function of the noise [B, ...] that
+they are noised with, its keys int64 [B] and the policy's rows int64 [B], such as `Policy.sample`."""
 
 
 @dataclass(frozen=True)
@@ -30,57 +33,39 @@ class Trajectory:
     """The points at which one trajectory evaluated the network, in their order.
 
     `x` [V, ...]: latents; `time`: float64 [V]; `x0`: the data [...] that it began from; `eps`: the unit noise
-    [...] that they were noised with at first.
+    [...] that they were noised with at first. `plain`: whether each point follows from the one before by a sampler step
+    without noise.
     """
 
     x: Tensor
     time: Tensor
     x0: Tensor
     eps: Tensor
+    plain: bool = True
+
+    def first(self) -> Trajectory:
+        """Its first point alone."""
+        return replace(self, x=self.x[:1], time=self.time[:1])
 
 
 @dataclass(frozen=True)
 class TrajectoryBatch:
-    """The S steps of B trajectories: latents `x` [S, ...] at `time` float64 [S] for the prompts `rows` int64 [S].
+    """The S steps of trajectories: latents `x` [S, ...] at `time` float64 [S] for the prompts `rows` int64 [S].
 
-    `x0`, `eps`: the data [S, ...] that the step's trajectory began from, and the noise at first; `began`: its first
-    time [S]. `number`: int64 [S], which trajectory; `starts`: int64 [B], where each begins.
+    `x0`: the data [S, ...] that the step's trajectory began from; `number`: int64 [S], which trajectory it is.
     """
 
     x: Tensor
     time: Tensor
     rows: Tensor
     x0: Tensor
-    eps: Tensor
-    began: Tensor
     number: Tensor
-    starts: Tensor
-
-    def target(self, times: Times, form: Form) -> Tensor:
-        """The target of the network at each step [S, ...].
-
-        `consistent`: what leads from there to the data. `published`: the target of the trajectory's first step at every
-        step, as the authors' code has it, which is off once the latents have moved. Raises UnknownName for others.
-        """
-        match form:
-            case "consistent":
-                return times.consistent_target(self.x, self.x0, self.time)
-            case "published":
-                return times.target(self.x0, self.eps, self.began)
-            case other:
-                raise unknown("form", other, ("consistent", "published"))
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of `values` [S] over the steps of each trajectory: [B]."""
+        """The mean of `values` [S] over the steps of each of the B trajectories: [B]."""
         number = self.number.to(values.device)
-        count = number.bincount(minlength=len(self.starts)).to(values)
-        return values.new_zeros(len(self.starts)).index_add(0, number, values) / count
-
-    def first(self) -> TrajectoryBatch:
-        """The first step of each trajectory alone."""
-        at, alone = self.starts, torch.arange(len(self.starts))
-        x, x0, eps = (each[at.to(each.device)] for each in (self.x, self.x0, self.eps))
-        return TrajectoryBatch(x, self.time[at], self.rows[at], x0, eps, self.began[at], alone, alone)
+        count = number.bincount().to(values)
+        return values.new_zeros(len(count)).index_add(0, number, values) / count
 
 
 def batch_of(trajectories: Sequence[Trajectory], rows: Tensor) -> TrajectoryBatch:
@@ -88,15 +73,47 @@ def batch_of(trajectories: Sequence[Trajectory], rows: Tensor) -> TrajectoryBatc
     lengths = torch.tensor([len(one.time) for one in trajectories])
     number = torch.arange(len(trajectories)).repeat_interleave(lengths)
     x, time = (torch.cat([getattr(one, name) for one in trajectories]) for name in ("x", "time"))
-    x0, eps = (torch.stack([getattr(one, name) for one in trajectories])[number.to(x.device)] for name in ("x0", "eps"))
-    starts = lengths.cumsum(0) - lengths
-    return TrajectoryBatch(x, time, rows[number], x0, eps, time[starts][number], number, starts)
+    x0 = torch.stack([one.x0 for one in trajectories])[number.to(x.device)]
+    return TrajectoryBatch(x, time, rows[number], x0, number)
+
+
+def followed_errors(policy: Policy, trajectories: Sequence[Trajectory], rows: Tensor) -> Tensor:
+    """Squared errors [B] of `Form` published, means over each trajectory's steps; `rows` int64 [B]: its prompts.
+
+    As in the authors' code, the target at every step is that of the first one, which is off once the latents have
+    moved, and the gradient goes through the sampler's steps too, since latents are what the network made of those
+    before. Steps are computed one after the other, and the graphs of all are held until the way back. Raises
+    DiffscaleError for trajectories with other moves than the sampler's.
+    """
+    if not all(one.plain for one in trajectories):
+        raise DiffscaleError(
+            "The published form goes back through the sampler's steps, and this search takes others (with noise, or "
+            "forward): leave the search out, or the form."
+        )
+    x, x0, eps = (
+        torch.stack(each) for each in zip(*((one.x[0], one.x0, one.eps) for one in trajectories), strict=True)
+    )
+    target = policy.times.target(x0, eps, torch.stack([one.time[0] for one in trajectories]))
+    lengths, errors = torch.tensor([len(one.time) for one in trajectories]), x.new_zeros(len(rows))
+    for step in range(int(lengths.max())):
+        left = (lengths > step).nonzero().flatten()
+        time = torch.stack([trajectories[i].time[step] for i in left.tolist()])
+        output = policy.output(x, time, rows[left])
+        here = policy.distances(output, time, target[left.to(target.device)])
+        errors = errors.index_add(0, left.to(errors.device), here.to(errors))
+        on = (lengths[left] > step + 1).nonzero().flatten()
+        if len(on):
+            to = torch.stack([trajectories[i].time[step + 1] for i in left[on].tolist()])
+            at, time = on.to(x.device), time[on]
+            x0 = policy.times.clean(x[at], output[at], time)
+            x = policy.times.step_mean_and_std(x[at], x0, time, to, 0.0)[0]
+    return errors / lengths.to(errors)
 
 
 class TrajectorySampler(GridSampler):
     """A Sampler whose step 0 is data noised to a time of its own in every row, and whose end is `steps` evaluations on.
 
-    `x0` [R, ...]: the data; `time` float64 [R]; `rows` int64 [R]: prompts of the policy. `State.prompt_index` points
+    `x0`: the `Data`; `time` float64 [R]; `rows` int64 [R]: prompts of the policy. `State.prompt_index` points
     into these R. As with pipelines that start from a picture, a state's latents at step 0 are unit noise, so that
     searches over noises work: the data are noised with it.
 
@@ -108,7 +125,7 @@ class TrajectorySampler(GridSampler):
     flops_per_forward = 0.0
     mixes_noise = True
 
-    def __init__(self, policy: Policy, x0: Tensor, time: Tensor, rows: Tensor, steps: int) -> None:
+    def __init__(self, policy: Policy, x0: Data, time: Tensor, rows: Tensor, steps: int) -> None:
         hop = step_length(policy)
         if steps < 1 or bool((time - (steps - 1) * hop < policy.times.first).any()):
             raise DiffscaleError(f"A trajectory of {steps} steps of {hop} does not fit below its time: take fewer.")
@@ -141,13 +158,14 @@ class TrajectorySampler(GridSampler):
         x0, _ = self._predicted(state)
         to = self.levels[state.step + 1]
         x = self._stepped(state, x0, to, eta or 0.0, noise)
-        return self._placed(state, x, to)
+        return self._placed(_marked(state) if eta else state, x, to)
 
     def renoise(self, state: State, level: float, noise: Tensor) -> State:
         state = self._noised(state)
         self._check_renoising(state, level)
         times, to = self._policy.times, self._times(state, level)
-        return self._placed(state, times.renoised(state.x, self._now(state), to, noise.to(state.x)), level)
+        x = times.renoised(state.x, self._now(state), to, noise.to(state.x))
+        return self._placed(_marked(state), x, level)
 
     def run(self, state: State, to: int | None = None, record: float | None = None) -> State:
         to, _ = self._run_end(state, to, record)
@@ -156,7 +174,7 @@ class TrajectorySampler(GridSampler):
         return state
 
     def solve(self, state: State, level: float, steps: int, record: float | None = None) -> State:
-        state = self._noised(state)
+        state = _marked(self._noised(state))
         for at, to in pairwise(self._levels_down(state, level, steps, record)[0]):
             state = self.predict(self._placed(state, state.x, at))
             assert state.x0 is not None
@@ -173,9 +191,13 @@ class TrajectorySampler(GridSampler):
         """Noised data in the place of their noise; marked as such by their level."""
         if state.step or state.level is not None:
             return state
-        x0 = self._x0[state.prompt_index.to(self._x0.device)].to(state.x)
+        if isinstance(self._x0, Tensor):
+            x0 = self._x0[state.prompt_index.to(self._x0.device)].to(state.x)
+        else:
+            x0 = self._x0(state.x.detach(), state.key, self._rows[state.prompt_index])
         x = self._policy.times.noised(x0, state.x, self._time[state.prompt_index])
-        return replace(state, x=x, level=1.0, solver={**state.solver, "data": x0, "eps": state.x})
+        plain = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return replace(state, x=x, level=1.0, solver={**state.solver, "data": x0, "eps": state.x, "plain": plain})
 
     def _now(self, state: State) -> Tensor:
         return self._times(state, self._level(state))
@@ -205,10 +227,15 @@ class TrajectorySampler(GridSampler):
 
     def _finished(self, state: State) -> State:
         x, data, eps = (state.solver[name].detach() for name in ("x", "data", "eps"))
-        time = state.solver["time"].double().cpu()
+        time, plain = state.solver["time"].double().cpu(), state.solver["plain"].tolist()
         for i, end in enumerate(zip(state.prompt_index.tolist(), state.key.tolist(), strict=True)):
-            self.finished[end] = Trajectory(x[i], time[i], data[i], eps[i])
+            self.finished[end] = Trajectory(x[i], time[i], data[i], eps[i], plain[i])
         return replace(state, x=state.solver["x0"])
+
+
+def _marked(state: State) -> State:
+    """The state of trajectories that are no longer plain."""
+    return replace(state, solver={**state.solver, "plain": torch.zeros_like(state.solver["plain"])})
 
 
 def step_length(policy: Policy) -> int:

@@ -4,17 +4,19 @@
 samples of the model's own to the worst.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, unknown
 from diffscale.searches import choose_search
 from diffscale.train.configs import Sharpening, SharpenRlhfConfig
 from diffscale.train.methods.method import Method, RoundMethod, TrainContext
 from diffscale.train.policy import Policy
 from diffscale.train.selection import MakeSearch, Selection, make_trajectories, select_samples, select_trajectories
-from diffscale.train.trajectories import Form, TrajectoryBatch, batch_of
+from diffscale.train.trajectories import Data, Form, Trajectory, batch_of, followed_errors
 
 
 def sharpen_sft_loss(
@@ -22,10 +24,11 @@ def sharpen_sft_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean over the best trajectory's steps of |network(x_t, t, c) - target|^2; scalar, and what to log.
 
-    Diffusion-Sharpening, SFT. `selection`: of `select_trajectories` from the data's latents. `form`: of the target, see
-    `TrajectoryBatch.target`. The trajectory is a choice of data: no gradient goes through its making.
+    Diffusion-Sharpening, SFT. `selection`: of `select_trajectories` from the data's latents. In the `form` consistent
+    the trajectory is a choice of data: targets lead to the data from wherever the latents are, and no gradient goes
+    through its making. `published` is as the authors' code, see `followed_errors`.
     """
-    loss = _errors(policy, batch_of(selection.best, selection.rows), form).mean()
+    loss = _errors(policy, selection.best, selection.rows, form).mean()
     return loss, {"loss": float(loss.detach()), **_reward_logs(selection)}
 
 
@@ -36,19 +39,19 @@ def sharpen_rlhf_loss(
 
     Diffusion-Sharpening, RLHF. `selection`: of the model's own samples; w is the best trajectory and l the worst, mod
     and ref are the squared errors of the trained and of the frozen network, means over the trajectory's steps, and R
-    the rewards. `published` is the literal form of the authors' code: the target of the first step at every step, the
-    reference at the first step only, and the reward gap outside the logarithm, -log sigmoid(...) + (R_w - R_l), where
-    it has no gradient. In neither goes a gradient through the trajectories.
+    the rewards. `published` is the literal form of the authors' code: the errors of `followed_errors`, the reference at
+    the first step only, and the reward gap outside the logarithm, -log sigmoid(...) + (R_w - R_l), where it has no
+    gradient. In `consistent` no gradient goes through the trajectories.
 
     Raises DiffscaleError if a row has but one trajectory.
     """
     if bool((selection.count < 2).any()):
         raise DiffscaleError("Preferring needs two trajectories of a row: give n >= 2, and a search that ends in 2.")
-    both = [batch_of(which, selection.rows) for which in (selection.best, selection.worst)]
-    mod_w, mod_l = (_errors(policy, steps, form) for steps in both)
+    both, rows = (selection.best, selection.worst), selection.rows
+    mod_w, mod_l = (_errors(policy, which, rows, form) for which in both)
     with policy.reference():
-        seen = both if form == "consistent" else [steps.first() for steps in both]
-        ref_w, ref_l = (_errors(policy, steps, form) for steps in seen)
+        seen = both if form == "consistent" else [[one.first() for one in which] for which in both]
+        ref_w, ref_l = (_errors(policy, which, rows, form) for which in seen)
     gap = (selection.reward - selection.lowest).to(mod_w)
     inside = beta * ((ref_w - ref_l) - (mod_w - mod_l))
     each = -F.logsigmoid(inside - gap) if form == "consistent" else -F.logsigmoid(inside) + gap
@@ -61,9 +64,17 @@ def sharpen_rlhf_loss(
     }
 
 
-def _errors(policy: Policy, steps: TrajectoryBatch, form: Form) -> Tensor:
+def _errors(policy: Policy, trajectories: Sequence[Trajectory], rows: Tensor, form: Form) -> Tensor:
     """Squared errors [B], means over each trajectory's steps."""
-    return steps.mean(policy.errors(steps.x, steps.time, steps.rows, steps.target(policy.times, form)))
+    match form:
+        case "consistent":
+            steps = batch_of(trajectories, rows)
+            target = policy.times.consistent_target(steps.x, steps.x0, steps.time)
+            return steps.mean(policy.errors(steps.x, steps.time, steps.rows, target))
+        case "published":
+            return followed_errors(policy, trajectories, rows)
+        case other:
+            raise unknown("form", other, ("consistent", "published"))
 
 
 def _reward_logs(selection: Selection) -> dict[str, float]:
@@ -90,8 +101,8 @@ class SharpenSft(Method):
         batch = self.context.use_batch(number)
         return self.select(self.context.data.latents(batch)[:, 0], batch.captions, self.context.keys(number))
 
-    def select(self, latents: Tensor, captions: list[str], keys: Tensor) -> Selection:
-        """Trajectories from clean `latents` [B, ...], selected by the reward for the `captions`."""
+    def select(self, latents: Data, captions: list[str], keys: Tensor) -> Selection:
+        """Trajectories from clean `latents` [B, ...], or other `Data`, selected by the reward for the `captions`."""
         settings, reward = self.settings, self.context.reward
         assert reward is not None
         return select_trajectories(
@@ -115,7 +126,8 @@ class SharpenRlhf(RoundMethod, SharpenSft):
 
     By default all trajectories of a row begin from one sample. Where each has a sample of its own (`own_samples` each)
     the selection is by the rewards of the samples, and made with them: at high noise a prediction says little of its
-    sample.
+    sample. In the authors' code (`own_samples` published) each begins from an unguided sample of its own, noised with
+    the very noise that the sample began from, and the selection is by the trajectories' rewards.
     """
 
     settings: SharpenRlhfConfig
@@ -127,6 +139,8 @@ class SharpenRlhf(RoundMethod, SharpenSft):
             self.round, self.samples = round_, {}
         batch_number = round_ * self.settings.batches_per_round + place
         batch = self.context.use_batch(batch_number)
+        if self.settings.own_samples == "published":
+            return self.select(self.policy.sample, batch.captions, self.context.keys(number))
         samples = [self.samples[name] for name in sorted(self.samples) if name.startswith(f"{place}.")]
         if not samples:
             self.context.data.set_own_prompts(batch.captions)
