@@ -1,5 +1,6 @@
 """Files: they are written whole or not at all, and what is wrong with one that is read is told in one sentence."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -42,6 +43,41 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         _remove(fresh)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have `folder`, which is made if it is not there, for this process alone until the end of the block.
+
+    A killed process lets go of it. Raises DiffscaleError where another one has it, and for a folder that cannot be
+    made or written to.
+    """
+    with explained(f"{folder} cannot be written to ({{why}}): choose another folder.", OSError, ValueError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DiffscaleError(
+                f"Another run is writing to {folder}: wait for its end, or choose another folder."
+            ) from None
+        except OSError:  # some network file systems have no locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_writable(path: Path) -> None:
+    """Raise DiffscaleError where no file can be written at `path`: before what it is to hold is computed."""
+    with explained(f"{path} cannot be written ({{why}}): choose another place.", OSError, ValueError):
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.{os.getpid()}.new")
+        probe.touch()
+        probe.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """One prompt, one search, one folder of results: what `diffscale generate` does."""
 
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 from diffscale import api
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import read_json, replacing, write_json
+from diffscale._util.files import locked, read_json, replacing, write_json
 from diffscale._util.numbers import rounded
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import GenerateConfig, check_names
@@ -56,7 +57,7 @@ def settle(folder: Path, settings: GenerateConfig, say: Callable[[DtypeChoice], 
     `say` is told what was chosen where anything is left to compute. Raises DiffscaleError where the dtype is to be read
     from the model and that cannot be.
     """
-    if (folder / "result.json").exists() and (folder / "config.yaml").exists():
+    if os.path.exists(folder / "result.json") and os.path.exists(folder / "config.yaml"):
         used = config.resolve(GenerateConfig, folder / "config.yaml").dtype
         return settings.model_copy(update={"dtype": used}) if settings.dtype == AUTO else settings
     return settle_dtype(settings.model, settings, recorded_settings(folder / "journal.sqlite").get("dtype"), say)
@@ -71,7 +72,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     """
     check_names([settings.search], [settings.verifier])
     saved, done = folder / "config.yaml", folder / "result.json"
-    if saved.exists():
+    if os.path.exists(saved):  # no error for names that no file system takes
         # Settings that could not be met leave nothing that was paid for.
         paid = done.exists() or (folder / "journal.sqlite").exists()
         if paid and not config.resolve(GenerateConfig, saved).same_run(settings):
@@ -83,7 +84,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
         drawn = all((folder / name).exists() for name in _DRAWN) or not (folder / "journal.sqlite").exists()
         if summary is not None and drawn:
             return summary
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise DiffscaleError(f"{folder} exists and is not a run of diffscale: choose another --output.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +97,14 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
 def run(settings: GenerateConfig, folder: Path, progress: Progress = silent) -> dict[str, Any]:
     """Search as `settings` say and write the results to the prepared `folder`; returns what result.json holds.
 
-    Raises DiffscaleError for settings that cannot be met and for a full disk.
+    Raises DiffscaleError for settings that cannot be met, for a full disk, and where another process writes to
+    `folder`.
     """
+    with locked(folder):
+        return _run(settings, folder, progress)
+
+
+def _run(settings: GenerateConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     result = api.search(
         settings.model, settings.prompt, search=settings.search, verifier=settings.verifier, nfe=settings.budget,
         seed=settings.seed, steps=settings.steps, pipe_args=settings.call_args, batch_size=settings.batch_size,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diffscale._util.errors import explained
 from diffscale._util.files import write_json, write_text
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.hacking import hacked
@@ -27,8 +28,10 @@ def write(
     """Write all of it to `folder`; returns the rows of the table. `settings` name the dtype that was used."""
     rows = summarise(cells, samples, judge_name(settings.model))
     stated = settings.model_dump() | {"dtype": settings.used_dtype()}
-    write_json(folder / "results.json", {"settings": stated, "cells": rows})
-    write_text(folder / "results.csv", as_csv(rows))
+    unwritable = f"All is found, but {folder} cannot be written to ({{why}}): make room and run the "
+    with explained(f"{unwritable}same command again.", OSError):
+        write_json(folder / "results.json", {"settings": stated, "cells": rows})
+        write_text(folder / "results.csv", as_csv(rows))
     title = f"{settings.model}, {settings.suite}"
     names = [verifier.split()[0] for verifier in settings.verifier]
     for verifier, name in zip(settings.verifier, names, strict=True):

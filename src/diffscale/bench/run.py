@@ -3,8 +3,9 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import inside, parse_jsonl, read_text
+from diffscale._util.errors import DiffscaleError, explained
+from diffscale._util.files import inside, locked, parse_jsonl, read_text
 from diffscale._util.fingerprints import array_digest
 from diffscale._util.pixels import as_float, pixels, read_picture
 from diffscale._util.progress import Counter, Progress, silent
@@ -43,6 +44,11 @@ SAMPLES: Final = "samples.jsonl"
 """In the folder of a bench, a line for each search that ended."""
 
 
+# What the lines of SAMPLES have at least, and what those of searches that found a picture have too.
+_OF_ALL: Final = {"name", "search", "verifier", "budget", "prompt", "repeat"}
+_OF_FOUND: Final = {"nfe", "flops", "network_forwards", "seconds", "score", "scores", "trace", "dropped", "image"}
+
+
 def run(
     settings: BenchConfig,
     prompts: Sequence[str],
@@ -64,16 +70,18 @@ def run(
     keep the samples of random searches, so that those with other verifiers sample nothing again; the seconds of these
     are then without their denoising.
 
-    Raises DiffscaleError for settings that cannot be met; a search that finds nothing becomes a sample with `error`.
+    Raises DiffscaleError for settings that cannot be met, and for a folder that cannot be written to or that another
+    process writes to; a search that finds nothing becomes a sample with `error`.
     """
     check_names(settings.search, [])
     settings = settle(settings, folder)
-    bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
     chosen = cells(settings) if only is None else only
     # Opened even if all is done: it knows whether the folder is of this model and seed.
-    with closing(Journal(folder / _JOURNAL, settings.shared())) as journal:
-        for cell in chosen:
-            bench.run_cell(cell, journal, partial(progress, cell.name))
+    with locked(folder):
+        bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
+        with closing(Journal(folder / _JOURNAL, settings.shared())) as journal:
+            for cell in chosen:
+                bench.run_cell(cell, journal, partial(progress, cell.name))
     return [bench.done[name] for cell in chosen for name in bench.names(cell)]
 
 
@@ -96,6 +104,12 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     Of several of one name, the last one counts.
     """
     lines = parse_jsonl(read_text(path), path) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if missing := (_OF_ALL if "error" in line else _OF_ALL | _OF_FOUND) - line.keys():
+            raise DiffscaleError(
+                f"Sample {number} of {path} has no {min(missing)}: remove its line, and it is made again from the "
+                "journal."
+            )
     return list({sample["name"]: sample for sample in lines}.values())
 
 
@@ -119,7 +133,7 @@ class _Bench:
         self.file = folder / SAMPLES
         # A last line that was not written to its end is cut off; the journal has what it said.
         if self.file.exists() and (text := self.file.read_bytes()) and not text.endswith(b"\n"):
-            self.file.write_bytes(text[: text.rfind(b"\n") + 1])
+            os.truncate(self.file, text.rfind(b"\n") + 1)
         # Shared samples cost nothing, so what could not be scored is tried again: an endpoint may have been down.
         kept = (s for s in read_samples(self.file) if not (share and ("error" in s or s["dropped"])))
         self.done = {sample["name"]: sample for sample in kept}
@@ -262,8 +276,9 @@ class _Bench:
         # A file name that another --limit, which numbers the prompts otherwise, gives to no other search.
         digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
         picture = Path("pictures", safe_name(cell.name), f"{safe_name(each.prompt)[:60]}-{digest}.png")
-        (self.folder / picture).parent.mkdir(parents=True, exist_ok=True)
-        to_pil(outcome.best.image).save(self.folder / picture)
+        with self._explained():
+            (self.folder / picture).parent.mkdir(parents=True, exist_ok=True)
+            to_pil(outcome.best.image).save(self.folder / picture)
         images = {"best": outcome.best.image, "baseline": baseline.image}
         prompt = self.sampler.prompts[task.prompt_index]
         scores = {
@@ -322,8 +337,16 @@ class _Bench:
     def _write(self, sample: dict[str, Any]) -> None:
         """Append the line of a sample; of several of one name the last one counts."""
         self.done[sample["name"]] = sample
-        with self.file.open("a", encoding="utf-8") as file:
+        with self._explained(), self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+    def _explained(self) -> AbstractContextManager[None]:
+        """Have errors of the disk told."""
+        return explained(
+            f"{self.folder} cannot be written to ({{why}}): make room and run the same command again, it goes on from "
+            "here.",
+            OSError,
+        )
 
 
 def picture_of(sample: Mapping[str, Any], folder: Path) -> Path:

@@ -1,14 +1,17 @@
 """What all series of searches have in common: their cells, prompts with repeats, tasks, and what searches cost."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from diffscale.engine import noise
 from diffscale.engine.results import Result
 from diffscale.engine.task import Task
 from diffscale.searches import choose_search
 from diffscale.types import ClassLabel
+
+_LONGEST: Final = 160  # bytes of a name of a file
 
 
 @dataclass(frozen=True)
@@ -102,5 +105,12 @@ def costs_of(result: Result) -> dict[str, Any]:
 
 
 def safe_name(text: str) -> str:
-    """`text` as a name of a file."""
-    return "".join(c if c.isalnum() or c in "=.-" else "_" for c in text.replace(" | ", "--"))
+    """`text` as a name of a file, with room for more before and after it: file systems take 255 bytes.
+
+    A longer one is cut, and ends with a digest that tells it from others.
+    """
+    name = "".join(c if c.isalnum() or c in "=.-" else "_" for c in text.replace(" | ", "--"))
+    if len(name.encode()) <= _LONGEST:
+        return name
+    digest = hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=6).hexdigest()
+    return f"{name.encode()[: _LONGEST - 13].decode(errors='ignore')}-{digest}"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from diffscale._util.errors import DiffscaleError
 from diffscale._util.numbers import rounded
 from diffscale.bench.config import BenchConfig, check_names
 from diffscale.cli.flags import settings_from_flags
@@ -30,12 +31,13 @@ def bench(
     console = quiet_console()
     prompts = prompt_files.load(settings.suite, settings.limit)
     settings = job.settle(settings, output, partial(print_dtype, console))
-    output.mkdir(parents=True, exist_ok=True)
     with progress_bars(console, "NFE") as progress:
         judge = judge_name(settings.model)
         samples = job.run(settings, prompts, output, progress, judges=[] if judge is None else [judge])
     rows = write(settings, job.cells(settings), samples, output)
     _print_results(console, rows, output)
+    if all(row["failed"] == row["samples"] for row in rows):
+        raise DiffscaleError(f"All searches failed, see results.json in {output}: {rows[0]['errors'][0]}")
 
 
 def _print_results(console: Console, rows: Sequence[dict[str, Any]], output: Path) -> None:

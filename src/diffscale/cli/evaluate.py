@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from diffscale._util.errors import explained
-from diffscale._util.files import write_json
+from diffscale._util.files import check_writable, write_json
 from diffscale._util.numbers import rounded
 from diffscale.bench.config import EvaluateConfig
 from diffscale.cli.flags import settings_from_flags
@@ -23,6 +23,7 @@ def evaluate(
     # Imported late: diffusers takes seconds.
     from diffscale.bench.evaluation import evaluate as job
 
+    check_writable(output)
     console = quiet_console()
     with progress_bars(console, "pictures", transient=True) as progress:
         results = job.run(settings, progress)

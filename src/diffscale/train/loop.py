@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffscale import verifiers
 from diffscale._util.errors import DiffscaleError, explained
+from diffscale._util.files import locked
 from diffscale._util.progress import Progress, silent
 from diffscale.searches import choose_search
 from diffscale.train import optimisation, output, rewards, run_directory, training_data, validation
@@ -59,6 +60,11 @@ def train(config: TrainConfig, progress: Progress = silent) -> Ended:
     config = config.model_copy(update={"mixed_precision": accelerator.mixed_precision})
     with accelerator.main_process_first():
         resumed = run_directory.open_run_directory(config, accelerator.is_main_process)
+    with locked(config.output_dir) if accelerator.is_main_process else nullcontext():
+        return _train(config, accelerator, resumed, progress)
+
+
+def _train(config: TrainConfig, accelerator: Accelerator, resumed: Path | None, progress: Progress) -> Ended:
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     if torch.cuda.is_available():

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffscale import verifiers
 from diffscale._util.errors import DiffscaleError, unknown
+from diffscale._util.files import check_writable
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import EvaluateConfig
 from diffscale.bench.evaluation import extractors, means
@@ -103,6 +104,8 @@ def _is_metric(text: str) -> bool:
 
 def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
     """Raises DiffscaleError for what can be told before a picture is read."""
+    if settings.save_reference is not None:
+        check_writable(settings.save_reference)
     every = [*METRICS, *verifier_names()]
     for name in names:
         if not _is_metric(name):
