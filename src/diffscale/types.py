@@ -248,6 +248,21 @@ class Sampler(Protocol):
         """
 
 
+@runtime_checkable
+class ChecksPictures(Protocol):
+    """A Sampler whose finished pictures a safety checker may take out: those candidates are dropped.
+
+    `checks_pictures`: whether there is a checker. `decode` and `gradient` go around it, as their pictures may be
+    predictions that nobody is to see.
+    """
+
+    @property
+    def checks_pictures(self) -> bool: ...
+
+    def decode_checked(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """As `decode`, of the pictures that the checker leaves, and which it flagged: bool [B], on the CPU."""
+
+
 class ClassLabel(str):
     """The condition of a class-conditional model: the class's name, which is also a string to text verifiers."""
 

@@ -40,12 +40,7 @@ def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded
     finite = finite_pictures(images, *recorded)
     if not finite.all():
         _warn_of_pictures(finite, prompts)
-        scores = dropped_scores(verifier, len(images))
-        if finite.any():
-            rows = finite.to(images.device)
-            left = [prompt for prompt, usable in zip(prompts, finite.tolist(), strict=True) if usable]
-            scores[finite] = safe_score(verifier, images[rows], left, *(each[rows] for each in recorded))
-        return scores
+        return _score_rows(finite, verifier, images, prompts, *recorded)
     try:
         return usable_scores(verifier, score_images(verifier, images, prompts, *recorded), prompts)
     except DiffscaleError:
@@ -61,6 +56,33 @@ def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded
     return torch.cat(
         [safe_score(verifier, one[0], [prompt], *one[1:]) for one, prompt in zip(each, prompts, strict=True)]
     )
+
+
+def score_unflagged(
+    flagged: Tensor, verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor
+) -> Tensor:
+    """As `safe_score`, but -inf, with a warning, for pictures `flagged` [b] by a safety checker, which are not shown to
+    the verifier."""
+    if not flagged.any():
+        return safe_score(verifier, images, prompts, *recorded)
+    warn_of_flagged(flagged, prompts)
+    return _score_rows(~flagged, verifier, images, prompts, *recorded)
+
+
+def warn_of_flagged(flagged: Tensor, prompts: list[str]) -> None:
+    """A DroppedCandidate for each picture `flagged` [b] by a safety checker."""
+    for row in flagged.nonzero().flatten().tolist():
+        _warn("the pipeline's safety checker flagged its picture", prompts[row])
+
+
+def _score_rows(usable: Tensor, verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Tensor:
+    """As `safe_score` for the rows that are `usable` [b]; -inf for the others."""
+    scores = dropped_scores(verifier, len(images))
+    if usable.any():
+        rows = usable.to(images.device)
+        left = [prompt for prompt, use in zip(prompts, usable.tolist(), strict=True) if use]
+        scores[usable] = safe_score(verifier, images[rows], left, *(each[rows] for each in recorded))
+    return scores
 
 
 def dropped_scores(verifier: Verifier, count: int) -> Tensor:

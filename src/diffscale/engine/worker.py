@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 
@@ -12,8 +13,16 @@ from diffscale._util.errors import DiffscaleError, Unsuited
 from diffscale.engine.answers import answer_tensors
 from diffscale.engine.flops import count_flops
 from diffscale.engine.ledger import price
-from diffscale.engine.scoring import finite_pictures, frame_strip, safe_score, score_images, usable_scores
+from diffscale.engine.scoring import (
+    finite_pictures,
+    frame_strip,
+    score_images,
+    score_unflagged,
+    usable_scores,
+    warn_of_flagged,
+)
 from diffscale.types import (
+    ChecksPictures,
     Evaluate,
     Gradient,
     NeedsIntermediateX0,
@@ -119,14 +128,20 @@ class Worker:
                 "Predict first."
             )
         recorded = self._recorded(state, final)
-        images = self.sampler.decode(latents)
+        images, flagged = self._pictures(latents, final)
         early = [self.sampler.decode(x0) for x0 in recorded]
         clock.lap("decode", images)
         with count_flops() as counter:
-            scores = safe_score(self.verifier, images, self._prompts(state), *early)
+            scores = score_unflagged(flagged, self.verifier, images, self._prompts(state), *early)
         clock.lap("verify", images)
         output = Output({"scores": scores}, decodes=1 + len(early), verifier_flops=counter.total)
         return replace(output, images=frame_strip(images), latents=latents) if final else output
+
+    def _pictures(self, latents: Tensor, final: bool) -> tuple[Tensor, Tensor]:
+        """Pictures, and which of them a safety checker flagged (bool [B]), which looks at those that are `final`."""
+        if final and isinstance(self.sampler, ChecksPictures) and self.sampler.checks_pictures:
+            return self.sampler.decode_checked(latents)
+        return self.sampler.decode(latents), torch.zeros(len(latents), dtype=torch.bool)
 
     def _recorded(self, state: State, final: bool) -> list[Tensor]:
         """The x0-predictions that the verifier asks for, none if it asks for none."""
@@ -172,11 +187,16 @@ class Worker:
 
         after, images, raw, grad = self.sampler.gradient(state, score, self.record)
         clock.lap("denoise", grad)
+        scores, decodes = usable_scores(self.verifier, raw, prompts, finite), 1 if self.record is None else 2
+        if isinstance(self.sampler, ChecksPictures) and self.sampler.checks_pictures:
+            images, flagged = self.sampler.decode_checked(after.x)
+            warn_of_flagged(flagged, prompts)
+            scores[flagged], decodes = -math.inf, decodes + 1
         return Output(
-            {"scores": usable_scores(self.verifier, raw, prompts, finite), "grad": grad},
+            {"scores": scores, "grad": grad},
             images=frame_strip(images),
             latents=after.x,
-            decodes=1 if self.record is None else 2,
+            decodes=decodes,
             verifier_flops=flops,
         )
 

@@ -143,7 +143,7 @@ class DiffusersSampler(GridSampler):
 
         They are what the pipeline gives as arrays. Those keep no graph, so within `gradient` they are what it gives as
         tensors; these are of [-1, 1] in some pipelines, which is found out by decoding one picture in both ways. Raises
-        DiffscaleError if they are neither.
+        DiffscaleError if they are neither. Goes around a safety checker, see `decode_checked`.
         """
         if not self.pipeline.differentiable:
             return pictures(self._answer(latents, "np")).to(latents.device)
@@ -151,6 +151,15 @@ class DiffusersSampler(GridSampler):
             self._tensors_in = self._find_range(latents[:1].detach())
         low, high = self._tensors_in
         return pictures(((self._answer(latents, "pt") - low) / (high - low)).clamp(0, 1))
+
+    @property
+    def checks_pictures(self) -> bool:
+        return self.pipeline.has_checker
+
+    def decode_checked(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        end = StepWindow(self.steps, self.steps)
+        answer, flags = self.pipeline.run_checked(latents, [0] * len(latents), end, "np")
+        return pictures(answer).to(latents.device), torch.tensor(flags)
 
     def _answer(self, latents: Tensor, output: str) -> Any:
         # Only the number of prompts matters to an empty window.

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor
@@ -27,9 +27,11 @@ from diffscale.samplers.calls import (
     together_or_alone,
 )
 from diffscale.samplers.diffusers import DiffusersSampler
+from diffscale.samplers.safety import flags_of_rows, has_checker, noted_flags
 from diffscale.samplers.windowed.loop import NotWindowed
 from diffscale.types import State
 
+_FLAGGED: Final = -1.0
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +57,7 @@ class WholeSampler:
     `pipe`: left as it is. `why`: why it cannot be windowed, a clause. The other arguments are as of
     `diffusers.DiffusersSampler`. The pipeline's own call is run from end to end; the noise that its latents start from
     is the searched one (see `KeyedDraws`), every other draw comes from the row's key. The final latents of a State
-    are the pictures themselves.
+    are the pictures themselves, -1 throughout where the pipeline's safety checker flagged one.
 
     Building one runs one whole sample, in no ledger, to learn the noise's shape and what a trajectory costs: `steps`
     is the number of scheduler steps, or of calls of the denoiser, the network that is called most often, where that is
@@ -103,12 +105,24 @@ class WholeSampler:
 
     def decode(self, latents: Tensor) -> Tensor:
         """`latents`, which are pictures [B, 3, H, W] in [0, 1], or frames [B, F, 3, H, W]."""
-        return latents
+        return latents.clamp(min=0)
+
+    @property
+    def checks_pictures(self) -> bool:
+        return has_checker(self._pipe)
+
+    def decode_checked(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        return self.decode(latents), (latents == _FLAGGED).flatten(1).all(1).cpu()
 
     def _pictures(self, state: State) -> Tensor:
         batches = [state[[row]] for row in range(len(state))] if self.alone else [state]
-        calls = (self._call(batch.key, batch.prompt_index.tolist(), batch.x)[0] for batch in batches)
-        return torch.cat([pictures(answer[0]) for answer in calls])
+        return torch.cat([self._marked(batch) for batch in batches])
+
+    def _marked(self, state: State) -> Tensor:
+        answer, draws = self._call(state.key, state.prompt_index.tolist(), state.x)
+        images = pictures(answer[0])
+        images[torch.tensor(flags_of_rows(draws.flags, len(state)))] = _FLAGGED
+        return images
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise DiffscaleError(
@@ -154,7 +168,8 @@ class WholeSampler:
         draws.watch_prepare_latents(pipe)
         with counted_rows(self._denoisers) as called, torch.no_grad(), draws:
             try:
-                answer = pipe(**args, output_type=output, return_dict=as_class)
+                with noted_flags(pipe) as draws.flags:
+                    answer = pipe(**args, output_type=output, return_dict=as_class)
             finally:
                 self.forwards += sum(rows for _, rows in called)
         return answer, draws
@@ -165,13 +180,15 @@ class KeyedDraws(NormalDraws):
 
     A draw that is not one a row is the same for all rows. `start`: number of the starting noise among the draws; None
     where it is not known yet. It is the last draw of the pipeline's first `prepare_latents`, after what a picture's
-    encoding draws, `last_prepared`, or the first draw of all where there is none.
+    encoding draws, `last_prepared`, or the first draw of all where there is none. `flags`: of the pictures that were
+    made within it, by a safety checker.
     """
 
     def __init__(self, keys: Tensor, given: Tensor | None, start: int | None) -> None:
         super().__init__(self._keyed)
         self._keys, self._given, self._start = keys, given, start
         self.last_prepared: int | None = None
+        self.flags: list[bool] = []
 
     def watch_prepare_latents(self, pipe: Any) -> None:
         """Notice the draws of `prepare_latents` of `pipe`, a copy of the user's."""

@@ -14,6 +14,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine.flops import count_flops
 from diffscale.samplers.arguments import arguments_of_rows, call_parameters, embeddings, is_text, no_step_left
 from diffscale.samplers.calls import counted_rows, networks_of, overridden, same_in_every_row
+from diffscale.samplers.safety import flags_of_rows, has_checker, noted_flags, unchecked
 from diffscale.samplers.windowed.latents import InitialLatents
 from diffscale.samplers.windowed.loop import NotWindowed, windowed_call
 from diffscale.samplers.windowed.scheduler import StepWindow, own_class, windowed
@@ -59,7 +60,19 @@ class WindowedPipeline:
         self._call = windowed_call(self._pipe, self.scheduler.visits_of, **names)
 
     def run(self, latents: Tensor, rows: Sequence[int], window: StepWindow, output: str = "latent") -> Tensor:
-        """The pipeline's answer for `window` from `latents` [B, ...], for the prompts `rows`."""
+        """The pipeline's answer for `window` from `latents` [B, ...], for the prompts `rows`, that no checker saw."""
+        with unchecked(self._pipe):
+            return self._run(latents, rows, window, output)
+
+    def run_checked(
+        self, latents: Tensor, rows: Sequence[int], window: StepWindow, output: str
+    ) -> tuple[Any, list[bool]]:
+        """As `run`, of the pictures that the pipeline's safety checker leaves, and a flag for each."""
+        with noted_flags(self._pipe) as flags:
+            answer = self._run(latents, rows, window, output)
+        return answer, flags_of_rows(flags, len(rows))
+
+    def _run(self, latents: Tensor, rows: Sequence[int], window: StepWindow, output: str) -> Any:
         self.initial.latents = latents
         given = {} if self.initial.replaceable else {"latents": latents}
         return self._answer(window, {**self._arguments(rows), **given}, output)
@@ -116,6 +129,11 @@ class WindowedPipeline:
         self._denoisers = [network for network in networks_of(self._pipe) if type(network) is kind]
         forwards = sum(rows for network, rows in called if type(network) is kind)
         return forwards, flops.total / forwards
+
+    @property
+    def has_checker(self) -> bool:
+        """Whether the pipeline has a safety checker."""
+        return has_checker(self._pipe)
 
     @property
     def denoisers(self) -> dict[str, torch.nn.Module]:
