@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -18,10 +19,13 @@ from pydantic import SecretStr
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.config import GenerateConfig
+from diffscale.bench.evaluation import features
 from diffscale.bench.generate import prepare
 from diffscale.cli.main import run
+from diffscale.train.data import sources
 from diffscale.verifiers import load
-from diffscale.verifiers.grader.endpoint import Endpoint, resolve
+from diffscale.verifiers.grader.endpoint import Endpoint, _written_address, resolve
+from diffscale.verifiers.grader.grade import ASPECTS, Grade, GradeCache, default_path
 from diffscale.verifiers.grader.verifier import LlmGrader
 
 pytest_plugins = ["grader_fixtures"]
@@ -162,3 +166,63 @@ def test_a_placeholder_is_not_hidden_from_words() -> None:
     for key in ("ollama", ""):
         endpoint = Endpoint("http://x/v1", "m", SecretStr(key), "OPENAI_API_KEY")
         assert endpoint.redact("ollama has no such model") == "ollama has no such model"
+
+
+IN_PATHS = [
+    "sk-proj-abcdefgh", "sk-ant-api03-AbCdEf123456", "hf_abcdefghijklmnop", "a3f5c9d2e1b40786", "AbCdEfGhIjKlMnOpQrSt",
+    "0123456789abcdef0123456789abcdef", "123e4567-e89b-42d3-a456-426614174000", "x%2Fsk_1234567890abcdef",
+    "KEY-12345678",    "9876543210987654", "token_abcdefghijk",
+]  # fmt: skip
+WITHOUT_KEYS = [
+    "https://api.openai.com/v1", "http://localhost:11434/v1", "https://openrouter.ai/api/v1", "https://api.deepseek.com",
+    "https://name.openai.azure.com/openai/deployments/gpt-4o-2024-08-06", "https://api.groq.com/openai/v1",
+    "https://generativelanguage.googleapis.com/v1beta/openai", "https://api.fireworks.ai/inference/v1",
+    "https://us-central1-aiplatform.googleapis.com/v1/projects/my-project-123/locations/us-central1/endpoints/openapi",
+    "https://router.huggingface.co/hf-inference/models/meta-llama/Llama-3.2-11B-Vision-Instruct/v1",
+    "https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "https://abcdefghij1234567890.endpoints.huggingface.cloud/v1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", IN_PATHS)
+def test_a_key_in_the_path_of_an_address_is_in_no_command_and_in_no_message(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"https://gateway.example/{part}/openai/v1"
+    command = ["generate", PROMPT, "--output", str(tmp_path / "run")]
+    command += ["--verifier", f"llm_grader model=seer base_url={address}"]
+    monkeypatch.setattr(sys, "argv", ["diffscale", *command])
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    said = "".join(capsys.readouterr())
+    assert stopped.value.code == 2 and "OPENAI_BASE_URL" in said and part not in said
+    assert not (tmp_path / "run").exists()
+    # From the environment it is used, and hidden wherever a server or a client tells of it.
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    endpoint = resolve("seer", None, "OPENAI_API_KEY")
+    assert part in endpoint.url and part not in endpoint.redact(f"POST {endpoint.url} failed: no such path {part}")
+
+
+@pytest.mark.parametrize("address", WITHOUT_KEYS)
+def test_usual_addresses_pass(address: str) -> None:
+    endpoint = resolve("seer", _written_address(address), "OPENAI_API_KEY")
+    assert endpoint.redact(endpoint.url) == endpoint.url
+
+
+def test_grades_and_caches_are_for_their_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o022)
+    try:
+        monkeypatch.setenv("DIFFSCALE_CACHE", str(tmp_path / "made" / "cache"))
+        old = tmp_path / "old.sqlite"
+        old.touch(0o644)
+        for path in (default_path(), old):
+            cache = GradeCache(path)
+            aspect = {"reason": "x", "score": 5.0}
+            cache.put("p", PROMPT, "m", "g", Grade(**dict.fromkeys(ASPECTS, aspect), overall=5.0))
+            files = list(path.parent.glob(f"{path.name}*"))
+            assert len(files) == 3 and {file.stat().st_mode & 0o777 for file in files} == {0o600}
+            cache.close()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        for folder in (default_path().parent, sources.cache_folder().parent, features.cache_folder().parent):
+            assert folder.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)

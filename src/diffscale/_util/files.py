@@ -69,6 +69,17 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def private(folder: Path) -> Path:
+    """Return `folder`, which is made for its user alone if it is not there: caches hold prompts and pictures.
+
+    Where it cannot be made, whoever writes to it will say so.
+    """
+    with suppress(OSError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+    return folder
+
+
 def check_writable(path: Path) -> None:
     """Raise DiffscaleError where no file can be written at `path`: before what it is to hold is computed."""
     with explained(f"{path} cannot be written ({{why}}): choose another place.", OSError, ValueError):

@@ -1,10 +1,11 @@
 """Tables in one SQLite file: journals, caches and stores of pictures are such files."""
 
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,20 @@ _PATIENCE: Final = 30.0  # seconds that another process may hold the file
 _UNWRITABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """Codes of errors that say by themselves whether room or another file is needed, in reading and in writing."""
+
+
+def keep_private(path: Path) -> None:
+    """Have nobody else read the SQLite file `path`, which is made if it is not there, nor those that SQLite has by it.
+
+    Where that cannot be, whoever opens it will say so.
+    """
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # SQLite gives the files that it makes beside it the same rights, but there may be older ones.
+        for each in (path.with_name(path.name + end) for end in ("", "-wal", "-shm")):
+            if each.exists():
+                each.chmod(0o600)
 
 
 class SqliteStore:

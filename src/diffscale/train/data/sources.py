@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import inside
+from diffscale._util.files import inside, private
 from diffscale.registry import plugins
 from diffscale.suites import prompts
 from diffscale.suites.pictures import Pictures, metadata
@@ -32,7 +32,7 @@ def cache_folder() -> Path:
 
     It may be deleted.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffscale" / "train"
+    return private(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffscale") / "train"
 
 
 def load(

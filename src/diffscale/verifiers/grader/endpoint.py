@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Final
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 from pydantic import AfterValidator, SecretStr
@@ -14,6 +15,9 @@ from diffscale._util.errors import DiffscaleError
 _SHORTEST: Final = 8  # characters below which a key is a local server's placeholder, and may be part of any text
 _HOW: Final = (
     "give base_url, or set OPENAI_BASE_URL, such as https://api.openai.com/v1 or http://localhost:11434/v1 (Ollama)"
+)
+_KEY: Final = re.compile(
+    r"((sk|pk|rk|key|xai|token|bearer)[-_]|(hf|gsk|api)_).{8,}|[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}$", re.IGNORECASE
 )
 # Filters do not pass on to the loggers below, so all that speak of requests and answers are named.
 _LOGGERS: Final = (
@@ -37,9 +41,11 @@ class Endpoint:
         return f"{self.base}/chat/completions"
 
     def redact(self, text: str) -> str:
-        """Return `text` without the key: servers may send back what they were sent."""
+        """Return `text` without the key, and what in the address may be one: servers may send back what they got."""
         key = self.key.get_secret_value()
-        return text.replace(key, "***") if len(key) >= _SHORTEST else text
+        for secret in ([key] if len(key) >= _SHORTEST else []) + _keys_in(self.base):
+            text = text.replace(secret, "***")
+        return text
 
 
 class RedactedLogs(logging.Filter):
@@ -94,6 +100,31 @@ def _address(given: str) -> str:
     return str(url).rstrip("/")
 
 
+def _keys_in(base: str) -> list[str]:
+    """The parts of an address's path that may be keys, as some gateways have them there.
+
+    These are long words of mixed letters, or of letters and digits, UUIDs, and what begins as keys do.
+    """
+
+    def mixed(word: str) -> bool:
+        return not word.isalpha() or (word != word.lower() and sum(map(str.isupper, word)) > 2 and not word.isupper())
+
+    parts = urlsplit(base).path.split("/")
+    words = {part: re.findall(r"[A-Za-z0-9]{16,}", unquote(part)) for part in parts}
+    return [part for part in parts if _KEY.match(unquote(part)) or any(map(mixed, words[part]))]
+
+
+def _written_address(given: str) -> str:
+    """An address that is kept with the results; raises DiffscaleError where a key may be in it."""
+    address = _address(given)
+    if _keys_in(address):
+        raise DiffscaleError(
+            "The grader's base URL may hold a key in its path, and is written to files: set the address in "
+            "OPENAI_BASE_URL instead, which is written nowhere."
+        )
+    return address
+
+
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
         raise DiffscaleError(
@@ -112,5 +143,5 @@ def _key(variable: str, given: str | None) -> SecretStr:
 
 
 # These check when a command is read: what passes is written to the run's folder.
-BaseUrl = Annotated[str | None, AfterValidator(lambda given: given if given is None else _address(given))]
+BaseUrl = Annotated[str | None, AfterValidator(lambda given: given if given is None else _written_address(given))]
 KeyVariable = Annotated[str, AfterValidator(_variable)]

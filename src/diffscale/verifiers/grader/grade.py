@@ -9,7 +9,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
-from diffscale._util.store import SqliteStore
+from diffscale._util.files import private
+from diffscale._util.store import SqliteStore, keep_private
 
 Points = Annotated[float, Field(ge=0, le=10, strict=True, allow_inf_nan=False)]
 
@@ -148,11 +149,12 @@ _ADVICE: Final = "make room, move it away, or set DIFFSCALE_CACHE to a folder on
 def default_path() -> Path:
     """`grader.sqlite` in the folder DIFFSCALE_CACHE, or in ~/.cache/diffscale."""
     folder = os.environ.get("DIFFSCALE_CACHE")
-    return (Path(folder).expanduser() if folder else Path.home() / ".cache" / "diffscale") / "grader.sqlite"
+    return private(Path(folder).expanduser() if folder else Path.home() / ".cache" / "diffscale") / "grader.sqlite"
 
 
 class GradeCache:
-    """The grades in the file `path`, so that no picture is paid for twice; one SQLite file for all runs of a user.
+    """The grades in the file `path`, so that no picture is paid for twice; one SQLite file for all runs of a user,
+    which nobody else may read, since it holds prompts.
 
     It is made if it is not there, and for many threads and processes at once.
 
@@ -160,6 +162,7 @@ class GradeCache:
     """
 
     def __init__(self, path: Path) -> None:
+        keep_private(path)
         self._store = SqliteStore(path, _TABLES, name="The grader's cache", unreadable=_ADVICE, unwritable=_ADVICE)
 
     def get(self, picture: str, prompt: str, model: str, grading: str) -> Grade | None:
