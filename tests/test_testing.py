@@ -106,3 +106,9 @@ def test_verifiers_are_checked():
     testing.check_verifier(f"{__name__}:bright")
     with pytest.raises(AssertionError, match="depends on the batch"):
         testing.check_verifier(relative)
+
+
+def test_verifiers_that_load_a_network_or_read_some_prompts_only_are_checked_too():
+    testing.check_verifier("ensemble of=clip,aesthetic", image_model="shapes-flux")
+    prompts = ["a red circle", "a blue square", "two green stars"]
+    testing.check_verifier("shapes-judge", prompts=prompts)

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffscale._util.errors import DiffscaleError
+    from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError, UnknownName, Unsuited
     from diffscale.api import make_sampler, search
     from diffscale.api.searched import Searched
     from diffscale.engine.driver import run_searches
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EDM",
+    "AllCandidatesFailed",
+    "BudgetTooSmall",
     "Candidate",
     "ClassLabel",
     "DenoiserSampler",
@@ -63,6 +65,8 @@ __all__ = [
     "Solve",
     "State",
     "Task",
+    "UnknownName",
+    "Unsuited",
     "VariancePreserving",
     "Verifier",
     "concat",
@@ -77,7 +81,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "diffscale._util.errors": ("DiffscaleError",),
+    "diffscale._util.errors": ("AllCandidatesFailed", "BudgetTooSmall", "DiffscaleError", "UnknownName", "Unsuited"),
     "diffscale.api": ("make_sampler", "search"),
     "diffscale.engine.driver": ("run_searches",),
     "diffscale.engine.journal": ("Journal",),

@@ -224,14 +224,18 @@ def check_anytime(search: str | Callable[..., Any], budget: int = 120) -> None:
 
 
 def check_verifier(
-    verifier: str | Verifier | Callable[..., Any], images: Tensor | None = None, prompts: Sequence[str] = _PROMPTS
+    verifier: str | Verifier | Callable[..., Any],
+    images: Tensor | None = None,
+    prompts: Sequence[str] = _PROMPTS,
+    image_model: str = "",
 ) -> None:
     """Scores are one number a picture (or one for each component), and do not depend on what else is in the batch.
 
     `verifier`: a text or a callable that `diffscale.search` takes. `images`: float32 [B, 3, H, W] in [0, 1], as many as
-    `prompts`; by default noise of 64x64.
+    `prompts`; by default noise of 64x64. `image_model`: the model whose pictures a verifier that loads a network is
+    for; without it that is the published network, from the Hub.
     """
-    verifier = load_verifier(verifier)
+    verifier = load_verifier(verifier, image_model=image_model)
     if images is None:
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(len(prompts), 3, 64, 64, generator=generator)

@@ -285,7 +285,7 @@ Aggregate = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class Verifier(Protocol):
-    """Scores pictures. `name` is what tables and commands call it.
+    """Scores pictures. `name` is what messages, ensembles and journals call it; tables show what was typed.
 
     A condition is a prompt or a ClassLabel. A verifier says what more it asks for by being a NeedsIntermediateX0 or a
     SetVerifier, that it gives several components by being a PoolVerifier, and that it looks at pictures alone by

@@ -231,6 +231,16 @@ def test_a_budget_below_one_sample_and_wrong_names_are_refused():
         Searched(searched.pipe, dtype="bfloat16")
 
 
+def test_more_samples_than_a_budget_pays_for_are_refused_before_anything_is_spent(rows_of):
+    searched, args, _ = made("sd")
+    rows = rows_of(searched.unet)
+    searched("a cat", num_inference_steps=STEPS, num_images_per_prompt=1, generator=seeded(0), **args)
+    probed = len(rows)
+    with pytest.raises(DiffscaleError, match="7 samples of a prompt cost 21 NFE, and nfe is 18: ask for fewer"):
+        searched("a cat", num_inference_steps=STEPS, num_images_per_prompt=7, generator=seeded(0), **args)
+    assert sum(rows[probed:]) <= 2 * STEPS  # the plain call by which every sampler is tried
+
+
 def test_custom_sigmas_reach_the_pipeline():
     searched, args, _ = made("flux", nfe=4)
     sigmas = [1.0, 0.7, 0.4, 0.1]

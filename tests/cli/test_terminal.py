@@ -9,11 +9,11 @@ from rich.console import Console
 from diffscale._util.numbers import rounded
 from diffscale.cli import main
 from diffscale.cli.main import _format_warning
-from diffscale.cli.terminal import print_table, print_warning, progress_bars
+from diffscale.cli.terminal import plain_console, print_table, print_warning, progress_bars
 
 
 def _console() -> Console:
-    return Console(file=io.StringIO(), width=120, soft_wrap=True, highlight=False, force_terminal=True, no_color=True)
+    return plain_console(file=io.StringIO(), width=120, force_terminal=True, no_color=True)
 
 
 def _shown(console: Console) -> str:
@@ -31,6 +31,18 @@ def test_bars_show_what_is_done_and_the_figures_that_people_watch() -> None:
     assert "[a] search" in first and "8/8" in first and "NFE, best 1.235" in first
     assert "1/2" in second and "NFE, loss 0.25, reward 2" in second
     assert "inf" not in _shown(console) and "seconds" not in _shown(console)
+
+
+def test_no_name_becomes_an_emoji() -> None:
+    console = _console()
+    with progress_bars(console) as progress:
+        progress("ed:heart:1 | ed:v:2", 1, 2)
+    print_table(console, ("search", ":v:"), [("ed:heart:1", ":warning:")])
+    print_warning(console, "ed:v:2 fell")
+    console.print(":heart: ed:v:2")
+    shown = _shown(console)
+    assert not set(shown) & set("✌❤⚠")
+    assert all(text in shown for text in ("ed:heart:1 | ed:v:2", ":v:", ":warning:", "ed:v:2 fell", ":heart: ed:v:2"))
 
 
 def test_long_names_go_on_in_the_next_line_of_a_table() -> None:

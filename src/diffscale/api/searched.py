@@ -57,9 +57,11 @@ class Searched:
 
     A call takes what the pipeline's own takes, in its order, and gives its output: the best `num_images_per_prompt` (or
     `num_videos_per_prompt`) samples of each prompt, best first, prompt by prompt. Prompts are searched together. The
-    seed of a search is `generator.initial_seed()`, of however many draws the generator has given; a list of generators
-    has one for each prompt; without one a fresh seed is drawn, logged, and kept in `seeds`. The best sample of a prompt
-    is that of `diffscale.search` with the same seed and arguments. Where the model's folder states how it is called,
+    seed of a search is `generator.initial_seed()`, of however many draws the generator has given, so that the same call
+    twice gives the same samples; a list of generators has one for each prompt; without one a fresh seed is drawn,
+    logged, and kept in `seeds`. Noises are of seed and prompt: one generator serves all prompts, and each prompt alone,
+    with that seed, gives its samples again. The best sample of a prompt is that of `diffscale.search` with the same
+    seed and arguments. Where the model's folder states how it is called,
     that is the default.
 
     `results`: the `Result` of each prompt of the last call, and `seeds` their seeds. All other attributes are the
@@ -99,7 +101,7 @@ class Searched:
         name = pipe_or_id if by_name else str(getattr(pipe, "name_or_path", ""))
         self.pipe, self.results, self.seeds = pipe, [], []
         self._verifier = load_verifier(verifier, device=device, image_model=name)
-        self._make_search = chosen.make(device=device)
+        self._make_search, self._independent = chosen.make(device=device), chosen.declares("independent")
         self._nfe, self._batch_size = nfe, batch_size
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -117,6 +119,11 @@ class Searched:
         sampler = make_sampler(
             self.pipe, prompts, steps=call.inference_steps, pipe_args=call.pipe_args, loading=LoadOptions()
         )
+        if self._independent and call.count * sampler.steps > self._nfe:
+            raise DiffscaleError(
+                f"{call.count} samples of a prompt cost {call.count * sampler.steps} NFE, and nfe is {self._nfe}: ask "
+                "for fewer, or give a larger nfe."
+            )
         tasks = [Task(self._make_search, row, key, self._nfe) for row, key in enumerate(keys)]
         with self.pipe.progress_bar(total=self._nfe * len(prompts)) as bar:
 
@@ -150,7 +157,7 @@ class Searched:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what is ours here, and all else, such as `scheduler`, on the pipeline."""
-        if name in ("pipe", "results", "seeds", "_verifier", "_make_search", "_nfe", "_batch_size"):
+        if name in ("pipe", "results", "seeds", "_verifier", "_make_search", "_independent", "_nfe", "_batch_size"):
             object.__setattr__(self, name, value)
         else:
             setattr(self.pipe, name, value)
