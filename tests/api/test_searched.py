@@ -193,7 +193,7 @@ REFUSALS = [
     ({"generator": [seeded(0)] * 2}, "Give one generator, or one for each of the 1 prompts, not 2"),
     ({"generator": 3}, "Give generator as a torch.Generator or a list of them, not as 3"),
     ({"num_images_per_prompt": 0}, "1 or more, not 0"),
-    ({"num_images_per_prompt": 7}, "finished 6 usable samples and 7 were asked for: ask for fewer"),
+    ({"num_images_per_prompt": 7}, "7 samples of a prompt cost 21 NFE, and nfe is 18: ask for fewer"),
     ({"output_type": "jpg"}, "Give output_type as one of pil, np, pt, latent, not 'jpg'"),
     ({"num_inference_steps": "many"}, "num_inference_steps as a whole number"),
     ({"num_inference_steps": 0}, "takes 1 step or more, not 0"),
@@ -239,6 +239,9 @@ def test_more_samples_than_a_budget_pays_for_are_refused_before_anything_is_spen
     with pytest.raises(DiffscaleError, match="7 samples of a prompt cost 21 NFE, and nfe is 18: ask for fewer"):
         searched("a cat", num_inference_steps=STEPS, num_images_per_prompt=7, generator=seeded(0), **args)
     assert sum(rows[probed:]) <= 2 * STEPS  # the plain call by which every sampler is tried
+    searched, args, _ = made("sd", search="zero_order n=2")
+    with pytest.raises(DiffscaleError, match="finished 6 usable samples and 7 were asked for: ask for fewer"):
+        searched("a cat", num_inference_steps=STEPS, num_images_per_prompt=7, generator=seeded(0), **args)
 
 
 def test_custom_sigmas_reach_the_pipeline():

@@ -119,7 +119,7 @@ class Searched:
         sampler = make_sampler(
             self.pipe, prompts, steps=call.inference_steps, pipe_args=call.pipe_args, loading=LoadOptions()
         )
-        if self._independent and call.count * sampler.steps > self._nfe:
+        if self._independent and self._nfe // sampler.steps < call.count != 1:
             raise DiffscaleError(
                 f"{call.count} samples of a prompt cost {call.count * sampler.steps} NFE, and nfe is {self._nfe}: ask "
                 "for fewer, or give a larger nfe."
