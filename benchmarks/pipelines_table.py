@@ -27,7 +27,9 @@ search runs on them, from any step to any other. *Noise-only*: their call is run
 picture to judge. Of videos the verifier scores four frames, the first, the last and two between, and takes the mean;
 galleries show these frames side by side. Pipelines that start from a noised picture (`strength`) are searched over
 its noise. A pipeline's safety checker looks at finished pictures alone: candidates that it flags are dropped, counted
-and told of; predictions on the way, gradients and trainings go around it.
+and told of; predictions on the way, gradients and trainings go around it. With a cache of diffusers
+(`transformer.enable_cache`) every pipeline is noise-only and runs row by row, as some caches decide over a whole batch;
+the ledger's operations are those that ran.
 
 *Tried*: a tiny instance with random weights was run, in `tests/families.py`. *Source*: judged by the source of the
 class (`benchmarks/pipeline_source.py`); where a tiny instance exists, a test holds both to the same verdict.

@@ -100,13 +100,13 @@ def tiny_sdxl(scheduler: Any) -> SimpleNamespace:
     return SimpleNamespace(pipe=pipe, args=args, net=unet, forwards=2)
 
 
-def tiny_flux(scheduler: Any, true_cfg: bool = False) -> SimpleNamespace:
+def tiny_flux(scheduler: Any, true_cfg: bool = False, layers: int = 1) -> SimpleNamespace:
     torch.manual_seed(0)
     net = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
+        num_layers=layers,
+        num_single_layers=layers,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=32,

@@ -167,6 +167,8 @@ def search(
         settings |= loading.decisive()
     elif not isinstance(pipe_or_id, Sampler):
         settings["dtype"] = dtype_of_pipeline(pipe_or_id)
+    if cached := getattr(sampler, "caches", None):
+        settings["caches"] = cached
     # After the model: what is wrong with its name, or its call, is told before another network loads.
     name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
     loaded = load_verifier(verifier, device=device, image_model=name)

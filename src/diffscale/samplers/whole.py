@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Final, NoReturn
 
@@ -17,6 +16,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.engine.flops import count_flops
 from diffscale.samplers.arguments import arguments_of_rows, call_parameters, check_arguments
+from diffscale.samplers.caches import caches, forget
 from diffscale.samplers.calls import (
     NormalDraws,
     counted_rows,
@@ -59,6 +59,9 @@ class WholeSampler:
     is the searched one (see `KeyedDraws`), every other draw comes from the row's key. The final latents of a State
     are the pictures themselves, -1 throughout where the pipeline's safety checker flagged one.
 
+    `caches`: of the pipeline's networks, see `caches.caches`. With one, each row is run alone, and `flops_per_forward`
+    is that of the last run, as a cache leaves out more of one trajectory than of another.
+
     Building one runs one whole sample, in no ledger, to learn the noise's shape and what a trajectory costs: `steps`
     is the number of scheduler steps, or of calls of the denoiser, the network that is called most often, where that is
     no multiple of them; `forwards_per_nfe` is its rows in each. Raises DiffscaleError if the pipeline draws no noise
@@ -80,6 +83,11 @@ class WholeSampler:
         self._taken = call_parameters(pipe)
         if not {"output_type", "return_dict"} <= set(self._taken):
             raise DiffscaleError(f"{self._name} has no output type, so it gives no pictures to search; use another.")
+        self.caches = caches(pipe)
+        if self.caches:
+            self.alone = True
+            _log.warning("%s has a cache, which may decide over a whole batch: each row is run alone.", self._name)
+        self._flops, self._measured = 0, 0
         self._denoisers: list[torch.nn.Module] = []
         self._start: int | None = None
         self._probe()
@@ -93,7 +101,10 @@ class WholeSampler:
             self._refuse()
         if state.step == self.steps:
             return state
+        self._flops, self._measured = 0, 0
         images = together_or_alone(self, self._name, len(state), lambda: self._pictures(state))
+        if self._measured:
+            self.flops_per_forward = self._flops / self._measured
         return replace(state, x=images, step=self.steps)
 
     def pipeline_output(self, state: State, output_type: str, return_dict: bool) -> Any:
@@ -162,17 +173,29 @@ class WholeSampler:
             args["num_inference_steps"] = self._inference_steps
         if "generator" in self._taken:
             args["generator"] = torch.Generator().manual_seed(0)
-        pipe = copy.copy(self._pipe)
-        pipe.set_progress_bar_config(disable=True)
         draws = KeyedDraws(keys, start, self._start)
-        draws.watch_prepare_latents(pipe)
-        with counted_rows(self._denoisers) as called, torch.no_grad(), draws:
-            try:
-                with noted_flags(pipe) as draws.flags:
-                    answer = pipe(**args, output_type=output, return_dict=as_class)
-            finally:
-                self.forwards += sum(rows for _, rows in called)
+        # The user's own, not a copy: a cache's callback may ask it where in its trajectory it is.
+        with _left_as_it_is(self._pipe) as pipe, self._counted(), torch.no_grad(), draws:
+            pipe.set_progress_bar_config(disable=True)
+            draws.watch_prepare_latents(pipe)
+            if self.caches:
+                forget(pipe)
+            with noted_flags(pipe) as draws.flags:
+                answer = pipe(**args, output_type=output, return_dict=as_class)
         return answer, draws
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Within it the denoiser's rows are counted, and their operations where a cache leaves out some."""
+        measured = bool(self.caches and self._denoisers)
+        with counted_rows(self._denoisers) as called, count_flops() if measured else nullcontext() as flops:
+            try:
+                yield
+            finally:
+                rows = sum(rows for _, rows in called)
+                self.forwards += rows
+        if flops is not None:
+            self._flops, self._measured = self._flops + flops.total, self._measured + rows
 
 
 class KeyedDraws(NormalDraws):
@@ -191,7 +214,7 @@ class KeyedDraws(NormalDraws):
         self.flags: list[bool] = []
 
     def watch_prepare_latents(self, pipe: Any) -> None:
-        """Notice the draws of `prepare_latents` of `pipe`, a copy of the user's."""
+        """Notice the draws of `prepare_latents` of `pipe`, whose attributes are put back later."""
         if (own := getattr(type(pipe), "prepare_latents", None)) is None:
             return
 
@@ -211,6 +234,17 @@ class KeyedDraws(NormalDraws):
         if len(drawn) != len(self._keys):
             return same_in_every_row(drawn, number)
         return noise.normal(noise.fold_rows(self._keys, "draw", number), drawn.shape[1:]).to(drawn)
+
+
+@contextmanager
+def _left_as_it_is(pipe: Any) -> Iterator[Any]:
+    """Gives `pipe`, whose attributes are as before afterwards."""
+    before = dict(vars(pipe))
+    try:
+        yield pipe
+    finally:
+        vars(pipe).clear()
+        vars(pipe).update(before)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.flops import count_flops
 from diffscale.samplers.arguments import arguments_of_rows, call_parameters, embeddings, is_text, no_step_left
+from diffscale.samplers.caches import caches
 from diffscale.samplers.calls import counted_rows, networks_of, overridden, same_in_every_row
 from diffscale.samplers.safety import flags_of_rows, has_checker, noted_flags, unchecked
 from diffscale.samplers.windowed.latents import InitialLatents
@@ -35,6 +36,8 @@ class WindowedPipeline:
         taken = call_parameters(pipe)
         if "output_type" not in taken or not hasattr(getattr(pipe, "scheduler", None), "set_timesteps"):
             raise NotWindowed("it has no output type or no scheduler of its own")
+        if cached := caches(pipe):
+            raise NotWindowed(f"its {' and '.join(cached)} caches what it does, from one step to the next")
         self.prompts, self.forwards, self.alone, self.differentiable = list(prompts), 0, False, False
         self._steps, self._args, self._taken = inference_steps, dict(args), taken
         self._denoisers: list[torch.nn.Module] = []
