@@ -131,8 +131,8 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
 
 def test_batch_size_does_not_make_another_run() -> None:
     one = GenerateConfig(prompt=PROMPT)
-    assert one.same_run(one.model_copy(update={"batch_size": 4}))
-    assert not one.same_run(one.model_copy(update={"seed": 4}))
+    assert one.difference(one.model_copy(update={"batch_size": 4})) == ""
+    assert one.difference(one.model_copy(update={"seed": 4})) == "seed was 4, now 0"
 
 
 def test_a_full_disk_is_told_with_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_what_weights_are_published_in_is_read_from_the_denoiser_s_headers(
         dtypes.DiffusionPipeline, "download", lambda *given, **more: asked.append((given, more)) or str(tmp_path)
     )
     assert PUBLISHED("owner/name", LoadOptions(variant="fp16", revision="main")) == "float16"
-    assert asked == [(("owner/name",), {"variant": "fp16", "revision": "main"})]
+    assert asked == [(("owner/name",), {"variant": "fp16", "revision": "main", "use_safetensors": True})]
 
 
 def test_a_model_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

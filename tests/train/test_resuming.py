@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from test_train_methods import METHODS, REWARDED, SHARPENED, given
 
+from diffscale._util import signals
 from diffscale.train import configs, run_directory
 from diffscale.train.base import Base
 from diffscale.train.run_directory import list_checkpoints, step_of
@@ -119,16 +120,21 @@ def test_a_killed_process_loses_nothing_but_the_steps_since_its_checkpoint(
     assert [path.name for path in list_checkpoints(cut)] == ["checkpoint-8", "checkpoint-12"]
 
 
-def test_sigterm_saves_the_step_and_ends_well(
-    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", signals.ENDING)
+def test_a_signal_saves_the_step_and_ends_well(
+    number: int,
+    data: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, calls = tmp_path / "out", 0
+    out, calls, before = tmp_path / "out", 0, signal.getsignal(number)
 
     def terminating(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return images.mean((1, 2, 3))
 
     monkeypatch.setattr(tiny, "redness", terminating)
@@ -138,7 +144,34 @@ def test_sigterm_saves_the_step_and_ends_well(
     assert "stopped at step" in capsys.readouterr().out
     assert step_of(last) == len(said(out)) < 10
     assert not (out / "result.json").exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(("saved", "advice"), [(True, "--resume_from_checkpoint latest"), (False, "the same command")])
+def test_a_second_signal_does_not_wait_for_the_step(
+    saved: bool,
+    advice: str,
+    data: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, calls = tmp_path / "out", 0
+
+    def impatient(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setattr(tiny, "redness", impatient)
+    more = [*METHODS["iterpo"], "--checkpointing_steps", 1 if saved else 500, "--max_train_steps", 1000]
+    assert tiny.cli(monkeypatch, *given(data, "iterpo", out, *more)) == 128 + signal.SIGINT
+    error = " ".join(capsys.readouterr().err.split())
+    assert "stopped by SIGINT" in error and advice in error and "Traceback" not in error
+    assert bool(list_checkpoints(out)) == saved
 
 
 @pytest.mark.parametrize("what", ["reward", "loss"])
@@ -295,8 +328,12 @@ def test_another_run_is_not_overwritten_or_gone_on_with(
     before = (out / "config.yaml").read_text()
     assert tiny.cli(monkeypatch, *given(data, "sft", out)) == 2
     assert "--resume_from_checkpoint latest" in capsys.readouterr().err
+    several = ["--learning_rate", 0.5, "--snr_gamma", 5]
+    assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", *several)) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "(learning_rate was 0.01, now 0.5, snr_gamma was None, now 5.0)" in error
     assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--seed", 7)) == 2
-    assert "other settings" in capsys.readouterr().err
+    assert "other settings (seed was 0, now 7)" in " ".join(capsys.readouterr().err.split())
     assert (out / "config.yaml").read_text() == before
     assert tiny.cli(monkeypatch, *given(data, "sft", out, "--resume", "latest", "--max_train_steps", 3)) == 0
     assert json.loads((out / "result.json").read_text())["steps"] == 3

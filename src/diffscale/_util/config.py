@@ -72,6 +72,12 @@ def validated(kind: type[Settings], settings: dict[str, Any]) -> Settings:
         raise DiffscaleError(f"The configuration has a setting without a proper name: {error}.") from error
 
 
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which settings differ, as in "seed was 0, now 7"; empty if none does."""
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names)
+
+
 def resolve(kind: type[Settings], file: Path | None, flags: Mapping[str, Any] | None = None) -> Settings:
     """The settings of `file`, if there is one, overridden by the flags that were given (those not None).
 

@@ -1,6 +1,7 @@
 """Errors a user can act on: every message is one sentence that says what to do."""
 
 import difflib
+import pickle
 import traceback
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -60,5 +61,10 @@ def raised(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, its type where it has none."""
+    """The first line of an error's message, its type where it has none.
+
+    torch's refusal of a pickle goes on to say how to open it all the same, which is bad advice.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is a pickle that is broken or holds more than weights, such as code, and was not opened"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

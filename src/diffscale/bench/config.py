@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from diffscale._util import config
 from diffscale._util.config import Flag
 from diffscale._util.errors import check_name
 from diffscale.models.options import MEANS, LoadOptions
@@ -59,10 +60,13 @@ class GenerateConfig(ModelConfig):
     verifier: VerifierText = Field("clip", description='Verifier, as "clip" or "clip model=ID".')
     budget: int = Field(1280, gt=0, description="Total NFE, final denoising included.")
 
-    def same_run(self, other: GenerateConfig) -> bool:
-        """Whether both ask for the same result; batch size and what only takes memory and time do not change it."""
+    def difference(self, before: GenerateConfig) -> str:
+        """What makes the results differ, as `config.difference` writes it; empty if nothing does.
+
+        Batch size and what only takes memory and time do not.
+        """
         passing = {"batch_size", *MEANS}
-        return self.model_dump(exclude=passing) == other.model_dump(exclude=passing)
+        return config.difference(*(each.model_dump(mode="json", exclude=passing) for each in (before, self)))
 
 
 class BenchConfig(ModelConfig):

@@ -75,9 +75,9 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     if os.path.exists(saved):  # no error for names that no file system takes
         # Settings that could not be met leave nothing that was paid for.
         paid = done.exists() or (folder / "journal.sqlite").exists()
-        if paid and not config.resolve(GenerateConfig, saved).same_run(settings):
+        if paid and (changed := settings.difference(config.resolve(GenerateConfig, saved))):
             raise DiffscaleError(
-                f"{folder} holds another run (see its config.yaml): choose another --output, or remove the folder."
+                f"{folder} holds another run ({changed}): choose another --output, or remove the folder."
             )
         summary: dict[str, Any] | None = read_json(done, _Summary)
         # Killed between the result and what is drawn of it, it goes on from the journal, for nothing.

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -9,6 +10,7 @@ import typer
 
 import diffscale
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.signals import Stopped, signals_raised
 from diffscale.cli.bench import bench
 from diffscale.cli.evaluate import evaluate
 from diffscale.cli.generate import generate
@@ -59,12 +61,18 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
 
 
 def run() -> None:
-    """Entry point: errors a user can mend are one sentence and exit code 2, an interrupt is 130."""
+    """Entry point: errors a user can mend are one sentence and exit code 2.
+
+    A signal that ends a process is one too, which says how to go on; the exit code is 128 and the signal's number.
+    """
     warnings.formatwarning = _format_warning
     try:
-        app()
+        with signals_raised():
+            app()
     except DiffscaleError as error:
         plain_console(stderr=True).print("error:", str(error), style="red")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Stopped as stopped:
+        with suppress(OSError):  # the terminal may be gone
+            plain_console(stderr=True).print(str(stopped))
+        sys.exit(128 + stopped.number)

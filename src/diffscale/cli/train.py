@@ -1,11 +1,14 @@
 """`diffscale train`: put search into the weights, or fine-tune by the methods that it is compared with."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from diffscale._util.signals import Stopped
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_warning, progress_bars, quiet_console
 from diffscale.train.configs import CONFIGS, TrainConfig, resolve
+
+GO_ON: Final = "go on with --resume_from_checkpoint latest"
 
 
 def declared(flag: str) -> str:
@@ -26,12 +29,18 @@ def train(settings: TrainConfig) -> None:
     """
     # Imported late: diffusers takes seconds, and wrong flags should be told at once.
     from diffscale.train import loop
+    from diffscale.train.run_directory import list_checkpoints
 
     console = quiet_console()
-    with progress_bars(console) as progress:
-        ended = loop.train(settings, progress)
+    try:
+        with progress_bars(console) as progress:
+            ended = loop.train(settings, progress)
+    except Stopped as stopped:
+        if list_checkpoints(settings.output_dir):
+            raise Stopped(stopped.number, GO_ON) from None
+        raise
     if ended.how == "stopped":
-        console.print(f"stopped at step {ended.step}, which is saved: go on with --resume_from_checkpoint latest")
+        console.print(f"stopped at step {ended.step}, which is saved: {GO_ON}")
         return
     if not ended.result:
         return  # not the first process

@@ -18,6 +18,7 @@ from typing import Any, Final
 from safetensors.torch import load, save
 from torch import Tensor
 
+from diffscale._util.config import difference
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.store import SqliteStore
 
@@ -159,7 +160,5 @@ def _settings(text: Any) -> dict[str, Any]:
 
 
 def _difference(saved: Any, wanted: Mapping[str, Any]) -> str:
-    before = _settings(saved)
-    now = json.loads(json.dumps(wanted))
-    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    return " ({})".format(", ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in names)) if names else ""
+    found = difference(_settings(saved), json.loads(json.dumps(wanted)))
+    return f" ({found})" if found else ""

@@ -237,7 +237,7 @@ def _class_model(
             f"The network has {count} classes, but {len(classes)} names are stated: put the right list, or imagenet, "
             "in diffscale.json as `classes`."
         )
-    autoencoder = pretrained(AutoencoderKL, vae, "autoencoder").eval()
+    autoencoder = pretrained(AutoencoderKL, vae, "autoencoder", use_safetensors=True).eval()
     # As paper A samples SiT (Ma et al. 2025, arXiv 2501.09732): 50 NFE of Heun, no guidance.
     defaults = {"solver": "heun", "guidance_scale": 1.0}
     denoiser = SiTDenoiser(network.to(device, dtype))

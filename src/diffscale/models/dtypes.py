@@ -19,7 +19,7 @@ from huggingface_hub.errors import SafetensorsParsingError
 from diffscale._util.errors import explained
 from diffscale._util.files import read_config
 from diffscale._util.hardware import fast_bfloat16
-from diffscale.models.files import LOADING_ERRORS
+from diffscale.models.loading import LOADING_ERRORS
 from diffscale.models.options import AUTO, LoadOptions
 from diffscale.models.quantization import denoiser_names
 
@@ -80,7 +80,7 @@ def published_dtype(where: str, options: LoadOptions) -> str | None:
     ):  # fmt: skip
         folder = Path(where)
         if not folder.is_dir():
-            folder = Path(DiffusionPipeline.download(where, variant=options.variant, revision=options.revision))
+            folder = Path(DiffusionPipeline.download(where, **options.of_files()))
         counts: Counter[str] = Counter()
         for file in _weight_files(folder, options.variant):
             counts.update(parse_local_safetensors_file_metadata(file).parameter_count)

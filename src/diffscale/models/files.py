@@ -5,25 +5,21 @@ if its SHA-256 digest is the one that was stated. Nothing is fetched when `HF_HU
 """
 
 import hashlib
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import read_config, write_json
+from diffscale.models.loading import LOADING_ERRORS, loading
 from diffscale.models.shipped import local_path, locate
-
-LOADING_ERRORS: Final = (OSError, ValueError, RuntimeError, SafetensorError)
-"""What libraries raise for files of networks that are not there, or not as they should be."""
 
 
 def fetch(model: str, name: str) -> Path:
@@ -67,7 +63,7 @@ def load_state(path: Path, sha256: str | None = None) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         _check_digest(path, sha256)
     unreadable = f"The weights in {path} could not be read; fetch the file anew ({{why}})."
-    with explained(unreadable, *LOADING_ERRORS, EOFError, pickle.UnpicklingError):
+    with explained(unreadable, *LOADING_ERRORS):
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -89,7 +85,7 @@ def pretrained(family: Any, model: str | Path, what: str, **options: Any) -> Any
     """
     where = model if isinstance(model, Path) else locate(model)
     mend = "give a Hub id, or a folder with config.json and safetensors weights ({why})."
-    with explained(f"The {what} {str(model)!r} could not be loaded: {mend}", *LOADING_ERRORS, TypeError, KeyError):
+    with loading(f"The {what} {str(model)!r} could not be loaded: {mend}", TypeError, KeyError):
         return family.from_pretrained(where, **options)
 
 

@@ -3,22 +3,26 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
 
 from diffscale._util.errors import DiffscaleError, UnknownName, check_name, explained
+from diffscale._util.files import read_config
 from diffscale.models import dtypes, loras, memory, quantization, schedulers
 from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
 from diffscale.models.dtypes import DtypeChoice
-from diffscale.models.files import LOADING_ERRORS
+from diffscale.models.loading import loading
 from diffscale.models.options import LoadOptions
 from diffscale.models.shipped import locate, read_manifest
 from diffscale.registry import plugins
 from diffscale.samplers.arguments import call_parameters
 from diffscale.types import World
 
+PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+"""The suffixes of files of weights that are no safetensors."""
 Options = TypeVar("Options", bound=LoadOptions)
 
 
@@ -123,13 +127,35 @@ def _sit(folder: str, options: LoadOptions, device: str, dtype: torch.dtype) -> 
 
 
 def _weights(model: str, folder: str, options: LoadOptions, dtype: torch.dtype, quantizer: Any) -> Any:
-    more: dict[str, Any] = {"variant": options.variant, "revision": options.revision}
+    more = options.of_files()
     mend = "check its name, the network and the files ({why})."
-    with explained(f"The model {model!r} could not be loaded; {mend}", *LOADING_ERRORS):
+    if (pickle := _bare_pickle(folder)) and not options.allow_pickles:
+        raise _pickles_refused(model, f" ({pickle})")
+    with loading(f"The model {model!r} could not be loaded; {mend}"):
         if quantizer is not None:
             index = DiffusionPipeline.load_config(folder, revision=options.revision)
             more["quantization_config"] = quantization.configuration(quantizer, index, dtype)
-        return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **more)
+        try:
+            return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **more)
+        except OSError as error:
+            if "necessary `safetensors` weights" in str(error):  # what diffusers says of a repository on the Hub
+                raise _pickles_refused(model) from error
+            raise
+
+
+def _bare_pickle(folder: str) -> Path | None:
+    """A file of weights of a local model that is a pickle, where its network has no others."""
+    index = Path(folder) / "model_index.json"
+    parts = [index.parent / name for name in read_config(index)] if index.is_file() else []
+    bare = [part for part in parts if not list(part.glob("*.safetensors"))]
+    return next((file for part in bare for file in sorted(part.glob("*")) if file.suffix in PICKLES), None)
+
+
+def _pickles_refused(model: str, where: str = "") -> DiffscaleError:
+    return DiffscaleError(
+        f"The model {model!r} has weights that are pickles{where}, which can hold code: get them as safetensors, or, "
+        "if you trust where they come from, give --allow-pickles (allow_pickles=True)."
+    )
 
 
 def base_model(model: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffscale._util.errors import DiffscaleError, UnknownName, explained
-from diffscale.models.files import LOADING_ERRORS
+from diffscale.models.loading import LOADING_ERRORS
 from diffscale.models.quantization import installed
 from diffscale.models.shipped import locate
 

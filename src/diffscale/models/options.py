@@ -31,6 +31,10 @@ class LoadOptions(BaseModel):
     )
     variant: str | None = Field(default=None, description="Weight files of this variant, such as fp16.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub. Default: main.")
+    allow_pickles: bool = Field(
+        default=False,
+        description="Read weights that are pickles, too, where there are no safetensors; those with code are refused.",
+    )
     scheduler: str | None = Field(
         default=None, description='Class and arguments, as "DPMSolverMultistepScheduler use_karras_sigmas=true".'
     )
@@ -67,6 +71,12 @@ class LoadOptions(BaseModel):
                 f"{other} out."
             )
         return self
+
+    def of_files(self) -> dict[str, Any]:
+        """Which files are loaded, as `DiffusionPipeline.from_pretrained` is told."""
+        # With None diffusers takes pickles where there are no safetensors.
+        safe = None if self.allow_pickles else True
+        return {"variant": self.variant, "revision": self.revision, "use_safetensors": safe}
 
     def asked(self) -> dict[str, Any]:
         """The options that are not at their default."""

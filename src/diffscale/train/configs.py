@@ -205,8 +205,11 @@ class TrainConfig(ModelSettings, DataSettings, OptimisationSettings, OutputSetti
         """
         raise NotImplementedError
 
-    def same_run(self, other: TrainConfig) -> bool:
-        """Whether one can go on where the other stopped: all but where to stop and what is told and kept."""
+    def difference(self, before: TrainConfig) -> str:
+        """What keeps one from going on where the other stopped: all but where to stop and what is told and kept.
+
+        It is written as `config.difference` does, and empty if one can.
+        """
         passing = {
             "max_train_steps", "max_train_seconds", "output_dir", "logging_dir", "report_to", "checkpointing_steps",
             "checkpoints_total_limit", "resume_from_checkpoint", "validation_steps", "cache_dir",
@@ -214,7 +217,7 @@ class TrainConfig(ModelSettings, DataSettings, OptimisationSettings, OutputSetti
         }  # fmt: skip
         if self.lr_scheduler in ("linear", "cosine", "cosine_with_restarts", "polynomial"):
             passing.remove("max_train_steps")  # they end there
-        return self.model_dump(exclude=passing) == other.model_dump(exclude=passing)
+        return config.difference(*(each.model_dump(mode="json", exclude=passing) for each in (before, self)))
 
 
 class Captioned(TrainConfig):

@@ -1,10 +1,7 @@
 """One loop for all methods, on accelerate: steps, checkpoints, stops, and what is left at the end."""
 
 import math
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -20,6 +17,7 @@ from diffscale import verifiers
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import locked
 from diffscale._util.progress import Progress, silent
+from diffscale._util.signals import signals_noted
 from diffscale.searches import choose_search
 from diffscale.train import optimisation, output, rewards, run_directory, training_data, validation
 from diffscale.train.base import Base, load_base
@@ -40,7 +38,7 @@ _SHARDED: Final = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedT
 
 @dataclass(frozen=True)
 class Ended:
-    """How a call of `train` ended: finished, or stopped by SIGTERM at step `step`; `result` of what is finished."""
+    """How a call of `train` ended: finished, or stopped by a signal at step `step`; `result` of what is finished."""
 
     how: Literal["finished", "stopped"]
     step: int
@@ -51,9 +49,9 @@ class Ended:
 def train(config: TrainConfig, progress: Progress = silent) -> Ended:
     """Train as `config` says, into its `output_dir`; the first process calls `progress`.
 
-    SIGTERM saves a checkpoint after the step at hand and ends the call. Raises DiffscaleError for settings that cannot
-    be met, for a loss, a reward or weights that are not finite, naming the last good checkpoint, and for a full disk,
-    which leaves what was written before.
+    SIGTERM, SIGINT and SIGHUP save a checkpoint after the step at hand and end the call; a second one of a kind does
+    not wait for it. Raises DiffscaleError for settings that cannot be met, for a loss, a reward or weights that are not
+    finite, naming the last good checkpoint, and for a full disk, which leaves what was written before.
     """
     check_names(config)
     accelerator = make_accelerator(config)
@@ -135,7 +133,7 @@ class _Training:
         self.log = run_directory.Log(self.accelerator, self.config, self.state.step)
         if resumed is None:
             self._validate("before")
-        with _sigterm_event() as terminated:
+        with signals_noted() as terminated:
             last_saved = self.state.step
             while not self._is_over():
                 self._step(terminated.is_set())
@@ -161,7 +159,7 @@ class _Training:
         return Ended("finished", self.state.step, self.config.output_dir, result)
 
     def _step(self, terminated: bool) -> None:
-        """Take one optimiser step; `stop` is set if any process received SIGTERM."""
+        """Take one optimiser step; `stop` is set if any process was told to end."""
         passes: list[dict[str, float]] = []
         rate, number, cost = self.optimisation.rate, self.state.step * self.method.passes, Cost()
         try:
@@ -236,17 +234,3 @@ def _measure_decoding(base: Base, cost: Cost) -> None:
             return own(latents)
 
     base.policy.decode = decode  # type: ignore[method-assign]
-
-
-@contextmanager
-def _sigterm_event() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; threads other than the first cannot listen for it."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -90,10 +90,10 @@ def open_run_directory(settings: TrainConfig, first: bool) -> Path | None:
         # A checkpoint may be of another folder.
         for run in () if resumed is None else dict.fromkeys((folder, resumed.parent)):
             before = run / file.name
-            if before.exists() and not configs.load(before).same_run(settings):
+            if before.exists() and (changed := settings.difference(configs.load(before))):
                 raise DiffscaleError(
-                    f"{run} holds a training with other settings (see its config.yaml): go on with those, or "
-                    "choose another --output_dir."
+                    f"{run} holds a training with other settings ({changed}): go on with those, or choose another "
+                    "--output_dir."
                 )
         for unfinished in (*folder.glob(".checkpoint-*"), *folder.glob(".weights-*")):  # of runs that were killed
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -121,7 +121,7 @@ def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress
     """The folder of a training in `cache`: a finished one as it is, one that was stopped gone on with to its end.
 
     `progress` is called with what is done, which begins with `name`. Raises DiffscaleError as `loop.train`, and where
-    SIGTERM stopped it.
+    a signal stopped it.
     """
     folder = folder_of(id_of(training), cache)
     if read_result(folder) is not None:
