@@ -66,6 +66,23 @@ def test_a_search_that_is_not_what_it_says_of_itself_is_told():
         testing.check_search(claims, 120)
 
 
+def of_doubles(env):
+    a, b = env.prior(2), env.prior(2)
+    w = env.uniform(2)[:, None]
+    yield from env.evaluate(env.start(torch.lerp(a.x, b.x, w)))
+
+
+def of_pictures(env):
+    yield from env.evaluate(env.start(torch.zeros(2, 3, 64, 64)))
+
+
+def test_a_search_whose_latents_suit_no_model_is_told():
+    with pytest.raises(DiffscaleError, match=r"dtype.* in line .*test_testing.py"):
+        testing.check_search(of_doubles)
+    with pytest.raises(DiffscaleError, match=r"env\.start takes latents shaped"):
+        testing.check_search(of_pictures)
+
+
 def test_a_search_that_draws_by_itself_is_told():
     with pytest.raises(AssertionError, match="differs between batches"):
         testing.check_determinism(of_torch, 60)

@@ -125,6 +125,7 @@ def check_search(search: str | Callable[..., Any], budget: int = 120) -> None:
     """All checks of searches, for a text or a callable that `diffscale.search` takes; `budget`: NFE of each run."""
     for process in PROCESSES:
         check_budget(search, budget, process)
+    check_budget(search, budget, dtype=torch.float32)  # pipelines have no latents of float64, which scores are
     check_determinism(search, budget)
     check_order_of_replies(search, budget)
     for calls in (0, 1, 3):
@@ -134,9 +135,14 @@ def check_search(search: str | Callable[..., Any], budget: int = 120) -> None:
         check_anytime(search, budget)
 
 
-def check_budget(search: str | Callable[..., Any], budget: int = 120, process: str = "flow") -> None:
-    """The search finds something, spends no more than its budget, and the network runs no more than is charged."""
-    sampler = ToySampler(_PROMPTS, 6, process)
+def check_budget(
+    search: str | Callable[..., Any], budget: int = 120, process: str = "flow", dtype: torch.dtype = torch.float64
+) -> None:
+    """The search finds something, spends no more than its budget, and the network runs no more than is charged.
+
+    `process`, `dtype`: the noise schedule and the latents of the model that it is tried on.
+    """
+    sampler = ToySampler(_PROMPTS, 6, process, dtype=dtype)
     result: Result = run_searches(tasks(search, budget, 1), sampler, NearPoint())[0]
     spent, ran = result.ledger.nfe, sampler.forwards
     assert 0 < spent <= budget, f"The search spent {spent} of {budget} NFE."

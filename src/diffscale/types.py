@@ -397,7 +397,10 @@ class Environment(Protocol):
         """`n` fresh noises [n, ...] at step 0, with keys never used before in this search."""
 
     def start(self, x: Tensor) -> State:
-        """Latents `x` [B, ...] of the search's own making, at step 0; they should look like draws of `prior`."""
+        """Latents `x` [B, ...] of the search's own making, at step 0; they should look like draws of `prior`.
+
+        They are brought to the dtype and device of these; raises DiffscaleError for another shape.
+        """
 
     def neighbours(self, state: State, n: int, cosine: float) -> State:
         """`n` noises around each noise of `state`: of the same norm, at that cosine similarity, [B * n].

@@ -311,7 +311,9 @@ def test_score_needs_a_picture(verifier):
     def early(env):
         yield Score(env.prior(1))
 
-    with pytest.raises(DiffscaleError, match="Predict first"):
+    with pytest.raises(
+        DiffscaleError, match=r"`state = yield from env.predict\(state\)` first \(in line \d+ of .*test_driver.py\)\.$"
+    ):
         run_searches([task(99, early)], ToySampler(), verifier)
 
 

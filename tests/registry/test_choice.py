@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffscale import DiffscaleError
+from diffscale import DiffscaleError, UnknownName
 from diffscale.registry.choice import choose
 from diffscale.searches import choose_search
 from diffscale.types import Evaluate, search_traits
@@ -54,6 +54,14 @@ def make_search(n: int = 3):
 
 def needy(images, prompts, radius):
     return images.mean((1, 2, 3)) * radius
+
+
+def needy_of_two(images, prompts, a, b):
+    return a * images.mean((1, 2, 3)) + b
+
+
+def bare(images, prompts):
+    return images.mean((1, 2, 3))
 
 
 def of_images(images):
@@ -115,6 +123,13 @@ def test_verifiers_are_functions_classes_and_factories(given, name):
     ("given", "said"),
     [
         (f"{HERE}:Sharp", r"needs radius: write .*:Sharp radius=VALUE"),
+        (f"{HERE}:needy_of_two a=1", r"needs b: write .*:needy_of_two a=1 b=VALUE\.$"),
+        (f"{HERE}:scored power=1 power=2", "power of verifier .*:scored is given twice"),
+        (f"{HERE}:bare b=1", r"Unknown argument of verifier .*:bare 'b'\. There are none\.$"),
+        (f"{HERE}:scored:power=2", "arguments follow after a space, as in .*:f n=2"),
+        (f"{HERE}:scored,", "arguments follow after a space"),
+        (f"{HERE}:scored(power=2)", "arguments follow after a space"),
+        ("clip,aesthetic", "write `ensemble of=clip,aesthetic` for several"),
         (Sharp, r"needs radius: give Sharp\(radius=\.\.\.\)"),
         (needy, r"needs radius: give functools.partial\(needy, radius=\.\.\.\)"),
         (f"{HERE}:of_images", r"must take \(images, prompts\), before"),
@@ -129,6 +144,13 @@ def test_verifiers_are_functions_classes_and_factories(given, name):
 def test_what_cannot_be_is_told_before_anything_is_paid_for(given, said):
     with pytest.raises(DiffscaleError, match=said):
         check(given)
+
+
+def test_a_file_without_its_function_is_told(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownName, match=r"write mine:FUNCTION for what mine\.py has"):
+        choose_search("mine")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,12 @@ def test_a_program_registers_by_itself(things):
         things.register("single", sum)
     with pytest.raises(DiffscaleError, match="no kind 'serches'"):
         register("serches", "mine", len)
+    for name in ("my search", "a:b", "a=b", "a,b", "pack/name", ""):
+        with pytest.raises(DiffscaleError, match="cannot be a name"):
+            register("searches", name, len)
+    for kind in ("searches", "verifiers", "suites", "datasets"):
+        with pytest.raises(DiffscaleError, match="is called, which 3 cannot be"):
+            register(kind, "three", 3)
 
 
 def test_a_broken_plug_in_breaks_nothing_else(monkeypatch):

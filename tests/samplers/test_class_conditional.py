@@ -188,6 +188,6 @@ def test_says_what_is_wrong():
     with pytest.raises(DiffscaleError, match="table of alphas"):
         class_model(tiny_dit(FlowMatchEulerDiscreteScheduler()))
     sampler = sampler_of()
-    with pytest.raises(DiffscaleError, match="Predict first"):
+    with pytest.raises(DiffscaleError, match="needs a prediction"):
         sampler.step(sampler.prior(KEYS, ROWS))
     assert class_model(object()) is None

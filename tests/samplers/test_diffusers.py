@@ -182,7 +182,7 @@ def test_says_what_is_wrong(sd):
         DiffusersSampler(sd.pipe, PROMPTS, STEPS, sd.args | {"gidance": 1})
     sampler = DiffusersSampler(sd.pipe, PROMPTS, STEPS, sd.args)
     start = sampler.prior(KEYS, ROWS)
-    with pytest.raises(DiffscaleError, match="Predict first"):
+    with pytest.raises(DiffscaleError, match="needs a prediction"):
         sampler.step(start)
     with pytest.raises(DiffscaleError, match="deterministic"):
         sampler.step(sampler.predict(start), noise=torch.zeros_like(start.x))

@@ -40,7 +40,7 @@ def test_what_makes_no_ensemble_is_refused(text):
         ("of=clip,shapes-judge weights=1", "a finite weight over 0 for each"),
         ("of=clip,shapes-judge weights=inf,1", "a finite weight over 0"),
         ("of=clip,shapes-judge weights=1,x", "are numbers"),
-        (f"of=clip,{__name__}:Scaled", "needs by: .*after colons, as in of=clip,mine:Sharp:scale=2"),
+        (f"of=clip,{__name__}:Scaled", rf"needs by: write {__name__}:Scaled:by=VALUE\.$"),
     ],
 )  # fmt: skip
 def test_members_are_checked_before_anything_is_loaded(text, said):

@@ -5,6 +5,9 @@ import pickle
 import traceback
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 
 class DiffscaleError(Exception):
@@ -30,9 +33,10 @@ class Unsuited(DiffscaleError):
 def unknown(kind: str, given: str, allowed: Iterable[str], advice: str = "") -> UnknownName:
     """The error for a wrong name: names `given`, the nearest match and all that is `allowed`, or else the `advice`."""
     names = sorted(allowed)
+    advice = advice or (f"Choose one of: {', '.join(names)}." if names else "There are none.")
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."
-    return UnknownName(f"Unknown {kind} {given!r}{hint} {advice or 'Choose one of: ' + ', '.join(names) + '.'}")
+    return UnknownName(f"Unknown {kind} {given!r}{hint} {advice}")
 
 
 def check_name(kind: str, given: str, allowed: Collection[str]) -> None:
@@ -56,8 +60,25 @@ def explained(sentence: str, *kinds: type[Exception]) -> Iterator[None]:
 def raised(error: BaseException) -> str:
     """What an error is and where it was raised, in a line: for errors in code that a user wrote."""
     calls = traceback.extract_tb(error.__traceback__)
-    where = f", in line {calls[-1].lineno} of {calls[-1].filename}" if calls else ""
-    return f"{type(error).__name__}: {first_line(error)}{where}"
+    place = users_line(error) or (f"line {calls[-1].lineno} of {calls[-1].filename}" if calls else "")
+    return f"{type(error).__name__}: {first_line(error)}" + (f", in {place}" if place else "")
+
+
+def users_line(error: BaseException) -> str:
+    """Where in a user's code an error comes from, as in "line 12 of mine.py"; empty if it is of no such code.
+
+    That is the last line of the first file outside of this library and of torch, which may have called it.
+    """
+    calls = traceback.extract_tb(error.__traceback__)
+    theirs = [call for call in calls if not any(Path(call.filename).is_relative_to(each) for each in _libraries())]
+    last = next((call for call in reversed(theirs) if call.filename == theirs[0].filename), None)
+    return f"line {last.lineno} of {last.filename}" if last else ""
+
+
+@cache
+def _libraries() -> list[Path]:
+    found = find_spec("torch")
+    return [Path(__file__).parents[1], *map(Path, (found and found.submodule_search_locations) or ())]
 
 
 def first_line(error: BaseException) -> str:

@@ -54,21 +54,28 @@ class SearchEnvironment:
         return self.ledger.left
 
     def prior(self, n: int) -> State:
-        check_rows(n, self._row_bytes)
+        check_rows(n, self._one.row_bytes)
         return self.sampler.prior(self._fresh_keys(n), torch.full((n,), self.prompt_index))
 
     def start(self, x: Tensor) -> State:
-        return State(x, 0, self._fresh_keys(len(x)), torch.full((len(x),), self.prompt_index))
+        like = self._one.x
+        if not isinstance(x, Tensor) or x.ndim != like.ndim or x.shape[1:] != like.shape[1:]:
+            given = f"shaped {list(x.shape)}" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+            shape = ", ".join(map(str, ("rows", *like.shape[1:])))
+            raise DiffscaleError(f"env.start takes latents shaped [{shape}], as env.prior gives them, not {given}.")
+        return self._at_start(x.to(like))
 
     def neighbours(self, state: State, n: int, cosine: float) -> State:
-        if state.step or state.level is not None or not -1 <= cosine <= 1:
+        if state.step or state.level is not None:
             raise DiffscaleError(
-                f"Neighbours are of noises at step 0, at a cosine in [-1, 1]; these are at step {state.step}, cosine "
-                f"{cosine}: branch and renoise a state that is on its way."
+                f"Neighbours are of noises at step 0, and these are at step {state.step}: branch and renoise a state "
+                "that is on its way."
             )
+        if not -1 <= cosine <= 1:
+            raise DiffscaleError(f"A cosine between noises is from -1 to 1, not {cosine}.")
         check_rows(len(state) * n, state.row_bytes)
         near = noise.neighbours(state.x.repeat_interleave(n, 0), self._fresh_keys(len(state) * n), cosine)
-        return self.start(near)
+        return self._at_start(near)
 
     def mutate(self, state: State, cosine: float) -> State:
         return self.neighbours(state, 1, cosine)
@@ -124,8 +131,12 @@ class SearchEnvironment:
         return scores_and_gradients
 
     @cached_property
-    def _row_bytes(self) -> int:
-        return self.sampler.prior(torch.tensor([self.key]), torch.tensor([self.prompt_index])).row_bytes
+    def _one(self) -> State:
+        """A noise of one row, as all of this sampler are shaped, typed and placed."""
+        return self.sampler.prior(torch.tensor([self.key]), torch.tensor([self.prompt_index]))
+
+    def _at_start(self, x: Tensor) -> State:
+        return State(x, 0, self._fresh_keys(len(x)), torch.full((len(x),), self.prompt_index))
 
     def _fresh_keys(self, n: int) -> Tensor:
         first, self.drawn = self.drawn, self.drawn + n

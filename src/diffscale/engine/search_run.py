@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError, raised
+from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError, raised, users_line
 from diffscale._util.fingerprints import name_of
 from diffscale._util.pixels import eight_bit
 from diffscale.engine.answers import answer_of, answers_itself, finishes
@@ -17,6 +17,7 @@ from diffscale.engine.environment import SearchEnvironment
 from diffscale.engine.journal import Journal, Reply
 from diffscale.engine.leaderboard import Leaderboard
 from diffscale.engine.ledger import BudgetSpent, Ledger, price
+from diffscale.engine.requests import check_request
 from diffscale.engine.results import Candidate, Observer, Result, Thumbnail
 from diffscale.engine.task import Task
 from diffscale.types import Aggregate, NeedsIntermediateX0, PoolVerifier, Request, Sampler, State, Verifier
@@ -260,16 +261,18 @@ class SearchRun:
                 if not isinstance(request, Request):
                     mend = "write `yield from` there" if isinstance(request, Generator) else "mend it"
                     mend = "write `yield from env.evaluate(state)`" if isinstance(request, State) else mend
-                    raise DiffscaleError(
+                    wrong = DiffscaleError(
                         f"A search yields {', '.join(kind.__name__ for kind in get_args(Request))}, but "
                         f"{name_of(self.task.search)} yielded {type(request).__name__}: {mend}."
                     )
-                if not len(request.state):
-                    name = type(request).__name__
-                    raise DiffscaleError(f"A search asked for {name} of no rows; let it end instead of asking.")
+                    request = self.generator.throw(wrong)  # so that it is raised in the line that yielded it
+                    continue
                 try:
+                    check_request(request, self.sampler)
                     self.ledger.charge(price(request, self.sampler))
                     return request
+                except DiffscaleError as wrong:
+                    request = self.generator.throw(wrong)
                 except BudgetSpent as spent:
                     asked = f"it asked for {type(request).__name__} of {len(request.state)} rows"
                     cost, left = price(request, self.sampler), self.ledger.left
@@ -282,7 +285,9 @@ class SearchRun:
         except (StopIteration, BudgetSpent):
             pass
         except DiffscaleError as error:
-            self.error = error
+            place = users_line(error)
+            self.error = type(error)(f"{str(error).removesuffix('.')} (in {place}).") if place else error
+            self.error.__cause__ = error if place else error.__cause__
         except Exception as error:  # whatever a search may do wrong
             if out_of_memory(error):
                 raise

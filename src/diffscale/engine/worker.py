@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, Unsuited
+from diffscale._util.errors import Unsuited
 from diffscale.engine.answers import answer_tensors
 from diffscale.engine.flops import count_flops
 from diffscale.engine.ledger import price
@@ -122,11 +122,7 @@ class Worker:
     def _score(self, state: State, clock: _Clock) -> Output:
         final = state.step == self.sampler.steps
         latents = state.x if final else state.x0
-        if latents is None:
-            raise DiffscaleError(
-                f"A state at step {state.step} of {self.sampler.steps} has no picture to score; the search must yield "
-                "Predict first."
-            )
+        assert latents is not None  # see `check_request`
         recorded = self._recorded(state, final)
         images, flagged = self._pictures(latents, final)
         early = [self.sampler.decode(x0) for x0 in recorded]

@@ -9,6 +9,7 @@ app).
 """
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -126,10 +127,15 @@ def plugins(kind: str) -> Registry:
 def register(kind: str, name: str, thing: Any) -> None:
     """Offer `thing` by `name` in this process, as an entry point does in every process; `kind` is one of `KINDS`.
 
-    Raises DiffscaleError for a name that is taken, and for a kind that there is not.
+    Raises DiffscaleError for a kind that there is not, a name that is taken or that no text can name, and a thing that
+    cannot be called where things of that kind are.
     """
     if kind not in KINDS:
         raise DiffscaleError(f"There is no kind {kind!r}: choose one of {', '.join(KINDS)}.")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise DiffscaleError(f"{name!r} cannot be a name: choose one of letters, digits, '_', '-' and '.'.")
+    if kind in ("searches", "verifiers", "suites", "datasets") and not callable(thing):
+        raise DiffscaleError(f"What is registered as one of the {kind} is called, which {thing!r} cannot be.")
     plugins(kind).register(name, thing)
 
 

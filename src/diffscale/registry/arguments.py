@@ -52,6 +52,8 @@ def parse(
         if not equals:
             raise DiffscaleError(f"Write the arguments of {kind} {name} as key=value, not {pair!r}.")
         check_name(f"argument of {kind} {name}", key, parameters)
+        if key in given:
+            raise DiffscaleError(f"{key} of {kind} {name} is given twice: leave one out.")
         wanted = _kind(parameters[key], factory)
         if wanted is None:
             given[key] = _literal(value)

@@ -1,6 +1,7 @@
 """What a user chose: a name with arguments, `package.module:attribute`, or a callable of Python."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from diffscale._util.errors import DiffscaleError, explained
+from diffscale._util.errors import DiffscaleError, UnknownName, explained
 from diffscale._util.fingerprints import name_of
 from diffscale.registry import Registry
 from diffscale.registry.arguments import check_keywords, parse, required, signature, takes_inputs
@@ -67,9 +68,15 @@ def choose(given: str | Callable[..., Any], kind: str, things: Mapping[str, Any]
     if isinstance(given, str):
         given = things.short(given) if isinstance(things, Registry) else given
         name = given.split()[0] if given.split() else ""
+        if ":" in name and not re.fullmatch(r"[\w.]+:[\w.]+", name):
+            raise DiffscaleError(
+                f"{name} is no module:attribute: arguments follow after a space, as in {name.split(':')[0]}:f n=2."
+            )
         known = {name: _imported(name, kind)} if ":" in name else things
         if name in known and not callable(known[name]):
             raise DiffscaleError(f"The {kind} {name} is no function and no class: its package must mend it.")
+        if name not in known and name.isidentifier() and Path(f"{name}.py").is_file():
+            raise UnknownName(f"There is no {kind} {name}: write {name}:FUNCTION for what {name}.py has.")
         if name not in known and "." in name:
             module, _, attribute = name.rpartition(".")
             raise DiffscaleError(f"There is no {kind} {name}: write {module}:{attribute} for what a module has.")
@@ -85,7 +92,7 @@ def choose(given: str | Callable[..., Any], kind: str, things: Mapping[str, Any]
         if missing[0] in inputs and not isinstance(choice.thing, type):
             takes = ", ".join(inputs)
             raise DiffscaleError(f"The {kind} {choice.name} must take ({takes}), before arguments of its own.")
-        how = f"write {choice.name} " + " ".join(f"{name}=VALUE" for name in missing)
+        how = f"write {choice.text} " + " ".join(f"{name}=VALUE" for name in missing)
         if not isinstance(given, str):
             made, values = getattr(given, "__name__", choice.name), ", ".join(f"{name}=..." for name in missing)
             how = f"give {made}({values})" if isinstance(given, type) else f"give functools.partial({made}, {values})"

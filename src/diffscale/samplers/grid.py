@@ -54,14 +54,21 @@ class GridSampler(ABC):
 
     def _predicted(self, state: State) -> tuple[Tensor, Tensor]:
         """x0-prediction and network output of a state that a step can be taken from; else raises DiffscaleError."""
-        if state.x0 is None or state.model_output is None or not self._is_on_grid(state):
-            raise DiffscaleError(f"A step from step {state.step} needs a state on the grid, and Predict first.")
+        if not self._is_on_grid(state):
+            raise DiffscaleError("A step starts on the grid, and this state is between its levels: use env.solve.")
+        if state.x0 is None or state.model_output is None:
+            raise DiffscaleError(
+                f"A step from step {state.step} needs a prediction: write `state = yield from env.predict(state)` "
+                "first."
+            )
         return state.x0, state.model_output
 
     def _run_end(self, state: State, to: int | None, record: float | None) -> tuple[int, int | None]:
         """The grid step at which a run ends, and that to `record` at; raises DiffscaleError if it cannot be reached."""
         to = self.steps if to is None else to
-        if not state.step <= to <= self.steps or not self._is_on_grid(state):
+        if not self._is_on_grid(state):
+            raise DiffscaleError("A run starts on the grid, and this state is between its levels: use env.solve.")
+        if not state.step <= to <= self.steps:
             raise DiffscaleError(f"A run from step {state.step} cannot end at step {to}.")
         return to, None if record is None else nearest(self.levels[:-1], record)
 
@@ -80,7 +87,9 @@ class GridSampler(ABC):
         """
         here = self._level(state)
         if not 0 <= level < here or steps < 1:
-            raise DiffscaleError(f"Solving goes from level {here:.3g} down in 1 step or more, not to {level:.3g}.")
+            raise DiffscaleError(
+                f"Solving goes from level {here:.3g} down in 1 step or more, not to {level:.3g} in {steps}."
+            )
         down = [here + (level - here) * i / steps for i in range(steps)]
         recorded = None if record is None or not level <= record <= down[0] else nearest(down, record)
         return [*down, level], recorded

@@ -20,9 +20,9 @@ _PREDICTION = {"flow": "flow_prediction", "vp": "v_prediction", "ve": "epsilon"}
 class ToySampler(SolvedSampler):
     """Eight Gaussians on a circle in the plane, on a schedule of one of `formulas.PROCESSES`.
 
-    Latents are points, float64 [B, 2]; a picture is 4x4 pixels whose red and green are the point's coordinates, -6 to 6
-    as 0 to 1. Every prompt means the same mixture. The levels fall from 1 to 0 in `steps` equal steps, those of `ve` as
-    EDM's do. `solver`: one of `solvers.SOLVERS`, some of which take two evaluations a step; `eta`: of DDIM.
+    Latents are points of `dtype` [B, 2]; a picture is 4x4 pixels whose red and green are the point's coordinates, -6 to
+    6 as 0 to 1. Every prompt means the same mixture. The levels fall from 1 to 0 in `steps` equal steps, those of `ve`
+    as EDM's do. `solver`: one of `solvers.SOLVERS`, some of which take two evaluations a step; `eta`: of DDIM.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class ToySampler(SolvedSampler):
         process: str = "flow",
         eta: float | None = None,
         solver: str = "ddim",
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
         self.means = _RADIUS * torch.stack([angle.cos(), angle.sin()], -1)
@@ -39,7 +40,7 @@ class ToySampler(SolvedSampler):
         schedule = Schedule(
             process, _PREDICTION[process], karras_levels(steps) if process == "ve" else even_levels(steps)
         )
-        super().__init__(list(prompts), schedule, solvers.solver(solver, eta), torch.empty(0, 2, dtype=torch.float64))
+        super().__init__(list(prompts), schedule, solvers.solver(solver, eta), torch.empty(0, 2, dtype=dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         point = (latents / (2 * _EXTENT) + 0.5).clamp(0, 1).float()
@@ -54,4 +55,4 @@ class ToySampler(SolvedSampler):
         weight = (-offset.square().sum(-1) / (2 * variance)).softmax(-1)[..., None]
         x0 = (weight * (self.means + alpha * _SPREAD**2 / variance * offset)).sum(1)
         eps = (weight * offset).sum(1) * sigma / variance
-        return perfect_output(self._schedule.prediction, x0, eps, at)
+        return perfect_output(self._schedule.prediction, x0, eps, at).to(x)

@@ -9,6 +9,7 @@ A package offers one by an entry point in the group `diffscale.verifiers`: a fun
 from collections.abc import Callable
 from typing import Any, Final
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.models.shipped import verifier_networks
 from diffscale.registry import Registry, plugins
 from diffscale.registry.choice import Choice, choose
@@ -60,6 +61,8 @@ def _choose(given: str | Callable[..., Any]) -> Choice:
     if isinstance(given, str):
         # A shipped network is its factory with `model`.
         name, _, rest = given.partition(" ")
+        if "," in name and ":" not in name:
+            raise DiffscaleError(f"A verifier is one name, not {name}: write `ensemble of={name}` for several.")
         factory = verifier_networks().get(name)
         given = given if factory is None else f"{factory} model={name} {rest}".strip()
     return choose(given, "verifier", VERIFIERS, inputs=("images", "prompts"))

@@ -106,8 +106,9 @@ def check_members(of: str = "aesthetic,clip,image_reward", weights: str | None =
         try:
             check(_ARGUMENT.sub(" ", member))
         except DiffscaleError as error:
-            how = "the arguments of a member follow its name after colons, as in of=clip,mine:Sharp:scale=2"
-            raise DiffscaleError(f"A member of the ensemble cannot be: {error} ({how})") from error
+            # What to write has colons here, where a verifier alone has spaces.
+            said = str(error).replace(f"write {_ARGUMENT.sub(' ', member)} ", f"write {member}:")
+            raise type(error)(f"In of={of}: {said}") from error
     _shares(weights, len(texts))
 
 
