@@ -34,9 +34,9 @@ the ledger's operations are those that ran.
 *Tried*: a tiny instance with random weights was run, in `tests/families.py`. *Source*: judged by the source of the
 class (`benchmarks/pipeline_source.py`); where a tiny instance exists, a test holds both to the same verdict.
 
-*Tensors*: what the pixels are between that the class gives with `output_type="pt"`, by its source. diffscale takes
-those of "np", which are of [0, 1], and tensors where gradients must pass through them, once it has seen what they are
-between. Pictures with other values, as one class of *unknown* gives them, are refused in a sentence.
+*Tensors*: what the pixels are between that the class gives with `output_type="pt"`, by its source. diffscale's
+pictures are those of "np", which are of [0, 1]; it takes tensors where it has seen, by decoding one row in both ways,
+what they are between. Pictures with other values, as one class of *unknown* gives them, are refused in a sentence.
 This file is written by `python benchmarks/pipelines_table.py`.
 
 | | windowed | noise-only | neither |

@@ -127,8 +127,10 @@ def test_slicing_decodes_one_picture_at_a_time_and_to_the_same(sd_folder: str) -
     for slicing in (False, True):
         sampler = make_sampler(sd_folder, PROMPTS, steps=2, pipe_args=SMALL,
                                loading=LoadOptions(device="cpu", vae_slicing=slicing))  # fmt: skip
+        end = sampler.run(sampler.prior(KEYS, ROWS))
+        sampler.decode(end.x[:1])  # the first time shows what the pipeline's tensors are between
         sampler.pipeline._pipe.vae.decoder.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-        pictures.append(sampler.decode(sampler.run(sampler.prior(KEYS, ROWS)).x))
+        pictures.append(sampler.decode(end.x))
     assert rows == [3, 1, 1, 1]
     torch.testing.assert_close(pictures[0], pictures[1])
 

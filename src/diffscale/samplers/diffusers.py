@@ -51,7 +51,7 @@ class DiffusersSampler(GridSampler):
         self.prompts = list(prompts)
         self.pipeline = WindowedPipeline(pipe, prompts, inference_steps, pipe_args or {})
         self._scheduler = self.pipeline.scheduler
-        self._tensors_in: tuple[float, float] | None = None
+        self._tensors_in: tuple[()] | tuple[float, float] | None = None
         start = self.pipeline.encode_prompts()
         self._like = start[:0]
         self.mixes_noise = self.pipeline.initial.mixes_noise
@@ -141,16 +141,22 @@ class DiffusersSampler(GridSampler):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1], or frames, see `calls.pictures`.
 
-        They are what the pipeline gives as arrays. Those keep no graph, so within `gradient` they are what it gives as
-        tensors; these are of [-1, 1] in some pipelines, which is found out by decoding one picture in both ways. Raises
-        DiffscaleError if they are neither. Goes around a safety checker, see `decode_checked`.
+        They are what the pipeline gives as arrays, but taken as tensors, which stay on their device and keep a graph.
+        Tensors are of [-1, 1] in some pipelines: what they are between is found out once, by decoding one row in both
+        ways. Where they are neither, arrays are taken, and within `gradient` DiffscaleError is raised. Goes around a
+        safety checker, see `decode_checked`.
         """
-        if not self.pipeline.differentiable:
-            return pictures(self._answer(latents, "np")).to(latents.device)
         if self._tensors_in is None:
-            self._tensors_in = self._find_range(latents[:1].detach())
+            self._tensors_in = self._find_range(latents)
+        if not self._tensors_in:
+            if self.pipeline.differentiable:
+                raise DiffscaleError(
+                    f"{self.pipeline.class_name} gives other pictures as tensors than as arrays, so there is no "
+                    "gradient of their scores: search by another algorithm, see `diffscale list searches`."
+                )
+            return pictures(self._answer(latents, "np")).to(latents.device)
         low, high = self._tensors_in
-        return pictures(((self._answer(latents, "pt") - low) / (high - low)).clamp(0, 1))
+        return pictures(((self._answer(latents, "pt").float() - low) / (high - low)).clamp(0, 1))
 
     @property
     def checks_pictures(self) -> bool:
@@ -165,19 +171,22 @@ class DiffusersSampler(GridSampler):
         # Only the number of prompts matters to an empty window.
         return self.pipeline.run(latents, [0] * len(latents), StepWindow(self.steps, self.steps), output)
 
-    def _find_range(self, latents: Tensor) -> tuple[float, float]:
-        """What the pipeline's pictures of `latents` [1, ...] are between, as tensors; they are of [0, 1] as arrays."""
+    def _find_range(self, like: Tensor) -> tuple[()] | tuple[float, float]:
+        """What the pipeline's pictures are between as tensors, where they are of [0, 1] as arrays; () for neither.
+
+        It is found out by a row of unit noise, typed and placed as `like` is.
+        """
+        one = noise.normal(torch.zeros(1, dtype=torch.int64), like.shape[1:]).to(like)
         with self.pipeline.graph_kept(False):
-            wanted, tensors = torch.as_tensor(self._answer(latents, "np")).float(), self._answer(latents, "pt")
+            wanted, tensors = torch.as_tensor(self._answer(one, "np")).float(), self._answer(one, "pt")
+        if not isinstance(tensors, Tensor):
+            return ()
         given = tensors.movedim(-3, -1).float().cpu()
         for low, high in ((0.0, 1.0), (-1.0, 1.0)):
             seen = ((given - low) / (high - low)).clamp(0, 1)
             if seen.shape == wanted.shape and torch.allclose(seen, wanted, atol=0.01, equal_nan=True):
                 return low, high
-        raise DiffscaleError(
-            f"{self.pipeline.class_name} gives other pictures as tensors than as arrays, so there is no gradient of "
-            "their scores: search by another algorithm, see `diffscale list searches`."
-        )
+        return ()
 
     def pipeline_output(self, state: State, output_type: str, return_dict: bool) -> Any:
         """What the pipeline's own call gives for a finished `state`: its output class, or a tuple."""
