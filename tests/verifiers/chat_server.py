@@ -63,7 +63,7 @@ class Reply:
     `pause`: seconds before every byte of the body.
     """
 
-    body: str
+    body: str | bytes
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
@@ -141,7 +141,7 @@ class ChatServer:
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
     def send(self, handler: BaseHTTPRequestHandler, reply: Reply) -> None:
-        data = reply.body.encode()
+        data = reply.body if isinstance(reply.body, bytes) else reply.body.encode()
         try:
             if reply.cut != -1:
                 handler.send_response(reply.status)

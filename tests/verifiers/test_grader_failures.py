@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from email.utils import formatdate
@@ -94,6 +95,27 @@ def test_a_dropped_connection_is_asked_again(server: ChatServer, make_grader: Ma
     grader = make_grader()
     assert grader(pictures(1), ["p"]).tolist() == [5.0]
     assert (grader.costs.requests, grader.costs.prompt_tokens) == (3, 100)
+
+
+HUGE = 50 * 2**20
+HUGE_ANSWERS = {
+    "a reason": lambda: good(9.0, reason="x" * HUGE),
+    "blanks": lambda: Reply(" " * HUGE + str(good(9.0).body)),
+    "an error": lambda: Reply("x" * HUGE, 500),
+    "packed": lambda: Reply(gzip.compress(b" " * HUGE, 1) * 2, headers={"Content-Encoding": "gzip"}),
+}
+
+
+@pytest.mark.parametrize("what", HUGE_ANSWERS)
+def test_a_huge_answer_is_not_read_to_its_end(what: str, server: ChatServer, make_grader: Make) -> None:
+    huge = HUGE_ANSWERS[what]()
+    server.script = lambda asked: huge if asked.prompt == "huge" else good(6.0)
+    began = time.monotonic()
+    with pytest.warns(Ungraded, match=r"'huge': malformed answer \(the answer goes on beyond [\d,]+ bytes\)"):
+        scores = make_grader(tries=2)(pictures(2), ["huge", "p"])
+    assert scores[0].isnan() and scores[1] == 6.0
+    assert time.monotonic() - began < 5
+    assert all(asked.headers["Accept-Encoding"] == "identity" for asked in server.asked)
 
 
 @pytest.mark.parametrize("body", ["<html>Please log in</html>", '{"error": "overloaded"}', '{"choices": []}'])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from itertools import pairwise
@@ -72,6 +73,38 @@ def test_a_grade_that_breaks_off_is_malformed(given: dict[str, Any], data: st.Da
 def test_two_grades_are_malformed() -> None:
     with pytest.raises(MalformedGrade):
         parse_grade(json.dumps(grade(3.0)) + json.dumps(grade(9.0)))
+
+
+def _twice(text: str, name: str, first: str) -> str:
+    """`text` with the name `name` given another time before."""
+    return text.replace(f'"{name}":', f'"{first}": 2, "{name}":', 1)
+
+
+@pytest.mark.parametrize("name", [*Grade.model_fields, "reason", "score"])
+@pytest.mark.parametrize("again", ["{}", "\\u{:04x}"], ids=["plain", "escaped"])
+def test_a_name_that_is_given_twice_counts_for_neither_value(name: str, again: str) -> None:
+    text = json.dumps(grade(9.0))
+    first = name if again == "{}" else again.format(ord(name[0])) + name[1:]
+    assert parse_grade(text).overall == 9.0
+    with pytest.raises(MalformedGrade, match=f"{name}: given twice"):
+        parse_grade(_twice(text, name, first))
+
+
+def test_large_answers_are_read_in_no_time() -> None:
+    began = time.monotonic()
+    many = json.dumps({f"{i}": {"more": "x"} for i in range(100_000)} | grade(9.0))
+    assert parse_grade(many).overall == 9.0
+    assert parse_grade("{" * 2**22 + "</think>" + json.dumps(grade(8.0))).overall == 8.0
+    for broken in (
+        "{" * 2**22,
+        "[" * 2**22 + "]" * 2**22,
+        '{"a": ' * 2**19,
+        "9" * 2**22,
+        '{"overall": ' + "9" * 2**22 + "}",
+    ):
+        with pytest.raises(MalformedGrade):
+            parse_grade(broken)
+    assert time.monotonic() - began < 10
 
 
 @given(GRADES)

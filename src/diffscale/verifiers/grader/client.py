@@ -1,10 +1,10 @@
 """Requests to a chat endpoint by openai's client until there is a grade, what answers mean, and what they cost.
 
-These pieces stay by hand, because the client has none of them: a time limit for a whole answer (httpx's own starts anew
-with every byte, and some servers send blanks to keep awake); a check of the answer's form (the client takes any JSON
-for a completion); the key hidden in whatever a server sends back; and, in `RetryingClient`, tries that all threads pace
-together, count, and wait for as long as a server asks (the client's own go request by request, and know 60 seconds at
-most).
+These pieces stay by hand, because the client has none of them: limits of time and size for a whole answer (httpx's own
+time starts anew with every byte, and some servers send blanks to keep awake); a check of the answer's form (the client
+takes any JSON for a completion); the key hidden in whatever a server sends back; and, in `RetryingClient`, tries that
+all threads pace together, count, and wait for as long as a server asks (the client's own go request by request, and
+know 60 seconds at most).
 """
 
 import json
@@ -31,6 +31,8 @@ _FIRST_PAUSE: Final = 1.0  # seconds before the second try
 _LONGEST_PAUSE: Final = 60.0
 _LONGEST_RETRY_AFTER: Final = 600.0  # seconds that a run may stand still because a server asks for it
 _OUTAGE: Final = 4  # pictures in a row without an answer
+_LARGEST: Final = 2**22  # bytes of an answer; a grade has some thousand, long thoughts before it some hundred thousand
+_LARGEST_PACKED: Final = 2**16  # of one that is compressed all the same, which may unpack to a thousand times as much
 
 
 class Unanswered(Exception):
@@ -99,16 +101,23 @@ class _Completion(BaseModel):
     completion_tokens: int | None = Field(None, validation_alias=AliasPath("usage", "completion_tokens"))
 
 
-class _TimeLimit(httpx2.SyncByteStream):
-    """The bytes of `stream` until `end`, a time of `time.monotonic`; raises httpx2.ReadTimeout then."""
+class _Limits(httpx2.SyncByteStream):
+    """The bytes of `stream` until `end`, a time of `time.monotonic`; raises httpx2.ReadTimeout then.
 
-    def __init__(self, stream: Any, end: float, seconds: float) -> None:
-        self._stream, self._end, self._seconds = stream, end, seconds
+    Raises MalformedGrade beyond `most` bytes.
+    """
+
+    def __init__(self, stream: Any, end: float, seconds: float, most: int) -> None:
+        self._stream, self._end, self._seconds, self._most = stream, end, seconds, most
 
     def __iter__(self) -> Iterator[bytes]:
+        size = 0
         for chunk in self._stream:
             if time.monotonic() > self._end:
                 raise httpx2.ReadTimeout(f"no whole answer in {self._seconds:g} s")
+            size += len(chunk)
+            if size > self._most:
+                raise MalformedGrade(f"the answer goes on beyond {self._most:,} bytes")
             yield chunk
 
     def close(self) -> None:
@@ -125,7 +134,8 @@ class Client:
             request.extensions["end"] = time.monotonic() + timeout
 
         def limit(response: httpx2.Response) -> None:
-            response.stream = _TimeLimit(response.stream, response.request.extensions["end"], timeout)
+            most = _LARGEST if response.headers.get("Content-Encoding", "identity") == "identity" else _LARGEST_PACKED
+            response.stream = _Limits(response.stream, response.request.extensions["end"], timeout, most)
 
         self._endpoint = endpoint
         self._tally = tally
@@ -133,6 +143,7 @@ class Client:
         # Redirects are not followed: the key is for this address alone.
         http = httpx2.Client(
             timeout=timeout,
+            headers={"Accept-Encoding": "identity"},
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
             event_hooks={"request": [begin], "response": [limit]},
         )
@@ -156,6 +167,8 @@ class Client:
             raise self._failure(error.response) from None
         except APIConnectionError as error:
             cause = error.__cause__ or error
+            if isinstance(cause, MalformedGrade):
+                raise cause from None
             raise Unanswered(self._shown(f"{type(cause).__name__} {cause}")) from None
         return self._content(response.text)
 

@@ -60,16 +60,29 @@ SCORES: Final = (*ASPECTS, "overall", "mean")
 def parse_grade(answer: str) -> Grade:
     """The grade in a model's answer: a JSON object, alone, in a code fence or amid prose.
 
-    Raises MalformedGrade for anything but exactly one whole grade: numbers are neither guessed nor clipped.
+    Raises MalformedGrade for anything but exactly one whole grade: numbers are neither guessed nor clipped, and of a
+    name that is given twice neither value counts.
     """
     # Thinking out loud comes first and may hold drafts.
     text = answer.rpartition("</think>")[2]
+    text = text[text.find("{") : text.rfind("}") + 1]
     try:
-        return Grade.model_validate_json(text[text.find("{") : text.rfind("}") + 1])
+        grade = Grade.model_validate_json(text)
+        json.loads(text, object_pairs_hook=_each_once, parse_int=str)  # the last of a name wins elsewhere
+        return grade
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the answer"
         raise MalformedGrade(f"{where}: {first['msg']}") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    once: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in once:
+            raise MalformedGrade(f"{name}: given twice")
+        once[name] = value
+    return once
 
 
 _INSTRUCTIONS: Final = """\
