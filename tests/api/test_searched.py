@@ -221,6 +221,33 @@ def test_a_call_that_the_pipelines_signature_does_not_have_is_refused():
         searched("a cat", prompt="a dog", **args)
 
 
+WRONG_NUMBERS = [
+    *[("nfe", value) for value in (0, -5, "80", 100.5, True, None)],
+    *[("batch_size", value) for value in (0, "4", 2.0)],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_NUMBERS)
+@pytest.mark.parametrize("call", [Searched, lambda pipe, **more: diffscale.search(pipe, "a cat", **more)])
+def test_what_is_no_whole_number_is_told_before_anything_is_loaded(call, name, value):
+    with pytest.raises(DiffscaleError, match=f"Give {name} as a whole number, 1 or more, not {value!r}"):
+        call("no/such/model", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", "a"), ("seed", 1.5), ("gallery", -1), ("keep_best", 0), ("steps", 2.5), ("steps", 0)]
+)
+def test_so_are_the_other_numbers_of_a_search(name, value):
+    with pytest.raises(DiffscaleError, match=f"Give {name} as a whole number.*, not {value!r}"):
+        diffscale.search("no/such/model", "a cat", **{name: value})
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    numbers = {"nfe": np.int64(4), "seed": np.int32(3), "journal": tmp_path / "journal"}
+    found = diffscale.search(ToySampler(steps=2), "a point", verifier=Brightness(), **numbers)
+    assert found.ledger.nfe == 4
+
+
 def test_a_budget_below_one_sample_and_wrong_names_are_refused():
     searched, args, _ = made("sd", nfe=STEPS - 1)
     with pytest.raises(BudgetTooSmall, match="does not pay for one sample"):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, unknown
 from diffscale._util.fingerprints import described
+from diffscale._util.numbers import whole
 from diffscale._util.progress import Counter, silent
 from diffscale.engine import noise
 from diffscale.engine.batching import out_of_memory
@@ -29,6 +30,7 @@ from diffscale.models.load import (
 )
 from diffscale.models.options import LoadOptions
 from diffscale.registry import DEFAULT_SEARCH
+from diffscale.registry.sources import sources
 from diffscale.samplers.arguments import explain_failure
 from diffscale.samplers.solvers import SOLVERS
 from diffscale.samplers.whole import sampler_of
@@ -127,7 +129,8 @@ def search(
     finds it by itself. `gallery`: how many of the best candidates come back as thumbnails, `keep_best`: how many in
     full size, as `Result.best_candidates`. `journal`: a file in which everything paid for is kept; the same call with
     the same file goes on where the last one was stopped. It knows a verifier by its `name`, and functions by
-    module:qualname (see `fingerprints.name_of`): give another one to what scores otherwise. `progress`: called
+    module:qualname (see `fingerprints.name_of`): give another one to what scores otherwise. A function whose code has
+    changed since is refused. `progress`: called
     with the NFE spent so far, the budget and the `best` score.
 
     `Result.baseline` is one plain sample of the first noise, with `number` -1 and not in the ledger if the search did
@@ -135,6 +138,10 @@ def search(
     `batch_size`. Raises DiffscaleError
     (UnknownName, BudgetTooSmall, AllCandidatesFailed) with a sentence that says what to do.
     """
+    nfe, seed = whole("nfe", nfe, 1), whole("seed", seed)
+    gallery, keep_best = whole("gallery", gallery, 0), whole("keep_best", keep_best, 1)
+    steps = None if steps is None else whole("steps", steps, 1)
+    batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
     chosen = choose_search(search)
     loading = merged_options(loading, device, dtype)
     device = best_device(loading.device)
@@ -175,7 +182,8 @@ def search(
     # A class by its id and by its name is the same search.
     key = noise.fold(noise.root(seed), sampler.prompts[prompt_index], 0)
     task = Task(chosen.make(device=device), prompt_index=prompt_index, key=key, budget=nfe)
-    with closing(Journal(Path(journal), settings)) if journal is not None else nullcontext() as kept:
+    opened = nullcontext() if journal is None else closing(Journal(Path(journal), settings, sources(search, verifier)))
+    with opened as kept:
         (result,) = run_searches(
             [task], sampler, loaded, batch_size, observers,
             gallery=gallery, keep_best=keep_best, journal=kept, progress=progress,

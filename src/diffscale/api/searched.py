@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.numbers import whole
 from diffscale.api import make_sampler, merged_options
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
@@ -84,6 +85,7 @@ class Searched:
         dtype: str | None = None,
         loading: LoadOptions | None = None,
     ) -> None:
+        nfe, batch_size = whole("nfe", nfe, 1), None if batch_size is None else whole("batch_size", batch_size, 1)
         chosen, options = choose_search(search), merged_options(loading, device, dtype)
         check_verifier(verifier)
         device, by_name = best_device(options.device), isinstance(pipe_or_id, str)

@@ -18,11 +18,12 @@ from diffscale._util.numbers import rounded
 from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.bench.series import costs_of
-from diffscale.engine.journal import recorded_settings
+from diffscale.engine.journal import check_sources, recorded_settings
 from diffscale.engine.results import Result
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import settle_dtype
 from diffscale.models.options import AUTO
+from diffscale.registry.sources import sources
 from diffscale.report import pictures, plots
 from diffscale.report.text import drawing
 from diffscale.verifiers.heldout import heldout_scores, judge_name
@@ -79,6 +80,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
             raise DiffscaleError(
                 f"{folder} holds another run ({changed}): choose another --output, or remove the folder."
             )
+        check_sources(folder / "journal.sqlite", sources(settings.search, settings.verifier))
         summary: dict[str, Any] | None = read_json(done, _Summary)
         # Killed between the result and what is drawn of it, it goes on from the journal, for nothing.
         drawn = all((folder / name).exists() for name in _DRAWN) or not (folder / "journal.sqlite").exists()

@@ -34,6 +34,7 @@ from diffscale.engine.task import Task, baseline_task
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import best_device, settle_dtype, warn_of_slow_dtype, world_of
 from diffscale.registry import DEFAULT_SEARCH
+from diffscale.registry.sources import sources
 from diffscale.report.pictures import to_pil
 from diffscale.types import Environment, Evaluate, NeedsIntermediateX0, PoolVerifier, Sampler, Search, SetVerifier
 from diffscale.verifiers.function import FunctionVerifier
@@ -79,7 +80,8 @@ def run(
     # Opened even if all is done: it knows whether the folder is of this model and seed.
     with locked(folder):
         bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
-        with closing(Journal(folder / _JOURNAL, settings.shared())) as journal:
+        written = sources(*settings.search, *settings.verifier)
+        with closing(Journal(folder / _JOURNAL, settings.shared(), written)) as journal:
             for cell in chosen:
                 bench.run_cell(cell, journal, partial(progress, cell.name))
     return [bench.done[name] for cell in chosen for name in bench.names(cell)]
@@ -134,8 +136,10 @@ class _Bench:
         # A last line that was not written to its end is cut off; the journal has what it said.
         if self.file.exists() and (text := self.file.read_bytes()) and not text.endswith(b"\n"):
             os.truncate(self.file, text.rfind(b"\n") + 1)
-        # Shared samples cost nothing, so what could not be scored is tried again: an endpoint may have been down.
+        # Shared samples cost nothing, so what could not be scored is tried again: an endpoint may have been down. So is
+        # what failed by code that users wrote, and that they may have mended.
         kept = (s for s in read_samples(self.file) if not (share and ("error" in s or s["dropped"])))
+        kept = (s for s in kept if not ("error" in s and sources(s["search"], s["verifier"])))
         self.done = {sample["name"]: sample for sample in kept}
         self.wanted = [PromptRepeat(prompt, repeat) for prompt in prompts for repeat in range(settings.repeats)]
         self.prompts, self.rows = rows_of(self.wanted)

@@ -10,7 +10,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from diffscale._util.store import SqliteStore
 _VERSION: Final = 3
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS run (version INTEGER, settings TEXT);
+CREATE TABLE IF NOT EXISTS sources (name TEXT PRIMARY KEY, digest TEXT);
 CREATE TABLE IF NOT EXISTS searches (search TEXT PRIMARY KEY, chunk INTEGER, crc INTEGER);
 CREATE TABLE IF NOT EXISTS replies (
     search TEXT, request INTEGER, kind TEXT, start INTEGER, stop INTEGER, costs TEXT, tensors BLOB, crc INTEGER,
@@ -53,11 +54,12 @@ class Reply:
 class Journal:
     """The journal in the file `path`, made if it is not there.
 
-    `settings`: all that decides the results, as JSON holds it; raises DiffscaleError if the file is a journal of other
-    settings, or none.
+    `settings`: all that decides the results, as JSON holds it; `sources`: digests of the code that users wrote, by what
+    it is called. Raises DiffscaleError if the file is a journal of other settings, or none, or if code has changed
+    since something was paid for.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> None:
         self.path = path
         self._store = SqliteStore(path, _TABLES, **_FILE)
         wanted = json.dumps(settings, sort_keys=True)
@@ -70,6 +72,12 @@ class Journal:
                 f"The journal {path} is of another run{_difference(recorded[0][1], settings)}: choose another "
                 "--output, or remove the folder."
             )
+        try:
+            _check_sources(self._store, sources or {})
+        except DiffscaleError:
+            self._store.close()
+            raise
+        self._store.write("INSERT OR REPLACE INTO sources VALUES (?, ?)", list((sources or {}).items()))
 
     def chunk(self, search: str, chunk: int) -> int:
         """The chunk that the search began with: the one recorded, or `chunk`, which is then recorded.
@@ -136,6 +144,23 @@ def _checksum(*values: Any) -> int:
     """A CRC-32 over all values of a row, of whatever type damage made them."""
     each = [value if isinstance(value, bytes) else repr(value).encode() for value in values]
     return zlib.crc32(b"".join(len(data).to_bytes(8, "big") + data for data in each))
+
+
+def check_sources(path: Path, sources: Mapping[str, str]) -> None:
+    """Raise DiffscaleError if code of the journal in the file `path`, if there is one, has changed, see `Journal`."""
+    if path.exists():
+        with closing(SqliteStore(path, _TABLES, **_FILE)) as store:
+            _check_sources(store, sources)
+
+
+def _check_sources(store: SqliteStore, sources: Mapping[str, str]) -> None:
+    recorded = dict(store.read("SELECT name, digest FROM sources"))
+    changed = [name for name, digest in sources.items() if recorded.get(name, digest) != digest]
+    if changed and store.read("SELECT 1 FROM replies LIMIT 1"):
+        raise DiffscaleError(
+            f"The code of {', '.join(changed)} has changed since this run began: choose another --output, or remove "
+            "the folder."
+        )
 
 
 def recorded_settings(path: Path) -> dict[str, Any]:

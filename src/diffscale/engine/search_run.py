@@ -127,10 +127,12 @@ class SearchRun:
     def result(self) -> Result:
         """What was found; raises AllCandidatesFailed or BudgetTooSmall if nothing was, or the search's own error."""
         if self.error is not None:
+            self._forget()
             raise self.error
         found = self.leaderboard.best()
         if found is None:
             if self.dropped:
+                self._forget()
                 raise AllCandidatesFailed(
                     f"None of the {self.dropped} candidates of the search {self.described} got a finite score; see the "
                     "warnings above and mend the verifier or the model."
@@ -157,6 +159,11 @@ class SearchRun:
             self.dropped,
             self.sampler.prompts[self.task.prompt_index],
         )
+
+    def _forget(self) -> None:
+        """Let what is mended run anew: the replies of a search that failed would only make it fail again."""
+        if self.journal is not None:
+            self.journal.forget(self.name)
 
     def _nothing_found(self) -> str:
         """Why no sample was finished, and what to do."""
@@ -195,8 +202,7 @@ class SearchRun:
         """
         kept, leaderboard = self._kept(number), self.leaderboard
         if "image" not in kept:
-            assert self.journal is not None
-            self.journal.forget(self.name)
+            self._forget()
             raise DiffscaleError(
                 f"The journal has lost picture {number} of the search {self.described}: run the same command again, "
                 "and that search is computed anew."

@@ -148,7 +148,7 @@ def takes_inputs(thing: Callable[..., Any], inputs: int) -> bool:
         return False
     parameters = signature(thing).parameters.values()
     # What is written in C may not tell its parameters; a function of Python does, even that it has none.
-    unknown = not parameters and not isinstance(_innermost(thing), FunctionType)
+    unknown = not parameters and not isinstance(innermost(thing), FunctionType)
     return len(required(thing)) >= inputs or any(p.kind is p.VAR_POSITIONAL for p in parameters) or unknown
 
 
@@ -158,7 +158,7 @@ def _kind(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:
     if isinstance(annotation, str):
         try:
             # One by one: others may name what is imported for type checkers only.
-            annotation = eval(annotation, vars(sys.modules[_innermost(factory).__module__]))
+            annotation = eval(annotation, vars(sys.modules[innermost(factory).__module__]))
         except (NameError, AttributeError, KeyError, SyntaxError, TypeError):
             annotation = inspect.Parameter.empty
     if annotation is not inspect.Parameter.empty:
@@ -178,7 +178,7 @@ def _is_union(wanted: Any) -> bool:
     return get_origin(wanted) in (Union, UnionType)
 
 
-def _innermost(factory: Callable[..., Any]) -> Callable[..., Any]:
+def innermost(factory: Callable[..., Any]) -> Callable[..., Any]:
     """The function that a partial one, or a wrapper, calls."""
     while isinstance(factory, partial):
         factory = factory.func
