@@ -202,7 +202,7 @@ REFUSALS = [
     ({"prompt": ["a cat", "a dog"]}, "Give one row of prompt_embeds for each of the 2 prompts, not 1"),
     ({"height": 9}, r"does not run with .*height.* as given"),
     ({"timesteps": [900, 500]}, "custom timestep schedules"),
-    ({"colour": "red"}, "StableDiffusionPipeline does not take colour"),
+    ({"colour": "red"}, "Unknown argument of StableDiffusionPipeline 'colour'"),
 ]
 
 
@@ -215,7 +215,9 @@ def test_what_a_search_cannot_heed_is_refused_in_a_sentence(wrong, sentence):
 
 def test_a_call_that_the_pipelines_signature_does_not_have_is_refused():
     searched, args, _ = made("flux")
-    with pytest.raises(DiffscaleError, match="gets an unexpected keyword argument 'colour'"):
+    with pytest.raises(DiffscaleError, match="argument of FluxPipeline 'heigth', did you mean 'height'"):
+        searched("a cat", heigth=8, **args)
+    with pytest.raises(DiffscaleError, match="Unknown argument of FluxPipeline 'colour'"):
         searched("a cat", colour="red", **args)
     with pytest.raises(DiffscaleError, match="multiple values for argument 'prompt'"):
         searched("a cat", prompt="a dog", **args)
@@ -319,12 +321,20 @@ def test_a_shipped_model_by_its_name():
 
 
 def test_what_is_no_pipeline_or_takes_no_prompt_is_refused():
-    with pytest.raises(DiffscaleError, match=r"no diffusers pipeline: search it by diffscale\.search"):
+    with pytest.raises(DiffscaleError, match=r"is class-conditional .*: search it by diffscale\.search"):
         Searched("shapes-sit-s", device="cpu")
     with pytest.raises(DiffscaleError, match=r"ToySampler is no diffusers pipeline"):
         Searched(ToySampler())
     with pytest.raises(DiffscaleError, match=r"class-conditional .* diffscale\.search"):
         Searched(tiny_dit(DDIMScheduler()))
+
+
+@pytest.mark.parametrize("given", [None, torch.nn.Sequential(), lambda x, t: x])
+@pytest.mark.parametrize("call", [Searched, lambda given, **more: diffscale.search(given, "a cat", **more)])
+def test_what_is_no_pipeline_is_told_how_it_becomes_a_sampler(call, given):
+    said = rf"{type(given).__name__} is no diffusers pipeline: .*DenoiserSampler.*own_network\.md"
+    with pytest.raises(DiffscaleError, match=said):
+        call(given, verifier=Brightness())
 
 
 def test_outputs_are_joined_by_what_they_are():

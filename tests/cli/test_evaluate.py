@@ -84,7 +84,7 @@ def test_prompts_come_from_a_file(pictures: Path, tmp_path: Path, monkeypatch: p
         (["PICTURES", "--metrics", "clip modle=x"], "did you mean 'model'"),
         (["PICTURES", "--metrics", "clip,ensemble of=clip,hps"], "ensemble ranks pictures within a pool"),
         (["PICTURES", "--metrics", "diffscale/clip model=a,b"], "'a,b'"),
-        (["PICTURES", "--metrics", "fid", "--features", "clip"], "fid compare with a reference: give --reference"),
+        (["PICTURES", "--metrics", "fid", "--features", "clip"], "fid compares with a reference: give --reference"),
         (["PICTURES", "--metrics", "fid", "--features", "clpi"], "did you mean 'clip'"),
         (["PICTURES", "--metrics", "is", "--features", "clip"], "features clip tell no classes"),
         (["PICTURES", "--metrics", "cmmd", "--reference", "nowhere"], "There is no reference nowhere"),

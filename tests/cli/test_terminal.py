@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from rich.console import Console
 
 from diffscale._util.numbers import rounded
 from diffscale.cli import main
+from diffscale.cli.evaluate import _print_results
+from diffscale.cli.generate import _print_summary
 from diffscale.cli.main import _format_warning
 from diffscale.cli.terminal import plain_console, print_table, print_warning, progress_bars
 
@@ -62,6 +65,30 @@ def test_small_numbers_keep_their_digits() -> None:
 def test_a_warning_of_ours_is_a_sentence_without_a_place_in_our_code() -> None:
     ours, others = (_format_warning("mind this", UserWarning, file, 3) for file in (main.__file__, __file__))
     assert ours == "warning: mind this\n" and "test_terminal.py:3: UserWarning: mind this" in others
+
+
+def test_one_picture_has_no_interval() -> None:
+    console = _console()
+    metric = {"mean": 0.5, "low": 0.5, "high": 0.5, "dropped": 0}
+    _print_results(console, {"pictures": 1, "metrics": {"clip": metric, "aesthetic": metric | {"low": 0.25}}})
+    _, one, two, end = (line.split() for line in _shown(console).splitlines())
+    assert one[:3] == ["clip", "0.500", "-"] and two[:5] == ["aesthetic", "0.500", "0.250", "to", "0.500"]
+    assert end[:2] == ["1", "picture;"]
+
+
+def test_dropped_candidates_are_told() -> None:
+    console, end = _console(), {"score": 0.5, "image": "best.png"}
+    summary = {
+        "verifier": "clip",
+        "candidates": 4,
+        "dropped": 3,
+        "nfe": 8,
+        "seconds": 1.0,
+        "best": end,
+        "baseline": end,
+    }
+    _print_summary(console, {**summary, "judges": {}}, Path("out"))
+    assert "warning: 3 of 4 candidates could not be scored" in _shown(console)
 
 
 def test_tables_and_warnings_show_texts_as_they_are() -> None:

@@ -1,6 +1,7 @@
 """Networks of users' own: closed forms on Gaussian data, loops in their own time, guidance, gradients, errors."""
 
 import math
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -237,16 +238,37 @@ def test_search_takes_it_by_prompt():
         diffscale.search(sampler, "two", verifier=brightness, steps=3)
 
 
+def test_pictures_far_outside_of_their_range_are_warned_of():
+    settings = {"prediction": "data", "shape": (3, 4, 4), "steps": 1, "prompts": ["x"]}
+    latents = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
+    wrong = DenoiserSampler(lambda x, t: x, LinearFlow(), decode=lambda x: x, **settings)
+    with pytest.warns(UserWarning, match=r"lies outside of \[0, 1\] and is cut off"):
+        wrong.decode(latents)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DenoiserSampler(lambda x, t: x, LinearFlow(), decode=lambda x: x / 2 + 0.5, **settings).decode(1.2 * latents)
+        DenoiserSampler(lambda x, t: x, LinearFlow(), **settings).decode(9 * latents)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"prediction": "nose"}, "did you mean 'noise'"),
         ({"schedule": EDM(), "prediction": "velocity"}, "LinearFlow"),
         ({"prediction": "noise"}, "noisiest=0.99"),
-        ({"steps": 0}, "1 step or more"),
+        ({"steps": 0}, "steps as a whole number, 1 or more, not 0"),
+        ({"steps": 2.5}, "steps as a whole number, 1 or more, not 2.5"),
+        ({"schedule": "linear"}, r"A schedule is LinearFlow\(\), .* not 'linear'"),
+        ({"schedule": LinearFlow}, r"A schedule is LinearFlow\(\), .* not <class"),
+        ({"network": lambda x, t: (x,)}, "must give a tensor, but gave a tuple"),
+        ({"network": lambda x, t: x.numpy()}, "must give a tensor, but gave a ndarray"),
+        ({"network": lambda x: x}, r"does not run as network\(x, t\) \(.*2 were given\): wrap it"),
+        ({"network": lambda x, t: x, "conditions": torch.arange(1)}, r"does not run as network\(x, t, condition\)"),
+        ({"device": "nowhere"}, "The device 'nowhere' cannot be used"),
+        ({"prompts": "red left"}, r"prompts is a list, as in prompts=\['red left'\]"),
         ({"prompts": []}, "at least one prompt"),
         ({"conditions": torch.arange(3)}, "1 prompts and 3 conditions"),
-        ({"guidance_scale": 2.0}, "null condition"),
+        ({"guidance_scale": 2.0}, "give conditions and null_condition, or leave guidance_scale at 1"),
         ({"guided_channels": 4}, "from 1 to 3"),
         ({"solver": "huen"}, "did you mean 'heun'"),
         ({"network": lambda x, t: x[:, :1]}, r"\[1, 3, 4, 4\], but gave \[1, 1, 4, 4\]"),

@@ -23,7 +23,7 @@ from diffscale.models.class_conditional import class_model
 from diffscale.models.load import best_device, dtype_of_pipeline, load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.registry import DEFAULT_SEARCH
-from diffscale.samplers.arguments import call_parameters, count_prompts, embeddings
+from diffscale.samplers.arguments import call_parameters, count_prompts, embeddings, not_a_pipeline, unknown_argument
 from diffscale.samplers.whole import WholeSampler
 from diffscale.searches import choose_search
 from diffscale.types import Search, State, Verifier
@@ -92,14 +92,12 @@ class Searched:
         if not by_name and (asked := sorted(options.asked().keys() - {"device"})):
             raise DiffscaleError(f"The pipeline is loaded already: set {', '.join(asked)} on it, or give its name.")
         pipe = load_pipeline(pipe_or_id, options) if by_name else pipe_or_id
-        if not (callable(pipe) and hasattr(pipe, "components") and hasattr(pipe, "progress_bar")):
-            raise DiffscaleError(
-                f"{type(pipe).__name__} is no diffusers pipeline: search it by diffscale.search, if it is a model."
-            )
         if class_model(pipe) is not None:
             raise DiffscaleError(
                 f"{type(pipe).__name__} is class-conditional and takes no prompt: search it by diffscale.search."
             )
+        if not (callable(pipe) and hasattr(pipe, "components") and hasattr(pipe, "progress_bar")):
+            raise not_a_pipeline(pipe)
         name = pipe_or_id if by_name else str(getattr(pipe, "name_or_path", ""))
         self.pipe, self.results, self.seeds = pipe, [], []
         self._verifier = load_verifier(verifier, device=device, image_model=name)
@@ -184,6 +182,9 @@ class _Call:
 
 def _read_call(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Call:
     name, known = type(pipe).__name__, call_parameters(pipe)
+    if not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        for unknown in sorted(kwargs.keys() - known.keys()):
+            raise unknown_argument(pipe, unknown)
     try:
         bound = inspect.signature(type(pipe).__call__).bind(pipe, *args, **kwargs).arguments
     except TypeError as error:

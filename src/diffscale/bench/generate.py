@@ -45,6 +45,7 @@ class _Summary(BaseModel):
 
     verifier: str
     candidates: int
+    dropped: int
     nfe: int
     seconds: float
     best: _End

@@ -49,9 +49,11 @@ def _print_results(console: Console, results: dict[str, Any]) -> None:
             rows += [(f"{name}, {category}", *_mean(interval), "") for category, interval in result.items()]
     print_table(console, ("metric", "value", "95% interval", "features"), rows, ("value", "95% interval"))
     if rows:
-        console.print(f"{results['pictures']} pictures; intervals are of means over prompts")
+        count = results["pictures"]
+        console.print(f"{count} {'picture' if count == 1 else 'pictures'}; intervals are of means over prompts")
 
 
 def _mean(interval: dict[str, float]) -> tuple[str, str]:
     mean, low, high = (rounded(interval[name]) for name in ("mean", "low", "high"))
-    return mean, f"{low} to {high}"
+    # Of one prompt the interval is a point, which tells nothing.
+    return mean, "-" if interval["low"] == interval["high"] else f"{low} to {high}"

@@ -41,6 +41,8 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
         f"{verifier}: first sample {rounded(first, 4)}, best of {summary['candidates']} {rounded(best, 4)} "
         f"({rounded(best - first, 4, sign=True)}) for {summary['nfe']:,} NFE in {summary['seconds']:.1f} s"
     )
+    if summary["dropped"]:
+        print_warning(console, f"{summary['dropped']} of {summary['candidates']} candidates could not be scored")
     for name, scores in summary["judges"].items():
         held_out = "the oracle searched with" if scores["searched_with"] else "not searched with"
         before, after = scores["baseline"]["score"], scores["best"]["score"]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError, first_line, unknown
 
 SAMPLERS_OWN: Final = {
     "prompt",
@@ -56,11 +56,27 @@ def _prompt_axis(name: str) -> int:
     return 1 if name.endswith("embeds_llama3") else 0
 
 
+def not_a_pipeline(given: Any) -> DiffscaleError:
+    """The error for something else in the place of a pipeline."""
+    return DiffscaleError(
+        f"{type(given).__name__} is no diffusers pipeline: give one, or its name; a network of your own becomes a "
+        "Sampler by diffscale.DenoiserSampler, which diffscale.search takes (docs/own_network.md)."
+    )
+
+
+def unknown_argument(pipe: Any, name: str) -> DiffscaleError:
+    """The error for an argument that the pipeline's call does not take."""
+    taken = call_parameters(pipe).keys() - SAMPLERS_OWN - {"self"}
+    return unknown(f"argument of {type(pipe).__name__}", name, taken, "See the documentation of its call.")
+
+
 def check_arguments(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) -> None:
     """Raises DiffscaleError for arguments that the pipeline does not take or that are the sampler's."""
     taken = call_parameters(pipe)
     if not prompts:
         raise DiffscaleError("Give at least one prompt.")
+    if not hasattr(pipe, "components"):
+        raise not_a_pipeline(pipe)
     if "prompt" not in taken:
         raise DiffscaleError(
             f"{type(pipe).__name__} takes no prompt, and a search is for one: use a pipeline that draws from a text."
@@ -68,7 +84,7 @@ def check_arguments(pipe: Any, prompts: Sequence[str], args: Mapping[str, Any]) 
     if ours := sorted(SAMPLERS_OWN & set(args)):
         raise DiffscaleError(f"Leave {', '.join(ours)} out of pipe_args: the sampler sets them.")
     if wrong := sorted(set(args) - set(taken)):
-        raise DiffscaleError(f"{type(pipe).__name__} does not take {', '.join(wrong)}; see its documentation.")
+        raise unknown_argument(pipe, wrong[0])
     for name, value in args.items():
         if not is_text(name) or value is None or isinstance(value, str):
             continue

@@ -1,12 +1,14 @@
 """Any denoising network as a Sampler: give a callable, what it was trained on and what it predicts."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, check_name
+from diffscale._util.errors import DiffscaleError, check_name, explained
+from diffscale._util.numbers import whole
 from diffscale.engine.flops import count_flops
 from diffscale.samplers import solvers
 from diffscale.samplers.formulas import Marginal, has_x0_and_eps
@@ -41,7 +43,7 @@ class DenoiserSampler(SolvedSampler):
     of `dtype` and stay on `device` (None: that of the network's parameters, else the CPU).
 
     Building one evaluates the network once, in no ledger, for `flops_per_forward`. Raises DiffscaleError for settings
-    that cannot be met, and for outputs of another shape.
+    that cannot be met, for a network that cannot be called so, and for outputs of another shape.
     """
 
     def __init__(
@@ -64,9 +66,15 @@ class DenoiserSampler(SolvedSampler):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
+        if isinstance(schedule, type) or not all(hasattr(schedule, name) for name in ("process", "levels", "time")):
+            raise DiffscaleError(
+                f"A schedule is LinearFlow(), VariancePreserving(alphas_cumprod), EDM() or one like these, not "
+                f"{schedule!r}."
+            )
         _check_prediction(prediction, schedule)
-        if steps < 1:
-            raise DiffscaleError(f"A sample takes 1 step or more, not {steps}.")
+        steps = whole("steps", steps, 1)
+        if isinstance(prompts, str):
+            raise DiffscaleError(f"prompts is a list, as in prompts=[{prompts!r}].")
         if not prompts or (conditions is not None and len(conditions) != len(prompts)):
             given = "none" if conditions is None else len(conditions)
             raise DiffscaleError(
@@ -75,12 +83,14 @@ class DenoiserSampler(SolvedSampler):
             )
         if guidance_scale != 1 and (conditions is None or null_condition is None):
             raise DiffscaleError(
-                "Guidance needs conditions and a null condition, which this network has not: leave guidance_scale at 1."
+                "Guidance needs conditions and a null condition: give conditions and null_condition, or leave "
+                "guidance_scale at 1."
             )
         guided = shape[0] if guided_channels is None else guided_channels
         if not 1 <= guided <= shape[0]:
             raise DiffscaleError(f"guided_channels must be from 1 to {shape[0]}, not {guided}.")
-        like = torch.empty(0, *shape, dtype=dtype, device=_device(network) if device is None else device)
+        with explained(f"The device {str(device)!r} cannot be used ({{why}}).", RuntimeError, AssertionError):
+            like = torch.empty(0, *shape, dtype=dtype, device=_device(network) if device is None else device)
         grid = Schedule(schedule.process, _OUTPUTS[prediction], schedule.levels(steps))
         _check_start(grid)
         super().__init__(list(prompts), grid, solvers.solver(solver, eta), like)
@@ -100,6 +110,12 @@ class DenoiserSampler(SolvedSampler):
             raise DiffscaleError(
                 "Pictures must be [B, 1 or 3, H, W], or videos [B, F, 1 or 3, H, W], but clean latents "
                 f"{list(latents.shape)} became {list(images.shape)}: give `decode` a function that makes such."
+            )
+        if self._decode is not _from_signed and (images - 0.5).abs().gt(0.6).float().mean() > 0.25:
+            warnings.warn(
+                "More than a quarter of what `decode` made lies outside of [0, 1] and is cut off: let it give numbers "
+                "in [0, 1], such as x / 2 + 0.5 of those in [-1, 1].",
+                stacklevel=2,
             )
         return images.float().clamp(0, 1).expand(*images.shape[:-3], 3, -1, -1)
 
@@ -125,6 +141,10 @@ class DenoiserSampler(SolvedSampler):
     def _output(self, x: Tensor, time: float, *condition: Tensor) -> Tensor:
         times = torch.full((len(x),), time, dtype=x.dtype, device=x.device)
         output = self._network(x, times, *condition)
+        if not isinstance(output, Tensor):
+            raise DiffscaleError(
+                f"The network must give a tensor, but gave a {type(output).__name__}: wrap it in a function that does."
+            )
         if output.shape != x.shape:
             raise DiffscaleError(
                 f"The network must give as many numbers as it is given, {list(x.shape)}, but gave "
@@ -134,7 +154,9 @@ class DenoiserSampler(SolvedSampler):
 
     def _probe(self) -> float:
         one = torch.zeros(1, dtype=torch.int64)
-        with count_flops() as flops, torch.no_grad():
+        takes = "x, t" if self._conditions is None else "x, t, condition"
+        failed = f"The network does not run as network({takes}) ({{why}}): wrap it in a function that takes these."
+        with explained(failed, TypeError), count_flops() as flops, torch.no_grad():
             self.predict(self.prior(one, one))
         forwards, self.forwards = self.forwards, 0
         return flops.total / forwards

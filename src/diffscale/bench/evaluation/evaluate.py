@@ -106,7 +106,7 @@ def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
     """Raises DiffscaleError for what can be told before a picture is read."""
     if settings.save_reference is not None:
         check_writable(settings.save_reference)
-    every = [*METRICS, *verifier_names()]
+    every = list(dict.fromkeys([*METRICS, *verifier_names()]))
     for name in names:
         if not _is_metric(name):
             raise unknown("metric", name, every)
@@ -118,8 +118,9 @@ def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
         raise DiffscaleError(f"Name at least one metric with --metrics: {', '.join(every)}.")
     compared = [name for name in names if name in COMPARED]
     if settings.reference is None and compared and settings.save_reference is None:
+        verb = "compares" if len(compared) == 1 else "compare"
         raise DiffscaleError(
-            f"{', '.join(compared)} compare with a reference: give --reference, a folder of pictures or a file that "
+            f"{', '.join(compared)} {verb} with a reference: give --reference, a folder of pictures or a file that "
             "--save-reference wrote."
         )
     if settings.reference is not None and not settings.reference.exists():
