@@ -87,7 +87,7 @@ def test_the_help_groups_them(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--quantize", "torchao"], "needs the library torchao, which is not installed: pip install torchao"),
         (["--quantize", "torchoa"], "did you mean 'torchao'?"),
         (["--variant", "fp16"], "could not be loaded"),
-        (["--device", "gpu"], "The device 'gpu' cannot be used"),
+        (["--device", "gpu"], "There is no device 'gpu': give cuda, mps or cpu."),
         (["--negative-prompt", "dull"], "no effect on FluxPipeline while true_cfg_scale is 1"),
         (["--scheduler", "DDIMScheduler"], "This model is a flow"),
     ],

@@ -36,6 +36,14 @@ def test_bars_show_what_is_done_and_the_figures_that_people_watch() -> None:
     assert "inf" not in _shown(console) and "seconds" not in _shown(console)
 
 
+def test_bars_of_nothing_show_nothing() -> None:
+    for interactive in (True, False):
+        console = plain_console(file=io.StringIO(), force_terminal=interactive)
+        with progress_bars(console, "pictures", transient=True):
+            pass
+        assert _shown(console) == ""
+
+
 def test_no_name_becomes_an_emoji() -> None:
     console = _console()
     with progress_bars(console) as progress:

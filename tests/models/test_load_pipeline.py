@@ -200,7 +200,9 @@ def test_the_option_asks_for_it(sd_folder: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_devices_that_are_not_there_are_told() -> None:
-    with pytest.raises(DiffscaleError, match="The device 'cudda' cannot be used"):
+    with pytest.raises(
+        DiffscaleError, match=r"Unknown device 'cudda', did you mean 'cuda'\? Choose one of: cpu, cuda, mps\.$"
+    ):
         load_pipeline("shapes-flux", LoadOptions(device="cudda"))
 
 

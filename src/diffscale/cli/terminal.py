@@ -50,18 +50,24 @@ def progress_bars(console: Console, unit: str = "", transient: bool = False) -> 
         MofNCompleteColumn(),
         TextColumn("{task.fields[more]}", markup=False),
     )
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=transient) as bars:
-        tasks: dict[str, TaskID] = {}
+    bars = Progress(*columns, TimeRemainingColumn(), console=console, transient=transient)
+    tasks: dict[str, TaskID] = {}
 
-        def progress(what: str, done: int, total: int, **values: float) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, more=unit)
-            numbers = {name: values[name] for name in ("best", "loss", "reward") if name in values}
-            shown = [f"{name} {value:.4g}" for name, value in numbers.items() if math.isfinite(value)]
-            more = ", ".join([unit, *shown] if unit else shown)
-            bars.update(tasks[what], completed=done, total=total, more=more)
+    def progress(what: str, done: int, total: int, **values: float) -> None:
+        if not tasks:
+            bars.start()  # no sooner: bars that show nothing leave an empty line
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, more=unit)
+        numbers = {name: values[name] for name in ("best", "loss", "reward") if name in values}
+        shown = [f"{name} {value:.4g}" for name, value in numbers.items() if math.isfinite(value)]
+        more = ", ".join([unit, *shown] if unit else shown)
+        bars.update(tasks[what], completed=done, total=total, more=more)
 
+    try:
         yield progress
+    finally:
+        if tasks:
+            bars.stop()
 
 
 def print_table(

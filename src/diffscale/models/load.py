@@ -40,6 +40,10 @@ class PlainCall:
 def best_device(asked: str | None = None) -> str:
     """`asked`, else cuda, else mps, else cpu; raises DiffscaleError for a device that is not there."""
     if asked is not None:
+        try:
+            torch.device(asked)
+        except RuntimeError as error:
+            raise DiffscaleError(f"There is no device {asked!r}: give cuda, mps or cpu.") from error
         unusable = f"The device {asked!r} cannot be used ({{why}}): give cuda, mps or cpu."
         with explained(unusable, RuntimeError, AssertionError):
             torch.empty(1, device=asked)
