@@ -73,7 +73,7 @@ def test_the_scheduler_is_of_the_class_and_keeps_what_the_model_states(sd_folder
         ("", "Unknown scheduler ''"),
         ("DDIMScheduler steps=3", "argument of scheduler DDIMScheduler"),
         ("DDIMScheduler clip_sample=perhaps", "takes clip_sample as bool"),
-        ("DDIMScheduler trained_betas=1", "takes trained_betas as"),
+        ("DDIMScheduler trained_betas=few", "takes trained_betas as"),
         ("FlowMatchEulerDiscreteScheduler", "is for a flow, and this model is a diffusion: choose one of DDIMSch"),
         ("EDMEulerScheduler", "is for an EDM .*, and this model is a diffusion: choose one of DDIMScheduler"),
     ],
@@ -200,9 +200,7 @@ def test_the_option_asks_for_it(sd_folder: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_devices_that_are_not_there_are_told() -> None:
-    with pytest.raises(
-        DiffscaleError, match=r"Unknown device 'cudda', did you mean 'cuda'\? Choose one of: cpu, cuda, mps\.$"
-    ):
+    with pytest.raises(DiffscaleError, match="There is no device 'cudda': give cuda, mps or cpu"):
         load_pipeline("shapes-flux", LoadOptions(device="cudda"))
 
 
