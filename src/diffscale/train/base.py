@@ -146,13 +146,19 @@ def add_lora(
 ) -> None:
     """Freeze diffusers `networks` and give each a LoRA called `name`, which alone is trained; it starts as no change.
 
-    Its scale is 1. Raises DiffscaleError if peft is not installed, and for networks that have none of the layers
-    `targets`.
+    Its scale is 1. Raises DiffscaleError if peft is not installed, for networks that have none of the layers `targets`,
+    and for a rank above the widths of all of them, where a LoRA has more numbers than the weights themselves.
     """
     with explained('LoRA training needs the library peft: pip install "diffscale[lora]".', ImportError):
         from peft import LoraConfig
     for network in networks:
         network.requires_grad_(False)
+        chosen = [
+            layer for name, layer in network.named_modules() if any(f".{name}".endswith(f".{t}") for t in targets)
+        ]
+        widest = max((min(layer.weight.shape[:2]) for layer in chosen if hasattr(layer, "weight")), default=rank)
+        if rank > widest:
+            raise DiffscaleError(f"A LoRA of {type(network).__name__} has a rank of {widest} at most, not {rank}.")
         lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
         unable = f"{type(network).__name__} takes no LoRA on {', '.join(targets)} ({{why}}): "
         with explained(unable + "train all weights with --full.", ValueError):

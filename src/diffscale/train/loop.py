@@ -215,7 +215,10 @@ class _Training:
                 images = validation.sample(self.base, self.data, self.config)
             with self.method.original_rewards():
                 prompts = validation.prompts_of_samples(self.data, self.config)
-                scores = validation.score(images, prompts, self.rewards, self.base.name, self.accelerator.device)
+                try:
+                    scores = validation.score(images, prompts, self.rewards, self.base.name, self.accelerator.device)
+                except BadReward as error:
+                    raise self._stopped(self.state.step, str(error)) from error
             try:
                 validation.save(self.config.output_dir, name, Validation(images, scores))
             except OSError as error:

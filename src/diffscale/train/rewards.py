@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from diffscale import verifiers
-from diffscale._util.errors import DiffscaleError
-from diffscale.engine.scoring import call_verifier, shaped_scores
+from diffscale._util.errors import DiffscaleError, raised
+from diffscale.engine.batching import out_of_memory
+from diffscale.engine.scoring import score_images
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
 
 class BadReward(DiffscaleError):
-    """A reward is no finite number."""
+    """A reward is no finite number, or failed."""
 
 
 @dataclass
@@ -50,12 +51,23 @@ class Reward:
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores of pictures [B, 3, H, W], with a graph where the verifier keeps one."""
         with self.cost.measured(images.device, len(images)):
-            raw = shaped_scores(self.verifier, call_verifier(self.verifier, images, prompts), prompts)
+            raw = self.scores(images, prompts)
             bad = (~raw.detach().isfinite()).reshape(len(raw), -1).any(1)
             if bool(bad.any()):
                 first = int(bad.nonzero()[0])
                 raise BadReward(f"the reward {self.name!r} gave {raw[first].tolist()} for {prompts[first]!r}")
         return raw
+
+    def scores(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """What the verifier says, finite or not; raises BadReward if it fails. Out of memory passes through."""
+        try:
+            return score_images(self.verifier, images, prompts)
+        except DiffscaleError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise BadReward(f"the reward {self.name!r} raised {raised(error)}") from error
 
 
 class PooledReward(Reward):

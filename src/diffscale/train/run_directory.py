@@ -95,12 +95,22 @@ def open_run_directory(settings: TrainConfig, first: bool) -> Path | None:
                     f"{run} holds a training with other settings ({changed}): go on with those, or choose another "
                     "--output_dir."
                 )
+        if not (resumed is not None and resumed.parent == folder) and _is_foreign(folder):
+            raise DiffscaleError(f"{folder} exists and is not a training of diffscale: choose another --output_dir.")
         for unfinished in (*folder.glob(".checkpoint-*"), *folder.glob(".weights-*")):  # of runs that were killed
             shutil.rmtree(unfinished, ignore_errors=True)
         config.save(settings, file)
     except OSError as error:
         raise DiffscaleError(f"{folder} cannot be written to ({error.strerror}): choose another folder.") from error
     return resumed
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether there is something in a folder that is no training, not even one that was only begun."""
+    file = folder / "config.yaml"
+    if file.exists():
+        return config.read(file).get("method") not in configs.METHODS
+    return folder.exists() and any(path.name != ".lock" for path in folder.iterdir())
 
 
 _WEIGHTS: Final = "trained.safetensors"

@@ -14,7 +14,6 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import read_json, write_json
 from diffscale.engine import noise
-from diffscale.engine.scoring import call_verifier
 from diffscale.report import pictures
 from diffscale.suites.pictures import Pictures
 from diffscale.train.base import Base
@@ -66,10 +65,7 @@ def score(
     """Each verifier's score of each picture (of an ensemble its components), and the judge's where it can judge."""
     scores: dict[str, list[Any]] = {}
     for reward in rewards:
-        each = [
-            torch.as_tensor(call_verifier(reward.verifier, image[None].to(device), [prompt]))
-            for image, prompt in zip(images, prompts, strict=True)
-        ]
+        each = [reward.scores(image[None].to(device), [prompt]) for image, prompt in zip(images, prompts, strict=True)]
         values = [scored.double().flatten().tolist() for scored in each]
         scores[reward.name] = [one[0] if len(one) == 1 else one for one in values]
     judged = [heldout_scores(model, prompt, {"it": image}) for prompt, image in zip(prompts, images, strict=True)]

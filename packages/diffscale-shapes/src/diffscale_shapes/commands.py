@@ -27,8 +27,9 @@ def train(
     steps: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Training steps of the network itself; stages before and after, such as the BLIP that reward and "
-            "grader start from, keep their own. Default: those of the recipe."
+            "grader start from, keep their own. Default: those of the recipe.",
         ),
     ] = None,
 ) -> None:

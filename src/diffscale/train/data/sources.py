@@ -117,10 +117,12 @@ def _load(source: str, want: Want, options: HubOptions) -> Dataset:
     if path.is_file():
         if want != "prompts":
             raise DiffscaleError(f"{source} is a file of prompts, but {want} are needed: give a folder or a Hub id.")
+        _check_columns(source, options)
         return Dataset(source, prompts.load(str(path)))
     if source in plugins("suites"):
         raise DiffscaleError(f"{source} is a suite to measure on and is never trained on: give other data.")
     if source == journeydb.ID and want != "pairs":
+        _check_columns(source, options, captions=False)
         folder = Path(options.cache_dir).expanduser() if options.cache_dir else cache_folder() / "journeydb"
         return journeydb.load(journeydb.fetch(folder, options.data_files), options.caption_column)
     if source.count("/") == 1 and not path.suffix and not source.startswith((".", "/", "~")):
@@ -128,12 +130,27 @@ def _load(source: str, want: Want, options: HubOptions) -> Dataset:
     raise DiffscaleError(f"There is no {source!r}: give a folder, a file of prompts or an id of the Hub (owner/name).")
 
 
+def _check_columns(source: str, options: HubOptions, captions: bool = True) -> None:
+    """Raises DiffscaleError for a column that is named where names are fixed, and that is none of these."""
+    for flag, given, names in (
+        ("image_column", options.image_column, ("image", "file_name")),
+        ("caption_column", options.caption_column if captions else None, ("text", "prompt", "caption")),
+    ):
+        if given is not None and given not in names:
+            raise DiffscaleError(
+                f"{source} is read by the columns {', '.join(names)} and has no other {flag}, such as {given!r}: leave "
+                f"--{flag} out."
+            )
+
+
 def _folder(folder: Path, want: Want, options: HubOptions) -> Dataset:
     if (folder / journeydb.ANNOTATIONS).is_file() and want != "pairs":
+        _check_columns(str(folder), options, captions=False)
         return journeydb.load(folder, options.caption_column)
     paired = _has_pairs(folder)
     if not paired and any(path.suffix in _TABLES for path in folder.rglob("*")):
         return hub.load(str(folder), want, options)
+    _check_columns(str(folder), options)
     if want == "pairs":
         if not paired:
             raise DiffscaleError(

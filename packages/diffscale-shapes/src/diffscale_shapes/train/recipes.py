@@ -58,7 +58,7 @@ def train(network: str, checkpoints: Path, folder: Path, steps: int | None = Non
     `steps`: of the network itself; stages before and after keep their own. None: those of the recipe.
     """
     recipe = RECIPES[network]
-    trained = recipe.train(checkpoints, folder, steps or recipe.steps)
+    trained = recipe.train(checkpoints, folder, recipe.steps if steps is None else steps)
     figures: dict[str, Any] = {name: last_figures(checkpoints / log) for log, name in recipe.stages.items()}
     if trained is not None:
         figures["training"] = trained
