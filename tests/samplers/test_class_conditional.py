@@ -183,7 +183,7 @@ def test_says_what_is_wrong():
         sampler_of(tiny_sit(class_dropout_prob=0.0), guidance_scale=2.0)
     with pytest.raises(DiffscaleError, match="from 1 to 4"):
         sampler_of(guidance_scale=2.0, guided_channels=5)
-    with pytest.raises(DiffscaleError, match="1 step or more"):
+    with pytest.raises(DiffscaleError, match="steps as a whole number, 1 or more"):
         sampler_of(steps=0)
     with pytest.raises(DiffscaleError, match="table of alphas"):
         class_model(tiny_dit(FlowMatchEulerDiscreteScheduler()))

@@ -178,7 +178,7 @@ def test_leaves_the_users_pipeline_alone():
 def test_says_what_is_wrong(sd):
     with pytest.raises(DiffscaleError, match="latents"):
         DiffusersSampler(sd.pipe, PROMPTS, STEPS, sd.args | {"latents": None})
-    with pytest.raises(DiffscaleError, match="does not take gidance"):
+    with pytest.raises(DiffscaleError, match="'gidance', did you mean 'guidance_scale'"):
         DiffusersSampler(sd.pipe, PROMPTS, STEPS, sd.args | {"gidance": 1})
     sampler = DiffusersSampler(sd.pipe, PROMPTS, STEPS, sd.args)
     start = sampler.prior(KEYS, ROWS)

@@ -80,7 +80,7 @@ def test_searches_over_noises_run_and_others_are_refused_in_a_sentence(rows_of):
 
 
 def test_a_pipeline_without_noise_or_pictures_is_refused(sd):
-    with pytest.raises(DiffscaleError, match="does not take gidance"):
+    with pytest.raises(DiffscaleError, match="'gidance', did you mean 'guidance_scale'"):
         sampler_of(sd.pipe, PROMPTS, STEPS, sd.args | {"gidance": 1})
 
     class Text(type(sd.pipe)):
