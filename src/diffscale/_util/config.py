@@ -1,6 +1,7 @@
 """Settings from YAML files and flags, checked by pydantic; what is wrong is told in one sentence."""
 
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import read_text, write_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -48,14 +49,38 @@ def panel(model: type[BaseModel], name: str) -> str | None:
 
 def read(file: Path) -> dict[str, Any]:
     """The settings in a YAML file; raises DiffscaleError if there are none."""
-    try:
-        settings = yaml.safe_load(read_text(file))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise DiffscaleError(f"The configuration {file} cannot be read; mend or remove it ({reason}).") from error
+    if not os.path.exists(file):
+        raise DiffscaleError(
+            f"There is no configuration {file}: give the path of one, such as the config.yaml of a run."
+        )
+    unreadable = f"The configuration {file} cannot be read; mend or remove it ({{why}})."
+    with explained(unreadable, OSError, UnicodeDecodeError):
+        text = read_text(file)
+    settings = parse_yaml(text, unreadable)
     if not isinstance(settings, dict):
         raise DiffscaleError(f"The configuration {file} must hold `name: value` lines, such as `budget: 1280`.")
     return settings
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few of them stand for a document of any size."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node; raises YAMLError for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read: write out what they stand for")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str, sentence: str) -> Any:
+    """What `text` says in YAML; raises DiffscaleError of that `sentence`, whose "{why}" becomes the reason."""
+    try:
+        return yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        # The latter three: numbers, dates and keys that cannot be, and too many brackets.
+        deep = isinstance(error, RecursionError)
+        why = "it is nested too deeply" if deep else " ".join(str(error).split())
+        raise DiffscaleError(sentence.replace("{why}", why)) from error
 
 
 def validated(kind: type[Settings], settings: dict[str, Any]) -> Settings:

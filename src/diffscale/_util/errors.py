@@ -46,7 +46,7 @@ def check_name(kind: str, given: str, allowed: Collection[str]) -> None:
 
 
 @contextmanager
-def explained(sentence: str, *kinds: type[Exception]) -> Iterator[None]:
+def explained(sentence: str, *kinds: type[BaseException]) -> Iterator[None]:
     """Within it errors of these `kinds` become a DiffscaleError of that `sentence`.
 
     Its part "{why}" becomes the first line of the error.

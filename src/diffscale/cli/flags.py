@@ -8,7 +8,6 @@ from types import GenericAlias, NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -118,4 +117,5 @@ def _pair(flag: str, text: str, kind: Any) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals) or (kind is str and not value):
         raise DiffscaleError(f"Write --{flag} as name=value, not {text!r}.")
-    return name, value if kind is str else yaml.safe_load(value)
+    unreadable = f"The value of --{flag} {name} cannot be read, as YAML: {{why}}."
+    return name, value if kind is str else config.parse_yaml(value, unreadable)

@@ -4,7 +4,7 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -60,6 +60,11 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
     return _usual_format(message, category, filename, *where, **line)
 
 
+def _end(sentence: str) -> NoReturn:
+    plain_console(stderr=True).print("error:", sentence, style="red")
+    sys.exit(2)
+
+
 def run() -> None:
     """Entry point: errors a user can mend are one sentence and exit code 2.
 
@@ -70,9 +75,13 @@ def run() -> None:
         with signals_raised():
             app()
     except DiffscaleError as error:
-        plain_console(stderr=True).print("error:", str(error), style="red")
-        sys.exit(2)
+        _end(str(error))
     except Stopped as stopped:
         with suppress(OSError):  # the terminal may be gone
             plain_console(stderr=True).print(str(stopped))
         sys.exit(128 + stopped.number)
+    except OSError as error:
+        # Of files and disks, in whatever place: names that are too long, folders that cannot be read, a full disk.
+        if error.filename is None or error.strerror is None:
+            raise
+        _end(f"{error.filename} cannot be used ({error.strerror}): mend that, or name another place, and run it again.")

@@ -70,7 +70,7 @@ class Registry(Mapping[str, Any]):
         entry = self._entry(name)
         try:
             return entry.load()
-        except Exception as error:  # whatever a package does when it is imported
+        except (Exception, SystemExit) as error:  # whatever a package does when it is imported
             raise DiffscaleError(
                 f"{name} of the package {_package(entry)} cannot be imported ({first_line(error)}): mend or uninstall "
                 "the package."

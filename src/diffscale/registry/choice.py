@@ -107,7 +107,7 @@ def _imported(where: str, kind: str) -> Callable[..., Any]:
         sys.path.append(here)
     mend = "give package.module:attribute, in this folder or an installed package."
     # Whatever a module does when it is imported.
-    with explained(f"The {kind} {where} cannot be imported ({{why}}): {mend}", Exception):
+    with explained(f"The {kind} {where} cannot be imported ({{why}}): {mend}", Exception, SystemExit):
         thing = attrgetter(attribute)(importlib.import_module(module))
     if not callable(thing):
         raise DiffscaleError(f"The {kind} {where} is no function and no class: give one that can be called.")
