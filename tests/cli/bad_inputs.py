@@ -66,27 +66,95 @@ MODULES = {
     "def nothing():\n    return None\ndef fails():\n    raise ValueError('a line\\nand another')\n"
     "def raising(env):\n    raise ValueError('no luck')\n    yield\ndef early(env):\n    return\n    yield\n"
     "def word(images, prompts):\n    return 'high'\ndef none(images, prompts):\n    return None\n"
-    "def short(images, prompts):\n    return images.mean()\ndef nan(images, prompts):\n    return [float('nan')] * len(prompts)\n",
+    "def short(images, prompts):\n    return images.mean()\n"
+    "def nan(images, prompts):\n    return [float('nan')] * len(prompts)\n",
 }
 """Modules in the current folder: what a user's own file may do wrong."""
 
 NAMES = [
-    "", " ", "=", "rndom", "clpi", "clip,", "clip model", "clip model=", "clip nope=1", "random n=two", "random n=",
-    "random nn=2", "'random", 'clip model="a', ":", "mine:", ":f", "nowhere:f", "nowhere.at.all:f", "holds:absent",
-    "holds:number", "holds:Needs", "holds:Bare", "holds:nothing", "holds.one", "syntax:f", "raises:f", "leaves:f",
-    "recurses:f", "no/such", "diffscale/nope", "../x", "a b c", LONG, "clip model=" + LONG, "ünïcode",
-]  # fmt: skip
+    "",
+    " ",
+    "=",
+    "rndom",
+    "clpi",
+    "clip,",
+    "clip model",
+    "clip model=",
+    "clip nope=1",
+    "random n=two",
+    "random n=",
+    "random nn=2",
+    "'random",
+    'clip model="a',
+    ":",
+    "mine:",
+    ":f",
+    "nowhere:f",
+    "nowhere.at.all:f",
+    "holds:absent",
+    "holds:number",
+    "holds:Needs",
+    "holds:Bare",
+    "holds:nothing",
+    "holds.one",
+    "syntax:f",
+    "raises:f",
+    "leaves:f",
+    "recurses:f",
+    "no/such",
+    "diffscale/nope",
+    "../x",
+    "a b c",
+    LONG,
+    "clip model=" + LONG,
+    "ünïcode",
+]
 """Texts that are neither a search nor a verifier."""
 
-SEARCHES = ["zero_order cosine=2", "zero_order policy=bold", "fk strength=nan", "fk units=miles", "fk eta=2", "fk k=0",
-            "paths forward=0.9", "paths start=1", "demon temperature=-1", "svdd b=0", "bayes n=0", "first_order rate=inf",
-            "free2guide guided=-1", "random n=-3", "holds:raising", "holds:early", "random n=1e3"]  # fmt: skip
-VERIFIERS = ["ensemble of=clip", "ensemble of=clip,nope", "ensemble of=clip,shapes-judge weights=inf,1",
-             "ensemble of=clip,shapes-judge weights=1", "weighted of=clip,aesthetic weights=1,-1",
-             "ensemble of=clip,holds:Needs", "clip_ssl level=9", "detector threshold=2", "composition category=all",
-             "inception output=none", "hps version=v3", "llm_grader", "llm_grader model=m base_url=nowhere",
-             "llm_grader model=m base_url=http://x/v1 tries=0", "holds:one", "holds:fails", "holds:word", "holds:none",
-             "holds:short", "holds:nan", "shapes-grader aspect=smell", "clip model=nowhere", "clip model=pictures"]  # fmt: skip
+SEARCHES = [
+    "zero_order cosine=2",
+    "zero_order policy=bold",
+    "fk strength=nan",
+    "fk units=miles",
+    "fk eta=2",
+    "fk k=0",
+    "paths forward=0.9",
+    "paths start=1",
+    "demon temperature=-1",
+    "svdd b=0",
+    "bayes n=0",
+    "first_order rate=inf",
+    "free2guide guided=-1",
+    "random n=-3",
+    "holds:raising",
+    "holds:early",
+    "random n=1e3",
+]
+VERIFIERS = [
+    "ensemble of=clip",
+    "ensemble of=clip,nope",
+    "ensemble of=clip,shapes-judge weights=inf,1",
+    "ensemble of=clip,shapes-judge weights=1",
+    "weighted of=clip,aesthetic weights=1,-1",
+    "ensemble of=clip,holds:Needs",
+    "clip_ssl level=9",
+    "detector threshold=2",
+    "composition category=all",
+    "inception output=none",
+    "hps version=v3",
+    "llm_grader",
+    "llm_grader model=m base_url=nowhere",
+    "llm_grader model=m base_url=http://x/v1 tries=0",
+    "holds:one",
+    "holds:fails",
+    "holds:word",
+    "holds:none",
+    "holds:short",
+    "holds:nan",
+    "shapes-grader aspect=smell",
+    "clip model=nowhere",
+    "clip model=pictures",
+]
 
 
 def wrong_names() -> Iterator[list[str]]:
@@ -109,14 +177,31 @@ def wrong_names() -> Iterator[list[str]]:
 
 
 CONFIGURATIONS = {
-    "empty": b"", "a word": b"budget", "a list": b"- budget: 3", "a number": b"3", "no YAML": b"budget: [", "tabs": b"\tbudget: 3",
-    "unknown": b"bugdet: 3", "null": b"null", "a tag": b"budget: !!python/object/apply:os.system ['true']", "binary": bytes(range(256)),
-    "deep": b"budget: " + b"[" * 5000, "deep maps": b"{a: " * 3000, "digits": b"seed: " + b"9" * 5000,
-    "an alias bomb": b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
-        b"%c: &%c [%s]\n" % (98 + i, 98 + i, b", ".join([b"*%c" % (97 + i)] * 9)) for i in range(9)) + b"seed: *j\n",
-    "itself": b"seed: &a [*a]", "a date": b"seed: 2026-01-01", "not a number": b"seed: .nan", "keys": b"? [1, 2]\n: 3",
-    "utf-16": "seed: 3".encode("utf-16"), "twice": b"seed: 1\nseed: [2", "a wrong type": b"seed: {a: 1}", "two documents": b"seed: 1\n---\nseed: 2",
-}  # fmt: skip
+    "empty": b"",
+    "a word": b"budget",
+    "a list": b"- budget: 3",
+    "a number": b"3",
+    "no YAML": b"budget: [",
+    "tabs": b"\tbudget: 3",
+    "unknown": b"bugdet: 3",
+    "null": b"null",
+    "a tag": b"budget: !!python/object/apply:os.system ['true']",
+    "binary": bytes(range(256)),
+    "deep": b"budget: " + b"[" * 5000,
+    "deep maps": b"{a: " * 3000,
+    "digits": b"seed: " + b"9" * 5000,
+    "an alias bomb": b"a: &a [x, x, x, x, x, x, x, x, x]\n"
+    + b"".join(b"%c: &%c [%s]\n" % (98 + i, 98 + i, b", ".join([b"*%c" % (97 + i)] * 9)) for i in range(9))
+    + b"seed: *j\n",
+    "itself": b"seed: &a [*a]",
+    "a date": b"seed: 2026-01-01",
+    "not a number": b"seed: .nan",
+    "keys": b"? [1, 2]\n: 3",
+    "utf-16": "seed: 3".encode("utf-16"),
+    "twice": b"seed: 1\nseed: [2",
+    "a wrong type": b"seed: {a: 1}",
+    "two documents": b"seed: 1\n---\nseed: 2",
+}
 """What a configuration may hold instead of settings."""
 
 
@@ -134,27 +219,40 @@ def _pipeline(index: Any, **components: Any) -> dict[str, Any]:
 
 
 MODELS: dict[str, dict[str, Any]] = {
-    "empty": {}, "a list": _pipeline([1, 2]), "no JSON": {"model_index.json": "{"}, "a word": {"model_index.json": '"x"'},
-    "no class": _pipeline({}), "unknown class": _pipeline({"_class_name": "NoSuchPipeline"}),
-    "a class of a number": _pipeline({"_class_name": 3}), "deep": {"model_index.json": DEEP},
-    "digits": {"model_index.json": '{"_class_name": %s}' % ENDLESS}, "binary": {"model_index.json": bytes(range(256))},
+    "empty": {},
+    "a list": _pipeline([1, 2]),
+    "no JSON": {"model_index.json": "{"},
+    "a word": {"model_index.json": '"x"'},
+    "no class": _pipeline({}),
+    "unknown class": _pipeline({"_class_name": "NoSuchPipeline"}),
+    "a class of a number": _pipeline({"_class_name": 3}),
+    "deep": {"model_index.json": DEEP},
+    "digits": {"model_index.json": f'{{"_class_name": {ENDLESS}}}'},
+    "binary": {"model_index.json": bytes(range(256))},
     "no parts": _pipeline({"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}),
     "parts of a wrong library": _pipeline({"_class_name": "FluxPipeline", "transformer": ["nowhere", "Nothing"]}),
     "parts that are no pair": _pipeline({"_class_name": "FluxPipeline", "transformer": "x"}),
     "wrong types": _pipeline(
         {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]},
-        unet={"_class_name": "UNet2DConditionModel", "block_out_channels": "many"}),
+        unet={"_class_name": "UNet2DConditionModel", "block_out_channels": "many"},
+    ),
     "its own base": {"diffscale.json": {"base": "models/its own base"}},
     "each other's base": {"diffscale.json": {"base": "models/the other's base"}},
     "the other's base": {"diffscale.json": {"base": "models/each other's base"}},
-    "a manifest of a list": {"diffscale.json": [1]}, "a manifest of no JSON": {"diffscale.json": "{"},
+    "a manifest of a list": {"diffscale.json": [1]},
+    "a manifest of no JSON": {"diffscale.json": "{"},
     "a manifest of wrong types": {"diffscale.json": {"call": {"num_inference_steps": "many"}}},
     "a manifest that is deep": {"diffscale.json": DEEP},
-    "an adapter without weights": {"adapter_config.json": {}}, "class-conditional": _pipeline({"_class_name": "DiTPipeline"}),
-    "weights that are none": {**_pipeline(
-        {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]},
-        transformer={"_class_name": "FluxTransformer2DModel"}), "transformer/diffusion_pytorch_model.safetensors": b"no"},
-}  # fmt: skip
+    "an adapter without weights": {"adapter_config.json": {}},
+    "class-conditional": _pipeline({"_class_name": "DiTPipeline"}),
+    "weights that are none": {
+        **_pipeline(
+            {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]},
+            transformer={"_class_name": "FluxTransformer2DModel"},
+        ),
+        "transformer/diffusion_pytorch_model.safetensors": b"no",
+    },
+}
 """Folders that are no models, by their files."""
 
 
@@ -180,16 +278,54 @@ def wrong_models() -> Iterator[list[str]]:
         ]
 
 
-ARGUMENTS = ["height=[", "height", "=3", "height=7", "height=a", "height=-64", "height=0", "nosuch=3", "height=1" + "0" * 30,
-             "guidance_scale=nan", "guidance_scale=high", "height=" + DEEP, "num_inference_steps=-1", "latents=3",
-             "guidance_scale=" + ENDLESS, "generator=3", "output_type=pt", "prompt=x", "height={a: 1}", "callback=3"]  # fmt: skip
-OPTIONS = [["--scheduler", "Nope"], ["--scheduler", "EulerDiscreteScheduler nope=1"], ["--scheduler", "torch"], ["--dtype", "float8"],
-           ["--dtype", "int8"], ["--device", "tpu"], ["--device", "cuda:99"], ["--quantize", "nope"], ["--quantize", "torchao bits=x"],
-           ["--offload", "disk"], ["--attention", "nope"], ["--variant", "fp3"], ["--lora", "nowhere"], ["--lora", "pictures:x"],
-           ["--lora", ":0.5"], ["--budget", "3"], ["--budget", "0"], ["--steps", "1" + "0" * 30], ["--batch-size", "0"],
-           ["--unknown"], ["--budget"], ["--seed", "1e3"], ["--negative-prompt", "blurry", "--pipe-arg", "negative_prompt=grey"],
-           ["--seed", "1" + "0" * 30, "--budget", "3"],
-           *(["--budget", "1000000000", "--search", name] for name in ("svdd", "demon", "paths", "free2guide", "fk"))]  # fmt: skip
+ARGUMENTS = [
+    "height=[",
+    "height",
+    "=3",
+    "height=7",
+    "height=a",
+    "height=-64",
+    "nosuch=3",
+    "height=1" + "0" * 30,
+    "guidance_scale=nan",
+    "guidance_scale=high",
+    "height=" + DEEP,
+    "num_inference_steps=-1",
+    "latents=3",
+    "guidance_scale=" + ENDLESS,
+    "generator=3",
+    "output_type=pt",
+    "prompt=x",
+    "height={a: 1}",
+    "callback=3",
+]
+OPTIONS = [
+    ["--scheduler", "Nope"],
+    ["--scheduler", "EulerDiscreteScheduler nope=1"],
+    ["--scheduler", "torch"],
+    ["--dtype", "float8"],
+    ["--dtype", "int8"],
+    ["--device", "tpu"],
+    ["--device", "cuda:99"],
+    ["--quantize", "nope"],
+    ["--quantize", "torchao bits=x"],
+    ["--offload", "disk"],
+    ["--attention", "nope"],
+    ["--variant", "fp3"],
+    ["--lora", "nowhere"],
+    ["--lora", "pictures:x"],
+    ["--lora", ":0.5"],
+    ["--budget", "3"],
+    ["--budget", "0"],
+    ["--steps", "1" + "0" * 30],
+    ["--batch-size", "0"],
+    ["--unknown"],
+    ["--budget"],
+    ["--seed", "1e3"],
+    ["--negative-prompt", "blurry", "--pipe-arg", "negative_prompt=grey"],
+    ["--seed", "1" + "0" * 30, "--budget", "3"],
+    *(["--budget", "1000000000", "--search", name] for name in ("svdd", "demon", "paths", "free2guide", "fk")),
+]
 
 
 def wrong_options() -> Iterator[list[str]]:
@@ -214,12 +350,25 @@ def wrong_options() -> Iterator[list[str]]:
 
 
 PROMPT_FILES = {
-    "empty.txt": b"", "blank.txt": b"\n \n", "binary.txt": bytes(range(256)), "utf-16.txt": "two red stars".encode("utf-16"),
-    "broken.json": b"{", "object.json": b'{"a": 1}', "deep.json": b"[" * 5000, "digits.json": b"[" + b"9" * 5000 + b"]",
-    "numbers.json": b"[1, 2]", "broken.jsonl": b'{"prompt": "a"}\n{"prompt', "list.jsonl": b"[1]\n", "other.jsonl": b'{"size": 3}\n',
-    "deep.jsonl": b"[" * 5000, "columns.csv": b"a,b\n1,2\n", "empty.csv": b"", "quotes.csv": b'prompt\n"a', "nul.csv": b"prompt\n\x00\n",
-    "null.jsonl": b'{"prompt": null}\n', "empty.jsonl": b"",
-}  # fmt: skip
+    "empty.txt": b"",
+    "blank.txt": b"\n \n",
+    "binary.txt": bytes(range(256)),
+    "utf-16.txt": "two red stars".encode("utf-16"),
+    "broken.json": b"{",
+    "object.json": b'{"a": 1}',
+    "deep.json": b"[" * 5000,
+    "digits.json": b"[" + b"9" * 5000 + b"]",
+    "numbers.json": b"[1, 2]",
+    "broken.jsonl": b'{"prompt": "a"}\n{"prompt',
+    "list.jsonl": b"[1]\n",
+    "other.jsonl": b'{"size": 3}\n',
+    "deep.jsonl": b"[" * 5000,
+    "columns.csv": b"a,b\n1,2\n",
+    "empty.csv": b"",
+    "quotes.csv": b'prompt\n"a',
+    "null.jsonl": b'{"prompt": null}\n',
+    "empty.jsonl": b"",
+}
 
 
 def wrong_prompts() -> Iterator[list[str]]:
@@ -227,7 +376,7 @@ def wrong_prompts() -> Iterator[list[str]]:
     for name in [*PROMPT_FILES, "nowhere.txt", LONG + ".txt"]:
         file = f"prompt files/{name}"
         yield ["bench", file, "--output", "out"]
-        if "numbers.json" not in name and "quotes.csv" not in name:
+        if "numbers.json" not in name:
             yield ["evaluate", "pictures", "--metrics", "clip", "--prompts", file, "--output", "out/results.json"]
         yield [
             "train",
@@ -244,11 +393,18 @@ def wrong_prompts() -> Iterator[list[str]]:
 
 
 PICTURES = {
-    "empty": {}, "text": {"a.png": b"no picture"}, "cut off": {"a.png": b"\x89PNG\r\n\x1a\n"}, "nothing": {"a.png": b""},
-    "a script": {"a.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"}, "a folder": {"a.png/b.txt": b""},
-    "broken metadata": {"metadata.jsonl": b"{"}, "a list": {"metadata.jsonl": b"[1]\n"}, "deep": {"metadata.jsonl": b"[" * 5000},
-    "outside": {"metadata.jsonl": b'{"file_name": "../pictures/0.png", "text": "a"}\n'}, "a broken bench": {"samples.jsonl": b'{"image"'},
-}  # fmt: skip
+    "empty": {},
+    "text": {"a.png": b"no picture"},
+    "cut off": {"a.png": b"\x89PNG\r\n\x1a\n"},
+    "nothing": {"a.png": b""},
+    "a script": {"a.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"},
+    "a folder": {"a.png/b.txt": b""},
+    "broken metadata": {"metadata.jsonl": b"{"},
+    "a list": {"metadata.jsonl": b"[1]\n"},
+    "deep": {"metadata.jsonl": b"[" * 5000},
+    "outside": {"metadata.jsonl": b'{"file_name": "../pictures/0.png", "text": "a"}\n'},
+    "a broken bench": {"samples.jsonl": b'{"image"'},
+}
 
 
 def wrong_pictures() -> Iterator[list[str]]:
@@ -301,8 +457,16 @@ def wrong_outputs() -> Iterator[list[str]]:
 
 def every_case() -> list[list[str]]:
     """All of the table."""
-    kinds = (wrong_numbers, wrong_names, wrong_configurations, wrong_models, wrong_options, wrong_prompts, wrong_pictures,
-             wrong_outputs)  # fmt: skip
+    kinds = (
+        wrong_numbers,
+        wrong_names,
+        wrong_configurations,
+        wrong_models,
+        wrong_options,
+        wrong_prompts,
+        wrong_pictures,
+        wrong_outputs,
+    )
     return [case for kind in kinds for case in kind()]
 
 

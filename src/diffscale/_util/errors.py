@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
+
+_SHOWN: Final = 80  # characters of a name that is none
+_LISTED: Final = 40  # names to choose from
 
 
 class DiffscaleError(Exception):
@@ -33,7 +37,9 @@ class Unsuited(DiffscaleError):
 def unknown(kind: str, given: str, allowed: Iterable[str], advice: str = "") -> UnknownName:
     """The error for a wrong name: names `given`, the nearest match and all that is `allowed`, or else the `advice`."""
     names = sorted(allowed)
-    advice = advice or (f"Choose one of: {', '.join(names)}." if names else "There are none.")
+    given = given if len(given) <= _SHOWN else given[: _SHOWN - 3] + "..."
+    more = f", ... ({len(names)} in all)" if len(names) > _LISTED else ""
+    advice = advice or (f"Choose one of: {', '.join(names[:_LISTED])}{more}." if names else "There are none.")
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."
     return UnknownName(f"Unknown {kind} {given!r}{hint} {advice}")

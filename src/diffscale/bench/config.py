@@ -24,7 +24,9 @@ class ModelConfig(LoadOptions):
 
     model: str = Field(DEFAULT_MODEL, description="Shipped name, folder or Hub id.")
     seed: int = Field(0, description="Every noise follows from it.")
-    steps: int | None = Field(None, gt=0, description="Denoising steps of a sample. Default: the model's own.")
+    steps: int | None = Field(
+        None, gt=0, le=100_000, description="Denoising steps of a sample. Default: the model's own."
+    )
     pipe_args: Annotated[dict[str, Any], Flag(("pipe-arg",))] = Field(
         default_factory=dict, description="name=value for the pipeline's call, such as height=512; repeatable."
     )

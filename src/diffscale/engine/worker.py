@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import Unsuited
+from diffscale._util.errors import DiffscaleError, Unsuited, raised
 from diffscale.engine.answers import answer_tensors
+from diffscale.engine.batching import out_of_memory
 from diffscale.engine.flops import count_flops
 from diffscale.engine.ledger import price
 from diffscale.engine.scoring import (
@@ -84,7 +85,7 @@ class Worker:
     def compute(self, request: Request, state: State) -> Output | Unsuited:
         """The answer to `request`, asked about `state` instead of its own; an error that says what does not suit it.
 
-        Memory that runs out, and what a sampler raises, passes through.
+        Memory that runs out passes through. Raises DiffscaleError for what else a sampler or a decoder raises.
         """
         clock = _Clock()
         try:
@@ -100,6 +101,11 @@ class Worker:
         except Unsuited as error:
             self._counted_forwards = self.sampler.forwards  # no other search is to pay for these
             return error
+        except Exception as error:  # whatever somebody's model does with the arguments of its call
+            if isinstance(error, DiffscaleError) or out_of_memory(error):
+                raise
+            mend = "check the arguments of its call, or mend it"
+            raise DiffscaleError(f"The model failed ({raised(error)}): {mend}.") from error
         # Counted from the last micro-batch that went well: rows lost to a lack of memory did run.
         output.forwards = self.sampler.forwards - self._counted_forwards
         self._counted_forwards = self.sampler.forwards

@@ -85,7 +85,7 @@ def pretrained(family: Any, model: str | Path, what: str, **options: Any) -> Any
     """
     where = model if isinstance(model, Path) else locate(model)
     mend = "give a Hub id, or a folder with config.json and safetensors weights ({why})."
-    with loading(f"The {what} {str(model)!r} could not be loaded: {mend}", TypeError, KeyError):
+    with loading(f"The {what} {str(model)!r} could not be loaded: {mend}"):
         return family.from_pretrained(where, **options)
 
 

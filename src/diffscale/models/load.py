@@ -16,7 +16,7 @@ from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.loading import loading
 from diffscale.models.options import LoadOptions
-from diffscale.models.shipped import locate, read_manifest
+from diffscale.models.shipped import locate, manifests, read_manifest
 from diffscale.registry import plugins
 from diffscale.samplers.arguments import call_parameters
 from diffscale.types import World
@@ -90,9 +90,9 @@ def load_pipeline(model: str, options: LoadOptions) -> Any:
     Raises DiffscaleError if it cannot be; what needs no weights to be told is told first.
     """
     device = best_device(options.device)
-    where = locate(model)
-    if (base := read_manifest(where).get("base")) is not None:
-        return load_pipeline(base, options.model_copy(update={"lora": [where, *options.lora]}))
+    where, chain = locate(model), list(manifests(model))
+    if len(chain) > 1:
+        return load_pipeline(chain[1][0], options.model_copy(update={"lora": [where, *options.lora]}))
     if is_sit(where):
         return _sit(where, options, device, _used(where, options, device))
     scheduler = None if options.scheduler is None else schedulers.parse_scheduler(options.scheduler)
@@ -139,6 +139,9 @@ def _weights(model: str, folder: str, options: LoadOptions, dtype: torch.dtype, 
         if quantizer is not None:
             index = DiffusionPipeline.load_config(folder, revision=options.revision)
             more["quantization_config"] = quantization.configuration(quantizer, index, dtype)
+        index = Path(folder, "model_index.json")
+        if index.is_file() and not isinstance(read_config(index).get("_class_name"), str):
+            raise ValueError("its model_index.json does not name the pipeline's class")
         try:
             return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **more)
         except OSError as error:
@@ -167,8 +170,7 @@ def base_model(model: str) -> str:
 
     Raises UnknownName for a plain word that is no model.
     """
-    base = read_manifest(locate(model)).get("base") if model else None
-    return model if base is None else base_model(str(base))
+    return [name for name, _ in manifests(model)][-1] if model else model
 
 
 def world_of(model: str) -> World | None:

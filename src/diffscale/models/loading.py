@@ -9,18 +9,21 @@ from safetensors import SafetensorError
 
 from diffscale._util.errors import DiffscaleError, explained
 
-LOADING_ERRORS: Final = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
+LOADING_ERRORS: Final = (
+    OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError, AttributeError, KeyError,
+    TypeError, ImportError,
+)  # fmt: skip
 """What libraries raise for files of networks that are not there, or not as they should be."""
 
 
 @contextmanager
-def loading(sentence: str, *more: type[Exception]) -> Iterator[None]:
-    """Within it LOADING_ERRORS, and `more`, are told by `sentence`, see `explained`.
+def loading(sentence: str) -> Iterator[None]:
+    """Within it LOADING_ERRORS are told by `sentence`, see `explained`.
 
     A network that transformers or diffusers load there must find all its weights in its files: both fill what is
     missing with random numbers, and warn at most. Raises DiffscaleError.
     """
-    with explained(sentence, *LOADING_ERRORS, *more), _whole_networks(sentence):
+    with explained(sentence, *LOADING_ERRORS), _whole_networks(sentence):
         yield
 
 

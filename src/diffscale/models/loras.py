@@ -52,7 +52,7 @@ def add_loras(pipe: Any, texts: list[str]) -> None:
         folder, file = _find(source)
         name = f"lora_{number}"
         mend = "check its name, and that it is for this model ({why})."
-        with explained(f"The LoRA {source!r} could not be loaded; {mend}", *LOADING_ERRORS, KeyError), _quiet():
+        with explained(f"The LoRA {source!r} could not be loaded; {mend}", *LOADING_ERRORS), _quiet():
             pipe.load_lora_weights(folder, weight_name=file, adapter_name=name, use_safetensors=True)
         # Keys that fit nothing are only logged by diffusers.
         if not any(name in adapters for adapters in pipe.get_list_adapters().values()):

@@ -5,6 +5,7 @@ Nothing here imports a library of networks, so that names are listed and checked
 
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,25 @@ def read_manifest(folder: str) -> dict[str, Any]:
     """What `diffscale.json` in `folder` says; nothing where there is none. Raises DiffscaleError for what is wrong."""
     path = Path(folder) / "diffscale.json"
     return checked(_Manifest, read_config(path), path).model_dump(exclude_unset=True) if path.exists() else {}
+
+
+def manifests(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`model` and what its folder says of itself, then the same of the model that its `base` names, and so on.
+
+    A folder with a LoRA names the model that it belongs to. Raises DiffscaleError for one that comes back to itself,
+    and as `locate` and `read_manifest` do.
+    """
+    seen: list[str] = []
+    while model:
+        where = locate(model)
+        if where in seen:
+            raise DiffscaleError(
+                f"The base of {model} is {model} itself, or comes back to it: mend its diffscale.json."
+            )
+        seen.append(where)
+        manifest = read_manifest(where)
+        yield model, manifest
+        model = str(manifest.get("base", ""))
 
 
 @cache

@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from diffscale._util.errors import DiffscaleError, UnknownName, explained
+from diffscale._util.errors import DiffscaleError, UnknownName, explained, raised
 from diffscale._util.fingerprints import name_of
 from diffscale.registry import Registry
 from diffscale.registry.arguments import check_keywords, parse, required, signature, takes_inputs
@@ -47,7 +47,13 @@ class Choice:
         given = {name: value for name, value in context.items() if name in takes} | dict(self.arguments)
         if not self.is_factory:
             return partial(self.thing, **given) if given else self.thing
-        made, inputs = self.thing(**given), ", ".join(self.inputs)
+        try:
+            made, inputs = self.thing(**given), ", ".join(self.inputs)
+        except DiffscaleError:
+            raise
+        except Exception as error:  # whatever somebody's class or factory does
+            mend = "mend it, or its arguments"
+            raise DiffscaleError(f"The {self.kind} {self.name} cannot be made ({raised(error)}): {mend}.") from error
         if isinstance(made, Generator):
             raise DiffscaleError(f"The {self.kind} {self.name} must take ({inputs}), before arguments of its own.")
         if not callable(made):

@@ -62,7 +62,8 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     with explained(f"The prompts in {file} cannot be read ({{why}}).", *kinds):
         text, kind = read_text(file), file.suffix.lower()
         if kind in (".csv", ".tsv"):
-            return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ","))
+            sign = "\t" if kind == ".tsv" else ","
+            return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=sign, strict=True))
         if kind == ".json":
             content = json.loads(text)
             if not isinstance(content, list):

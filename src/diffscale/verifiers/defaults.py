@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffscale.models.shipped import locate, read_manifest
+from diffscale.models.shipped import manifests
 
 
 def counterpart(image_model: str, kind: str) -> str | None:
@@ -13,12 +13,8 @@ def counterpart(image_model: str, kind: str) -> str | None:
     `image_model`: a shipped name, a folder, a Hub id or nothing. A folder names its networks in diffscale.json, as
     `counterparts`: {"clip": "shapes-clip"}; where it names none of the kind, as that of a LoRA, its `base` does.
     """
-    while image_model:
-        manifest = read_manifest(locate(image_model))
-        if kind in manifest.get("counterparts", {}):
-            return str(manifest["counterparts"][kind])
-        image_model = manifest.get("base", "")
-    return None
+    named = (manifest.get("counterparts", {}) for _, manifest in manifests(image_model))
+    return next((str(counterparts[kind]) for counterparts in named if kind in counterparts), None)
 
 
 def build(factory: Callable[..., Any], given: Mapping[str, Any], kind: str | None, **context: Any) -> Any:
