@@ -20,16 +20,14 @@ ENDLESS = "9" * 5000  # more digits than Python reads
 DEEP = "[" * 5000
 
 COMMANDS: dict[str, tuple[list[str], type[BaseModel]]] = {
-    "generate": (["generate", "two red stars", "--output", "out"], GenerateConfig),
-    "bench": (["bench", "shapes-mini", "--limit", "1", "--output", "out"], BenchConfig),
+    "generate": (["generate", "two red stars", "--budget", "20", "--output", "out"], GenerateConfig),
+    "bench": (["bench", "shapes-mini", "--limit", "1", "--budget", "20", "--output", "out"], BenchConfig),
     "evaluate": (["evaluate", "pictures", "--metrics", "shapes-judge", "--output", "out/results.json"], EvaluateConfig),
     "reproduce": (["reproduce", "A.table2", "--quick", "--output", "out"], ReproduceConfig),
-    **{
-        method: (["train", method, "--output_dir", "out", "--device", "cpu"], settings)
-        for method, settings in CONFIGS.items()
-    },
+    **{method: (["train", method, "--output_dir", "out"], settings) for method, settings in CONFIGS.items()},
 }
 """Of each command arguments that are right, and its settings."""
+QUICK = ["--steps", "2", "--budget", "4"]
 
 
 def numbers_in(annotation: Any) -> set[type]:
@@ -160,9 +158,9 @@ VERIFIERS = [
 def wrong_names() -> Iterator[list[str]]:
     """Searches, verifiers, metrics, features, models, suites, methods and items that are none."""
     for text in [*NAMES, *SEARCHES]:
-        yield [*COMMANDS["generate"][0], "--budget", "40", "--search", text]
+        yield [*COMMANDS["generate"][0], *QUICK, "--search", text]
     for text in [*NAMES, *VERIFIERS]:
-        yield [*COMMANDS["generate"][0], "--budget", "40", "--verifier", text]
+        yield [*COMMANDS["generate"][0], *QUICK, "--verifier", text]
     for text in NAMES:
         yield [*COMMANDS["bench"][0], "--search", text]
         yield [*COMMANDS["bench"][0], "--verifier", text]
@@ -260,22 +258,12 @@ def wrong_models() -> Iterator[list[str]]:
     """Every folder that is no model, as the model, as the verifier's, as a LoRA and for training."""
     for name in MODELS:
         folder = f"models/{name}"
-        yield ["generate", "two red stars", "--output", "out", "--budget", "20", "--model", folder]
-        yield ["generate", "two red stars", "--output", "out", "--budget", "20", "--verifier", f'clip model="{folder}"']
-        yield ["generate", "two red stars", "--output", "out", "--budget", "20", "--lora", folder]
+        yield ["generate", "two red stars", "--output", "out", *QUICK, "--model", folder]
+        yield ["evaluate", "pictures", "--metrics", f'clip model="{folder}"', "--output", "out/results.json"]
         yield ["bench", "shapes-mini", "--limit", "1", "--output", "out", "--model", folder]
-        yield [
-            "train",
-            "sft",
-            "--output_dir",
-            "out",
-            "--train_data_dir",
-            "pictures",
-            "--device",
-            "cpu",
-            "--model",
-            folder,
-        ]
+        yield ["train", "sft", "--output_dir", "out", "--train_data_dir", "pictures", "--model", folder]
+    for name in ("empty", "a list", "no JSON", "wrong types"):
+        yield ["generate", "two red stars", "--output", "out", *QUICK, "--lora", f"models/{name}"]
 
 
 ARGUMENTS = [
@@ -315,7 +303,7 @@ OPTIONS = [
     ["--lora", "nowhere"],
     ["--lora", "pictures:x"],
     ["--lora", ":0.5"],
-    ["--budget", "3"],
+    ["--budget", "1"],
     ["--budget", "0"],
     ["--steps", "1" + "0" * 30],
     ["--batch-size", "0"],
@@ -323,7 +311,7 @@ OPTIONS = [
     ["--budget"],
     ["--seed", "1e3"],
     ["--negative-prompt", "blurry", "--pipe-arg", "negative_prompt=grey"],
-    ["--seed", "1" + "0" * 30, "--budget", "3"],
+    ["--seed", "1" + "0" * 30, "--budget", "1"],
     *(["--budget", "1000000000", "--search", name] for name in ("svdd", "demon", "paths", "free2guide", "fk")),
 ]
 
@@ -331,9 +319,9 @@ OPTIONS = [
 def wrong_options() -> Iterator[list[str]]:
     """Arguments of pipelines' calls, loading options, and numbers that no machine can hold."""
     for text in ARGUMENTS:
-        yield ["generate", "two red stars", "--output", "out", "--budget", "40", "--pipe-arg", text]
+        yield ["generate", "two red stars", "--output", "out", *QUICK, "--pipe-arg", text]
     for given in OPTIONS:
-        yield ["generate", "two red stars", "--output", "out", "--budget", "40", *given]
+        yield ["generate", "two red stars", "--output", "out", *QUICK, *given]
     for resolution in ("7", "100000", "0"):
         yield [
             "train",
@@ -342,8 +330,6 @@ def wrong_options() -> Iterator[list[str]]:
             "out",
             "--train_data_dir",
             "pictures",
-            "--device",
-            "cpu",
             "--resolution",
             resolution,
         ]
@@ -387,8 +373,6 @@ def wrong_prompts() -> Iterator[list[str]]:
             file,
             "--reward",
             "clip",
-            "--device",
-            "cpu",
         ]
 
 
@@ -424,17 +408,17 @@ def wrong_pictures() -> Iterator[list[str]]:
             "--output",
             "out/results.json",
         ]
-        yield ["train", "sft", "--output_dir", "out", "--train_data_dir", folder, "--device", "cpu"]
-        yield ["train", "dpo", "--output_dir", "out", "--train_data_dir", folder, "--device", "cpu"]
+        yield ["train", "sft", "--output_dir", "out", "--train_data_dir", folder]
+        yield ["train", "dpo", "--output_dir", "out", "--train_data_dir", folder]
 
 
 def wrong_outputs() -> Iterator[list[str]]:
     """Places where nothing can be written, and folders that hold something else."""
     for place in ("prompts.txt", "prompts.txt/below", "/proc/nowhere", LONG, "pictures"):
-        yield ["generate", "two red stars", "--budget", "20", "--output", place]
-        yield ["bench", "shapes-mini", "--limit", "1", "--budget", "20", "--output", place]
+        yield ["generate", "two red stars", *QUICK, "--output", place]
+        yield ["bench", "shapes-mini", "--limit", "1", *QUICK, "--output", place]
         yield ["reproduce", "A.table2", "--quick", "--output", place]
-        yield ["train", "sft", "--train_data_dir", "pictures", "--device", "cpu", "--output_dir", place]
+        yield ["train", "sft", "--train_data_dir", "pictures", "--output_dir", place]
         yield ["shapes", "data", "plain", "--size", "1", "--output", place]
         if place != "pictures":
             yield [

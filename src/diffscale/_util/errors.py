@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 _SHOWN: Final = 80  # characters of a name that is none
-_LISTED: Final = 40  # names to choose from
+_LISTED: Final = 30  # names to choose from
 
 
 class DiffscaleError(Exception):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from diffscale._util import config
 from diffscale._util.config import Flag
@@ -79,7 +79,7 @@ class BenchConfig(ModelConfig):
     )
     search: list[SearchText] = Field([DEFAULT_SEARCH], min_length=1, description="Algorithm and arguments; repeatable.")
     verifier: list[VerifierText] = Field(["clip"], min_length=1, description="What to search with; repeatable.")
-    budget: list[int] = Field([1280], min_length=1, description="NFE a prompt; repeatable.")
+    budget: list[PositiveInt] = Field([1280], min_length=1, description="NFE a prompt; repeatable.")
     repeats: int = Field(1, gt=0, description="Searches a prompt, each from its own noise.")
     limit: int | None = Field(None, gt=0, description="Prompts, evenly over the suite. Default: all.")
 

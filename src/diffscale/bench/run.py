@@ -87,6 +87,13 @@ def run(
     return [bench.done[name] for cell in chosen for name in bench.names(cell)]
 
 
+def check_folder(folder: Path) -> None:
+    """Raise DiffscaleError for a folder that holds something else than a bench."""
+    ours = (SAMPLES, _JOURNAL, ".lock")
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in ours):
+        raise DiffscaleError(f"{folder} exists and is not a bench of diffscale: choose another --output.")
+
+
 def settle(settings: BenchConfig, folder: Path, say: Callable[[DtypeChoice], None] = warn_of_slow_dtype) -> BenchConfig:
     """`settings` with the dtype that is used in the place of `auto`: that of the results in `folder`, if there are any.
 

@@ -28,6 +28,7 @@ def bench(
     from diffscale.suites import prompts as prompt_files
     from diffscale.verifiers.heldout import judge_name
 
+    job.check_folder(output)
     console = quiet_console()
     prompts = prompt_files.load(settings.suite, settings.limit)
     settings = job.settle(settings, output, partial(print_dtype, console))

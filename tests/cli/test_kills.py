@@ -1,0 +1,96 @@
+"""Commands that are killed at moments by chance, and given again, end as one that was never killed."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffscale.cli.main import run
+
+SEARCH = "--search", "zero_order n=4", "--budget", "160", "--batch-size", "2"
+CELLS = "--limit", "2", "--search", "random", "--search", "fk k=3", "--budget", "60"
+TRAINING = (
+    "--model", "shapes-flux", "--train_data_dir", "data", "--max_train_steps", "8", "--rank", "2",
+    "--checkpointing_steps", "1", "--num_validation_images", "1",
+)  # fmt: skip
+COMMANDS = {
+    "generate": ["generate", "two red stars", *SEARCH, "--output"],
+    "bench": ["bench", "shapes-mini", *CELLS, "--output"],
+    "train": ["train", "sft", *TRAINING, "--output_dir"],
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kills")
+    (folder / "data").mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 64), (80 * i, 10, 99)).save(folder / "data" / f"{i}.png")
+    rows = [{"file_name": f"{i}.png", "text": f"picture {i}"} for i in range(3)]
+    (folder / "data" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def forked(home: Path, arguments: list[str]) -> int:
+    """`diffscale ...` in a process of its own, which has all imports already; its number."""
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            os.chdir(home)
+            AcceleratorState._reset_state(True)
+            GradientState._reset_state()
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            sys.argv = ["diffscale", *arguments]
+            run()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        finally:
+            os._exit(code)
+    return process
+
+
+def found(home: Path, command: str, output: str) -> object:
+    """What the command computed, without what it took."""
+    folder = home / output
+    if command == "generate":
+        result = json.loads((folder / "result.json").read_text())
+        kept = ("best", "baseline", "trace", "nfe", "network_forwards", "candidates", "dropped", "judges")
+        return {name: result[name] for name in kept}, (folder / "best.png").read_bytes()
+    if command == "bench":
+        samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        kept = ("name", "score", "scores", "trace", "nfe", "network_forwards", "dropped")
+        pictures = [(folder / sample["image"]).read_bytes() for sample in samples]
+        return sorted(zip(([sample[name] for name in kept] for sample in samples), pictures, strict=True), key=str)
+    weights = load_file(folder / "pytorch_lora_weights.safetensors")
+    return {name: tensor.tolist() for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_kills_change_nothing(home, command, kills):
+    whole, cut = f"{command} {kills} whole", f"{command} {kills} cut"
+    began = time.monotonic()
+    assert os.waitpid(forked(home, [*COMMANDS[command], whole]), 0)[1] == 0
+    took, chance, killed = time.monotonic() - began, random.Random(kills), 0
+    more = ["--resume_from_checkpoint", "latest"] if command == "train" else []
+    while killed < kills:
+        process = forked(home, [*COMMANDS[command], cut, *(more if killed else [])])
+        time.sleep(chance.uniform(0.05, 0.9) * took)
+        if os.waitpid(process, os.WNOHANG) != (0, 0):
+            break  # it was done before
+        os.kill(process, signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+        killed += 1
+    assert os.waitpid(forked(home, [*COMMANDS[command], cut, *more]), 0)[1] == 0
+    assert killed and found(home, command, cut) == found(home, command, whole)
