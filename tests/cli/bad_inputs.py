@@ -311,8 +311,7 @@ OPTIONS = [
     ["--budget"],
     ["--seed", "1e3"],
     ["--negative-prompt", "blurry", "--pipe-arg", "negative_prompt=grey"],
-    ["--seed", "1" + "0" * 30, "--budget", "1"],
-    *(["--budget", "1000000000", "--search", name] for name in ("svdd", "demon", "paths", "free2guide", "fk")),
+    *(["--budget", "1000000000", "--search", name] for name in ("svdd", "fk")),
 ]
 
 
@@ -434,7 +433,6 @@ def wrong_outputs() -> Iterator[list[str]]:
         yield ["shapes", "data", "plain", "--output", "out", "--size", number]
     yield ["shapes", "train", "nope"]
     yield ["shapes", "data", "nope"]
-    yield ["shapes"]
     yield ["nope"]
     yield ["--nope"]
 
