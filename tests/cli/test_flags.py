@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typer.testing import CliRunner
 
 from diffscale._util import config
-from diffscale._util.config import Flag
+from diffscale._util.config import Flag, parse_yaml
 from diffscale._util.errors import DiffscaleError
 from diffscale.cli.flags import settings_from_flags
 
@@ -76,6 +76,18 @@ def test_flags_override_a_file_which_repeats_the_run(tmp_path: Path) -> None:
     assert _run("square", "--config", str(file), "--half")[0] == settings.model_copy(
         update={"word": "square", "half": True}
     )
+
+
+def test_aliases_are_read_and_bombs_of_them_are_not(tmp_path: Path) -> None:
+    assert parse_yaml("a: &a [1]\nb: *a\nc: [*a, *a]", "{why}") == {"a": [1], "b": [1], "c": [[1], [1]]}
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+    for text, said in (
+        (bomb, "stand for too much"),
+        ("a: &a {b: [*a]}", "refers to what it is in"),
+        ("[" * 5000, "deeply"),
+    ):
+        with pytest.raises(DiffscaleError, match=f"^Bad: .*{said}"):
+            parse_yaml(text, "Bad: {why}.")
 
 
 def test_help_says_defaults_once_and_groups_by_the_class_that_declares_a_field() -> None:

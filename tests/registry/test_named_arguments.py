@@ -90,6 +90,19 @@ def test_what_was_split_at_commas_is_put_together(values: list[list[str]]) -> No
     assert rejoined(",".join(texts).split(",") if texts else [], lambda piece: piece.startswith("a")) == texts
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('rest="/my models/x"', "/my models/x"), ("rest='a b'", "a b"), (r"rest=C:\models\new", r"C:\models\new"),
+        (r'rest="C:\my models\"', "C:\\my models\\"), ("rest=a#b", "a#b"), ('rest=""', ""),
+    ],
+)  # fmt: skip
+def test_quotation_marks_keep_spaces_and_backslashes_are_themselves(text: str, value: str) -> None:
+    assert parsed(f"{text} by=2") == {"rest": value, "by": 2}
+    with pytest.raises(DiffscaleError, match="A quotation mark is not closed"):
+        parsed("rest='a b")
+
+
 def test_nothing_is_no_name() -> None:
     with pytest.raises(UnknownName, match="Unknown verifier ''"):
         parse("", "verifier", {"f": bare})

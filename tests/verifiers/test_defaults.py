@@ -10,6 +10,7 @@ import torch
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.cli import list as listed
+from diffscale.models.load import base_model, world_of
 from diffscale.models.shipped import shipped_folders, verifier_networks
 from diffscale.verifiers import VERIFIERS, check, load
 from diffscale.verifiers.defaults import build, counterpart
@@ -51,6 +52,17 @@ def test_every_shipped_pipeline_names_shipped_networks_for_all_kinds(name: str) 
     for kind in kinds:
         network = counterpart(name, kind)
         assert network in shipped_folders() if is_pipeline else network is None
+
+
+def test_a_base_that_comes_back_to_itself_is_told(tmp_path: Path) -> None:
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    model(Path(one), base=other)
+    model(Path(other), base=one)
+    own = model(tmp_path / "own", base=str(tmp_path / "own"))
+    for given in (one, other, own):
+        for ask in (lambda given: counterpart(given, "clip"), base_model, world_of):
+            with pytest.raises(DiffscaleError, match=r"comes back to it: mend its diffscale\.json"):
+                ask(given)
 
 
 def test_a_wrong_manifest_is_told(tmp_path: Path) -> None:

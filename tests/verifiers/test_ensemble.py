@@ -167,6 +167,8 @@ def test_members_may_be_functions_and_have_any_signs_in_their_values(tmp_path, m
     llm.close()
     assert first.function.keywords == {"words": "a,b=c", "by": 2.0}
     assert second.function.keywords == {"where": "http://x:80/y?a=b,c:7"}
+    spaced = load('ensemble of="own:told:words=a b:by=2,shapes-judge"').members[0]
+    assert spaced.function.keywords == {"words": "a b", "by": 2.0}
     assert load("weighted of=own:told,own:told:by=3").members[1].function.keywords == {"by": 3.0}
 
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,7 @@ from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import read_text, write_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
+_MOST_ITEMS: Final = 100_000  # of a configuration, its aliases written out
 
 
 @dataclass(frozen=True)
@@ -62,25 +63,34 @@ def read(file: Path) -> dict[str, Any]:
     return settings
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: a few of them stand for a document of any size."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """The next node; raises YAMLError for an alias."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not read: write out what they stand for")
-        return super().compose_node(parent, index)
-
-
 def parse_yaml(text: str, sentence: str) -> Any:
     """What `text` says in YAML; raises DiffscaleError of that `sentence`, whose "{why}" becomes the reason."""
     try:
-        return yaml.load(text, _PlainLoader)
+        content = yaml.safe_load(text)
+        if _written_out(content, {}) > _MOST_ITEMS:
+            raise ValueError("its aliases stand for too much")
+        return content
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         # The latter three: numbers, dates and keys that cannot be, and too many brackets.
         deep = isinstance(error, RecursionError)
         why = "it is nested too deeply" if deep else " ".join(str(error).split())
         raise DiffscaleError(sentence.replace("{why}", why)) from error
+
+
+def _written_out(content: Any, known: dict[int, int]) -> int:
+    """How many items there are, aliases written out: a few of them can stand for more than any memory holds.
+
+    `known`: the numbers of what was counted before, by its id. Raises ValueError for what is in itself.
+    """
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = 0  # on its way
+        inner = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_written_out(each, known) for each in inner)
+    elif not known[id(content)]:
+        raise ValueError("an alias refers to what it is in")
+    return known[id(content)]
 
 
 def validated(kind: type[Settings], settings: dict[str, Any]) -> Settings:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -104,10 +105,10 @@ def check_members(of: str = "aesthetic,clip,image_reward", weights: str | None =
 
     for member in (texts := _split(of)):
         try:
-            check(_ARGUMENT.sub(" ", member))
+            check(_alone(member))
         except DiffscaleError as error:
             # What to write has colons here, where a verifier alone has spaces.
-            said = str(error).replace(f"write {_ARGUMENT.sub(' ', member)} ", f"write {member}:")
+            said = str(error).replace(f"write {_alone(member)} ", f"write {member}:")
             raise type(error)(f"In of={of}: {said}") from error
     _shares(weights, len(texts))
 
@@ -126,7 +127,13 @@ def members(of: str, weights: str | None, *, device: Any, image_model: str) -> t
     from diffscale.verifiers import load
 
     shares = _shares(weights, len(texts := _split(of)))
-    return [load(_ARGUMENT.sub(" ", text), device=device, image_model=image_model) for text in texts], shares
+    return [load(_alone(text), device=device, image_model=image_model) for text in texts], shares
+
+
+def _alone(member: str) -> str:
+    """A member as a verifier is named alone: with spaces before its arguments, and quotation marks around their own."""
+    parts = _ARGUMENT.split(member)
+    return " ".join(shlex.quote(part) if any(sign in part for sign in " '\"") else part for part in parts)
 
 
 def _shares(weights: str | None, members: int) -> list[float]:
