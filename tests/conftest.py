@@ -1,6 +1,7 @@
 """Fixtures of many tests."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,11 @@ from typing import Any
 # Before torch is there, and for processes that tests start: to networks so small more threads only cost, most of all
 # beside other work on few cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A suite that runs in the background is started with signals ignored, which tests send to themselves.
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 import pytest
 import torch

@@ -89,7 +89,7 @@ def test_the_folder_of_another_run_is_not_touched(
         (["--dtype", "float3"], "did you mean 'float32'?"),
         (["--pipe-arg", "height"], "name=value"),
         (["--pipe-arg", "hight=64"], "'hight', did you mean 'height'?"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--config", "nowhere.yaml"], "There is no configuration nowhere.yaml"),
         (["--search", "svdd", "--verifier", "clip_ssl", "--steps", "3"], "cannot score unfinished ones: use a search"),
     ],
 )

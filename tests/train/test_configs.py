@@ -104,7 +104,7 @@ def test_help_names_methods_and_flags(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("sft", ["--train_batch_size", "0"], "train_batch_size"),
         ("sft", ["--use_8bit_adam"], "pip install bitsandbytes"),
         ("sft", ["--resume", "checkpoint-9"], "There is no checkpoint 'checkpoint-9'"),
-        ("sft", ["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        ("sft", ["--config", "nowhere.yaml"], "There is no configuration nowhere.yaml"),
         ("ddpo", ["--reward", "tiny:redness", "--samples_per_round", "3"], "whole number of steps"),
         ("sft", ["--sample_steps", "3"], "leave sample_steps out"),
         ("ddpo", ["--reward", "clip", "--timestep_bias_strategy", "later"], "leave timestep_bias_strategy out"),

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,6 +78,11 @@ def private(folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)
     return folder
+
+
+def holds_others(folder: Path, ours: Collection[str]) -> bool:
+    """Whether `folder` is one with files, none of which has a name that our own folders have."""
+    return os.path.isdir(folder) and bool(names := os.listdir(folder)) and not set(names) & set(ours)
 
 
 def check_writable(path: Path) -> None:

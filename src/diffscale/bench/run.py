@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, explained
-from diffscale._util.files import inside, locked, parse_jsonl, read_text
+from diffscale._util.files import holds_others, inside, locked, parse_jsonl, read_text
 from diffscale._util.fingerprints import array_digest
 from diffscale._util.pixels import as_float, pixels, read_picture
 from diffscale._util.progress import Counter, Progress, silent
@@ -90,7 +90,7 @@ def run(
 def check_folder(folder: Path) -> None:
     """Raise DiffscaleError for a folder that holds something else than a bench."""
     ours = (SAMPLES, _JOURNAL, ".lock")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in ours):
+    if holds_others(folder, ours):
         raise DiffscaleError(f"{folder} exists and is not a bench of diffscale: choose another --output.")
 
 

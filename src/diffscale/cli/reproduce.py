@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from diffscale._util.errors import UnknownName, unknown
-from diffscale._util.files import read_text
+from diffscale._util.errors import DiffscaleError, UnknownName, unknown
+from diffscale._util.files import holds_others, read_text
 from diffscale.bench.config import ReproduceConfig
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import plain_console, print_dtype, print_table, print_warning, progress_bars, quiet_console
@@ -54,9 +54,11 @@ def reproduce(
     from diffscale.bench.papers import page
     from diffscale.bench.papers.plan import check
     from diffscale.bench.papers.points import GIVEN
-    from diffscale.bench.papers.session import Session, discard, run
+    from diffscale.bench.papers.session import CACHE, Session, discard, run
     from diffscale.models.load import best_device
 
+    if holds_others(output, (*recipes.names(), CACHE, "speeds.json", "verdicts.json")):
+        raise DiffscaleError(f"{output} exists and holds something else than papers' items: choose another --output.")
     console = quiet_console()
     if wrong := config.suites.keys() - set(GIVEN):
         raise unknown("suite", min(wrong), GIVEN)
