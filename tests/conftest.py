@@ -10,17 +10,20 @@ from typing import Any
 # beside other work on few cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A suite that runs in the background is started with signals ignored, which tests send to themselves.
-for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-    if signal.getsignal(_number) == signal.SIG_IGN:
-        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
-
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from pipelines import Brightness, tiny_sd
 
 from diffscale.models import dtypes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_are_heard() -> None:
+    """A suite that runs in the background is started with signals ignored, which tests send to themselves."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
