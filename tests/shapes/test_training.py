@@ -214,7 +214,8 @@ def test_a_recipe_writes_a_whole_folder_of_the_shipped_configuration(
     recipes.train("inception", tmp_path, folder, 1)
     assert {path.name for path in folder.iterdir()} == {path.name for path in shipped.iterdir()}
     for name in ("config.json", "preprocessor_config.json", "diffscale.json"):
-        assert json.loads((folder / name).read_text()) == json.loads((shipped / name).read_text())
+        made, wanted = (json.loads((place / name).read_text()) for place in (folder, shipped))
+        assert {**made, "transformers_version": ""} == {**wanted, "transformers_version": ""}
     figures = json.loads((folder / "figures.json").read_text())
     assert figures["inception"]["step"] == 1 and "accuracy" in figures["inception"]
     assert load_inception(str(folder))(torch.rand(2, 3, 64, 64)).shape[0] == 2
