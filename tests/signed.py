@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, Kandinsky3Pipeline, Kandinsky3UNet, UNet2DC
 from diffusers.models.transformers.transformer_prx import PRXTransformer2DModel
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 from pipelines import _unet, letters
-from unusual import N, embeds
+from unusual import N, embeds, prx_arguments
 
 
 def _given(pipe: Any, net: Any, args: dict[str, Any], forwards: int, **more: Any) -> SimpleNamespace:
@@ -115,13 +115,4 @@ def prx_pixels(scheduler: Any, guided: bool) -> SimpleNamespace:
         in_channels=3, patch_size=1, context_in_dim=16, hidden_size=16, num_heads=2, depth=1, axes_dim=[4, 4]
     ).eval()
     pipe = diffusers.PRXPixelPipeline(net, scheduler, None, None, default_sample_size=8)
-    args = {
-        **embeds(guided),
-        "prompt_attention_mask": torch.ones(N, 5, dtype=torch.bool),
-        **({"negative_prompt_attention_mask": torch.ones(N, 5, dtype=torch.bool)} if guided else {}),
-        "guidance_scale": 5.0 if guided else 1.0,
-        "use_resolution_binning": False,
-        "height": 8,
-        "width": 8,
-    }
-    return _given(pipe, net, args, 1 + guided, alone=guided)
+    return _given(pipe, net, prx_arguments(guided), 1 + guided, alone=guided)

@@ -74,6 +74,19 @@ def hidream(scheduler: Any, guided: bool) -> SimpleNamespace:
     return SimpleNamespace(pipe=pipe, net=net, args=args, forwards=1 + guided, layered=layered)
 
 
+def prx_arguments(guided: bool) -> dict[str, Any]:
+    """What PRX and its sibling for pixels are called with."""
+    return {
+        **embeds(guided),
+        "prompt_attention_mask": torch.ones(N, 5, dtype=torch.bool),
+        **({"negative_prompt_attention_mask": torch.ones(N, 5, dtype=torch.bool)} if guided else {}),
+        "guidance_scale": 5.0 if guided else 1.0,
+        "use_resolution_binning": False,
+        "height": 8,
+        "width": 8,
+    }
+
+
 def prx(scheduler: Any, guided: bool) -> SimpleNamespace:
     """With guidance it tells its network two times, whatever the batch is."""
     torch.manual_seed(0)
@@ -87,13 +100,4 @@ def prx(scheduler: Any, guided: bool) -> SimpleNamespace:
         axes_dim=[4, 4],
     ).eval()
     pipe = PRXPipeline(net, scheduler, None, None, _vae(**_FLOW_VAE), default_sample_size=8)
-    args = {
-        **embeds(guided),
-        "prompt_attention_mask": torch.ones(N, 5, dtype=torch.bool),
-        **({"negative_prompt_attention_mask": torch.ones(N, 5, dtype=torch.bool)} if guided else {}),
-        "guidance_scale": 5.0 if guided else 1.0,
-        "use_resolution_binning": False,
-        "height": 8,
-        "width": 8,
-    }
-    return SimpleNamespace(pipe=pipe, net=net, args=args, forwards=1 + guided, alone=guided)
+    return SimpleNamespace(pipe=pipe, net=net, args=prx_arguments(guided), forwards=1 + guided, alone=guided)

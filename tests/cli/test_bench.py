@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import run_diffscale
 from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.report import summarise
 from diffscale.bench.series import Cell
-from diffscale.cli.main import run
 from diffscale.metrics.bootstrap import interval
 from diffscale.suites import prompts
 
@@ -20,21 +20,12 @@ ARGUMENTS = ["--steps", "4", "--limit", "2", "--budget", "8", "--budget", "16", 
              "--search", "zero_order n=1"]  # fmt: skip
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["diffscale", *arguments])
-    try:
-        run()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_a_bench_adds_up_and_is_not_done_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "bench"
     arguments = ["bench", "shapes-mini", *ARGUMENTS, "--output", str(folder)]
-    assert _run(monkeypatch, *arguments) == 0
+    assert run_diffscale(monkeypatch, *arguments) == 0
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 2 * 2 * 2 and {sample["nfe"] for sample in samples} == {8, 16}
     for sample in samples:
@@ -52,15 +43,15 @@ def test_a_bench_adds_up_and_is_not_done_twice(
 
     before = (folder / "samples.jsonl").read_bytes()
     monkeypatch.setattr("diffscale.bench.run.make_sampler", None)  # nothing may be loaded
-    assert _run(monkeypatch, *arguments) == 0
+    assert run_diffscale(monkeypatch, *arguments) == 0
     assert (folder / "samples.jsonl").read_bytes() == before
     # A line that was cut off is run again: from the journal, for nothing.
     monkeypatch.undo()
     (folder / "samples.jsonl").write_bytes(before[:-30])
-    assert _run(monkeypatch, *arguments) == 0
+    assert run_diffscale(monkeypatch, *arguments) == 0
     again = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert again == samples
-    assert _run(monkeypatch, *arguments, "--seed", "1") == 2
+    assert run_diffscale(monkeypatch, *arguments, "--seed", "1") == 2
     assert "seed was 0, now 1" in capsys.readouterr().err
 
 
@@ -82,7 +73,7 @@ def test_what_is_wrong_is_said_and_the_exit_code_is_2(
     arguments: list[str],
     message: str,
 ) -> None:
-    assert _run(monkeypatch, "bench", *arguments, "--limit", "1", "--output", str(tmp_path / "out")) == 2
+    assert run_diffscale(monkeypatch, "bench", *arguments, "--limit", "1", "--output", str(tmp_path / "out")) == 2
     assert message in capsys.readouterr().err
 
 
@@ -123,7 +114,7 @@ def test_another_limit_overwrites_no_picture(
     prompts.write_text("a red circle\na blue square\ntwo green stars\n")
     arguments = ["--budget", "8", "--steps", "4", "--output", str(folder)]
     for limit in (1, 2, 3):
-        assert _run(monkeypatch, "bench", str(prompts), *arguments, "--limit", str(limit)) == 0
+        assert run_diffscale(monkeypatch, "bench", str(prompts), *arguments, "--limit", str(limit)) == 0
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert len({sample["prompt"] for sample in samples}) == len({sample["image"] for sample in samples}) == 3
 
@@ -135,7 +126,7 @@ def test_cells_that_cannot_work_fail_alone(
     grid += ["--verifier", "clip_ssl", "--verifier", "ensemble of=clip,shapes-judge"]
     monkeypatch.setenv("COLUMNS", "300")
     arguments = ["bench", "shapes-mini", *grid, "--limit", "2", "--steps", "4", "--budget", "16"]
-    assert _run(monkeypatch, *arguments, "--output", str(tmp_path)) == 0
+    assert run_diffscale(monkeypatch, *arguments, "--output", str(tmp_path)) == 0
     rows = {
         (r["search"], r["verifier"].split()[0]): r for r in json.loads((tmp_path / "results.json").read_text())["cells"]
     }
@@ -150,4 +141,4 @@ def test_cells_that_cannot_work_fail_alone(
     for row in (unfinished, flat):
         assert row["errors"][0] in said and "2 of 2 searches of " + row["search"] in said
     monkeypatch.setattr("diffscale.bench.run.make_sampler", None)  # what failed is done
-    assert _run(monkeypatch, *arguments, "--output", str(tmp_path)) == 0
+    assert run_diffscale(monkeypatch, *arguments, "--output", str(tmp_path)) == 0

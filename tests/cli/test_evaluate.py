@@ -8,12 +8,11 @@ from random import Random
 
 import numpy as np
 import pytest
+from commands import run_diffscale
 from diffscale_shapes.prompts import suite
 from diffscale_shapes.render import render
 from diffscale_shapes.scenes import CLASSES, draw_class_scene, draw_scene
 from PIL import Image
-
-from diffscale.cli.main import run
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +35,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr("sys.argv", ["diffscale", "evaluate", *map(str, arguments), "--device", "cpu"])
-    try:
-        run()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return run_diffscale(monkeypatch, "evaluate", *arguments, "--device", "cpu")
 
 
 def test_a_folder_is_measured(

@@ -4,16 +4,13 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
+from commands import forked
 from PIL import Image
 from safetensors.torch import load_file
-
-from diffscale.cli.main import run
 
 SEARCH = "--search", "zero_order n=4", "--budget", "160", "--batch-size", "2"
 CELLS = "--limit", "2", "--search", "random", "--search", "fk k=3", "--budget", "60"
@@ -39,27 +36,6 @@ def home(tmp_path_factory):
     return folder
 
 
-def forked(home: Path, arguments: list[str]) -> int:
-    """`diffscale ...` in a process of its own, which has all imports already; its number."""
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            os.chdir(home)
-            AcceleratorState._reset_state(True)
-            GradientState._reset_state()
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            sys.argv = ["diffscale", *arguments]
-            run()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        finally:
-            os._exit(code)
-    return process
-
-
 def found(home: Path, command: str, output: str) -> object:
     """What the command computed, without what it took."""
     folder = home / output
@@ -78,19 +54,24 @@ def found(home: Path, command: str, output: str) -> object:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_kills_change_nothing(home, command, kills):
-    whole, cut = f"{command} {kills} whole", f"{command} {kills} cut"
+def test_kills_change_nothing(home, command, kills, monkeypatch):
+    monkeypatch.chdir(home)
+    whole, cut = f"{command} {kills} whole", f"{command} {kills} cut 0"
     began = time.monotonic()
-    assert os.waitpid(forked(home, [*COMMANDS[command], whole]), 0)[1] == 0
-    took, chance, killed = time.monotonic() - began, random.Random(kills), 0
+    assert os.waitpid(forked(*COMMANDS[command], whole), 0)[1] == 0
+    took, chance, killed, runs = time.monotonic() - began, random.Random(kills), 0, 0
     more = ["--resume_from_checkpoint", "latest"] if command == "train" else []
     while killed < kills:
-        process = forked(home, [*COMMANDS[command], cut, *(more if killed else [])])
+        process = forked(*COMMANDS[command], cut, *(more if Path(cut).exists() else []))
         time.sleep(chance.uniform(0.05, 0.9) * took)
-        if os.waitpid(process, os.WNOHANG) != (0, 0):
-            break  # it was done before
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:  # before it was killed: the next kills are of another run
+            assert status == 0 and found(home, command, cut) == found(home, command, whole)
+            runs += 1
+            cut = f"{command} {kills} cut {runs}"
+            continue
         os.kill(process, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
         killed += 1
-    assert os.waitpid(forked(home, [*COMMANDS[command], cut, *more]), 0)[1] == 0
-    assert killed and found(home, command, cut) == found(home, command, whole)
+    assert os.waitpid(forked(*COMMANDS[command], cut, *(more if Path(cut).exists() else [])), 0)[1] == 0
+    assert found(home, command, cut) == found(home, command, whole)

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from commands import run_diffscale
 from typer.testing import CliRunner
 
 from diffscale.bench import generate
-from diffscale.cli.main import app, run
+from diffscale.cli.main import app
 from diffscale.models import loras, quantization
 from diffscale.models.options import LoadOptions
 
 SMALL = ["a red star", "--steps", "2", "--budget", "6", "--device", "cpu"]
-
-
-def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["diffscale", *arguments])
-    try:
-        run()
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -61,7 +52,7 @@ def test_every_flag_reaches_the_loader(
         for each in value if isinstance(value, list) else [value]:
             flags += [flag] if each is True else [flag, str(each)]
     more = ["--limit", "1"] if command == "bench" else []
-    assert _run(monkeypatch, command, *flags, *more, "--output", str(tmp_path / "out")) == 2
+    assert run_diffscale(monkeypatch, command, *flags, *more, "--output", str(tmp_path / "out")) == 2
     assert loaded[0].asked() == ALL
 
 
@@ -102,7 +93,7 @@ def test_bad_input_gets_one_sentence(
     monkeypatch.setattr(quantization, "installed", lambda _: False)
     monkeypatch.setattr(loras, "installed", lambda _: True)
     for command in (["generate", *SMALL], ["bench", *SMALL[1:], "--limit", "1"]):
-        assert _run(monkeypatch, *command, *flags, "--output", str(tmp_path / command[0])) == 2
+        assert run_diffscale(monkeypatch, *command, *flags, "--output", str(tmp_path / command[0])) == 2
         error = capsys.readouterr().err
         assert said in " ".join(error.split()) and "Traceback" not in error
 
@@ -120,37 +111,37 @@ def test_a_run_goes_on_with_other_memory_options(tmp_path: Path, monkeypatch: py
     folder = tmp_path / "run"
     arguments = ["generate", *SMALL, "--batch-size", "1", "--output", str(folder)]
     monkeypatch.setattr(generate, "run", interrupted)
-    assert _run(monkeypatch, *arguments) == 130
+    assert run_diffscale(monkeypatch, *arguments) == 130
     seen: list[int] = []
     monkeypatch.setattr(
         generate, "run", lambda settings, out, _=None: job(settings, out, lambda what, n, *_, **__: seen.append(n))
     )
     memory = ["--vae-slicing", "--vae-tiling", "--attention", "native"]
-    assert _run(monkeypatch, *arguments, *memory) == 0
+    assert run_diffscale(monkeypatch, *arguments, *memory) == 0
     assert seen == [6]  # what was paid for before is not run again
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["vae_slicing"] is True and saved["attention"] == "native"
     assert json.loads((folder / "result.json").read_text())["candidates"] == 3
     # A finished run is found whatever these are, and no other dtype is let in.
-    assert _run(monkeypatch, *arguments) == 0 and seen == [6]
-    assert _run(monkeypatch, *arguments, "--dtype", "bfloat16") == 2
-    assert _run(monkeypatch, *arguments, "--scheduler", "FlowMatchHeunDiscreteScheduler") == 2
+    assert run_diffscale(monkeypatch, *arguments) == 0 and seen == [6]
+    assert run_diffscale(monkeypatch, *arguments, "--dtype", "bfloat16") == 2
+    assert run_diffscale(monkeypatch, *arguments, "--scheduler", "FlowMatchHeunDiscreteScheduler") == 2
 
 
 def test_a_configuration_repeats_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
     scheduler = ["--scheduler", "FlowMatchEulerDiscreteScheduler shift=2"]
     true_cfg = ["--pipe-arg", "true_cfg_scale=2", "--negative-prompt", "no"]
-    assert _run(monkeypatch, "generate", *SMALL, *scheduler, *true_cfg, "--output", str(first)) == 0
+    assert run_diffscale(monkeypatch, "generate", *SMALL, *scheduler, *true_cfg, "--output", str(first)) == 0
     assert yaml.safe_load((first / "config.yaml").read_text())["negative_prompt"] == "no"
-    assert _run(monkeypatch, "generate", "--config", str(first / "config.yaml"), "--output", str(again)) == 0
+    assert run_diffscale(monkeypatch, "generate", "--config", str(first / "config.yaml"), "--output", str(again)) == 0
     assert (first / "best.png").read_bytes() == (again / "best.png").read_bytes()
     results = [json.loads((folder / "result.json").read_text()) for folder in (first, again)]
     assert results[0]["network_forwards"] == 2 * results[0]["nfe"]
     # Each of them changed the picture.
     for name, fewer in (("shift", true_cfg), ("negative", scheduler)):
         other = tmp_path / name
-        assert _run(monkeypatch, "generate", *SMALL, *fewer, "--output", str(other)) == 0
+        assert run_diffscale(monkeypatch, "generate", *SMALL, *fewer, "--output", str(other)) == 0
         assert (other / "baseline.png").read_bytes() != (first / "baseline.png").read_bytes()
 
 
@@ -158,10 +149,10 @@ def test_a_bench_goes_on_with_other_memory_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["bench", *SMALL[1:], "--limit", "1", "--output", str(tmp_path / "out")]
-    assert _run(monkeypatch, *arguments) == 0
+    assert run_diffscale(monkeypatch, *arguments) == 0
     lines = (tmp_path / "out" / "samples.jsonl").read_text()
-    assert _run(monkeypatch, *arguments, "--vae-slicing") == 0
+    assert run_diffscale(monkeypatch, *arguments, "--vae-slicing") == 0
     assert (tmp_path / "out" / "samples.jsonl").read_text() == lines
     capsys.readouterr()
-    assert _run(monkeypatch, *arguments, "--scheduler", "FlowMatchEulerDiscreteScheduler shift=2") == 2
+    assert run_diffscale(monkeypatch, *arguments, "--scheduler", "FlowMatchEulerDiscreteScheduler shift=2") == 2
     assert "scheduler was None, now 'FlowMatchEuler" in capsys.readouterr().err

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from commands import run_diffscale
 
 from diffscale._util.signals import ENDING, Stopped, signals_noted, signals_raised
-from diffscale.cli.main import run
 
 SMALL = ["--steps", "2", "--dtype", "float32", "--batch-size", "1", "--verifier", "test_signals:brightness"]
 COMMANDS = {
@@ -35,14 +35,9 @@ def brightness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return images.mean((1, 2, 3))
 
 
-def diffscale(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def run_counted(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     scored.clear()
-    monkeypatch.setattr(sys, "argv", ["diffscale", *arguments])
-    try:
-        run()
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
+    return run_diffscale(monkeypatch, *arguments)
 
 
 def found(command: str, folder: Path) -> Any:
@@ -62,13 +57,13 @@ def test_a_signal_is_told_and_the_same_command_goes_on(
     before = signal.getsignal(number)
     whole, cut = ([command, *COMMANDS[command], "--output", str(tmp_path / name)] for name in ("whole", "cut"))
     stop_at.append(number)
-    assert diffscale(monkeypatch, *cut) == 128 + number
+    assert run_counted(monkeypatch, *cut) == 128 + number
     error = " ".join(capsys.readouterr().err.split())
     assert f"stopped by {signal.Signals(number).name}: give the same command to go on" in error
     assert "Traceback" not in error and signal.getsignal(number) == before
-    assert diffscale(monkeypatch, *cut) == 0
+    assert run_counted(monkeypatch, *cut) == 0
     seen = len(scored)
-    assert diffscale(monkeypatch, *whole) == 0
+    assert run_counted(monkeypatch, *whole) == 0
     assert found(command, tmp_path / "whole") == found(command, tmp_path / "cut")
     assert seen < len(scored)  # what was paid for is not paid again
 

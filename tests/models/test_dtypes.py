@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import run_diffscale
 from pipelines import PROMPTS
 from safetensors.torch import save_file
 
 import diffscale
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench import generate
-from diffscale.cli.main import run
 from diffscale.models import dtypes, load
 from diffscale.models.load import dtype_of_pipeline, load_pipeline, settle_dtype
 from diffscale.models.options import LoadOptions
@@ -27,15 +26,6 @@ PUBLISHED = dtypes.published_dtype  # before the suite's own fixture takes its p
 
 def _fast(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     monkeypatch.setattr(dtypes, "fast_bfloat16", lambda: fast)
-
-
-def _diffscale(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["diffscale", *arguments])
-    try:
-        run()
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
 
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, "bfloat16"), (False, "float32")])
@@ -165,23 +155,23 @@ def test_generate_keeps_the_dtype_of_a_run_and_says_once_where_that_is_slow(
 
     _fast(monkeypatch, True)
     monkeypatch.setattr(generate, "run", interrupted)
-    assert _diffscale(monkeypatch, *arguments) == 130
+    assert run_diffscale(monkeypatch, *arguments) == 130
     assert "The dtype is bfloat16, which this processor multiplies" in capsys.readouterr().out
     assert "dtype: bfloat16\n" in (folder / "config.yaml").read_text()
     monkeypatch.setattr(generate, "run", job)
     _fast(monkeypatch, False)
-    assert _diffscale(monkeypatch, *arguments, "--dtype", "float32") == 2
+    assert run_diffscale(monkeypatch, *arguments, "--dtype", "float32") == 2
     capsys.readouterr()
     with warnings.catch_warnings(record=True) as warned:
-        assert _diffscale(monkeypatch, *arguments) == 0
+        assert run_diffscale(monkeypatch, *arguments) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("slow on this processor") == 1 and "another run with dtype float32" in out
     assert not [each for each in warned if "dtype" in str(each.message)]
     assert json.loads((folder / "result.json").read_text())["dtype"] == "bfloat16"
     # What is done is found, and nothing more is said of it.
-    assert _diffscale(monkeypatch, *arguments) == 0
+    assert run_diffscale(monkeypatch, *arguments) == 0
     assert "slow" not in (said := capsys.readouterr().out) and "already holds this run" in said
-    assert _diffscale(monkeypatch, *arguments, "--dtype", "float32") == 2
+    assert run_diffscale(monkeypatch, *arguments, "--dtype", "float32") == 2
 
 
 def test_bench_keeps_the_dtype_of_its_folder(
@@ -190,11 +180,11 @@ def test_bench_keeps_the_dtype_of_its_folder(
     folder = tmp_path / "bench"
     arguments = ["bench", "shapes-mini", "--limit", "1", *SMALL, "--verifier", "aesthetic", "--output", str(folder)]
     _fast(monkeypatch, False)
-    assert _diffscale(monkeypatch, *arguments) == 0
+    assert run_diffscale(monkeypatch, *arguments) == 0
     assert "The dtype is float32, since" in capsys.readouterr().out
     assert json.loads((folder / "results.json").read_text())["settings"]["dtype"] == "float32"
     _fast(monkeypatch, True)
-    assert _diffscale(monkeypatch, *arguments, "--budget", "2") == 0
+    assert run_diffscale(monkeypatch, *arguments, "--budget", "2") == 0
     out = capsys.readouterr().out
     assert "The dtype is float32, in which this run was begun." in out and "slow" not in out
-    assert _diffscale(monkeypatch, *arguments, "--dtype", "bfloat16") == 2
+    assert run_diffscale(monkeypatch, *arguments, "--dtype", "bfloat16") == 2

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+from commands import reset_accelerate
 
 
 @pytest.fixture(scope="session")
@@ -26,4 +27,4 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def fresh_accelerator() -> Iterator[None]:
     """accelerate keeps its state for the whole process."""
     yield
-    tiny.reset()
+    reset_accelerate()

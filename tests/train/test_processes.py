@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from commands import forked
 from safetensors.torch import load_file
 from test_train_methods import REWARDED, given
 
@@ -27,7 +28,7 @@ def together(*arguments: Any) -> None:
     shared = {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
-    started = [tiny.forked(*arguments, RANK=str(i), LOCAL_RANK=str(i), **shared) for i in range(2)]
+    started = [forked("train", *arguments, RANK=str(i), LOCAL_RANK=str(i), **shared) for i in range(2)]
     assert [os.waitpid(process, 0)[1] for process in started] == [0, 0]
 
 

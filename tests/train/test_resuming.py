@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from commands import forked
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from test_train_methods import METHODS, REWARDED, SHARPENED, given
@@ -106,7 +107,7 @@ def test_a_killed_process_loses_nothing_but_the_steps_since_its_checkpoint(
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ["--max_train_steps", 12, "--checkpointing_steps", 4, "--checkpoints_total_limit", 2]
-    process = tiny.forked(*given(data, "sft", cut, *more))
+    process = forked("train", *given(data, "sft", cut, *more))
     while not list_checkpoints(cut):
         assert os.waitpid(process, os.WNOHANG) == (0, 0)
         time.sleep(0.002)

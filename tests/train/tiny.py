@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from commands import run_diffscale
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from PIL import Image
 from pipelines import _unet, _vae
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-from diffscale.cli.main import run
 
 PROMPTS = ["a red tree", "two blue cars", "a green hill", "a house by night"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -104,35 +100,6 @@ def numb(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return redness(images.detach(), prompts)
 
 
-def forked(*arguments: Any, **environment: str) -> int:
-    """`diffscale train ...` in a process of its own, which has all imports already; its number."""
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            reset()
-            os.environ.update(environment)
-            sys.argv = ["diffscale", "train", *map(str, arguments)]
-            run()
-            code = 0
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        finally:
-            os._exit(code)
-    return process
-
-
-def reset() -> None:
-    """Forget what accelerate keeps for the whole process."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-
-
 def cli(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
     """The exit code of `diffscale train ...`."""
-    monkeypatch.setattr(sys, "argv", ["diffscale", "train", *map(str, arguments)])
-    try:
-        run()
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
+    return run_diffscale(monkeypatch, "train", *arguments)

@@ -80,6 +80,11 @@ def private(folder: Path) -> Path:
     return folder
 
 
+def user_cache() -> Path:
+    """`diffscale` in `$XDG_CACHE_HOME`, else in `~/.cache`, made if it is not there; what is in it may be deleted."""
+    return private(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffscale")
+
+
 def holds_others(folder: Path, ours: Collection[str]) -> bool:
     """Whether `folder` is one with files, none of which has a name that our own folders have."""
     return os.path.isdir(folder) and bool(names := os.listdir(folder)) and not set(names) & set(ours)

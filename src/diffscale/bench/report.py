@@ -28,8 +28,8 @@ def write(
     """Write all of it to `folder`; returns the rows of the table. `settings` name the dtype that was used."""
     rows = summarise(cells, samples, judge_name(settings.model))
     stated = settings.model_dump() | {"dtype": settings.used_dtype()}
-    unwritable = f"All is found, but {folder} cannot be written to ({{why}}): make room and run the "
-    with explained(f"{unwritable}same command again.", OSError):
+    mend = "make room and run the same command again"
+    with explained(f"All is found, but {folder} cannot be written to ({{why}}): {mend}.", OSError):
         write_json(folder / "results.json", {"settings": stated, "cells": rows})
         write_text(folder / "results.csv", as_csv(rows))
     title = f"{settings.model}, {settings.suite}"

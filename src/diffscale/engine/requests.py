@@ -1,12 +1,23 @@
 """What a search may ask for, whatever its budget pays: told before anything is priced."""
 
+from collections.abc import Callable, Generator
+from typing import Any, get_args
+
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.fingerprints import name_of
 from diffscale.types import Request, Run, Sampler, Score, Solve, State
 
 
-def check_request(request: Request, sampler: Sampler) -> None:
-    """Raise DiffscaleError for a request about something else than a state with rows, or that `sampler` cannot meet."""
-    kind, state = type(request).__name__, request.state
+def check_request(request: Any, sampler: Sampler, search: Callable[..., Any]) -> None:
+    """Raise DiffscaleError for what is no request, is about something else than a state with rows, or cannot be met by
+    `sampler`; `search` yielded it."""
+    kind = type(request).__name__
+    if not isinstance(request, Request):
+        mend = "write `yield from` there" if isinstance(request, Generator) else "mend it"
+        mend = "write `yield from env.evaluate(state)`" if isinstance(request, State) else mend
+        kinds = ", ".join(each.__name__ for each in get_args(Request))
+        raise DiffscaleError(f"A search yields {kinds}, but {name_of(search)} yielded {kind}: {mend}.")
+    state = request.state
     if not isinstance(state, State):
         raise DiffscaleError(f"{kind} takes a state, such as env.prior gives, not a {type(state).__name__}.")
     if not len(state):

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError, raised
 from diffscale.engine.batching import out_of_memory
 from diffscale.types import PoolVerifier, SetVerifier, Verifier
+
+_NOT_FINITE: Final = "decoding gave no finite picture"
 
 
 class DroppedCandidate(UserWarning):
@@ -39,7 +41,7 @@ def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded
     """
     finite = finite_pictures(images, *recorded)
     if not finite.all():
-        _warn_of_pictures(finite, prompts)
+        _warn_of_rows(~finite, prompts, _NOT_FINITE)
         return _score_rows(finite, verifier, images, prompts, *recorded)
     try:
         return usable_scores(verifier, score_images(verifier, images, prompts, *recorded), prompts)
@@ -71,8 +73,7 @@ def score_unflagged(
 
 def warn_of_flagged(flagged: Tensor, prompts: list[str]) -> None:
     """A DroppedCandidate for each picture `flagged` [b] by a safety checker."""
-    for row in flagged.nonzero().flatten().tolist():
-        _warn("the pipeline's safety checker flagged its picture", prompts[row])
+    _warn_of_rows(flagged, prompts, "the pipeline's safety checker flagged its picture")
 
 
 def _score_rows(usable: Tensor, verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ def usable_scores(verifier: Verifier, raw: Tensor, prompts: list[str], finite: T
     scores = raw.detach().cpu().double().clone()
     wrong = ~scores.isfinite().view(len(scores), -1).all(1)
     if finite is not None:
-        _warn_of_pictures(finite, prompts)
+        _warn_of_rows(~finite, prompts, _NOT_FINITE)
         scores[~finite], wrong = -math.inf, wrong & finite
     for at in wrong.nonzero().flatten().tolist():
         _warn(f"verifier {verifier.name!r} gave {scores[at].tolist()}", prompts[at])
@@ -170,9 +171,9 @@ def usable_scores(verifier: Verifier, raw: Tensor, prompts: list[str], finite: T
     return scores
 
 
-def _warn_of_pictures(finite: Tensor, prompts: list[str]) -> None:
-    for row in (~finite).nonzero().flatten().tolist():
-        _warn("decoding gave no finite picture", prompts[row])
+def _warn_of_rows(dropped: Tensor, prompts: list[str], why: str) -> None:
+    for row in dropped.nonzero().flatten().tolist():
+        _warn(why, prompts[row])
 
 
 def _warn(what: str, prompt: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from diffscale.engine.ledger import BudgetSpent, Ledger, price
 from diffscale.engine.requests import check_request
 from diffscale.engine.results import Candidate, Observer, Result, Thumbnail
 from diffscale.engine.task import Task
-from diffscale.types import Aggregate, NeedsIntermediateX0, PoolVerifier, Request, Sampler, State, Verifier
+from diffscale.types import Aggregate, NeedsIntermediateX0, PoolVerifier, Request, Sampler, Verifier
 
 THUMBNAIL: Final = 256  # pixels a side
 _REFUSALS: Final = 100  # how often a search may ask for too much in a row before it is ended
@@ -174,6 +174,13 @@ class SearchRun:
         how = "its function must write `scores = yield from env.evaluate(state)`, or give it a larger budget"
         return f"{found_none}it ended by itself after {spent}, and one sample costs {self.sampler.steps}; {how}."
 
+    def _too_dear(self, request: Request) -> str:
+        return (
+            f"it asked for {type(request).__name__} of {len(request.state)} rows, which costs "
+            f"{price(request, self.sampler)} NFE, and {self.ledger.left} of {self.task.budget} were left; give it a "
+            "larger budget, or let it ask for fewer rows."
+        )
+
     @property
     def described(self) -> str:
         """The search and what it is for, as sentences name it."""
@@ -264,29 +271,14 @@ class SearchRun:
         try:
             request = self.generator.send(answer)
             for _ in range(_REFUSALS):
-                if not isinstance(request, Request):
-                    mend = "write `yield from` there" if isinstance(request, Generator) else "mend it"
-                    mend = "write `yield from env.evaluate(state)`" if isinstance(request, State) else mend
-                    wrong = DiffscaleError(
-                        f"A search yields {', '.join(kind.__name__ for kind in get_args(Request))}, but "
-                        f"{name_of(self.task.search)} yielded {type(request).__name__}: {mend}."
-                    )
-                    request = self.generator.throw(wrong)  # so that it is raised in the line that yielded it
-                    continue
                 try:
-                    check_request(request, self.sampler)
+                    check_request(request, self.sampler, self.task.search)
                     self.ledger.charge(price(request, self.sampler))
                     return request
-                except DiffscaleError as wrong:
-                    request = self.generator.throw(wrong)
-                except BudgetSpent as spent:
-                    asked = f"it asked for {type(request).__name__} of {len(request.state)} rows"
-                    cost, left = price(request, self.sampler), self.ledger.left
-                    few = "give it a larger budget, or let it ask for fewer rows"
-                    self._refused = (
-                        f"{asked}, which costs {cost} NFE, and {left} of {self.task.budget} were left; {few}."
-                    )
-                    request = self.generator.throw(spent)
+                except (DiffscaleError, BudgetSpent) as refusal:
+                    if isinstance(refusal, BudgetSpent):
+                        self._refused = self._too_dear(request)
+                    request = self.generator.throw(refusal)  # so that it is raised in the line that yielded it
             self.generator.close()
         except (StopIteration, BudgetSpent):
             pass

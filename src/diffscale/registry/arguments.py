@@ -62,7 +62,7 @@ def parse(
         else:
             items = value.split(",") if _is_collection(wanted) else value
             with explained(f"No text gives {key} of {kind} {name}: give it in Python.", PydanticUserError):
-                given[key] = _validated(items, wanted, f"{kind} {name}", f"{key}={value}")
+                given[key] = _validated(items, wanted, f"{kind} {name}", key, value)
     return name, given
 
 
@@ -74,20 +74,19 @@ def check_keywords(thing: Callable[..., Any], kind: str) -> None:
             wanted = _kind(parameters[key], thing.func) if key in parameters else None
             if wanted is not None:
                 with suppress(PydanticUserError):
-                    _validated(value, wanted, f"{kind} {thing.func.__name__}", f"{key}={value}")
+                    _validated(value, wanted, f"{kind} {thing.func.__name__}", key, str(value))
 
 
-def _validated(value: Any, wanted: Any, who: str, given: str) -> Any:
-    """`value` as `wanted`; numbers must be finite. `who` takes it, and it was `given` as key=value."""
+def _validated(value: Any, wanted: Any, who: str, key: str, text: str) -> Any:
+    """`value` as `wanted`; numbers must be finite. `who` takes it as `key`, and it was given as `text`."""
     try:
         return TypeAdapter(wanted, config=_FINITE).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        key, _, value = given.partition("=")
         if first["type"] in _OF_RANGES:
             must = first["msg"].replace("Input should", "it should")
-            raise DiffscaleError(f"{who} cannot take {given}: {must}.") from error
-        raise DiffscaleError(f"{who} takes {key} as {_described(wanted)}, but got {value!r}.") from error
+            raise DiffscaleError(f"{who} cannot take {key}={text}: {must}.") from error
+        raise DiffscaleError(f"{who} takes {key} as {_described(wanted)}, but got {text!r}.") from error
 
 
 def _described(wanted: Any) -> str:

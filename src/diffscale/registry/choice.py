@@ -72,22 +72,7 @@ def choose(given: str | Callable[..., Any], kind: str, things: Mapping[str, Any]
     what cannot be imported or called.
     """
     if isinstance(given, str):
-        given = things.short(given) if isinstance(things, Registry) else given
-        name = given.split()[0] if given.split() else ""
-        if ":" in name and not re.fullmatch(r"[\w.]+:[\w.]+", name):
-            raise DiffscaleError(
-                f"{name} is no module:attribute: arguments follow after a space, as in {name.split(':')[0]}:f n=2."
-            )
-        known = {name: _imported(name, kind)} if ":" in name else things
-        if name in known and not callable(known[name]):
-            raise DiffscaleError(f"The {kind} {name} is no function and no class: its package must mend it.")
-        if name not in known and name.isidentifier() and Path(f"{name}.py").is_file():
-            raise UnknownName(f"There is no {kind} {name}: write {name}:FUNCTION for what {name}.py has.")
-        if name not in known and "." in name:
-            module, _, attribute = name.rpartition(".")
-            raise DiffscaleError(f"There is no {kind} {name}: write {module}:{attribute} for what a module has.")
-        name, arguments = parse(given, kind, known, len(inputs))
-        choice = Choice(kind, name, given, known[name], arguments, inputs)
+        choice = _named(given, kind, things, inputs)
     else:
         if not callable(given):
             raise DiffscaleError(f"A {kind} is a name or something that can be called, not {type(given).__name__}.")
@@ -104,6 +89,26 @@ def choose(given: str | Callable[..., Any], kind: str, things: Mapping[str, Any]
             how = f"give {made}({values})" if isinstance(given, type) else f"give functools.partial({made}, {values})"
         raise DiffscaleError(f"The {kind} {choice.name} needs {', '.join(missing)}: {how}.")
     return choice
+
+
+def _named(given: str, kind: str, things: Mapping[str, Any], inputs: Sequence[str]) -> Choice:
+    """What a text means, see `choose`."""
+    given = things.short(given) if isinstance(things, Registry) else given
+    name = given.split()[0] if given.split() else ""
+    if ":" in name and not re.fullmatch(r"[\w.]+:[\w.]+", name):
+        raise DiffscaleError(
+            f"{name} is no module:attribute: arguments follow after a space, as in {name.split(':')[0]}:f n=2."
+        )
+    known = {name: _imported(name, kind)} if ":" in name else things
+    if name in known and not callable(known[name]):
+        raise DiffscaleError(f"The {kind} {name} is no function and no class: its package must mend it.")
+    if name not in known and name.isidentifier() and Path(f"{name}.py").is_file():
+        raise UnknownName(f"There is no {kind} {name}: write {name}:FUNCTION for what {name}.py has.")
+    if name not in known and "." in name:
+        module, _, attribute = name.rpartition(".")
+        raise DiffscaleError(f"There is no {kind} {name}: write {module}:{attribute} for what a module has.")
+    name, arguments = parse(given, kind, known, len(inputs))
+    return Choice(kind, name, given, known[name], arguments, inputs)
 
 
 def _imported(where: str, kind: str) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import run_diffscale
 from PIL import Image
 
 from diffscale._util.errors import DiffscaleError
@@ -22,7 +23,6 @@ from diffscale.bench.papers.points import Call, Point
 from diffscale.bench.papers.recipe import Part, Setting
 from diffscale.bench.papers.session import Session, made_of
 from diffscale.bench.series import Cell
-from diffscale.cli.main import run as command
 from diffscale.models import dtypes
 from diffscale.models.options import LoadOptions
 from diffscale.report.text import NotDrawn
@@ -66,12 +66,7 @@ RECIPE = {
 
 
 def _diffscale(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["diffscale", "reproduce", *arguments])
-    try:
-        command()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return run_diffscale(monkeypatch, "reproduce", *arguments)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Features of a folder of pictures, computed once and kept on disk, and their statistics."""
 
 import hashlib
-import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import private, replacing
+from diffscale._util.files import replacing, user_cache
 from diffscale._util.pixels import READING
 from diffscale._util.progress import Counter, silent
 from diffscale.bench.evaluation.extractors import Extractor
@@ -27,7 +26,7 @@ _NAME: Final = "features"
 
 def cache_folder() -> Path:
     """Where features are kept: `diffscale/features` in `$XDG_CACHE_HOME`, else in `~/.cache`; it may be deleted."""
-    return private(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffscale") / "features"
+    return user_cache() / "features"
 
 
 def features(

@@ -1,6 +1,5 @@
 """Loads rows to train on from any source: a folder, a file of prompts, or an id of the Hub."""
 
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.files import inside, private
+from diffscale._util.files import inside, user_cache
 from diffscale.registry import plugins
 from diffscale.suites import prompts
 from diffscale.suites.pictures import Pictures, metadata
@@ -32,7 +31,7 @@ def cache_folder() -> Path:
 
     It may be deleted.
     """
-    return private(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffscale") / "train"
+    return user_cache() / "train"
 
 
 def load(
