@@ -215,6 +215,14 @@ def test_journeydb_is_fetched_archive_by_archive(tmp_path: Path, monkeypatch: py
     assert not [*(tmp_path / "here").rglob(".*")]
 
 
+def test_no_archive_writes_outside_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = _tgz(tmp_path / "bad.tgz", **{"../outside.txt": b"stolen"})
+    monkeypatch.setattr(journeydb, "hf_hub_download", lambda *_, **__: str(packed))
+    with pytest.raises(DiffscaleError, match=r"names '\.\./outside\.txt', which is not in"):
+        load("JourneyDB/JourneyDB", options=HubOptions(cache_dir=str(tmp_path / "here")))
+    assert not [*tmp_path.rglob("outside.txt")]
+
+
 def test_prompts_of_files_and_what_is_none(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join([*PROMPTS, PROMPTS[0]]))
