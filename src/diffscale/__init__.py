@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffscale.samplers.noise_schedules import EDM, LinearFlow, VariancePreserving
     from diffscale.types import (
         ClassLabel,
+        Compares,
         Environment,
         Evaluate,
         Gradient,
@@ -43,6 +44,7 @@ __all__ = [
     "BudgetTooSmall",
     "Candidate",
     "ClassLabel",
+    "Compares",
     "DenoiserSampler",
     "DiffscaleError",
     "Environment",
@@ -93,7 +95,16 @@ _HOMES = {
     "diffscale.samplers.noise_schedules": ("EDM", "LinearFlow", "VariancePreserving"),
     "diffscale.api.searched": ("Searched",),
     "diffscale.types": (
-        *("ClassLabel", "Environment", "Evaluate", "Gradient", "NeedsIntermediateX0", "PoolVerifier", "Predict"),
+        *(
+            "ClassLabel",
+            "Compares",
+            "Environment",
+            "Evaluate",
+            "Gradient",
+            "NeedsIntermediateX0",
+            "PoolVerifier",
+            "Predict",
+        ),
         *(
             "Request",
             "Run",

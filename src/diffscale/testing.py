@@ -77,11 +77,17 @@ class _MoodyVerifier(NearPoint):
 
 
 class ShuffledWorkers:
-    """An Executor of `count` workers, each with its own sampler, whose parts come in an order by chance."""
+    """An Executor of `count` workers, each with its own sampler, whose parts come in an order by chance.
 
-    def __init__(self, count: int, batch_size: int | None, prompts: Sequence[str] = _PROMPTS) -> None:
+    `verifier`: that of all of them; None: a NearPoint.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int | None, prompts: Sequence[str] = _PROMPTS, verifier: Verifier | None = None
+    ) -> None:
         self.samplers = [ToySampler(prompts, steps=6) for _ in range(count)]
-        self._executors = [InlineExecutor(Worker(sampler, NearPoint()), batch_size) for sampler in self.samplers]
+        scored_by = verifier or NearPoint()
+        self._executors = [InlineExecutor(Worker(sampler, scored_by), batch_size) for sampler in self.samplers]
         self._order = torch.Generator().manual_seed(0)
 
     def compute(self, jobs: Sequence[Job]) -> Iterator[JobPart]:
@@ -113,6 +119,7 @@ def assert_same(one: Result, other: Result, what: str = "two runs") -> None:
     for name in ("nfe", "network_forwards", "decodes"):
         a, b = getattr(one.ledger, name), getattr(other.ledger, name)
         assert a == b, f"The costs ({name}) differ between {what}: {a} and {b}."
+    assert one.compared == other.compared, f"The comparisons differ between {what}: {one.compared}, {other.compared}."
     shown = [[(each.score, each.number) for each in result.gallery] for result in (one, other)]
     assert shown[0] == shown[1], f"The galleries differ between {what}."
     numbers = [[each.number for each in result.best_candidates] for result in (one, other)]

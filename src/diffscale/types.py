@@ -343,6 +343,21 @@ class Refinable(Verifier, Protocol):
         """What is to move; nothing that the verifier keeps between calls depends on it."""
 
 
+@runtime_checkable
+class Compares(Verifier, Protocol):
+    """A verifier that can also compare pictures: it decides among a search's best where several share the best score.
+
+    One whose `compare` is None compares nothing.
+    """
+
+    def compare(self, first: Tensor, second: Tensor, prompts: list[str]) -> Tensor:
+        """The probability [B] in [0, 1] that `first` [B, 3, H, W] is better than `second`, for their conditions.
+
+        Both are float in [0, 1], on the CPU; of videos, the frames that were scored, side by side. 0.5 says that they
+        are as good. The other way round it should be 1 minus that.
+        """
+
+
 class World(Protocol):
     """A world of pictures that are made by rules, so that a judge can tell exactly what each of them shows.
 

@@ -28,6 +28,7 @@ def journal(tmp_path_factory):
     for request in range(2):
         made.write("0", request, "Score", Reply(0, 3, {"scores": NUMBERS + request}, {"network_forwards": 4.0}))
     made.keep("0", 3, {"image": torch.arange(12, dtype=torch.uint8).view(3, 2, 2)})
+    made.compare("0", (1, 3), 0.75, {"comparisons": 1.0})
     made.close()
     return path
 
@@ -39,6 +40,7 @@ def read_all(path):
         chunk = journal.chunk("0", 64)
         replies = [journal.replies("0", request) for request in range(3)]
         kept = journal.kept("0", 3)
+        compared = journal.compared("0")
     finally:
         journal.close()
     assert chunk == 8 or (chunk == 64 and replies == [[], [], []])  # a search that begins anew has its own chunk
@@ -47,18 +49,23 @@ def read_all(path):
         for reply in found:
             assert (reply.start, reply.stop, reply.costs) == (0, 3, {"network_forwards": 4.0})
             assert torch.equal(reply.tensors["scores"], NUMBERS + request)
+    assert compared in ({(1, 3): (0.75, {"comparisons": 1.0})}, {})
     assert kept is None or torch.equal(kept["image"].flatten(), torch.arange(12, dtype=torch.uint8))
-    return replies, kept
+    return replies, kept, compared
 
 
 def columns():
     tables = {"searches": ["search", "chunk", "crc"], "pictures": ["search", "number", "tensors", "crc"],
+              "comparisons": ["search", "first", "second", "probability", "costs", "crc"],
               "replies": ["search", "request", "kind", "start", "stop", "costs", "tensors", "crc"]}  # fmt: skip
     return [(table, column) for table, names in tables.items() for column in names]
 
 
 def variants(value):
     """The value with any of its bytes changed, and as other types."""
+    if isinstance(value, float):
+        yield from (0.25, value + 1e-12, 1, None, "x", b"\x00")
+        return
     if isinstance(value, int):
         yield from [value ^ (1 << bit) for bit in (0, 1, 3, 20, 40)]
         yield from (None, "x", b"\x00", 1.5, -1)
@@ -86,12 +93,13 @@ def test_every_byte_of_every_column_is_guarded(journal, tmp_path, table, column)
         db.close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            replies, kept = read_all(copy)
+            replies, kept, compared = read_all(copy)
         read += 1
         if table == "replies":
             assert not replies[0] and kept is not None, (column, changed)
         if table == "pictures":
             assert kept is None and len(replies[1]) == 1
+        assert (not compared) == (table == "comparisons") or table == "searches", (column, changed)
     assert read >= 6
 
 
@@ -109,7 +117,7 @@ def test_a_flipped_bit_anywhere_in_the_file_is_found(journal, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                replies, kept = read_all(copy)
+                replies, kept, _ = read_all(copy)
                 seen["whole" if kept is not None and replies[0] and replies[1] else "less"] += 1
             except DiffscaleError as error:
                 assert "journal" in str(error) and "Traceback" not in str(error)

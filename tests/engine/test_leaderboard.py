@@ -43,13 +43,14 @@ def first_of(rows):
     ),
     st.integers(0, 4),
     st.integers(1, 4),
+    st.integers(0, 4),
     st.randoms(),
 )
-def test_the_best_are_always_among_what_is_kept_in_any_order(given, shown, keep_best, rng):
+def test_the_best_are_always_among_what_is_kept_in_any_order(given, shown, keep_best, ties, rng):
     rows, verifier = given
     aggregate = None if verifier is None else verifier.aggregate
     pool = torch.tensor(rows, dtype=torch.float64)
-    leaderboard = Leaderboard(aggregate, shown, keep_best)
+    leaderboard = Leaderboard(aggregate, shown, keep_best, ties if aggregate is None else 0)
     order = list(range(len(rows)))
     rng.shuffle(order)
     for number in order:
@@ -67,6 +68,14 @@ def test_the_best_are_always_among_what_is_kept_in_any_order(given, shown, keep_
     # The best few by their values now are among the kept.
     order = sorted(usable.nonzero().flatten().tolist(), key=lambda i: (-float(values[i]), i))
     assert set(order[:keep_best]) <= leaderboard.full_size and set(order[:shown]) <= leaderboard.thumbnails
+    # Of one component, those that share the best score and can be compared are kept too, and nothing else.
+    if aggregate is None:
+        tied = [i for i in order if values[i] == value][:ties]
+        assert leaderboard.tied() == tied
+        assert leaderboard.full_size == {*order[:keep_best], *tied}
+        assert leaderboard.thumbnails == ({*order[:shown], *tied} if shown else set())
+        return
+    assert leaderboard.tied() == []
     # Whoever can be among the best `shown` is kept: those that fewer than `shown` others equal or exceed everywhere.
     for i in usable.nonzero().flatten().tolist():
         better = sum(

@@ -50,6 +50,7 @@ class _Summary(BaseModel):
     seconds: float
     best: _End
     baseline: _End
+    compared: list[tuple[int, int, float]]
     judges: dict[str, dict[str, Any]]
 
 
@@ -165,6 +166,7 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
         **{name: {"score": end.score, "image": f"{name}.png", "key": end.key} for name, end in ends.items()},
         "trace": [[nfe, score] for nfe, score in result.trace],
         "traces": {name: [[nfe, score] for nfe, score in points] for name, points in result.traces.items()},
+        "compared": [list(each) for each in result.compared],
         # What judges say of both pictures, and whether the search was by them.
         "judges": {judge: {"searched_with": searched_with, **scores}} if scores else {},
     }

@@ -99,7 +99,7 @@ def tasks_of(
 
 def costs_of(result: Result) -> dict[str, Any]:
     """What a search spent, and how many candidates it made of it, for JSON."""
-    names = ("nfe", "network_forwards", "flops", "decodes", "verifier_calls", "verifier_flops")
+    names = ("nfe", "network_forwards", "flops", "decodes", "verifier_calls", "verifier_flops", "comparisons")
     costs = {name: getattr(result.ledger, name) for name in names}
     return {**costs, "candidates": result.candidates, "dropped": result.dropped}
 

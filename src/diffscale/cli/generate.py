@@ -43,6 +43,9 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
     )
     if summary["dropped"]:
         print_warning(console, f"{summary['dropped']} of {summary['candidates']} candidates could not be scored")
+    if compared := summary["compared"]:
+        tied = len({number for *pair, _ in compared for number in pair})
+        console.print(f"{tied} candidates shared the best score; chosen by {len(compared)} comparisons")
     for name, scores in summary["judges"].items():
         held_out = "the oracle searched with" if scores["searched_with"] else "not searched with"
         before, after = scores["baseline"]["score"], scores["best"]["score"]

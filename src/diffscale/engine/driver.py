@@ -7,6 +7,9 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from diffscale._util.errors import BudgetTooSmall, DiffscaleError, Unsuited
 from diffscale._util.progress import Counter, silent
 from diffscale.engine.executors import Executor, InlineExecutor, Job, JobPart
@@ -14,7 +17,8 @@ from diffscale.engine.journal import Journal, Reply
 from diffscale.engine.results import Observer, Result
 from diffscale.engine.search_run import SearchContext, SearchRun
 from diffscale.engine.task import Task
-from diffscale.engine.worker import Worker
+from diffscale.engine.ties import Compare, Pair, Pairs
+from diffscale.engine.worker import Output, Worker
 from diffscale.types import Sampler, SetVerifier, Verifier, concat
 
 _CHUNK = 64  # rows that all searches together are told to ask for, unless the micro-batch is given
@@ -102,6 +106,24 @@ class _Driver:
             for part in self.executor.compute([group.job for group in jobs]):
                 jobs[part.job].deal(part)
                 self._report()
+        self._break_ties(searches)
+
+    def _break_ties(self, searches: Sequence[SearchRun]) -> None:
+        """Have those compared that share the best score of their search; pictures of a few searches at a time."""
+        waiting: list[SearchRun] = []
+        for search in searches:
+            search.end()
+            waiting += [search] if search.ties.missing else []
+            if sum(len(each.ties.missing) for each in waiting) >= _CHUNK:
+                self._compare(waiting)
+                waiting = []
+        self._compare(waiting)
+
+    def _compare(self, searches: Sequence[SearchRun]) -> None:
+        bouts = [_Bout(each) for each in _loaded(searches)]
+        for part in self.executor.compute([bout.job for bout in bouts]):
+            bouts[part.job].deal(part)
+            self._report()
 
     def _report(self) -> None:
         if self.progress is not silent:
@@ -118,6 +140,49 @@ def _alike(searches: Sequence[SearchRun]) -> list[list[SearchRun]]:
             asked = getattr(request, "to", None), getattr(request, "level", None), getattr(request, "steps", None)
             groups.setdefault((type(request), asked, request.state.batch_key), []).append(search)
     return list(groups.values())
+
+
+def _loaded(searches: Sequence[SearchRun]) -> list[list[tuple[SearchRun, dict[int, Tensor]]]]:
+    """Searches with their candidates' pictures, by number, that are still to be compared; together what is of one size.
+
+    A search whose pictures are lost fails.
+    """
+    groups: dict[Hashable, list[tuple[SearchRun, dict[int, Tensor]]]] = {}
+    for search in searches:
+        try:
+            numbers = sorted({number for pair in search.ties.missing for number in pair})
+            pictures = {number: search.picture(number) for number in numbers}
+        except DiffscaleError as error:
+            search.fail(error)
+        else:
+            groups.setdefault(next(iter(pictures.values())).shape, []).append((search, pictures))
+    return list(groups.values())
+
+
+class _Bout:
+    """Searches some of whose candidates are to be compared: all their pairs, end to end, are one job."""
+
+    def __init__(self, members: Sequence[tuple[SearchRun, dict[int, Tensor]]]) -> None:
+        self._rows: list[tuple[SearchRun, Pair]] = []
+        pictures: list[Tensor] = []
+        sides, prompts = [], []
+        for search, loaded in members:
+            place = {number: len(pictures) + row for row, number in enumerate(loaded)}
+            pictures += loaded.values()
+            for pair in search.ties.missing:
+                self._rows.append((search, pair))
+                sides.append([place[number] for number in pair])
+                prompts.append(search.task.prompt_index)
+        pairs = Pairs(torch.stack(pictures), torch.tensor(sides), torch.tensor(prompts))
+        self.job = Job(Compare(pairs), pairs)
+
+    def deal(self, part: JobPart) -> None:
+        """Give every search what its pairs among the rows of `part` gave."""
+        assert isinstance(part.output, Output)
+        size = part.rows.stop - part.rows.start
+        for row, (search, pair) in enumerate(self._rows[part.rows]):
+            probability = float(part.output.tensors["probabilities"][row])
+            search.decide(pair, probability, part.output.costs(slice(row, row + 1), size))
 
 
 class _Group:

@@ -6,16 +6,20 @@ from typing import Protocol
 
 from diffscale._util.errors import Unsuited
 from diffscale.engine.batching import MicroBatch
+from diffscale.engine.ties import Compare, Pairs
 from diffscale.engine.worker import Output, Worker
 from diffscale.types import Gradient, Request, Score, State
 
 
 @dataclass(frozen=True)
 class Job:
-    """One `request` to compute for the rows of `state`, which are those of many searches that ask alike."""
+    """One `request` to compute for the rows of `state`, which are those of many searches that ask alike.
 
-    request: Request
-    state: State
+    `state` are Pairs where pictures are to be compared, and only there.
+    """
+
+    request: Request | Compare
+    state: State | Pairs
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class InlineExecutor:
 
     def __init__(self, worker: Worker, batch_size: int | None = None) -> None:
         self._worker = worker
-        self._batches = {kind: MicroBatch(batch_size) for kind in ("denoise", "score", "gradient")}
+        self._batches = {kind: MicroBatch(batch_size) for kind in ("denoise", "score", "gradient", "compare")}
 
     def compute(self, jobs: Sequence[Job]) -> Iterator[JobPart]:
         """See `Executor.compute`; a request that does not suit the verifier is not tried with further rows."""
@@ -55,8 +59,8 @@ class InlineExecutor:
         def work(rows: slice) -> Output | Unsuited:
             return unsuited or self._worker.compute(job.request, job.state[rows])
 
-        kind = {Score: "score", Gradient: "gradient"}.get(type(job.request), "denoise")
-        evaluations = self._worker.price_per_row(job.request)
-        for rows, output in self._batches[kind].map(work, len(job.state), evaluations or kind == "score"):
+        kind = {Score: "score", Gradient: "gradient", Compare: "compare"}.get(type(job.request), "denoise")
+        evaluations = 0 if isinstance(job.request, Compare) else self._worker.price_per_row(job.request)
+        for rows, output in self._batches[kind].map(work, len(job.state), evaluations or kind in ("score", "compare")):
             unsuited = output if isinstance(output, Unsuited) else None
             yield JobPart(number, rows, output)

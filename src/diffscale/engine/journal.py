@@ -1,8 +1,8 @@
 """Everything that a run has paid for, on disk, so that a run killed at any moment goes on where it was.
 
 One SQLite file, only ever appended to: replies to requests (scores always; state tensors where the search asked for
-states), the pictures that led or made the gallery, and what each cost. A search's generator cannot be saved, but its
-replies can: a fresh generator is fed them, and stands where the killed one stood.
+states), the pictures that led or made the gallery, what comparisons of them said, and what each cost. A search's
+generator cannot be saved, but its replies can: a fresh generator is fed them, and stands where the killed one stood.
 """
 
 import json
@@ -21,6 +21,7 @@ from torch import Tensor
 from diffscale._util.config import difference
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.store import SqliteStore
+from diffscale.engine.ties import Pair
 
 _VERSION: Final = 3
 _TABLES: Final = """
@@ -32,6 +33,9 @@ CREATE TABLE IF NOT EXISTS replies (
     PRIMARY KEY (search, request, start));
 CREATE TABLE IF NOT EXISTS pictures (
     search TEXT, number INTEGER, tensors BLOB, crc INTEGER, PRIMARY KEY (search, number));
+CREATE TABLE IF NOT EXISTS comparisons (
+    search TEXT, first INTEGER, second INTEGER, probability REAL, costs TEXT, crc INTEGER,
+    PRIMARY KEY (search, first, second));
 """
 
 _FILE: Final = {
@@ -119,7 +123,24 @@ class Journal:
 
     def forget(self, search: str) -> None:
         """Delete the replies of a search, so that it is computed again the next time."""
-        self._store.write("DELETE FROM replies WHERE search = ?", [(search,)])
+        for table in ("replies", "comparisons"):
+            self._store.write(f"DELETE FROM {table} WHERE search = ?", [(search,)])
+
+    def compared(self, search: str) -> dict[Pair, tuple[float, dict[str, float]]]:
+        """What is known of pairs of a search's candidates: the probability that the first is better, and its costs.
+
+        What does not read back is not known.
+        """
+        rows = self._store.read(
+            "SELECT first, second, probability, costs, crc FROM comparisons WHERE search = ?", (search,)
+        )
+        whole = [row for *row, crc in rows if _checksum(search, *row) == crc]
+        return {(first, second): (probability, json.loads(costs)) for first, second, probability, costs in whole}
+
+    def compare(self, search: str, pair: Pair, probability: float, costs: Mapping[str, float]) -> None:
+        """Append what a comparison of two candidates of a search gave; on disk when this returns."""
+        row = search, *pair, probability, json.dumps(costs)
+        self._store.write("INSERT OR REPLACE INTO comparisons VALUES (?, ?, ?, ?, ?, ?)", [(*row, _checksum(*row))])
 
     def keep(self, search: str, number: int, tensors: dict[str, Tensor]) -> None:
         """Append what is kept of candidate `number` of a search."""

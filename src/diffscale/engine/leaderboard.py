@@ -2,11 +2,12 @@
 
 With several components a candidate's value depends on all others seen, so one that is not best now can be best later;
 but never one that another equals or exceeds in every component. Only pictures that pass that test are kept; where the
-best n are wanted, those that fewer than n others equal or exceed.
+best n are wanted, those that fewer than n others equal or exceed. Where ties are to be decided by comparing pictures,
+the first few that share the best score are kept too.
 """
 
 import math
-from bisect import bisect_left, insort
+from bisect import insort
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -41,14 +42,15 @@ def candidate_value(pool: Tensor, components: Tensor, verifier: object) -> float
 class Leaderboard:
     """The finished candidates of one search, whatever the order in which they come.
 
-    `shown`: how many of the best are wanted as thumbnails, `keep_best`: how many in full size. `full_size` and
-    `thumbnails`: the numbers of the candidates that can still be among these. With `keep_best` 1 and several components
-    `full_size` is the Pareto front.
+    `shown`: how many of the best are wanted as thumbnails, `keep_best`: how many in full size. `ties`: how many that
+    share the best score, of one component, are kept beside these. `full_size` and `thumbnails`: the numbers of the
+    candidates that can still be among them. With `keep_best` 1 and several components `full_size` is the Pareto front.
     """
 
     aggregate: Aggregate | None
     shown: int
     keep_best: int = 1
+    ties: int = 0
     count: int = 0
     full_size: set[int] = field(default_factory=set)
     thumbnails: set[int] = field(default_factory=set)
@@ -108,6 +110,10 @@ class Leaderboard:
         number = min(range(self.count), key=lambda i: (-values[i], i))
         return (number, values[number]) if math.isfinite(values[number]) else None
 
+    def tied(self) -> list[int]:
+        """The first `ties` of the candidates of one component that share the best score."""
+        return [number for score, number in self._ranking[: self.ties] if score == self._ranking[0][0]]
+
     def trace(self) -> list[tuple[int, int, float]]:
         """(number, NFE, value) of every candidate that was better than all before it, by the final values."""
         found: list[tuple[int, int, float]] = []
@@ -130,19 +136,16 @@ class Leaderboard:
         """As `add` for one component, where a score that is overtaken stays so: only the best few are compared."""
         if not math.isfinite(score):
             return False, False
-        most = max(self.shown, self.keep_best)
+        most = max(self.shown, self.keep_best, self.ties)
         entry = -score, number
         if len(self._ranking) == most and entry > self._ranking[-1]:
             return False, False
         insort(self._ranking, entry)
-        place = bisect_left(self._ranking, entry)
-        for numbers, size in ((self.full_size, self.keep_best), (self.thumbnails, self.shown)):
-            if place < size:
-                numbers.add(number)
-                if len(numbers) > size:
-                    numbers.remove(self._ranking[size][1])
         del self._ranking[most:]
-        return place < self.keep_best, place < self.shown
+        tied, order = len(self.tied()), [ranked for _, ranked in self._ranking]
+        self.full_size = set(order[: max(self.keep_best, tied)])
+        self.thumbnails = set(order[: max(self.shown, tied)] if self.shown else [])
+        return number in self.full_size, number in self.thumbnails
 
     def _make_room(self, number: int, components: int) -> None:
         if number >= len(self._rows):

@@ -25,7 +25,8 @@ class Ledger:
 
     `seconds` are wall-clock, shared out by rows where searches ran in one batch. A forward that was
     lost to an out-of-memory error did run, so it counts in `network_forwards`, but not in `nfe`. `flops` are the
-    denoiser's, `verifier_flops` those of the verifier's networks.
+    denoiser's, `verifier_flops` those of the verifier's networks. `comparisons` are pairs of pictures that shared the
+    best score and were compared.
     """
 
     budget: int
@@ -35,6 +36,7 @@ class Ledger:
     decodes: int = 0
     verifier_calls: int = 0
     verifier_flops: float = 0.0
+    comparisons: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"denoise": 0.0, "decode": 0.0, "verify": 0.0})
 
     @property

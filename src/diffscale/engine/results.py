@@ -1,6 +1,6 @@
 """What a search gives back: candidates, thumbnails and the result; and who is told of candidates on the way."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -49,7 +49,9 @@ class Result:
     of an ensemble's components, of the candidate that was best. `pool`: float64 [candidates, K], what the verifier gave
     each; -inf where it was dropped. `dropped`: how many scores were not usable. `prompt`: what was searched for, of a
     class-conditional model the ClassLabel. `dtype`: what the model computed in, such as "float32", where `search`
-    loaded it or was given it; empty where samplers of one's own are run.
+    loaded it or was given it; empty where samplers of one's own are run. `compared`: where several candidates shared
+    the best score and the verifier can compare pictures, their numbers pair by pair and the probability that the first
+    is better, by which they stand in the order that they have in `best_candidates` and in `gallery`.
     """
 
     best: Candidate
@@ -64,6 +66,7 @@ class Result:
     dropped: int
     prompt: str
     dtype: str = ""
+    compared: list[tuple[int, int, float]] = field(default_factory=list)
 
 
 class Observer(Protocol):

@@ -8,15 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, raised
+from diffscale._util.errors import DiffscaleError, Unsuited, raised
 from diffscale.engine.batching import out_of_memory
-from diffscale.types import PoolVerifier, SetVerifier, Verifier
+from diffscale.types import Compares, PoolVerifier, SetVerifier, Verifier
 
 _NOT_FINITE: Final = "decoding gave no finite picture"
 
 
 class DroppedCandidate(UserWarning):
     """A candidate could not be scored and takes no further part."""
+
+
+class UndecidedPair(UserWarning):
+    """Two pictures could not be compared and count as equally good."""
 
 
 def call_verifier(verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Any:
@@ -58,6 +62,31 @@ def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded
     return torch.cat(
         [safe_score(verifier, one[0], [prompt], *one[1:]) for one, prompt in zip(each, prompts, strict=True)]
     )
+
+
+def safe_compare(verifier: Compares, first: Tensor, second: Tensor, prompts: list[str]) -> Tensor:
+    """Probabilities float64 [b] on the CPU that `first` [b, 3, H, W] is better than `second`; see `Compares.compare`.
+
+    0.5, with a warning, for pairs that cannot be compared, whatever is wrong: the search is over, and what it found is
+    not to be lost. Raises the DiffscaleErrors of the verifier but Unsuited; out of memory passes through.
+    """
+    try:
+        raw = _numbers(verifier.compare(first.clone(), second.clone(), list(prompts)))
+        if tuple(raw.shape) not in ((len(prompts),), (len(prompts), 1)):
+            raise ValueError(f"it gave shape {tuple(raw.shape)} for {len(prompts)} pairs")
+    except Exception as error:
+        if out_of_memory(error) or (isinstance(error, DiffscaleError) and not isinstance(error, Unsuited)):
+            raise
+        if len(prompts) == 1:
+            _warn_of_pair(f"verifier {verifier.name!r} raised {raised(error)}", prompts[0])
+            return torch.full((1,), 0.5, dtype=torch.float64)
+        each = ((first[i : i + 1], second[i : i + 1], [prompt]) for i, prompt in enumerate(prompts))
+        return torch.cat([safe_compare(verifier, *one) for one in each])
+    found = raw.detach().cpu().double().reshape(-1).clone()
+    for at in (~((found >= 0) & (found <= 1))).nonzero().flatten().tolist():
+        _warn_of_pair(f"verifier {verifier.name!r} gave {found[at].item()}", prompts[at])
+        found[at] = 0.5
+    return found
 
 
 def score_unflagged(
@@ -133,19 +162,24 @@ def shaped_scores(verifier: Verifier, given: Any, prompts: list[str]) -> Tensor:
 
 def _tensor(verifier: Verifier, given: Any, wanted: tuple[int, ...]) -> Tensor:
     try:
-        if given is None:
-            raise TypeError  # which NumPy takes for a NaN
-        if given.is_complex() if isinstance(given, Tensor) else np.iscomplexobj(given):
-            raise TypeError  # the imaginary part would be cut off
-        if isinstance(given, Tensor):
-            return given
-        # Copied, since torch takes no array that is read-only or runs backwards.
-        return torch.from_numpy(np.array(given, dtype=np.float64, order="C"))
+        return _numbers(given)
     except (TypeError, ValueError) as error:
         raise DiffscaleError(
             f"Verifier {verifier.name!r} must return scores of shape {wanted}, as a tensor, an array or a list of "
             f"numbers, but returned {_described(given)}."
         ) from error
+
+
+def _numbers(given: Any) -> Tensor:
+    """What a verifier gave as a tensor; raises TypeError or ValueError for what holds something else than numbers."""
+    if given is None:
+        raise TypeError("it gave None")  # which NumPy takes for a NaN
+    if given.is_complex() if isinstance(given, Tensor) else np.iscomplexobj(given):
+        raise TypeError("it gave complex numbers")  # whose imaginary part would be cut off
+    if isinstance(given, Tensor):
+        return given
+    # Copied, since torch takes no array that is read-only or runs backwards.
+    return torch.from_numpy(np.array(given, dtype=np.float64, order="C"))
 
 
 def _described(given: Any) -> str:
@@ -174,6 +208,10 @@ def usable_scores(verifier: Verifier, raw: Tensor, prompts: list[str], finite: T
 def _warn_of_rows(dropped: Tensor, prompts: list[str], why: str) -> None:
     for row in dropped.nonzero().flatten().tolist():
         _warn(why, prompts[row])
+
+
+def _warn_of_pair(what: str, prompt: str) -> None:
+    warnings.warn(f"Two candidates of {prompt!r} count as equal: {what}.", UndecidedPair, stacklevel=2)
 
 
 def _warn(what: str, prompt: str) -> None:

@@ -1,5 +1,6 @@
 """One search on its way: its generator, its account, what it asks for, and the best so far."""
 
+import math
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,7 +21,8 @@ from diffscale.engine.ledger import BudgetSpent, Ledger, price
 from diffscale.engine.requests import check_request
 from diffscale.engine.results import Candidate, Observer, Result, Thumbnail
 from diffscale.engine.task import Task
-from diffscale.types import Aggregate, NeedsIntermediateX0, PoolVerifier, Request, Sampler, Verifier
+from diffscale.engine.ties import MOST_TIED, Pair, RoundRobin
+from diffscale.types import Aggregate, Compares, NeedsIntermediateX0, PoolVerifier, Request, Sampler, Verifier
 
 THUMBNAIL: Final = 256  # pixels a side
 _REFUSALS: Final = 100  # how often a search may ask for too much in a row before it is ended
@@ -50,6 +52,12 @@ class SearchContext:
         return self.verifier.aggregate if isinstance(self.verifier, PoolVerifier) else None
 
     @property
+    def most_tied(self) -> int:
+        """How many of a search's candidates that share the best score are to be compared."""
+        compares = isinstance(self.verifier, Compares) and not isinstance(self.verifier, PoolVerifier)
+        return MOST_TIED if compares else 0
+
+    @property
     def record(self) -> float | None:
         """The noise level whose x0-prediction the verifier asks for."""
         return self.verifier.record_level if isinstance(self.verifier, NeedsIntermediateX0) else None
@@ -61,7 +69,8 @@ class SearchRun:
 
     `chunk`: rows that it is told to ask for at once, unless the journal knows what it began with. `request` is what it
     waits for, None when it is over; `missing` are the rows [start, stop) of it that are still to be computed. Whatever
-    the journal knows is replayed before anything is missing.
+    the journal knows is replayed before anything is missing. `ties` are the candidates that share the best score, once
+    that is to be decided.
     """
 
     index: int
@@ -75,6 +84,7 @@ class SearchRun:
     finished: int = 0
     finished_nfe: int = 0
     requests: int = -1
+    ties: RoundRobin = field(default_factory=RoundRobin)
     _first: int | None = None
     _pictures: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _parts: list[Reply] = field(default_factory=list)
@@ -84,7 +94,8 @@ class SearchRun:
         self.sampler, self.journal = self.context.sampler, self.context.journal
         self.name = self.task.name or str(self.index)
         self.ledger = Ledger(self.task.budget)
-        self.leaderboard = Leaderboard(self.context.aggregate, self.context.gallery, self.context.keep_best)
+        context = self.context
+        self.leaderboard = Leaderboard(context.aggregate, context.gallery, context.keep_best, context.most_tied)
         chunk = self.chunk if self.journal is None else self.journal.chunk(self.name, self.chunk)
         environment = SearchEnvironment(
             self.sampler, self.task.prompt_index, self.task.key, self.ledger, chunk, self.context.aggregate
@@ -124,6 +135,33 @@ class SearchRun:
         self.error, self.request, self.missing = error, None, []
         self.generator.close()
 
+    def end(self) -> None:
+        """Draw up who shares the best score of the search, which is over; what the journal knows of them is taken."""
+        if self.error is not None:
+            return
+        self.ties = RoundRobin(self.leaderboard.tied())
+        known = self.journal.compared(self.name) if self.journal else {}
+        for pair in self.ties.missing:
+            if pair in known:
+                self._enter(pair, *known[pair])
+
+    def decide(self, pair: Pair, probability: float, costs: dict[str, float]) -> None:
+        """Take the probability that the first of two candidates that share the best score is better."""
+        if self.journal is not None:
+            self.journal.compare(self.name, pair, probability, costs)
+        self._enter(pair, probability, costs)
+
+    def _enter(self, pair: Pair, probability: float, costs: dict[str, float]) -> None:
+        self.ledger.add(costs)
+        self.ties.take(pair, probability)
+
+    def picture(self, number: int) -> Tensor:
+        """Candidate `number`, one of those that can be the best: uint8 [3, H, W].
+
+        Raises DiffscaleError if the journal has lost it; the search is then computed again the next time.
+        """
+        return self._whole(number)["image"]
+
     def result(self) -> Result:
         """What was found; raises AllCandidatesFailed or BudgetTooSmall if nothing was, or the search's own error."""
         if self.error is not None:
@@ -158,6 +196,7 @@ class SearchRun:
             self.finished,
             self.dropped,
             self.sampler.prompts[self.task.prompt_index],
+            compared=self.ties.compared,
         )
 
     def _forget(self) -> None:
@@ -188,32 +227,29 @@ class SearchRun:
 
     def best_image(self) -> Tensor | None:
         """The best candidate so far, float32 [3, H, W] in [0, 1]; None if there is none."""
-        found = self.leaderboard.best()
-        return None if found is None else self._candidate(found[0], self.leaderboard.values()).image
+        values = self.leaderboard.values()
+        order = self._best_first(self.leaderboard.full_size, values)
+        return self._candidate(order[0], values).image if order else None
 
     def _best_candidates(self, values: Tensor) -> list[Candidate]:
         """The `keep_best` best candidates, best first; `values`: of all candidates."""
-        order = _best_first(self.leaderboard.full_size, values)
+        order = self._best_first(self.leaderboard.full_size, values)
         return [self._candidate(number, values) for number in order[: self.context.keep_best]]
 
     def _gallery(self, values: Tensor) -> list[Thumbnail]:
         """The best candidates that can be shown, best first; `values`: of all candidates."""
-        order = _best_first(self.leaderboard.thumbnails, values)
+        order = self._best_first(self.leaderboard.thumbnails, values)
         images = {number: self._kept(number).get("thumbnail") for number in order[: self.context.gallery]}
         return [Thumbnail(image, float(values[n]), n) for n, image in images.items() if image is not None]
 
-    def _candidate(self, number: int, values: Tensor) -> Candidate:
-        """Candidate `number`, which is one of the best or the baseline.
+    def _best_first(self, numbers: Iterable[int], values: Tensor) -> list[int]:
+        """Candidates by their `values` (those of all candidates); of equals the stronger first, then the first."""
+        strength = self.ties.strengths()
+        return sorted(numbers, key=lambda n: (-float(values[n]), -strength.get(n, -math.inf), n))
 
-        Raises DiffscaleError if the journal has lost its picture; the search is then computed again the next time.
-        """
-        kept, leaderboard = self._kept(number), self.leaderboard
-        if "image" not in kept:
-            self._forget()
-            raise DiffscaleError(
-                f"The journal has lost picture {number} of the search {self.described}: run the same command again, "
-                "and that search is computed anew."
-            )
+    def _candidate(self, number: int, values: Tensor) -> Candidate:
+        """Candidate `number`, which is one of the best or the baseline; see `picture`."""
+        kept, leaderboard = self._whole(number), self.leaderboard
         return Candidate(
             kept["image"].float() / 255,
             kept["latents"],
@@ -224,6 +260,16 @@ class SearchRun:
             leaderboard.components[number].clone(),
             kept.get("noise"),
         )
+
+    def _whole(self, number: int) -> dict[str, Tensor]:
+        kept = self._kept(number)
+        if "image" not in kept:
+            self._forget()
+            raise DiffscaleError(
+                f"The journal has lost picture {number} of the search {self.described}: run the same command again, "
+                "and that search is computed anew."
+            )
+        return kept
 
     def _kept(self, number: int) -> dict[str, Tensor]:
         """What is kept of a candidate, see `_picture`."""
@@ -337,11 +383,6 @@ class SearchRun:
         if images is not None:
             for observe in self.context.observers:
                 observe(self.index, keys, scores, images, nfe)
-
-
-def _best_first(numbers: Iterable[int], values: Tensor) -> list[int]:
-    """Candidates by their `values` (those of all candidates), the first of equals first."""
-    return sorted(numbers, key=lambda number: (-float(values[number]), number))
 
 
 def _picture(image: Tensor, whole: dict[str, Tensor], shown: bool) -> dict[str, Tensor]:

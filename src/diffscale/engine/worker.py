@@ -17,13 +17,16 @@ from diffscale.engine.ledger import price
 from diffscale.engine.scoring import (
     finite_pictures,
     frame_strip,
+    safe_compare,
     score_images,
     score_unflagged,
     usable_scores,
     warn_of_flagged,
 )
+from diffscale.engine.ties import Compare, Pairs
 from diffscale.types import (
     ChecksPictures,
+    Compares,
     Evaluate,
     Gradient,
     NeedsIntermediateX0,
@@ -65,6 +68,7 @@ class Output:
             "flops": forwards * self.flops_per_forward,
             "decodes": count * self.decodes,
             "verifier_calls": count if "scores" in self.tensors else 0,
+            "comparisons": count if "probabilities" in self.tensors else 0,
             "verifier_flops": self.verifier_flops * count / size,
             **{f"seconds.{kind}": seconds * count / size for kind, seconds in self.seconds.items()},
         }
@@ -82,12 +86,15 @@ class Worker:
         """NFE that each row of `request` costs."""
         return price(request, self.sampler) // len(request.state)
 
-    def compute(self, request: Request, state: State) -> Output | Unsuited:
+    def compute(self, request: Request | Compare, state: State | Pairs) -> Output | Unsuited:
         """The answer to `request`, asked about `state` instead of its own; an error that says what does not suit it.
 
         Memory that runs out passes through. Raises DiffscaleError for what else a sampler or a decoder raises.
         """
         clock = _Clock()
+        if isinstance(state, Pairs):
+            return self._compare(state, clock)
+        assert not isinstance(request, Compare)  # which is about pairs
         try:
             if isinstance(request, Gradient):
                 output = self._differentiate(state, clock)
@@ -113,6 +120,13 @@ class Worker:
         output.flops_per_forward = self.sampler.flops_per_forward * (2 if isinstance(request, Gradient) else 1)
         output.seconds = clock.seconds
         return output
+
+    def _compare(self, pairs: Pairs, clock: _Clock) -> Output:
+        assert isinstance(self.verifier, Compares)
+        with count_flops() as counter:
+            probabilities = safe_compare(self.verifier, pairs.side(0), pairs.side(1), self._prompts(pairs))
+        clock.lap("verify", probabilities)
+        return Output({"probabilities": probabilities}, verifier_flops=counter.total, seconds=clock.seconds)
 
     def _denoise(self, request: Request, state: State) -> State:
         match request:
@@ -202,7 +216,7 @@ class Worker:
             verifier_flops=flops,
         )
 
-    def _prompts(self, state: State) -> list[str]:
+    def _prompts(self, state: State | Pairs) -> list[str]:
         return [self.sampler.prompts[row] for row in state.prompt_index.tolist()]
 
 
