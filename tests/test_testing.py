@@ -129,3 +129,28 @@ def test_verifiers_that_load_a_network_or_read_some_prompts_only_are_checked_too
     testing.check_verifier("ensemble of=clip,aesthetic", image_model="shapes-flux")
     prompts = ["a red circle", "a blue square", "two green stars"]
     testing.check_verifier("shapes-judge", prompts=prompts)
+
+
+class Comparing:
+    """Compares by brightness, and in some `way` as it should not."""
+
+    def __init__(self, way=""):
+        self.way = way
+
+    def __call__(self, images, prompts):
+        return bright(images, prompts).round()
+
+    def compare(self, first, second, prompts):
+        found = (bright(first, prompts) - bright(second, prompts)).sigmoid()
+        if self.way == "batch":
+            found = found * (1 - 0.1 * (len(first) > 1))
+        if self.way == "order":
+            found = 0.5 + found / 2
+        return torch.full_like(found, torch.nan) if self.way == "nan" else found
+
+
+def test_comparisons_are_probabilities_that_depend_on_the_two_pictures_alone():
+    testing.check_verifier(Comparing())
+    for way, said in (("batch", "depends on the batch"), ("order", "which comes first"), ("nan", "cannot be compared")):
+        with pytest.raises(AssertionError, match=said):
+            testing.check_verifier(Comparing(way))

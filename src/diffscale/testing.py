@@ -25,12 +25,12 @@ from diffscale.engine.driver import run_searches
 from diffscale.engine.executors import Executor, InlineExecutor, Job, JobPart
 from diffscale.engine.journal import Journal
 from diffscale.engine.results import Result
-from diffscale.engine.scoring import DroppedCandidate, safe_score
+from diffscale.engine.scoring import DroppedCandidate, UndecidedPair, safe_compare, safe_score
 from diffscale.engine.task import Task
 from diffscale.engine.worker import Worker
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import choose_search
-from diffscale.types import PoolVerifier, Verifier
+from diffscale.types import Compares, PoolVerifier, Verifier
 from diffscale.verifiers import load as load_verifier
 
 PROCESSES: Final = ("flow", "vp", "ve")
@@ -244,6 +244,8 @@ def check_verifier(
 ) -> None:
     """Scores are one number a picture (or one for each component), and do not depend on what else is in the batch.
 
+    Of a `types.Compares` the same holds of comparisons, which are probabilities and say the same in both orders.
+
     `verifier`: a text or a callable that `diffscale.search` takes. `images`: float32 [B, 3, H, W] in [0, 1], as many as
     `prompts`; by default noise of 64x64. `image_model`: the model whose pictures a verifier that loads a network is
     for; without it that is the published network, from the Hub.
@@ -261,6 +263,27 @@ def check_verifier(
     )
     worst = float((alone - together).abs().max() / together.abs().max().clamp(min=1e-12))
     assert worst < 1e-3, f"The score of a picture depends on the batch that it is in (by {worst:.1%})."
+    if isinstance(verifier, Compares):
+        _check_compare(verifier, images, list(prompts))
+
+
+def _check_compare(verifier: Compares, images: Tensor, prompts: list[str]) -> None:
+    """Each picture against the next: probabilities that do not depend on the batch, and agree with the other order."""
+    others = images.roll(-1, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UndecidedPair)
+        try:
+            together = safe_compare(verifier, images, others, prompts)
+            swapped = safe_compare(verifier, others, images, prompts)
+            alone = [
+                safe_compare(verifier, a[None], b[None], [p]) for a, b, p in zip(images, others, prompts, strict=True)
+            ]
+        except UndecidedPair as warning:
+            raise AssertionError(f"Some pictures cannot be compared: {warning}") from warning
+    worst = float((torch.cat(alone) - together).abs().max())
+    assert worst < 1e-3, f"The comparison of two pictures depends on the batch that they are in (by {worst:.1%})."
+    worst = float((swapped - (1 - together)).abs().max())
+    assert worst < 1e-3, f"The comparison of two pictures depends on which comes first (by {worst:.1%})."
 
 
 def tasks(search: str | Callable[..., Any], budget: int, count: int) -> list[Task]:

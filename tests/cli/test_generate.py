@@ -205,3 +205,26 @@ def test_every_search_is_measured_by_the_same_plain_sample() -> None:
     for result in results[1:]:
         assert result.baseline.key == results[0].baseline.key and result.baseline.number == -1
         assert abs(result.baseline.score - results[0].baseline.score) < 1e-4
+
+
+def test_how_many_shared_the_best_score_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "marks_that_tie.py").write_text(
+        "class Marks:\n"
+        "    def __call__(self, images, prompts):\n"
+        "        return 0 * images.mean((1, 2, 3))\n"
+        "    def compare(self, first, second, prompts):\n"
+        "        return (10 * (first - second).mean((1, 2, 3))).sigmoid()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--verifier", "marks_that_tie:Marks", "--budget", "12", "--steps", "4", "--dtype", "float32"]
+    for _ in range(2):  # the second finds it done
+        assert _run(monkeypatch, "generate", PROMPT, *options, "--output", str(tmp_path / "out")) == 0
+        assert "3 candidates shared the best score; chosen by 3 comparisons" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [pair for *pair, _ in result["compared"]] == [[0, 1], [0, 2], [1, 2]]
+    assert result["comparisons"] == 3 and result["verifier_calls"] == 3
+    best = torch.tensor(list(Image.open(tmp_path / "out" / "best.png").getdata())).float().mean()
+    first = torch.tensor(list(Image.open(tmp_path / "out" / "baseline.png").getdata())).float().mean()
+    assert best >= first

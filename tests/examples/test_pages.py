@@ -26,7 +26,7 @@ def test_searches(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     check_search(shown("write_a_search.md", name, monkeypatch, tmp_path))
 
 
-@pytest.mark.parametrize("name", ["sharpness", "Redness", "SharpAndRed"])
+@pytest.mark.parametrize("name", ["sharpness", "Redness", "SharpAndRed", "Marks"])
 def test_verifiers(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check_verifier(shown("write_a_verifier.md", name, monkeypatch, tmp_path))
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from diffscale.verifiers.grader.client import Timing
+from diffscale.verifiers.grader.tries import Timing
 from diffscale.verifiers.grader.verifier import LlmGrader
 
 KEY = "sk-test-0123456789abcdef"
@@ -44,16 +44,24 @@ class Asked:
 
     @property
     def picture(self) -> NDArray[np.uint8]:
-        url = self.body["messages"][0]["content"][1]["image_url"]["url"]
-        head, _, data = url.partition(",")
-        assert head == "data:image/png;base64"
-        image = Image.open(io.BytesIO(base64.b64decode(data)))
-        assert image.format == "PNG"
-        return np.asarray(image)
+        (picture,) = self.pictures
+        return picture
+
+    @property
+    def pictures(self) -> list[NDArray[np.uint8]]:
+        return [_decoded(part["image_url"]["url"]) for part in self.body["messages"][0]["content"][1:]]
 
     @property
     def format(self) -> str | None:
         return self.body.get("response_format", {}).get("type")
+
+
+def _decoded(url: str) -> NDArray[np.uint8]:
+    head, _, data = url.partition(",")
+    assert head == "data:image/png;base64"
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert image.format == "PNG"
+    return np.asarray(image)
 
 
 @dataclass
@@ -76,16 +84,15 @@ def grade(overall: float = 7.0, reason: str = "seen", **scores: float) -> dict[s
     return {name: {"reason": reason, "score": score} for name, score in aspects.items()} | {"overall": overall}
 
 
-def written(content: str | None, prompt_tokens: int = 100, completion_tokens: int = 10) -> Reply:
-    """A chat completion of that text."""
+def written(content: str | None, prompt_tokens: int = 100, completion_tokens: int = 10, logprobs: Any = None) -> Reply:
+    """A chat completion of that text, with what the server says of log-probabilities."""
+    message = {"role": "assistant", "content": content}
     return Reply(
         json.dumps(
             {
                 "id": "x",
                 "object": "chat.completion",
-                "choices": [
-                    {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
-                ],
+                "choices": [{"index": 0, "finish_reason": "stop", "message": message, "logprobs": logprobs}],
                 "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": 0},
             }
         )

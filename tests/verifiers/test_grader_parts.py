@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.verifiers.grader.client import RateLimit, Tally, retry_after
+from diffscale.verifiers.grader.client import Tally
 from diffscale.verifiers.grader.grade import Grade, GradeCache, MalformedGrade, parse_grade
+from diffscale.verifiers.grader.tries import RateLimit, retry_after
 
 SCORE = st.one_of(st.integers(0, 10), st.floats(0, 10))
 PROSE = st.text(st.characters(exclude_characters="{}"), max_size=20)

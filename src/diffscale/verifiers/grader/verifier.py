@@ -5,8 +5,11 @@ import io
 import math
 import threading
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +20,14 @@ from torch import Tensor
 
 from diffscale._util.errors import check_name
 from diffscale._util.pixels import eight_bit
-from diffscale.verifiers.grader.client import GraderCosts, RetryingClient, Tally, Timing
+from diffscale.verifiers.grader.client import GraderCosts, Tally
 from diffscale.verifiers.grader.endpoint import BaseUrl, KeyVariable, resolve
 from diffscale.verifiers.grader.grade import DIGEST, SCORES, Grade, GradeCache, default_path
+from diffscale.verifiers.grader.preference import digest as pair_digest
+from diffscale.verifiers.grader.tries import RetryingClient, Timing
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 
 class Ungraded(UserWarning):
@@ -34,10 +42,14 @@ class _Picture:
     digest: str
     prompt: str
 
+    @cached_property
     def png(self) -> bytes:
         file = io.BytesIO()
         Image.fromarray(self.pixels).save(file, "PNG")
         return file.getvalue()
+
+
+_Pair = tuple[_Picture, _Picture]
 
 
 class LlmGrader:
@@ -51,6 +63,9 @@ class LlmGrader:
     `concurrency`: requests at once. `per_minute`: most requests in a minute, evenly spaced; None: no limit. `tries`:
     requests for one picture before it is dropped. `timeout`: seconds for one answer. `price_in`, `price_out`: of a
     million tokens, for `costs`. Sampling settings are the server's own.
+
+    Marks are whole numbers more often than not, and several candidates of a search share the best one: then it also
+    compares pictures in pairs (`types.Compares`), each pair in both orders, two requests; `pairwise=false`: not so.
 
     Grades are kept in `grader.sqlite` in DIFFSCALE_CACHE (~/.cache/diffscale) by picture, prompt, model and wording:
     give models that differ different names. The paper reports scores times 10. Without a gradient. Raises
@@ -71,6 +86,7 @@ class LlmGrader:
         timeout: PositiveFloat = 120.0,
         price_in: NonNegativeFloat | None = None,
         price_out: NonNegativeFloat | None = None,
+        pairwise: bool = True,
         *,
         key: str | None = None,
         timing: Timing | None = None,
@@ -78,6 +94,7 @@ class LlmGrader:
         endpoint = resolve(model, base_url, key_env, key)
         check_name("aspect", aspect, SCORES)
         self.aspect = aspect
+        self.compare = self._compare if pairwise else None
         self._model = endpoint.model
         self._cache = GradeCache(default_path())
         self._concurrency = concurrency
@@ -105,7 +122,7 @@ class LlmGrader:
         different = dict.fromkeys(picture for picture in pictures if picture is not None)
         cached = {p: self._cache.get(p.digest, p.prompt, self._model, DIGEST) for p in different}
         missing = [picture for picture, grade in cached.items() if grade is None]
-        answers = cached | dict(zip(missing, self._ask(missing), strict=True))
+        answers = cached | dict(zip(missing, self._ask(self._grade, missing), strict=True))
         grades: list[Grade | None] = []
         for picture, prompt in zip(pictures, prompts, strict=True):
             answer = "the picture is not finite" if picture is None else answers[picture]
@@ -122,28 +139,85 @@ class LlmGrader:
         self._client.close()
         self._cache.close()
 
-    def _ask(self, pictures: list[_Picture]) -> list[Grade | str]:
-        """The grade of each, or why there is none.
+    def _compare(self, first: Tensor, second: Tensor, prompts: list[str]) -> Tensor:
+        """See `types.Compares`: the mean over both orders, float64 [B], from the cache where it has them.
+
+        0.5, with one Ungraded warning, for pairs whose answer is missing or malformed in an order.
+        """
+        pictures: dict[_Picture | None, _Picture | None] = {}  # one of equal ones, which is encoded once
+        pairs: list[_Pair | None] = []
+        for *images, prompt in zip(first, second, prompts, strict=True):
+            one, other = (pictures.setdefault(each, each) for each in (_picture(image, prompt) for image in images))
+            pairs.append((one, other) if one and other else None)
+        orders = dict.fromkeys(
+            (a, b) for one, other in filter(None, pairs) if one != other for a, b in ((one, other), (other, one))
+        )
+        answers: dict[_Pair, float | str] = {}
+        for order in orders:
+            if (known := self._cache.preference(*self._asked(order))) is not None:
+                answers[order] = known
+        self._tally.add(cache_hits=len(answers))
+        missing = [order for order in orders if order not in answers]
+        answers |= zip(missing, self._ask(self._prefer, missing), strict=True)
+        found = [_mean_preference(pair, answers) for pair in pairs]
+        if undecided := [row for row, each in enumerate(found) if isinstance(each, str)]:
+            warnings.warn(
+                f"{len(undecided)} of {len(found)} pairs of pictures count as equal, such as one of "
+                f"{prompts[undecided[0]]!r}: {found[undecided[0]]}.",
+                Ungraded,
+                stacklevel=2,
+            )
+        return torch.tensor([0.5 if isinstance(each, str) else each for each in found], dtype=torch.float64)
+
+    def _asked(self, order: _Pair) -> tuple[str, ...]:
+        first, second = order
+        return first.digest, second.digest, first.prompt, self._model, pair_digest(self.aspect)
+
+    def _grade(self, picture: _Picture, stop: threading.Event) -> Grade | str:
+        answer = self._client.grade(picture.png, picture.prompt, stop)
+        if isinstance(answer, Grade):
+            self._cache.put(picture.digest, picture.prompt, self._model, DIGEST, answer)
+        return answer
+
+    def _prefer(self, order: _Pair, stop: threading.Event) -> float | str:
+        first, second = order
+        answer = self._client.prefer(first.png, second.png, first.prompt, self.aspect, stop)
+        if isinstance(answer, float):
+            self._cache.put_preference(answer, *self._asked(order))
+        return answer
+
+    def _ask(self, ask: Callable[[Asked, threading.Event], Answer], asked: Sequence[Asked]) -> list[Answer]:
+        """What `ask` answers for each.
 
         After an error that ends the run, what is under way comes to its end and into the cache, as it is paid for.
         """
         stop = threading.Event()
 
-        def ask(picture: _Picture) -> Grade | str:
+        def one(each: Asked) -> Answer:
             try:
-                answer = self._client.grade(picture.png(), picture.prompt, stop)
-                if isinstance(answer, Grade):
-                    self._cache.put(picture.digest, picture.prompt, self._model, DIGEST, answer)
-                return answer
+                return ask(each, stop)
             except BaseException:
                 stop.set()
                 raise
 
         with ThreadPoolExecutor(self._concurrency, "grader") as pool:
             try:
-                return list(pool.map(ask, pictures))
+                return list(pool.map(one, asked))
             finally:
                 stop.set()
+
+
+def _mean_preference(pair: _Pair | None, answers: Mapping[_Pair, float | str]) -> float | str:
+    """How probable it is that the first is better, by the answers to both orders; or why that is not known."""
+    if pair is None:
+        return "a picture is not finite"
+    first, second = pair
+    if first == second:
+        return 0.5
+    one, other = answers[first, second], answers[second, first]
+    if isinstance(one, str) or isinstance(other, str):
+        return one if isinstance(one, str) else other
+    return (one + 1 - other) / 2
 
 
 def _picture(image: Tensor, prompt: str) -> _Picture | None:
