@@ -213,8 +213,11 @@ def test_a_comparison_of_another_shape_loses_nothing_of_what_was_found(answer):
 def test_memory_that_runs_out_halves_the_pairs():
     tasks = [task(random, 240, row) for row in range(3)]
     whole, _ = found(tasks, Coarse())
-    with pytest.warns(UserWarning, match="Out of memory with 8 rows, going on with 4"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         limited, _ = found(tasks, Coarse(most=3))
+    told = [str(each.message).partition(":")[0] for each in caught]
+    assert told == ["Out of memory with 8 rows, going on with 4", "Out of memory with 4 rows, going on with 2"]
     assert all(map(same, whole, limited))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chat_server import KEY, Asked, ChatServer, Make, Reply, fails, good, pictures
+from chat_server import KEY, Asked, ChatServer, Make, Reply, fails, good, pictures, written
 from PIL import Image
 from pydantic import SecretStr
 
@@ -33,7 +33,11 @@ PROMPT = "a red circle above a blue square"
 
 
 def indiscreet(asked: Asked) -> Reply:
-    """Says the key in what the model wrote."""
+    """Says the key in what the model wrote, of one picture or of two."""
+    if len(asked.pictures) == 2:
+        said = f"first, {asked.headers['Authorization']}"
+        likely = [{"token": "first", "logprob": -0.5}, {"token": KEY, "logprob": -1.0}]
+        return written(said, logprobs={"content": [likely[0] | {"top_logprobs": likely}, likely[1]]})
     return good(6.0, reason=f"You sent {asked.headers['Authorization']}.")
 
 
@@ -55,6 +59,7 @@ def test_a_run_leaves_the_key_nowhere(
     said = "".join(capsys.readouterr())
     assert not stopped.value.code, said
     assert "best of 3 6.0000" in said
+    assert "3 candidates shared the best score; chosen by 3 comparisons" in said
     assert len(list(output.iterdir())) >= 5
     assert {asked.headers["Authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
     assert KEY not in said
@@ -83,9 +88,11 @@ def test_no_log_warning_or_error_holds_it(
         server.replies = [last]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            make_grader(tries=2)(pictures(1, seed=len(said)), ["p"])
+            grader = make_grader(tries=2)
+            grader(pictures(1, seed=len(said)), ["p"])
+            grader.compare(pictures(1, seed=len(said)), pictures(1, seed=99), ["p"])
         said += [str(one.message) for one in caught]
-    assert sum("***" in text or "answer" in text for text in said) >= 4
+    assert sum("***" in text or "answer" in text for text in said) >= 8
     for status in (401, 402, 404, 302):
         server.replies = [fails(status, echo, Location=f"/{KEY}", Set_Cookie=KEY)]
         with pytest.raises(DiffscaleError) as caught_error:

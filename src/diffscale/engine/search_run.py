@@ -140,7 +140,7 @@ class SearchRun:
         if self.error is not None:
             return
         self.ties = RoundRobin(self.leaderboard.tied())
-        known = self.journal.compared(self.name) if self.journal else {}
+        known = self.journal.compared(self.name) if self.journal and self.ties.missing else {}
         for pair in self.ties.missing:
             if pair in known:
                 self._enter(pair, *known[pair])
