@@ -161,9 +161,11 @@ def wrong_names() -> Iterator[list[str]]:
         yield [*COMMANDS["generate"][0], *QUICK, "--search", text]
     for text in [*NAMES, *VERIFIERS]:
         yield [*COMMANDS["generate"][0], *QUICK, "--verifier", text]
+        yield [*COMMANDS["generate"][0], *QUICK, "--choose", text]
     for text in NAMES:
         yield [*COMMANDS["bench"][0], "--search", text]
         yield [*COMMANDS["bench"][0], "--verifier", text]
+        yield [*COMMANDS["bench"][0], "--choose", text]
         yield ["evaluate", "pictures", "--metrics", text or ","]
         yield ["evaluate", "pictures", "--metrics", "fid", "--reference", "pictures", "--features", text]
         yield ["generate", "two red stars", "--output", "out", "--model", text]
@@ -310,6 +312,8 @@ OPTIONS = [
     ["--unknown"],
     ["--budget"],
     ["--seed", "1e3"],
+    ["--choose", "oracle_fid"],
+    ["--choose", "dino_ssl level=0.2", "--verifier", "clip_ssl"],
     ["--negative-prompt", "blurry", "--pipe-arg", "negative_prompt=grey"],
     *(["--budget", "1000000000", "--search", name] for name in ("svdd", "fk")),
 ]

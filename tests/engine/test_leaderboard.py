@@ -54,7 +54,7 @@ def test_the_best_are_always_among_what_is_kept_in_any_order(given, shown, keep_
     order = list(range(len(rows)))
     rng.shuffle(order)
     for number in order:
-        full_size, thumbnail = leaderboard.add(number, pool[number], 10 * number, number)
+        full_size, thumbnail = leaderboard.add(number, pool[number])
         assert (full_size, thumbnail) == (number in leaderboard.full_size, number in leaderboard.thumbnails)
     usable = pool.isfinite().all(1)
     assert set(leaderboard.full_size) <= set(usable.nonzero().flatten().tolist())
@@ -113,7 +113,7 @@ def test_many_candidates_of_one_component_cost_no_comparison_with_all(monkeypatc
     monkeypatch.setattr("diffscale.engine.leaderboard.torch.arange", None)
     scores = torch.rand(10_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for number, score in enumerate(scores):
-        leaderboard.add(number, score, number, number)
+        leaderboard.add(number, score)
         leaderboard.best()
     assert not looked and len(leaderboard._ranking) == 64
     order = scores[:, 0].argsort(descending=True).tolist()

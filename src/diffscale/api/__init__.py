@@ -16,8 +16,8 @@ from diffscale.engine import noise
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal, recorded_settings
-from diffscale.engine.leaderboard import candidate_value
-from diffscale.engine.results import Observer, Result
+from diffscale.engine.results import Observer, Result, among
+from diffscale.engine.scoring import check_chooser
 from diffscale.engine.task import Task, baseline_task
 from diffscale.models.class_conditional import class_model
 from diffscale.models.load import (
@@ -111,8 +111,9 @@ def search(
     keep_best: int = 1,
     journal: str | Path | None = None,
     progress: Counter = silent,
+    choose: str | Verifier | Callable[[Tensor, list[str]], Any] | None = None,
 ) -> Result:
-    """Search for the sample of `prompt` that the verifier likes best.
+    """Search for the sample of `prompt` that the verifier likes best; or, of what it leads to, that `choose` does.
 
     `pipe_or_id`: a diffusers pipeline already loaded (used where and as it is), a Sampler, such as a
     `samplers.denoiser.DenoiserSampler`, one of whose prompts is `prompt`, or a shipped name (`shapes-flux`), a folder
@@ -131,7 +132,9 @@ def search(
     the same file goes on where the last one was stopped. It knows a verifier by its `name`, and functions by
     module:qualname (see `fingerprints.name_of`): give another one to what scores otherwise. A function whose code has
     changed since is refused. `progress`: called
-    with the NFE spent so far, the budget and the `best` score.
+    with the NFE spent so far, the budget and the `best` value. `choose`: another verifier, given in the same ways, by
+    which the best of the finished candidates is chosen: the search, which it does not steer, cannot exploit it. Scores
+    and traces stay those of `verifier`; `Candidate.value` is what the candidates are ranked by.
 
     `Result.baseline` is one plain sample of the first noise, with `number` -1 and not in the ledger if the search did
     not sample it. The result is a function of the arguments up to `dtype` and of what of `loading` is decisive, not of
@@ -146,6 +149,8 @@ def search(
     loading = merged_options(loading, device, dtype)
     device = best_device(loading.device)
     check_verifier(verifier)
+    if choose is not None:
+        check_verifier(choose)
     if isinstance(pipe_or_id, str):
         recorded = {} if journal is None else recorded_settings(Path(journal))
         loading = settle_dtype(pipe_or_id, loading, recorded.get("dtype"))
@@ -169,6 +174,7 @@ def search(
         "pipe_args": {name: described(value) for name, value in (pipe_args or {}).items()},
         "gallery": gallery,
         **({} if keep_best == 1 else {"keep_best": keep_best}),
+        **({} if choose is None else {"choose": name_of_verifier(choose)}),
     }
     if isinstance(pipe_or_id, str):
         settings |= loading.decisive()
@@ -179,19 +185,23 @@ def search(
     # After the model: what is wrong with its name, or its call, is told before another network loads.
     name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
     loaded = load_verifier(verifier, device=device, image_model=name)
+    chooser = None if choose is None else load_verifier(choose, device=device, image_model=name)
+    check_chooser(loaded, chooser)  # before a journal is there, which other settings could not use
     # A class by its id and by its name is the same search.
     key = noise.fold(noise.root(seed), sampler.prompts[prompt_index], 0)
     task = Task(chosen.make(device=device), prompt_index=prompt_index, key=key, budget=nfe)
-    opened = nullcontext() if journal is None else closing(Journal(Path(journal), settings, sources(search, verifier)))
+    written = sources(search, verifier, *([] if choose is None else [choose]))
+    opened = nullcontext() if journal is None else closing(Journal(Path(journal), settings, written))
     with opened as kept:
         (result,) = run_searches(
             [task], sampler, loaded, batch_size, observers,
             gallery=gallery, keep_best=keep_best, journal=kept, progress=progress,
+            choose=chooser,
         )  # fmt: skip
         result = replace(result, dtype=settings.get("dtype", ""))
         if chosen.declares("independent"):
             return result
-        return _with_baseline(result, task, sampler, loaded, batch_size, kept)
+        return _with_baseline(result, task, sampler, loaded, chooser, batch_size, kept)
 
 
 def _prompt_index(sampler: Sampler, prompt: str) -> int:
@@ -201,11 +211,13 @@ def _prompt_index(sampler: Sampler, prompt: str) -> int:
 
 
 def _with_baseline(
-    result: Result, task: Task, sampler: Sampler, verifier: Verifier, batch_size: int | None, journal: Journal | None
-) -> Result:
+    result: Result, task: Task, sampler: Sampler, verifier: Verifier, choose: Verifier | None, batch_size: int | None,
+    journal: Journal | None,
+) -> Result:  # fmt: skip
     """`result` with a plain sample as its baseline: a search may never sample its first noise as it is."""
-    (first,) = run_searches([baseline_task(task)], sampler, verifier, batch_size, journal=journal, return_errors=True)
+    (first,) = run_searches(
+        [baseline_task(task)], sampler, verifier, batch_size, journal=journal, return_errors=True, choose=choose
+    )
     if not isinstance(first, Result):  # the verifier fails on it alone
         return result
-    score = candidate_value(result.pool, first.best.components, verifier)
-    return replace(result, baseline=replace(first.best, number=-1, score=score))
+    return replace(result, baseline=replace(among(result, first.best, verifier, choose), number=-1))

@@ -18,6 +18,7 @@ from diffscale.api import make_sampler, merged_options
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.results import Candidate, Result
+from diffscale.engine.scoring import check_chooser
 from diffscale.engine.task import Task
 from diffscale.models.class_conditional import class_model
 from diffscale.models.load import best_device, dtype_of_pipeline, load_pipeline
@@ -44,6 +45,10 @@ _REFUSED: Final = {
     "denoising_end": "a search scores finished pictures",
 }
 """Arguments of pipelines' calls that a search cannot heed, and why."""
+_OWN: Final = (
+    "pipe", "results", "seeds", "_verifier", "_choose", "_make_search", "_independent", "_nfe", "_batch_size",
+)  # fmt: skip
+"""Attributes of a `Searched` that are not its pipeline's."""
 
 
 class Searched:
@@ -53,8 +58,8 @@ class Searched:
         pipe("a cat", num_inference_steps=30, num_images_per_prompt=4, generator=torch.manual_seed(0)).images
 
     `pipe_or_id`: a pipeline already loaded, or a shipped name, folder or Hub id, loaded as `loading` says; `device`
-    and `dtype` are short for its fields. `search`, `verifier`, `batch_size`: as of `diffscale.search`. `nfe`: the
-    budget for each prompt of a call, in denoiser evaluations.
+    and `dtype` are short for its fields. `search`, `verifier`, `choose`, `batch_size`: as of `diffscale.search`.
+    `nfe`: the budget for each prompt of a call, in denoiser evaluations.
 
     A call takes what the pipeline's own takes, in its order, and gives its output: the best `num_images_per_prompt` (or
     `num_videos_per_prompt`) samples of each prompt, best first, prompt by prompt. Prompts are searched together. The
@@ -84,10 +89,13 @@ class Searched:
         device: str | None = None,
         dtype: str | None = None,
         loading: LoadOptions | None = None,
+        choose: str | Verifier | Callable[[Tensor, list[str]], Any] | None = None,
     ) -> None:
         nfe, batch_size = whole("nfe", nfe, 1), None if batch_size is None else whole("batch_size", batch_size, 1)
         chosen, options = choose_search(search), merged_options(loading, device, dtype)
         check_verifier(verifier)
+        if choose is not None:
+            check_verifier(choose)
         device, by_name = best_device(options.device), isinstance(pipe_or_id, str)
         if not by_name and (asked := sorted(options.asked().keys() - {"device"})):
             raise DiffscaleError(f"The pipeline is loaded already: set {', '.join(asked)} on it, or give its name.")
@@ -101,6 +109,8 @@ class Searched:
         name = pipe_or_id if by_name else str(getattr(pipe, "name_or_path", ""))
         self.pipe, self.results, self.seeds = pipe, [], []
         self._verifier = load_verifier(verifier, device=device, image_model=name)
+        self._choose = None if choose is None else load_verifier(choose, device=device, image_model=name)
+        check_chooser(self._verifier, self._choose)
         self._make_search, self._independent = chosen.make(device=device), chosen.declares("independent")
         self._nfe, self._batch_size = nfe, batch_size
 
@@ -111,7 +121,7 @@ class Searched:
         heed, and if more samples are asked for than the search finished; BudgetTooSmall and AllCandidatesFailed.
         """
         call = _read_call(self.pipe, args, kwargs)
-        prompts = _read_prompts(call, self._verifier)
+        prompts = _read_prompts(call, [self._verifier, *([] if self._choose is None else [self._choose])])
         seeds, keys = _keys(call.generator, prompts)
         if call.generator is None:
             _log.warning("No generator was given: the seed is %d, as of torch.manual_seed(%d).", seeds[0], seeds[0])
@@ -131,7 +141,10 @@ class Searched:
                 bar.update(spent - bar.n)
                 bar.set_postfix(best=f"{best:.4g}")
 
-            found = run_searches(tasks, sampler, self._verifier, self._batch_size, keep_best=call.count, progress=show)
+            found = run_searches(
+                tasks, sampler, self._verifier, self._batch_size, keep_best=call.count, progress=show,
+                choose=self._choose,
+            )  # fmt: skip
         self.results = [replace(result, dtype=dtype_of_pipeline(self.pipe)) for result in found]
         rows: list[tuple[int, Candidate]] = []
         for row, result in enumerate(self.results):
@@ -157,14 +170,15 @@ class Searched:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what is ours here, and all else, such as `scheduler`, on the pipeline."""
-        if name in ("pipe", "results", "seeds", "_verifier", "_make_search", "_independent", "_nfe", "_batch_size"):
+        if name in _OWN:
             object.__setattr__(self, name, value)
         else:
             setattr(self.pipe, name, value)
 
     def __repr__(self) -> str:
         """The pipeline, and what searches it."""
-        return f"Searched(nfe={self._nfe}, verifier={self._verifier.name!r}, pipe={self.pipe!r})"
+        chosen = "" if self._choose is None else f", choose={self._choose.name!r}"
+        return f"Searched(nfe={self._nfe}, verifier={self._verifier.name!r}{chosen}, pipe={self.pipe!r})"
 
 
 @dataclass(frozen=True)
@@ -218,16 +232,17 @@ def _without_subject(error: TypeError) -> str:
     return str(error).replace("got", "gets", 1) if str(error).startswith("got") else f"says: {error}"
 
 
-def _read_prompts(call: _Call, verifier: Verifier) -> list[str]:
-    """The prompts of a call, empty ones for embeddings alone and a verifier that does not look at prompts."""
+def _read_prompts(call: _Call, verifiers: Sequence[Verifier]) -> list[str]:
+    """The prompts of a call, empty ones for embeddings alone and verifiers that do not look at prompts."""
     counts = {name: count_prompts(name, value) for name, value in embeddings(call.pipe_args).items()}
     if call.prompt is None:
         if not counts:
             raise DiffscaleError("Give a prompt, or a list of prompts.")
-        if getattr(verifier, "needs_prompts", True):
-            raise DiffscaleError(
-                f"The verifier {verifier.name!r} reads prompts: give `prompt` too, which the pipeline does not get."
-            )
+        for verifier in verifiers:
+            if getattr(verifier, "needs_prompts", True):
+                raise DiffscaleError(
+                    f"The verifier {verifier.name!r} reads prompts: give `prompt` too, which the pipeline does not get."
+                )
         return [""] * max(counts.values())
     prompts = [call.prompt] if isinstance(call.prompt, str) else call.prompt
     if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(each, str) for each in prompts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
@@ -17,6 +17,7 @@ from diffscale.registry import DEFAULT_MODEL, DEFAULT_SEARCH, DEFAULT_SUITE, plu
 SearchText = Annotated[str, AfterValidator(lambda text: plugins("searches").short(text))]
 VerifierText = Annotated[str, AfterValidator(lambda text: plugins("verifiers").short(text))]
 """A search and a verifier as users type them; `package/name` becomes the name that listings show."""
+_CHOOSE: Final = "Verifier for the final choice among what the search finished. Default: the one searched with."
 
 
 class ModelConfig(LoadOptions):
@@ -61,6 +62,12 @@ class GenerateConfig(ModelConfig):
     search: SearchText = Field(DEFAULT_SEARCH, description='Search, as "random" or "random n=8".')
     verifier: VerifierText = Field("clip", description='Verifier, as "clip" or "clip model=ID".')
     budget: int = Field(1280, gt=0, description="Total NFE, final denoising included.")
+    choose: VerifierText | None = Field(None, description=_CHOOSE)
+
+    @property
+    def verifiers(self) -> list[str]:
+        """The one to search with, and the one to choose by if that is another."""
+        return [self.verifier, *([] if self.choose is None else [self.choose])]
 
     def difference(self, before: GenerateConfig) -> str:
         """What makes the results differ, as `config.difference` writes it; empty if nothing does.
@@ -82,11 +89,17 @@ class BenchConfig(ModelConfig):
     budget: list[PositiveInt] = Field([1280], min_length=1, description="NFE a prompt; repeatable.")
     repeats: int = Field(1, gt=0, description="Searches a prompt, each from its own noise.")
     limit: int | None = Field(None, gt=0, description="Prompts, evenly over the suite. Default: all.")
+    choose: VerifierText | None = Field(None, description=_CHOOSE)
+
+    @property
+    def verifiers(self) -> list[str]:
+        """Those to search with, and the one to choose by if that is another."""
+        return [*self.verifier, *([] if self.choose is None else [self.choose])]
 
     def shared(self) -> dict[str, Any]:
         """What all results in one folder have in common; searches, verifiers, budgets, prompts may be added to it."""
-        shared = self.model_dump(include={"model", "seed", "steps"})
-        return {**shared, "pipe_args": self.call_args, **self.decisive()}
+        shared = self.model_dump(include={"model", "seed", "steps"}) | {"pipe_args": self.call_args}
+        return shared | ({} if self.choose is None else {"choose": self.choose}) | self.decisive()
 
 
 class Hardware(BaseModel):

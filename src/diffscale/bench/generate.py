@@ -19,7 +19,7 @@ from diffscale._util.progress import Progress, silent
 from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.bench.series import costs_of
 from diffscale.engine.journal import check_sources, recorded_settings
-from diffscale.engine.results import Result
+from diffscale.engine.results import Candidate, Result
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import settle_dtype
 from diffscale.models.options import AUTO
@@ -73,7 +73,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     written to is found out before anything is computed. Raises DiffscaleError if the folder holds anything else than
     this run, and for unknown names.
     """
-    check_names([settings.search], [settings.verifier])
+    check_names([settings.search], settings.verifiers)
     saved, done = folder / "config.yaml", folder / "result.json"
     if os.path.exists(saved):  # no error for names that no file system takes
         # Settings that could not be met leave nothing that was paid for.
@@ -82,7 +82,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
             raise DiffscaleError(
                 f"{folder} holds another run ({changed}): choose another --output, or remove the folder."
             )
-        check_sources(folder / "journal.sqlite", sources(settings.search, settings.verifier))
+        check_sources(folder / "journal.sqlite", sources(settings.search, *settings.verifiers))
         summary: dict[str, Any] | None = read_json(done, _Summary)
         # Killed between the result and what is drawn of it, it goes on from the journal, for nothing.
         drawn = all((folder / name).exists() for name in _DRAWN) or not (folder / "journal.sqlite").exists()
@@ -113,6 +113,7 @@ def _run(settings: GenerateConfig, folder: Path, progress: Progress) -> dict[str
         settings.model, settings.prompt, search=settings.search, verifier=settings.verifier, nfe=settings.budget,
         seed=settings.seed, steps=settings.steps, pipe_args=settings.call_args, batch_size=settings.batch_size,
         loading=settings, gallery=SHOWN, journal=folder / "journal.sqlite", progress=partial(progress, "searching"),
+        choose=settings.choose,
     )  # fmt: skip
     summary = _summary(settings, result)
     title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{result.prompt}”"
@@ -130,16 +131,16 @@ def _run(settings: GenerateConfig, folder: Path, progress: Progress) -> dict[str
         ) from error
     sheet, plot = (folder / name for name in _DRAWN)
     with drawing(f"The sheet of candidates {sheet}"):
-        _write_picture(_sheet(result, f"{title}, by {verifier} score"), sheet)
+        _write_picture(_sheet(result, f"{title}, by {settings.verifiers[-1].split()[0]} score"), sheet)
     with drawing(f"The plot {plot}"):
         plots.scaling(result.trace, result.baseline.nfe, title, verifier, plot)
     return summary
 
 
 def _sheet(result: Result, title: str) -> Image.Image:
-    """The best candidates, best first, with their scores; the first sample is named if it is among them."""
+    """The best candidates, best first, with what they were ranked by; the first sample is named if it is among them."""
     captions = [
-        rounded(shown.score, 4) + (" (first)" if shown.number == result.baseline.number else "")
+        rounded(shown.value, 4) + (" (first)" if shown.number == result.baseline.number else "")
         for shown in result.gallery
     ]
     return pictures.grid([pictures.to_pil(shown.image / 255) for shown in result.gallery], captions, title, mark=0)
@@ -155,18 +156,27 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
     ends = {"best": result.best, "baseline": result.baseline}
     scores = heldout_scores(settings.model, result.prompt, {name: end.image for name, end in ends.items()})
     judge = judge_name(settings.model)
-    searched_with = settings.verifier.split()[0] == judge
+    by_judge = {"searched_with": settings.verifier.split()[0] == judge}
+    if settings.choose is not None:
+        by_judge["chosen_by"] = settings.choose.split()[0] == judge
     return {
         "prompt": result.prompt,
         **settings.model_dump(include={"model", "search", "verifier", "seed"}),
+        **({} if settings.choose is None else {"choose": settings.choose}),
         "dtype": result.dtype,
         **costs_of(result),
         "seconds": round(sum(seconds.values()), 3),
         "seconds_by_kind": {kind: round(each, 3) for kind, each in seconds.items()},
-        **{name: {"score": end.score, "image": f"{name}.png", "key": end.key} for name, end in ends.items()},
+        **{name: _end(name, end, settings.choose is not None) for name, end in ends.items()},
         "trace": [[nfe, score] for nfe, score in result.trace],
         "traces": {name: [[nfe, score] for nfe, score in points] for name, points in result.traces.items()},
         "compared": [list(each) for each in result.compared],
-        # What judges say of both pictures, and whether the search was by them.
-        "judges": {judge: {"searched_with": searched_with, **scores}} if scores else {},
+        # What judges say of both pictures, and whether the search or the choice was by them.
+        "judges": {judge: {**by_judge, **scores}} if scores else {},
     }
+
+
+def _end(name: str, candidate: Candidate, chosen: bool) -> dict[str, Any]:
+    """What is said of the best or the first; `value` where another verifier than that of the score has chosen."""
+    said = {"score": candidate.score, "image": f"{name}.png", "key": candidate.key}
+    return said | ({"value": candidate.value} if chosen else {})

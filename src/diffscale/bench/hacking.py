@@ -1,4 +1,4 @@
-"""Verifier hacking: the searched score rises while judges that were held out fall.
+"""Verifier hacking: the searched score rises while judges that were held out fall; and what they keep of the gain.
 
 The comparison is within prompts: the pictures found against the plain samples of the same first noises, and against
 those that the same search found with a smaller budget.
@@ -11,10 +11,16 @@ from typing import Any, Final
 import numpy as np
 
 from diffscale.bench.series import Cell
-from diffscale.metrics.bootstrap import interval, over_groups
+from diffscale.metrics.bootstrap import interval, over_groups, ratio
 
 LEAST: Final = 10
 """Prompts below which a bootstrap interval is too short to warn by."""
+
+KEPT: Final = (
+    "the judge's gain over that of the score, from the first sample to what was chosen, in standard deviations: the "
+    "judge's over all first samples, the score's over the candidates of each prompt"
+)
+"""What `kept` says, for captions."""
 
 _Sample = Mapping[str, Any]
 _Value = Callable[[_Sample, str], float | None]
@@ -34,7 +40,7 @@ def hacked(cell: Cell, samples: Sequence[_Sample]) -> list[dict[str, Any]]:
         pairs = [(before.get(key), sample) for key, sample in mine.items() if not since or key in before]
         # Scores within a pool do not compare with those of another pool.
         if not since or (pairs and not pairs[0][1].get("members")):
-            comparisons += [(since, pairs, name, value) for name, value in _held_out(cell, mine.values()).items()]
+            comparisons += [(since, pairs, name, value) for name, value in held_out(cell, mine.values()).items()]
     share = 0.95 if not comparisons else 1 - 0.05 / len(comparisons)
     falls = []
     for since, pairs, name, value in comparisons:
@@ -59,12 +65,40 @@ def _by_prompt(cell: Cell, samples: Sequence[_Sample]) -> dict[tuple[str, int], 
     return {(s["prompt"], s["repeat"]): s for s in cell.samples_in(samples) if "error" not in s}
 
 
-def _held_out(cell: Cell, samples: Iterable[_Sample]) -> dict[str, _Value]:
-    """What was not searched with, nor was a member of what was, and how to read it from a sample."""
+def kept(cell: Cell, samples: Sequence[_Sample]) -> dict[str, dict[str, float]]:
+    """For each held-out judge of `cell` its gain over the searched gain, with an interval of 95% over prompts.
+
+    A gain is the mean over prompts of what the chosen picture has more than the plain sample, in standard deviations:
+    of the searched score those of the prompt's candidates (`spread`), of a judge those over all plain samples. A judge
+    is left out where either has no deviation, or the interval of the searched gain does not lie above 0.
+    """
+    mine, shares = [s for s in _by_prompt(cell, samples).values() if s.get("spread")], {}
+    for name, value in held_out(cell, mine).items():
+        ends = [(value(s, "baseline"), value(s, "best"), s) for s in mine]
+        both = [(first, best, s) for first, best, s in ends if first is not None and best is not None]
+        if not (deviation := spread([first for first, _, _ in both])):
+            continue
+        prompts = [s["prompt"] for _, _, s in both]
+        searched = [(s["score"]["best"] - s["score"]["baseline"]) / s["spread"] for _, _, s in both]
+        judged = [(best - first) / deviation for first, best, _ in both]
+        gains = over_groups(judged, prompts), over_groups(searched, prompts)
+        if interval(gains[1])["low"] > 0:
+            shares[name] = ratio(*gains)
+    return shares
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation of `values`; 0 of equal ones, without errors of rounding, and of none."""
+    return float(np.std(values)) if len(set(values)) > 1 else 0.0
+
+
+def held_out(cell: Cell, samples: Iterable[_Sample]) -> dict[str, _Value]:
+    """What was neither searched nor chosen with, nor was a member of what was, and how to read it from a sample."""
     values: dict[str, _Value] = {}
     used = {cell.verifier, cell.verifier.split()[0]}
     for sample in samples:
-        used |= set(sample.get("members", ()))
+        choose = sample.get("choose", "")
+        used |= {*sample.get("members", ()), *sample.get("choose_members", ()), choose, choose.partition(" ")[0]}
         for name in sample["scores"]:
             values[name] = lambda s, end, name=name: s["scores"].get(name, {}).get(end)  # type: ignore[misc]
     return {name: value for name, value in values.items() if not {name, name.split()[0]} & used}

@@ -11,7 +11,7 @@ import numpy as np
 from diffscale._util.errors import explained
 from diffscale._util.files import write_json, write_text
 from diffscale.bench.config import BenchConfig
-from diffscale.bench.hacking import hacked
+from diffscale.bench.hacking import hacked, held_out, kept
 from diffscale.bench.series import Cell, safe_name
 from diffscale.metrics.bootstrap import interval, over_groups
 from diffscale.report import plots
@@ -55,8 +55,9 @@ def write(
 def summarise(cells: Sequence[Cell], samples: Sequence[_Sample], judge: str | None = None) -> list[dict[str, Any]]:
     """For each cell: means over prompts, repeats of a prompt averaged first, since they are no independent samples.
 
-    `judge`: the verifier that was held out and can tell exactly. `errors` has the sentences of the searches that
-    failed, each once.
+    `judge`: the verifier that was held out and can tell exactly. `value` is what the verifier of `choose` says of the
+    picture that it chose, `kept` as of `hacking.kept`. `errors` has the sentences of the searches that failed, each
+    once.
     """
     rows = []
     for cell in cells:
@@ -69,15 +70,19 @@ def summarise(cells: Sequence[Cell], samples: Sequence[_Sample], judge: str | No
         if good:
             row["score"] = _mean(good, lambda s: s["score"]["best"])
             row["baseline_score"] = _mean(good, lambda s: s["score"]["baseline"])
-            row["other_verifiers"] = _others([cell.verifier, judge], good)
+            if (choose := good[0].get("choose")) is not None:
+                row["choose"] = choose
+                row["value"] = _mean(good, lambda s: s["value"]["best"])
+                row["baseline_value"] = _mean(good, lambda s: s["value"]["baseline"])
+            row["other_verifiers"] = _others([cell.verifier, judge, choose], good)
             row |= {name: float(np.mean([s[name] for s in good])) for name in ("nfe", "network_forwards", "flops")}
             row["seconds"] = float(np.mean([sum(s["seconds"].values()) for s in good]))
             row["dropped"] = sum(s["dropped"] for s in good)
             if judge is not None and all(s["scores"].get(judge) for s in good):
                 row["judge"] = _mean(good, lambda s: s["scores"][judge]["best"])
                 row["judge_baseline"] = _mean(good, lambda s: s["scores"][judge]["baseline"])
-                row["judge_searched_with"] = cell.verifier.split()[0] == judge
-            row["hacked"] = hacked(cell, samples)
+                row["judge_searched_with"] = judge not in held_out(cell, good)
+            row["hacked"], row["kept"] = hacked(cell, samples), kept(cell, samples)
         rows.append(row)
     return rows
 

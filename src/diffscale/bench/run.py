@@ -21,15 +21,16 @@ from diffscale._util.pixels import as_float, pixels, read_picture
 from diffscale._util.progress import Counter, Progress, silent
 from diffscale.api import make_sampler
 from diffscale.bench.config import BenchConfig, check_names
+from diffscale.bench.hacking import spread
 from diffscale.bench.networks import Networks
 from diffscale.bench.series import Cell, PromptRepeat, condition_of, costs_of, rows_of, safe_name, tasks_of
 from diffscale.bench.shared_samples import SharedSampler
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal, recorded_settings
-from diffscale.engine.leaderboard import candidate_value
-from diffscale.engine.results import Candidate, Result
-from diffscale.engine.scoring import safe_score
+from diffscale.engine.leaderboard import aggregate_pool
+from diffscale.engine.results import Candidate, Result, among
+from diffscale.engine.scoring import check_chooser, safe_score
 from diffscale.engine.task import Task, baseline_task
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import best_device, settle_dtype, warn_of_slow_dtype, world_of
@@ -80,7 +81,7 @@ def run(
     # Opened even if all is done: it knows whether the folder is of this model and seed.
     with locked(folder):
         bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
-        written = sources(*settings.search, *settings.verifier)
+        written = sources(*settings.search, *settings.verifiers)
         with closing(Journal(folder / _JOURNAL, settings.shared(), written)) as journal:
             for cell in chosen:
                 bench.run_cell(cell, journal, partial(progress, cell.name))
@@ -132,6 +133,9 @@ class _Bench:
         self.settings, self.folder, self.source, self.share = settings, folder, source, share
         self.networks = networks or Networks(best_device(settings.device))
         self.verifiers = {name: self.networks.verifier(name, source) for name in (*settings.verifier, *judges)}
+        self.chooser = None if settings.choose is None else self.networks.verifier(settings.choose, source)
+        for name in settings.verifier:
+            check_chooser(self.verifiers[name], self.chooser)
         self.verifiers[""] = FunctionVerifier("none", lambda images, prompts: [0.0] * len(prompts))
         # What says something of a picture by itself.
         self.absolute = {
@@ -146,7 +150,7 @@ class _Bench:
         # Shared samples cost nothing, so what could not be scored is tried again: an endpoint may have been down. So is
         # what failed by code that users wrote, and that they may have mended.
         kept = (s for s in read_samples(self.file) if not (share and ("error" in s or s["dropped"])))
-        kept = (s for s in kept if not ("error" in s and sources(s["search"], s["verifier"])))
+        kept = (s for s in kept if not ("error" in s and sources(s["search"], s["verifier"], settings.choose or "")))
         self.done = {sample["name"]: sample for sample in kept}
         self.wanted = [PromptRepeat(prompt, repeat) for prompt in prompts for repeat in range(settings.repeats)]
         self.prompts, self.rows = rows_of(self.wanted)
@@ -227,6 +231,7 @@ class _Bench:
         return run_searches(
             tasks, self.shared_sampler if cell.declares("independent") else self.sampler, self.verifiers[cell.verifier],
             self.settings.batch_size, journal=journal, progress=progress, return_errors=True,
+            choose=self.chooser,
         )  # fmt: skip
 
     def _sample_plainly(
@@ -269,7 +274,7 @@ class _Bench:
             list(again.values()), sampler, self.verifiers[""], self.settings.batch_size, journal=journal
         )
         for i, each in zip(again, sampled, strict=True):
-            best = replace(each.best, score=outcomes[i].best.score)
+            best = replace(each.best, score=outcomes[i].best.score, value=outcomes[i].best.value)
             merged[i] = replace(outcomes[i], best=best, best_candidates=[best], ledger=outcomes[i].ledger + each.ledger)
         return merged
 
@@ -278,12 +283,13 @@ class _Bench:
         sample = {"name": name, **asdict(cell), "prompt": each.prompt, "repeat": each.repeat}
         if isinstance(outcome, DiffscaleError):
             return sample | {"error": str(outcome)}
-        verifier = self.verifiers[cell.verifier]
+        verifier, chooser = self.verifiers[cell.verifier], self.chooser
         baseline = self.first.get((cell.verifier, each), outcome.baseline)
-        if isinstance(verifier, PoolVerifier) and baseline.key == outcome.baseline.key:
+        in_pool = any(isinstance(each, PoolVerifier) for each in (verifier, chooser))
+        if in_pool and baseline.key == outcome.baseline.key:
             baseline = outcome.baseline
         else:
-            baseline = replace(baseline, score=candidate_value(outcome.pool, baseline.components, verifier))
+            baseline = among(outcome, baseline, verifier, chooser)
         # A file name that another --limit, which numbers the prompts otherwise, gives to no other search.
         digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
         picture = Path("pictures", safe_name(cell.name), f"{safe_name(each.prompt)[:60]}-{digest}.png")
@@ -298,12 +304,23 @@ class _Bench:
             }
             for judge in self.absolute
         }
+        pool = outcome.pool
+        values = aggregate_pool(pool, verifier.aggregate) if isinstance(verifier, PoolVerifier) else pool[:, 0]
+        chosen: dict[str, Any] = {}
+        if chooser is not None:
+            chosen = {
+                "choose": self.settings.choose,
+                "choose_members": list(chooser.components) if isinstance(chooser, PoolVerifier) else [],
+                "value": {"best": outcome.best.value, "baseline": baseline.value},
+            }
         return {
             **sample,
             **costs_of(outcome),
             "seconds": outcome.ledger.seconds,
             "key": outcome.best.key,
             "score": {"best": outcome.best.score, "baseline": baseline.score},
+            "spread": spread([value for value in values.tolist() if math.isfinite(value)]),
+            **chosen,
             "scores": scores,
             "members": list(outcome.traces),
             "trace": outcome.trace,

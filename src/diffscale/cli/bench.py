@@ -21,7 +21,7 @@ def bench(
     output: Annotated[Path, typer.Option(help="Folder; what is done in it is not done again.")] = Path("outputs/bench"),
 ) -> None:
     """Compare searches, verifiers and budgets on many prompts."""
-    check_names(settings.search, settings.verifier)
+    check_names(settings.search, settings.verifiers)
     # Imported late: diffusers takes seconds, and what is wrong should be told at once.
     from diffscale.bench import run as job
     from diffscale.bench.report import write
@@ -36,18 +36,25 @@ def bench(
         judge = judge_name(settings.model)
         samples = job.run(settings, prompts, output, progress, judges=[] if judge is None else [judge])
     rows = write(settings, job.cells(settings), samples, output)
-    _print_results(console, rows, output)
+    _print_results(console, rows, judge, output)
     if all(row["failed"] == row["samples"] for row in rows):
         raise DiffscaleError(f"All searches failed, see results.json in {output}: {rows[0]['errors'][0]}")
 
 
-def _print_results(console: Console, rows: Sequence[dict[str, Any]], output: Path) -> None:
-    from diffscale.bench.hacking import sentence
+def _print_results(console: Console, rows: Sequence[dict[str, Any]], judge: str | None, output: Path) -> None:
+    from diffscale.bench.hacking import KEPT, sentence
     from diffscale.bench.series import Cell
 
-    numbers = ("NFE", "score", "first sample", "judge", "seconds", "failed")
-    print_table(console, ("search", "verifier", *numbers), map(_row, rows), numbers)
-    console.print("means over prompts and half their 95% bootstrap intervals; * searched with the judge itself")
+    choose = next((row["choose"] for row in rows if "choose" in row), None)
+    numbers = ("NFE", "score", "first sample", *(("value",) if choose else ()), "judge", "kept", "seconds", "failed")
+    shown = ("search", "verifier", *numbers)
+    table = [{**_cells(row, judge), "search": row["search"], "verifier": row["verifier"]} for row in rows]
+    print_table(console, shown, ([cells.get(name, "-") for name in shown] for cells in table), numbers)
+    console.print("means over prompts and half their 95% bootstrap intervals; * searched or chosen by the judge itself")
+    if choose:
+        console.print(f"value: what {choose} says, which chose the pictures")
+    if any("kept" in cells for cells in table):
+        console.print(f"kept: {KEPT}")
     for row in rows:
         cell = Cell(row["search"], row["verifier"], row["budget"])
         if row["errors"]:
@@ -59,14 +66,18 @@ def _print_results(console: Console, rows: Sequence[dict[str, Any]], output: Pat
     console.print(f"results.json, results.csv, samples.jsonl, pictures and plots are in {output}")
 
 
-def _row(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], judge: str | None) -> dict[str, str]:
+    """What the table shows of a row, by column, apart from its names; "-" where a column is missing."""
     if "score" not in row:
-        return [row["search"], row["verifier"], str(row["budget"]), "-", "-", "-", "-", str(row["failed"])]
-    judge = _mean(row["judge"]) + ("*" if row["judge_searched_with"] else "") if "judge" in row else "-"
-    return [
-        row["search"], row["verifier"], f"{row['nfe']:,.0f}", _mean(row["score"]), _mean(row["baseline_score"]), judge,
-        f"{row['seconds']:.1f}", str(row["failed"]),
-    ]  # fmt: skip
+        return {"NFE": str(row["budget"]), "failed": str(row["failed"])}
+    means = {"score": "score", "first sample": "baseline_score", "value": "value"}
+    cells = {column: _mean(row[name]) for column, name in means.items() if name in row}
+    if "judge" in row:
+        cells["judge"] = _mean(row["judge"]) + ("*" if row["judge_searched_with"] else "")
+    if judge in row["kept"]:
+        cells["kept"] = _mean(row["kept"][judge])
+    numbers = {"NFE": f"{row['nfe']:,.0f}", "seconds": f"{row['seconds']:.1f}", "failed": str(row["failed"])}
+    return cells | numbers
 
 
 def _mean(interval: dict[str, float]) -> str:

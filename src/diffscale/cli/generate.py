@@ -19,7 +19,7 @@ def generate(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("outputs/generate"),
 ) -> None:
     """Search over the noise of PROMPT for the sample that the verifier likes best."""
-    check_names([settings.search], [settings.verifier])
+    check_names([settings.search], settings.verifiers)
     # Imported late: diffusers takes seconds, and what is wrong should be told at once.
     from diffscale.bench import generate as job
 
@@ -37,20 +37,29 @@ def generate(
 def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> None:
     best, first = summary["best"]["score"], summary["baseline"]["score"]
     verifier = summary["verifier"].split()[0]
+    choose = summary.get("choose")
+    what = f"best of {summary['candidates']}" if choose is None else f"chosen of {summary['candidates']}"
+    highest = "" if choose is None else f", highest {rounded(summary['trace'][-1][1], 4)}"
     console.print(
-        f"{verifier}: first sample {rounded(first, 4)}, best of {summary['candidates']} {rounded(best, 4)} "
-        f"({rounded(best - first, 4, sign=True)}) for {summary['nfe']:,} NFE in {summary['seconds']:.1f} s"
+        f"{verifier}: first sample {rounded(first, 4)}, {what} {rounded(best, 4)} "
+        f"({rounded(best - first, 4, sign=True)}{highest}) for {summary['nfe']:,} NFE in {summary['seconds']:.1f} s"
     )
+    if choose is not None:
+        before, after = summary["baseline"]["value"], summary["best"]["value"]
+        gain = f"{rounded(after, 4)} ({rounded(after - before, 4, sign=True)})"
+        console.print(f"{choose.split()[0]}, which chose: first sample {rounded(before, 4)}, chosen {gain}")
     if summary["dropped"]:
         print_warning(console, f"{summary['dropped']} of {summary['candidates']} candidates could not be scored")
     if compared := summary["compared"]:
         tied = len({number for *pair, _ in compared for number in pair})
         console.print(f"{tied} candidates shared the best score; chosen by {len(compared)} comparisons")
     for name, scores in summary["judges"].items():
-        held_out = "the oracle searched with" if scores["searched_with"] else "not searched with"
+        held_out = not (scores["searched_with"] or scores.get("chosen_by"))
+        how = "not searched with" if held_out else "the oracle searched with"
+        how = "the oracle that chose" if scores.get("chosen_by") else how
         before, after = scores["baseline"]["score"], scores["best"]["score"]
-        console.print(f"{name} ({held_out}): first sample {before:.2f}, best {after:.2f} ({after - before:+.2f})")
-        if after < before and best > first and not scores["searched_with"]:
+        console.print(f"{name} ({how}): first sample {before:.2f}, best {after:.2f} ({after - before:+.2f})")
+        if after < before and best > first and held_out:
             print_warning(
                 console,
                 f"{verifier} rose and {name}, which was held out, fell: the search may have hacked its verifier; "

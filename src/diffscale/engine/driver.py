@@ -15,6 +15,7 @@ from diffscale._util.progress import Counter, silent
 from diffscale.engine.executors import Executor, InlineExecutor, Job, JobPart
 from diffscale.engine.journal import Journal, Reply
 from diffscale.engine.results import Observer, Result
+from diffscale.engine.scoring import check_chooser
 from diffscale.engine.search_run import SearchContext, SearchRun
 from diffscale.engine.task import Task
 from diffscale.engine.ties import Compare, Pair, Pairs
@@ -37,23 +38,27 @@ def run_searches(
     progress: Counter = silent,
     return_errors: bool = False,
     executor: Executor | None = None,
+    choose: Verifier | None = None,
 ) -> list[Any]:
     """Run all `tasks` to their end, their requests batched together; returns their Results in the same order.
 
     `batch_size`: most rows at once (None: found by itself); halved whenever memory runs out. `gallery`: how many of a
     search's best candidates come back as thumbnails; `keep_best`: how many in full size, for which no more than that
     are held in memory (and of an ensemble those that can still be among them). `journal`: replies are taken from there
-    and written there. `progress`: called with the NFE computed so far, the budget and the `best` score, over all tasks.
+    and written there. `progress`: called with the NFE computed so far, the budget and the `best` value, over all tasks.
     `return_errors`: a search that found nothing gives its DiffscaleError in the place of its Result, and none is
-    raised. `executor`: computes the micro-batches with `sampler` and `verifier`; None computes them in this process.
+    raised. `executor`: computes the micro-batches with `sampler`, `verifier` and `choose`; None computes them in this
+    process. `choose`: another verifier, which ranks what is finished in the place of `verifier`; searches do not see
+    its scores.
 
-    Raises BudgetTooSmall if a budget does not pay for one sample (before anything runs) or a search finishes none,
-    AllCandidatesFailed if a search got no finite score, and Unsuited if it asked for what the verifier cannot give; all
-    three only when all other searches are done.
+    Raises DiffscaleError for a verifier that cannot `choose`, BudgetTooSmall if a budget does not pay for one sample
+    (both before anything runs) or a search finishes none, AllCandidatesFailed if a search got no finite score, and
+    Unsuited if it asked for what the verifier cannot give; the latter only when all other searches are done.
     """
     if keep_best < 1:
         raise DiffscaleError(f"A search keeps 1 or more of its best candidates, not {keep_best}.")
-    context = SearchContext(sampler, verifier, tuple(observers), gallery, journal, keep_best)
+    check_chooser(verifier, choose)
+    context = SearchContext(sampler, verifier, tuple(observers), gallery, journal, keep_best, choose)
     one_by_one = isinstance(verifier, SetVerifier)
     # Fixed for the whole search, so that it asks for the same rows when it is resumed, or among others.
     chunk = max(1, (batch_size or _CHUNK) // (1 if one_by_one else max(1, len(tasks))))
@@ -64,7 +69,7 @@ def run_searches(
                 "least that."
             )
     searches = [SearchRun(index, task, context, chunk) for index, task in enumerate(tasks)]
-    driver = _Driver(searches, executor or InlineExecutor(Worker(sampler, verifier), batch_size), progress)
+    driver = _Driver(searches, executor or InlineExecutor(Worker(sampler, verifier, choose), batch_size), progress)
     if isinstance(verifier, SetVerifier):
         _run_in_order(driver, sampler, verifier)
     else:

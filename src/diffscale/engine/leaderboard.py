@@ -39,80 +39,43 @@ def candidate_value(pool: Tensor, components: Tensor, verifier: object) -> float
 
 
 @dataclass
-class Leaderboard:
-    """The finished candidates of one search, whatever the order in which they come.
-
-    `shown`: how many of the best are wanted as thumbnails, `keep_best`: how many in full size. `ties`: how many that
-    share the best score, of one component, are kept beside these. `full_size` and `thumbnails`: the numbers of the
-    candidates that can still be among them. With `keep_best` 1 and several components `full_size` is the Pareto front.
-    """
+class Components:
+    """What candidates got, by their numbers, in whatever order they come; `count` is one over the highest number."""
 
     aggregate: Aggregate | None
-    shown: int
-    keep_best: int = 1
-    ties: int = 0
-    count: int = 0
-    full_size: set[int] = field(default_factory=set)
-    thumbnails: set[int] = field(default_factory=set)
-    _rows: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.float64))
-    _above: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    _ranking: list[tuple[float, int]] = field(default_factory=list)  # of one component: the best, as (-score, number)
-    _nfe: dict[int, int] = field(default_factory=dict)
-    _keys: dict[int, int] = field(default_factory=dict)
+    count: int = field(default=0, init=False)
+    _rows: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.float64), init=False)
 
     @property
     def components(self) -> Tensor:
-        """All scores so far, float64 [n, K]."""
+        """All components so far, float64 [n, K]; NaN for candidates that are still to come."""
         return self._rows[: self.count]
-
-    def add(self, number: int, score: Tensor, nfe: int, key: int) -> tuple[bool, bool]:
-        """Take candidate `number` with its components [K]: whether it can be kept in full size, and whether shown.
-
-        Who is overtaken for good is forgotten.
-        """
-        self._make_room(number, len(score))
-        self._nfe[number], self._keys[number] = nfe, key
-        if self.aggregate is None:
-            self._rows[number] = score
-            return self._rank(number, float(score[0]))
-        rows, above = self._rows[: self.count], self._above[: self.count]
-        no_worse, no_better = (rows >= score).all(1), (rows <= score).all(1)
-        # Of equals the first one stands above. A row not yet filled compares with nothing.
-        earlier = torch.arange(self.count) < number
-        over = no_worse & (~no_better | earlier)
-        above += no_better & (~no_worse | ~earlier)
-        self._rows[number], self._above[number] = score, over.sum()
-        for numbers, most in ((self.full_size, self.keep_best), (self.thumbnails, self.shown)):
-            listed = list(numbers)
-            above_each = self._above[listed].tolist()
-            numbers.difference_update(n for n, count in zip(listed, above_each, strict=True) if count >= most)
-        usable, mine = bool(score.isfinite().all()), int(self._above[number])
-        kept, shown = usable and mine < self.keep_best, usable and mine < self.shown
-        if kept:
-            self.full_size.add(number)
-        if shown:
-            self.thumbnails.add(number)
-        return kept, shown
 
     def values(self) -> Tensor:
         """What all candidates are worth among each other, float64 [n]."""
         rows = self.components.nan_to_num(nan=-math.inf, neginf=-math.inf, posinf=math.inf)
         return aggregate_pool(rows if rows.shape[1] > 1 else rows[:, 0], self.aggregate)
 
-    def best(self) -> tuple[int, float] | None:
-        """Number and value of the best candidate; None if none is usable."""
-        if not self.count:
-            return None
-        if self.aggregate is None:
-            return (self._ranking[0][1], -self._ranking[0][0]) if self._ranking else None
-        values = self.values().tolist()
-        # Of equals the first one; only they are never overtaken in every component.
-        number = min(range(self.count), key=lambda i: (-values[i], i))
-        return (number, values[number]) if math.isfinite(values[number]) else None
+    def _put(self, number: int, components: Tensor) -> None:
+        if number >= len(self._rows):
+            rows = torch.full((max(_ROWS, 2 * number), len(components)), math.nan, dtype=torch.float64)
+            rows[: self.count] = self._rows[: self.count]
+            self._rows = rows
+        self.count = max(self.count, number + 1)
+        self._rows[number] = components
 
-    def tied(self) -> list[int]:
-        """The first `ties` of the candidates of one component that share the best score."""
-        return [number for score, number in self._ranking[: self.ties] if score == self._ranking[0][0]]
+
+@dataclass
+class Scores(Components):
+    """What the verifier gave the finished candidates of one search, their keys, and the NFE that had been spent."""
+
+    _nfe: dict[int, int] = field(default_factory=dict, init=False)
+    _keys: dict[int, int] = field(default_factory=dict, init=False)
+
+    def add(self, number: int, components: Tensor, nfe: int, key: int) -> None:
+        """Take the components [K] of candidate `number`."""
+        self._put(number, components)
+        self._nfe[number], self._keys[number] = nfe, key
 
     def trace(self) -> list[tuple[int, int, float]]:
         """(number, NFE, value) of every candidate that was better than all before it, by the final values."""
@@ -132,12 +95,76 @@ class Leaderboard:
         """A candidate's key."""
         return self._keys[number]
 
-    def _rank(self, number: int, score: float) -> tuple[bool, bool]:
-        """As `add` for one component, where a score that is overtaken stays so: only the best few are compared."""
-        if not math.isfinite(score):
+
+@dataclass
+class Leaderboard(Components):
+    """The ranking of the finished candidates of one search, by components that need not be the verifier's scores.
+
+    `shown`: how many of the best are wanted as thumbnails, `keep_best`: how many in full size. `ties`: how many that
+    share the best value, of one component, are kept beside these. `full_size` and `thumbnails`: the numbers of the
+    candidates that can still be among them. With `keep_best` 1 and several components `full_size` is the Pareto front.
+    """
+
+    shown: int
+    keep_best: int = 1
+    ties: int = 0
+    full_size: set[int] = field(default_factory=set, init=False)
+    thumbnails: set[int] = field(default_factory=set, init=False)
+    _above: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), init=False)
+    # Of one component: the best, as (-value, number).
+    _ranking: list[tuple[float, int]] = field(default_factory=list, init=False)
+
+    def add(self, number: int, ranking: Tensor) -> tuple[bool, bool]:
+        """Take candidate `number` with the components [K] that it is ranked by, all of them -inf where it is not to be
+        chosen: whether it can be kept in full size, and whether shown.
+
+        Who is overtaken for good is forgotten.
+        """
+        self._put(number, ranking)
+        if self.aggregate is None:
+            return self._rank(number, float(ranking[0]))
+        if len(self._above) < len(self._rows):
+            self._above = torch.cat([self._above, self._above.new_zeros(len(self._rows) - len(self._above))])
+        rows, above = self.components, self._above[: self.count]
+        no_worse, no_better = (rows >= ranking).all(1), (rows <= ranking).all(1)
+        # Of equals the first one stands above. A row not yet filled compares with nothing.
+        earlier = torch.arange(self.count) < number
+        over = no_worse & (~no_better | earlier)
+        above += no_better & (~no_worse | ~earlier)
+        self._above[number] = over.sum()
+        for numbers, most in ((self.full_size, self.keep_best), (self.thumbnails, self.shown)):
+            listed = list(numbers)
+            above_each = self._above[listed].tolist()
+            numbers.difference_update(n for n, count in zip(listed, above_each, strict=True) if count >= most)
+        usable, mine = bool(ranking.isfinite().all()), int(self._above[number])
+        kept, shown = usable and mine < self.keep_best, usable and mine < self.shown
+        if kept:
+            self.full_size.add(number)
+        if shown:
+            self.thumbnails.add(number)
+        return kept, shown
+
+    def best(self) -> tuple[int, float] | None:
+        """Number and value of the best candidate; None if none is usable."""
+        if not self.count:
+            return None
+        if self.aggregate is None:
+            return (self._ranking[0][1], -self._ranking[0][0]) if self._ranking else None
+        values = self.values().tolist()
+        # Of equals the first one; only they are never overtaken in every component.
+        number = min(range(self.count), key=lambda i: (-values[i], i))
+        return (number, values[number]) if math.isfinite(values[number]) else None
+
+    def tied(self) -> list[int]:
+        """The first `ties` of the candidates of one component that share the best value."""
+        return [number for value, number in self._ranking[: self.ties] if value == self._ranking[0][0]]
+
+    def _rank(self, number: int, value: float) -> tuple[bool, bool]:
+        """As `add` for one component, where a candidate that is overtaken stays so: only the best few are compared."""
+        if not math.isfinite(value):
             return False, False
         most = max(self.shown, self.keep_best, self.ties)
-        entry = -score, number
+        entry = -value, number
         if len(self._ranking) == most and entry > self._ranking[-1]:
             return False, False
         insort(self._ranking, entry)
@@ -146,12 +173,3 @@ class Leaderboard:
         self.full_size = set(order[: max(self.keep_best, tied)])
         self.thumbnails = set(order[: max(self.shown, tied)] if self.shown else [])
         return number in self.full_size, number in self.thumbnails
-
-    def _make_room(self, number: int, components: int) -> None:
-        if number >= len(self._rows):
-            size = max(_ROWS, 2 * number)
-            rows = torch.full((size, components), math.nan, dtype=torch.float64)
-            counts = torch.zeros(size, dtype=torch.int64)
-            rows[: self.count], counts[: self.count] = self._rows[: self.count], self._above[: self.count]
-            self._rows, self._above = rows, counts
-        self.count = max(self.count, number + 1)

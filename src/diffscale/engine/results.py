@@ -1,11 +1,13 @@
 """What a search gives back: candidates, thumbnails and the result; and who is told of candidates on the way."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
 
+from diffscale.engine.leaderboard import candidate_value
 from diffscale.engine.ledger import Ledger
+from diffscale.types import Verifier
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,9 @@ class Candidate:
     `sampler.run(sampler.prior(key, row))`. `noise` [...]: what it was sampled from, by which it can be sampled again in
     other steps; None where the search did not sample it in one go. `nfe`: what the search had spent when it was done.
     `number`: how many candidates were finished before it. `components`: float64 [K], the verifier's own scores; `score`
-    is their value among all candidates of the search.
+    is their value among all candidates of the search. `ranking`: float64 [R], what the final choice is made by: the
+    chooser's own scores, without a chooser the verifier's; `value` is their value among all candidates, by which the
+    best is the best.
     """
 
     image: Tensor
@@ -27,6 +31,8 @@ class Candidate:
     nfe: int
     number: int
     components: Tensor
+    value: float
+    ranking: Tensor
     noise: Tensor | None = None
 
 
@@ -36,6 +42,7 @@ class Thumbnail:
 
     image: Tensor
     score: float
+    value: float
     number: int
 
 
@@ -43,15 +50,18 @@ class Thumbnail:
 class Result:
     """What a search found. `baseline` is its first candidate.
 
-    `candidates`: how many were finished. `best_candidates`: the best `keep_best` of them in full size, best first,
-    fewer if no more got a score; `gallery`: the best of them as thumbnails, alike. `trace`:
-    (NFE, best score so far), a point wherever the best improved and one at the end. `traces`: the same points for each
-    of an ensemble's components, of the candidate that was best. `pool`: float64 [candidates, K], what the verifier gave
-    each; -inf where it was dropped. `dropped`: how many scores were not usable. `prompt`: what was searched for, of a
-    class-conditional model the ClassLabel. `dtype`: what the model computed in, such as "float32", where `search`
-    loaded it or was given it; empty where samplers of one's own are run. `compared`: where several candidates shared
-    the best score and the verifier can compare pictures, their numbers pair by pair and the probability that the first
-    is better, by which they stand in the order that they have in `best_candidates` and in `gallery`.
+    `candidates`: how many were finished. `best`, `best_candidates` (the best `keep_best` of them in full size, best
+    first, fewer if no more got a score) and `gallery` (the best of them as thumbnails, alike) are by `Candidate.value`;
+    all else is the same whoever chooses: `trace` has (NFE, best score of the verifier so far), a point wherever that
+    improved and one at the end, so with a chooser it may end above `best.score`; `traces` the same points for each of
+    an ensemble's components, of the candidate whose score was best. `pool`: float64 [candidates, K], what the verifier
+    gave each; -inf where it was dropped. `ranking`: float64 [candidates, R], what each was ranked by: the chooser's
+    scores, without a chooser the pool; -inf where it could not be chosen. `dropped`: how many rows got no usable score,
+    by the verifier or the chooser. `prompt`: what was searched for, of a class-conditional model the ClassLabel.
+    `dtype`: what the model computed in, such as "float32", where `search` loaded it or was given it; empty where
+    samplers of one's own are run. `compared`: where several candidates shared the best value and who ranks them can
+    compare pictures, their numbers pair by pair and the probability that the first is better, by which they stand in
+    the order that they have in `best_candidates` and in `gallery`.
     """
 
     best: Candidate
@@ -61,12 +71,20 @@ class Result:
     trace: list[tuple[int, float]]
     traces: dict[str, list[tuple[int, float]]]
     pool: Tensor
+    ranking: Tensor
     ledger: Ledger
     candidates: int
     dropped: int
     prompt: str
     dtype: str = ""
     compared: list[tuple[int, int, float]] = field(default_factory=list)
+
+
+def among(result: Result, candidate: Candidate, verifier: Verifier, choose: Verifier | None) -> Candidate:
+    """`candidate`, which another search by the same two found, with its score and value among those of `result`."""
+    score = candidate_value(result.pool, candidate.components, verifier)
+    value = score if choose is None else candidate_value(result.ranking, candidate.ranking, choose)
+    return replace(candidate, score=score, value=value)
 
 
 class Observer(Protocol):

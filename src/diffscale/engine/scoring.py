@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, Unsuited, raised
 from diffscale.engine.batching import out_of_memory
-from diffscale.types import Compares, PoolVerifier, SetVerifier, Verifier
+from diffscale.types import Compares, NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
 _NOT_FINITE: Final = "decoding gave no finite picture"
 
@@ -21,6 +21,29 @@ class DroppedCandidate(UserWarning):
 
 class UndecidedPair(UserWarning):
     """Two pictures could not be compared and count as equally good."""
+
+
+def record_level(*verifiers: Verifier | None) -> float | None:
+    """The noise level whose x0-predictions these verifiers ask for; None where none does.
+
+    Raises DiffscaleError where they ask for those of different levels.
+    """
+    given = [each for each in verifiers if each is not None]
+    asking = [(each.name, each.record_level) for each in given if isinstance(each, NeedsIntermediateX0)]
+    if len({level for _, level in asking}) > 1:
+        told = " and ".join(f"{name!r} asks for {level}" for name, level in asking)
+        raise DiffscaleError(f"One noise level is recorded on the way to a picture, but {told}: give both the same.")
+    return asking[0][1] if asking else None
+
+
+def check_chooser(verifier: Verifier, choose: Verifier | None) -> None:
+    """Raise DiffscaleError for a verifier that cannot `choose` among what is finished of a search by `verifier`."""
+    if isinstance(choose, SetVerifier):
+        raise DiffscaleError(
+            f"Verifier {choose.name!r} scores by what was chosen before, so it cannot make the final choice: choose by "
+            "another one, or search with it."
+        )
+    record_level(verifier, choose)
 
 
 def call_verifier(verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Any:
@@ -46,7 +69,7 @@ def safe_score(verifier: Verifier, images: Tensor, prompts: list[str], *recorded
     finite = finite_pictures(images, *recorded)
     if not finite.all():
         _warn_of_rows(~finite, prompts, _NOT_FINITE)
-        return _score_rows(finite, verifier, images, prompts, *recorded)
+        return score_rows(finite, verifier, images, prompts, *recorded)
     try:
         return usable_scores(verifier, score_images(verifier, images, prompts, *recorded), prompts)
     except DiffscaleError:
@@ -97,7 +120,7 @@ def score_unflagged(
     if not flagged.any():
         return safe_score(verifier, images, prompts, *recorded)
     warn_of_flagged(flagged, prompts)
-    return _score_rows(~flagged, verifier, images, prompts, *recorded)
+    return score_rows(~flagged, verifier, images, prompts, *recorded)
 
 
 def warn_of_flagged(flagged: Tensor, prompts: list[str]) -> None:
@@ -105,7 +128,7 @@ def warn_of_flagged(flagged: Tensor, prompts: list[str]) -> None:
     _warn_of_rows(flagged, prompts, "the pipeline's safety checker flagged its picture")
 
 
-def _score_rows(usable: Tensor, verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Tensor:
+def score_rows(usable: Tensor, verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Tensor:
     """As `safe_score` for the rows that are `usable` [b]; -inf for the others."""
     scores = dropped_scores(verifier, len(images))
     if usable.any():

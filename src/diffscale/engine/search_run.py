@@ -16,13 +16,14 @@ from diffscale.engine.answers import answer_of, answers_itself, finishes
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.environment import SearchEnvironment
 from diffscale.engine.journal import Journal, Reply
-from diffscale.engine.leaderboard import Leaderboard
+from diffscale.engine.leaderboard import Leaderboard, Scores
 from diffscale.engine.ledger import BudgetSpent, Ledger, price
 from diffscale.engine.requests import check_request
 from diffscale.engine.results import Candidate, Observer, Result, Thumbnail
+from diffscale.engine.scoring import record_level
 from diffscale.engine.task import Task
 from diffscale.engine.ties import MOST_TIED, Pair, RoundRobin
-from diffscale.types import Aggregate, Compares, NeedsIntermediateX0, PoolVerifier, Request, Sampler, Verifier
+from diffscale.types import Aggregate, Compares, PoolVerifier, Request, Sampler, Verifier
 
 THUMBNAIL: Final = 256  # pixels a side
 _REFUSALS: Final = 100  # how often a search may ask for too much in a row before it is ended
@@ -32,7 +33,8 @@ _REFUSALS: Final = 100  # how often a search may ask for too much in a row befor
 class SearchContext:
     """What all searches of one call have in common.
 
-    `gallery`: how many thumbnails of each come back, `keep_best`: how many candidates in full size.
+    `gallery`: how many thumbnails of each come back, `keep_best`: how many candidates in full size. `choose`: the
+    verifier that ranks finished candidates in the place of `verifier`, which steers the searches.
     """
 
     sampler: Sampler
@@ -41,6 +43,7 @@ class SearchContext:
     gallery: int
     journal: Journal | None
     keep_best: int = 1
+    choose: Verifier | None = None
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -49,18 +52,24 @@ class SearchContext:
 
     @property
     def aggregate(self) -> Aggregate | None:
-        return self.verifier.aggregate if isinstance(self.verifier, PoolVerifier) else None
+        """Of the scores that searches see."""
+        return _aggregate_of(self.verifier)
+
+    @property
+    def ranker(self) -> Verifier:
+        """Who ranks what is finished."""
+        return self.verifier if self.choose is None else self.choose
 
     @property
     def most_tied(self) -> int:
-        """How many of a search's candidates that share the best score are to be compared."""
-        compares = isinstance(self.verifier, Compares) and not isinstance(self.verifier, PoolVerifier)
+        """How many of a search's candidates that share the best value are to be compared."""
+        compares = isinstance(self.ranker, Compares) and not isinstance(self.ranker, PoolVerifier)
         return MOST_TIED if compares else 0
 
     @property
     def record(self) -> float | None:
-        """The noise level whose x0-prediction the verifier asks for."""
-        return self.verifier.record_level if isinstance(self.verifier, NeedsIntermediateX0) else None
+        """The noise level whose x0-prediction the verifier or the chooser asks for."""
+        return record_level(self.verifier, self.choose)
 
 
 @dataclass
@@ -95,7 +104,10 @@ class SearchRun:
         self.name = self.task.name or str(self.index)
         self.ledger = Ledger(self.task.budget)
         context = self.context
-        self.leaderboard = Leaderboard(context.aggregate, context.gallery, context.keep_best, context.most_tied)
+        self.scores = Scores(context.aggregate)
+        self.leaderboard = Leaderboard(
+            _aggregate_of(context.ranker), context.gallery, context.keep_best, context.most_tied
+        )
         chunk = self.chunk if self.journal is None else self.journal.chunk(self.name, self.chunk)
         environment = SearchEnvironment(
             self.sampler, self.task.prompt_index, self.task.key, self.ledger, chunk, self.context.aggregate
@@ -176,22 +188,24 @@ class SearchRun:
                     "warnings above and mend the verifier or the model."
                 )
             raise BudgetTooSmall(self._nothing_found())
-        values, pool = self.leaderboard.values(), self.leaderboard.components
-        points = self.leaderboard.trace()
+        scores, values, pool = self.scores.values(), self.leaderboard.values(), self.scores.components
+        points = self.scores.trace()
         if points[-1][1] < self.ledger.nfe:
-            points.append((found[0], self.ledger.nfe, found[1]))
-        best = self._best_candidates(values)
+            points.append((points[-1][0], self.ledger.nfe, points[-1][2]))
+        order = self._best_first(self.leaderboard.full_size, values)
+        best = [self._candidate(number, scores, values) for number in order[: self.context.keep_best]]
         return Result(
             best[0],
-            self._candidate(found[0] if self._first is None else self._first, values),
+            self._candidate(found[0] if self._first is None else self._first, scores, values),
             best,
-            self._gallery(values),
+            self._gallery(scores, values),
             [(nfe, value) for _, nfe, value in points],
             {
                 name: [(nfe, float(pool[number, k])) for number, nfe, _ in points]
                 for k, name in enumerate(self.context.components)
             },
             pool.clone(),
+            self.leaderboard.components.clone(),
             self.ledger,
             self.finished,
             self.dropped,
@@ -227,37 +241,36 @@ class SearchRun:
 
     def best_image(self) -> Tensor | None:
         """The best candidate so far, float32 [3, H, W] in [0, 1]; None if there is none."""
-        values = self.leaderboard.values()
+        scores, values = self.scores.values(), self.leaderboard.values()
         order = self._best_first(self.leaderboard.full_size, values)
-        return self._candidate(order[0], values).image if order else None
+        return self._candidate(order[0], scores, values).image if order else None
 
-    def _best_candidates(self, values: Tensor) -> list[Candidate]:
-        """The `keep_best` best candidates, best first; `values`: of all candidates."""
-        order = self._best_first(self.leaderboard.full_size, values)
-        return [self._candidate(number, values) for number in order[: self.context.keep_best]]
-
-    def _gallery(self, values: Tensor) -> list[Thumbnail]:
-        """The best candidates that can be shown, best first; `values`: of all candidates."""
+    def _gallery(self, scores: Tensor, values: Tensor) -> list[Thumbnail]:
+        """The best candidates that can be shown, best first, as `_candidate` takes them."""
         order = self._best_first(self.leaderboard.thumbnails, values)
         images = {number: self._kept(number).get("thumbnail") for number in order[: self.context.gallery]}
-        return [Thumbnail(image, float(values[n]), n) for n, image in images.items() if image is not None]
+        shown = [(n, image) for n, image in images.items() if image is not None]
+        return [Thumbnail(image, float(scores[n]), float(values[n]), n) for n, image in shown]
 
     def _best_first(self, numbers: Iterable[int], values: Tensor) -> list[int]:
         """Candidates by their `values` (those of all candidates); of equals the stronger first, then the first."""
         strength = self.ties.strengths()
         return sorted(numbers, key=lambda n: (-float(values[n]), -strength.get(n, -math.inf), n))
 
-    def _candidate(self, number: int, values: Tensor) -> Candidate:
-        """Candidate `number`, which is one of the best or the baseline; see `picture`."""
-        kept, leaderboard = self._whole(number), self.leaderboard
+    def _candidate(self, number: int, scores: Tensor, values: Tensor) -> Candidate:
+        """Candidate `number`, which is one of the best or the baseline, see `picture`; `scores` and `values`: those of
+        all candidates."""
+        kept, table = self._whole(number), self.scores
         return Candidate(
             kept["image"].float() / 255,
             kept["latents"],
-            leaderboard.key(number),
-            float(values[number]),
-            leaderboard.nfe(number),
+            table.key(number),
+            float(scores[number]),
+            table.nfe(number),
             number,
-            leaderboard.components[number].clone(),
+            table.components[number].clone(),
+            float(values[number]),
+            self.leaderboard.components[number].clone(),
             kept.get("noise"),
         )
 
@@ -341,8 +354,9 @@ class SearchRun:
 
     def _take(self, reply: Reply) -> None:
         self.ledger.add(reply.costs)
-        if "scores" in reply.tensors:
-            self.dropped += int(reply.tensors["scores"].view(reply.stop - reply.start, -1)[:, 0].isinf().sum())
+        given = [reply.tensors[name] for name in ("scores", "choice") if name in reply.tensors]
+        if given:
+            self.dropped += int(torch.stack([_by_rows(each)[:, 0].isinf() for each in given]).any(0).sum())
         self._parts.append(reply)
         left = []
         for start, stop in self.missing:
@@ -368,14 +382,18 @@ class SearchRun:
         assert self.request is not None
         state = self.request.state[reply.start : reply.stop]
         keys, scores = state.key, reply.tensors["scores"]
-        since, rows = self.ledger.nfe - self.finished_nfe, len(self.request.state)
+        rows, ranking = _by_rows(scores), _by_rows(scores if self.context.choose is None else reply.tensors["choice"])
+        since, size = self.ledger.nfe - self.finished_nfe, len(self.request.state)
         # The NFE since the last finished candidates, dealt out evenly, so that traces do not depend on the batch.
-        nfe = [self.finished_nfe + since * (i + 1) // rows for i in range(reply.start, reply.stop)]
-        for i, score in enumerate(scores.view(len(scores), -1)):
+        nfe = [self.finished_nfe + since * (i + 1) // size for i in range(reply.start, reply.stop)]
+        # Whatever they are ranked by, those that the verifier drops are not chosen.
+        ranking = ranking.masked_fill(~rows.isfinite().all(1, keepdim=True), -math.inf)
+        for i in range(len(rows)):
             number = self.finished + reply.start + i
-            full_size, shown = self.leaderboard.add(number, score, nfe[i], int(keys[i]))
-            # In whatever order they come, the baseline is the first of them that got a score.
-            first = bool(score.isfinite().all()) and (self._first is None or number < self._first)
+            self.scores.add(number, rows[i], nfe[i], int(keys[i]))
+            full_size, shown = self.leaderboard.add(number, ranking[i])
+            # In whatever order they come, the baseline is the first of them that can be chosen.
+            first = bool(ranking[i].isfinite().all()) and (self._first is None or number < self._first)
             self._first = number if first else self._first
             if images is not None and latents is not None and (full_size or shown or first):
                 whole = {"latents": latents[i]} | ({} if state.step else {"noise": state.x[i]})
@@ -383,6 +401,15 @@ class SearchRun:
         if images is not None:
             for observe in self.context.observers:
                 observe(self.index, keys, scores, images, nfe)
+
+
+def _aggregate_of(verifier: Verifier) -> Aggregate | None:
+    return verifier.aggregate if isinstance(verifier, PoolVerifier) else None
+
+
+def _by_rows(scores: Tensor) -> Tensor:
+    """Scores [B] or [B, K] as [B, K]."""
+    return scores.view(len(scores), -1)
 
 
 def _picture(image: Tensor, whole: dict[str, Tensor], shown: bool) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,8 +18,10 @@ from diffscale.engine.ledger import price
 from diffscale.engine.scoring import (
     finite_pictures,
     frame_strip,
+    record_level,
     safe_compare,
     score_images,
+    score_rows,
     score_unflagged,
     usable_scores,
     warn_of_flagged,
@@ -45,8 +48,9 @@ from diffscale.types import (
 class Output:
     """What one micro-batch of B rows gave and took.
 
-    `tensors`: the answer by name, [B, ...] each. `images` [B, 3, H, W] and `latents` [B, ...]: of candidates that were
-    finished. `forwards`: rows sent through the network, with `flops_per_forward` each. `decodes`: those of one row.
+    `tensors`: the answer by name, [B, ...] each; of finished candidates also `choice`, what the chooser gave them,
+    shaped as its scores. `images` [B, 3, H, W] and `latents` [B, ...]: of finished candidates. `forwards`: rows sent
+    through the network, with `flops_per_forward` each. `decodes`: those of one row.
     """
 
     tensors: dict[str, Tensor]
@@ -67,7 +71,7 @@ class Output:
             "network_forwards": forwards,
             "flops": forwards * self.flops_per_forward,
             "decodes": count * self.decodes,
-            "verifier_calls": count if "scores" in self.tensors else 0,
+            "verifier_calls": count * sum(name in self.tensors for name in ("scores", "choice")),
             "comparisons": count if "probabilities" in self.tensors else 0,
             "verifier_flops": self.verifier_flops * count / size,
             **{f"seconds.{kind}": seconds * count / size for kind, seconds in self.seconds.items()},
@@ -75,11 +79,11 @@ class Output:
 
 
 class Worker:
-    """Computes requests of any kind with one sampler and one verifier."""
+    """Computes requests of any kind with one sampler and one verifier, and scores what is finished by `chooser` too."""
 
-    def __init__(self, sampler: Sampler, verifier: Verifier) -> None:
-        self.sampler, self.verifier = sampler, verifier
-        self.record = verifier.record_level if isinstance(verifier, NeedsIntermediateX0) else None
+    def __init__(self, sampler: Sampler, verifier: Verifier, chooser: Verifier | None = None) -> None:
+        self.sampler, self.verifier, self.chooser = sampler, verifier, chooser
+        self.record = record_level(verifier, chooser)
         self._counted_forwards = sampler.forwards
 
     def price_per_row(self, request: Request) -> int:
@@ -122,9 +126,10 @@ class Worker:
         return output
 
     def _compare(self, pairs: Pairs, clock: _Clock) -> Output:
-        assert isinstance(self.verifier, Compares)
+        ranker = self.verifier if self.chooser is None else self.chooser
+        assert isinstance(ranker, Compares)
         with count_flops() as counter:
-            probabilities = safe_compare(self.verifier, pairs.side(0), pairs.side(1), self._prompts(pairs))
+            probabilities = safe_compare(ranker, pairs.side(0), pairs.side(1), self._prompts(pairs))
         clock.lap("verify", probabilities)
         return Output({"probabilities": probabilities}, verifier_flops=counter.total, seconds=clock.seconds)
 
@@ -144,14 +149,25 @@ class Worker:
         latents = state.x if final else state.x0
         assert latents is not None  # see `check_request`
         recorded = self._recorded(state, final)
+        prompts = self._prompts(state)
         images, flagged = self._pictures(latents, final)
         early = [self.sampler.decode(x0) for x0 in recorded]
         clock.lap("decode", images)
         with count_flops() as counter:
-            scores = score_unflagged(flagged, self.verifier, images, self._prompts(state), *early)
+            scores = score_unflagged(flagged, self.verifier, images, prompts, *_asked(self.verifier, early))
+            choice = self._choice(scores, images, prompts, early) if final else {}
         clock.lap("verify", images)
-        output = Output({"scores": scores}, decodes=1 + len(early), verifier_flops=counter.total)
+        output = Output({"scores": scores, **choice}, decodes=1 + len(early), verifier_flops=counter.total)
         return replace(output, images=frame_strip(images), latents=latents) if final else output
+
+    def _choice(
+        self, scores: Tensor, images: Tensor, prompts: list[str], recorded: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """What the chooser gives finished pictures, -inf for those that `scores` drop; empty without a chooser."""
+        if self.chooser is None:
+            return {}
+        usable = scores.view(len(scores), -1).isfinite().all(1)
+        return {"choice": score_rows(usable, self.chooser, images, prompts, *_asked(self.chooser, recorded))}
 
     def _pictures(self, latents: Tensor, final: bool) -> tuple[Tensor, Tensor]:
         """Pictures, and which of them a safety checker flagged (bool [B]), which looks at those that are `final`."""
@@ -160,16 +176,21 @@ class Worker:
         return self.sampler.decode(latents), torch.zeros(len(latents), dtype=torch.bool)
 
     def _recorded(self, state: State, final: bool) -> list[Tensor]:
-        """The x0-predictions that the verifier asks for, none if it asks for none."""
-        if self.record is None:
-            return []
-        if not final:
+        """The x0-predictions that the verifier and the chooser ask for, none if they ask for none."""
+        if not final and isinstance(self.verifier, NeedsIntermediateX0):
             raise Unsuited(
                 f"Verifier {self.verifier.name!r} compares finished pictures with earlier predictions of them, so it "
                 "cannot score unfinished ones: use a search over noises, see `diffscale list searches`."
             )
+        if not final or self.record is None:
+            return []
         if state.recorded is None:
-            raise Unsuited(f"No prediction at noise level {self.record} was recorded for {self.verifier.name!r}.")
+            asking = isinstance(self.verifier, NeedsIntermediateX0)
+            by = self.verifier if asking or self.chooser is None else self.chooser
+            raise Unsuited(
+                f"No prediction at noise level {self.record} was recorded, which {by.name!r} compares finished "
+                "pictures with: use a search over noises, see `diffscale list searches`."
+            )
         return [state.recorded]
 
     def _differentiate(self, state: State, clock: _Clock) -> Output:
@@ -183,13 +204,16 @@ class Worker:
             f"Verifier {self.verifier.name!r} has no gradient: search with another verifier, or by another algorithm."
         )
         flops, finite = 0, torch.ones(0)
+        early: list[Tensor] = []
 
         def score(images: Tensor, recorded: Tensor | None) -> Tensor:
-            nonlocal flops, finite
+            nonlocal flops, finite, early
+            early = [] if recorded is None else [recorded]
             with count_flops() as counter:
                 # The verifier sees no picture that is not finite: black ones instead, whose scores are not used.
-                finite = finite_pictures(*(given for given in (images, recorded) if given is not None))
-                shown = [_black_unless(finite, given) for given in (images, recorded) if given is not None]
+                seen = [images, *_asked(self.verifier, early)]
+                finite = finite_pictures(*seen)
+                shown = [_black_unless(finite, given) for given in seen]
                 try:
                     raw = score_images(self.verifier, shown[0], prompts, *shown[1:])
                 except RuntimeError as error:
@@ -208,16 +232,24 @@ class Worker:
             images, flagged = self.sampler.decode_checked(after.x)
             warn_of_flagged(flagged, prompts)
             scores[flagged], decodes = -math.inf, decodes + 1
+        with count_flops() as counter:
+            choice = self._choice(scores, images, prompts, [each.detach() for each in early])
+        clock.lap("verify", images)
         return Output(
-            {"scores": scores, "grad": grad},
+            {"scores": scores, "grad": grad, **choice},
             images=frame_strip(images),
             latents=after.x,
             decodes=decodes,
-            verifier_flops=flops,
+            verifier_flops=flops + counter.total,
         )
 
     def _prompts(self, state: State | Pairs) -> list[str]:
         return [self.sampler.prompts[row] for row in state.prompt_index.tolist()]
+
+
+def _asked(verifier: Verifier, recorded: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Those pictures of recorded x0-predictions that `verifier` is called with."""
+    return recorded if isinstance(verifier, NeedsIntermediateX0) else ()
 
 
 def _black_unless(finite: Tensor, images: Tensor) -> Tensor:

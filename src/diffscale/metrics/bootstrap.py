@@ -1,7 +1,7 @@
 """Means with intervals."""
 
-from collections.abc import Hashable, Sequence
-from typing import Final
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,40 @@ def interval(values: Sequence[float] | NDArray[np.float64], share: float = 0.95)
     mean = float(data.mean())
     if len(data) == 1:  # scipy refuses it
         return {"mean": mean, "low": mean, "high": mean}
-    means = bootstrap(
-        (data,), np.mean, n_resamples=_DRAWS, batch=max(1, BLOCK // len(data)), method="percentile",
+    return {"mean": mean, **_ends((data,), np.mean, share)}
+
+
+def ratio(
+    values: Sequence[float] | NDArray[np.float64], over: Sequence[float] | NDArray[np.float64], share: float = 0.95
+) -> dict[str, float]:
+    """As `interval`, of the mean of `values` [n] over that of `over` [n], which belong together in pairs.
+
+    The mean of `over` is above 0; draws in which it is not count as if it were next to 0.
+
+    Raises DiffscaleError if there is no value.
+    """
+    above, below = np.asarray(values, float), np.asarray(over, float)
+    if not len(above):
+        raise DiffscaleError("A ratio of means needs at least one pair of values.")
+
+    def of_means(above: NDArray[np.float64], below: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        return above.mean(axis) / np.maximum(below.mean(axis), least)
+
+    least = 1e-6 * below.mean()
+    mean = float(of_means(above, below))
+    if len(above) == 1:
+        return {"mean": mean, "low": mean, "high": mean}
+    return {"mean": mean, **_ends((above, below), of_means, share)}
+
+
+def _ends(data: tuple[NDArray[np.float64], ...], statistic: Callable[..., Any], share: float) -> dict[str, float]:
+    """The ends of the bootstrap interval of a statistic of paired `data`."""
+    drawn = bootstrap(
+        data, statistic, n_resamples=_DRAWS, batch=max(1, BLOCK // len(data[0])), method="percentile", paired=True,
         rng=np.random.default_rng(0),
     ).bootstrap_distribution  # fmt: skip
-    low, high = np.quantile(means, ((1 - share) / 2, (1 + share) / 2))
-    return {"mean": mean, "low": float(low), "high": float(high)}
+    low, high = np.quantile(drawn, ((1 - share) / 2, (1 + share) / 2))
+    return {"low": float(low), "high": float(high)}
 
 
 def over_groups(values: Sequence[float] | NDArray[np.float64], groups: Sequence[Hashable]) -> NDArray[np.float64]:
