@@ -110,17 +110,20 @@ def points(images: Tensor) -> Tensor:
 
 def assert_same(one: Result, other: Result, what: str = "two runs") -> None:
     """The results are equal to the last bit, but for the seconds."""
-    for name in ("score", "key", "number", "nfe"):
+    for name in ("score", "value", "key", "number", "nfe"):
         a, b = getattr(one.best, name), getattr(other.best, name)
         assert a == b, f"The {name} of the best candidate differs between {what}: {a} and {b}."
     assert torch.equal(one.best.latents, other.best.latents), f"The latents of the best differ between {what}."
     assert torch.equal(one.best.image, other.best.image), f"The best picture differs between {what}."
+    for name in ("pool", "ranking"):
+        equal = torch.equal(getattr(one, name), getattr(other, name))
+        assert equal, f"The scores of all candidates ({name}) differ between {what}."
     assert one.trace == other.trace, f"The traces differ between {what}: {one.trace} and {other.trace}."
     for name in ("nfe", "network_forwards", "decodes"):
         a, b = getattr(one.ledger, name), getattr(other.ledger, name)
         assert a == b, f"The costs ({name}) differ between {what}: {a} and {b}."
     assert one.compared == other.compared, f"The comparisons differ between {what}: {one.compared}, {other.compared}."
-    shown = [[(each.score, each.number) for each in result.gallery] for result in (one, other)]
+    shown = [[(each.score, each.value, each.number) for each in result.gallery] for result in (one, other)]
     assert shown[0] == shown[1], f"The galleries differ between {what}."
     numbers = [[each.number for each in result.best_candidates] for result in (one, other)]
     assert numbers[0] == numbers[1], f"The best few candidates differ between {what}: {numbers[0]} and {numbers[1]}."

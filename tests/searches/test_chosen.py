@@ -148,8 +148,7 @@ def test_the_batch_changes_nothing(setting, how):
         search(setting, Near(), CHOOSERS[how](), seed=3, size=size, gallery=3, keep_best=3) for size in (None, 1, 3)
     )
     for other in others:
-        assert same(alone, other) and torch.equal(alone.ranking, other.ranking)
-        assert [each.value for each in alone.best_candidates] == [each.value for each in other.best_candidates]
+        assert same(alone, other)
 
 
 @settings(max_examples=12, deadline=None)
@@ -186,8 +185,7 @@ def test_killed_anywhere_it_pays_for_nothing_twice(tmp_path_factory, setting, ho
             journal.close()
     assert sampler.forwards == 0  # and the chooser would have been killed at its first call
     for one, other in zip(whole, resumed, strict=True):
-        assert same(one, other) and torch.equal(one.ranking, other.ranking)
-        assert one.ledger.verifier_calls == other.ledger.verifier_calls
+        assert same(one, other) and one.ledger.verifier_calls == other.ledger.verifier_calls
 
 
 @pytest.mark.parametrize("setting", ["random", "svdd", "first_order", "paths"])
