@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError, UnknownName, Unsuited
     from diffscale.api import make_sampler, search
     from diffscale.api.searched import Searched
+    from diffscale.engine.allocation import Threshold
     from diffscale.engine.driver import run_searches
     from diffscale.engine.journal import Journal
     from diffscale.engine.results import Candidate, Result
@@ -67,6 +68,7 @@ __all__ = [
     "Solve",
     "State",
     "Task",
+    "Threshold",
     "UnknownName",
     "Unsuited",
     "VariancePreserving",
@@ -85,6 +87,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "diffscale._util.errors": ("AllCandidatesFailed", "BudgetTooSmall", "DiffscaleError", "UnknownName", "Unsuited"),
     "diffscale.api": ("make_sampler", "search"),
+    "diffscale.engine.allocation": ("Threshold",),
     "diffscale.engine.driver": ("run_searches",),
     "diffscale.engine.journal": ("Journal",),
     "diffscale.engine.results": ("Candidate", "Result"),

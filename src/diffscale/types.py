@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Final, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -182,6 +183,11 @@ def search_traits(*, anytime: bool = False, independent: bool = False) -> Callab
         return search
 
     return declare
+
+
+def declares(search: Callable[..., Any], trait: str) -> bool:
+    """Whether a search, or what a partial one calls, says that it has a trait of `search_traits`."""
+    return bool(getattr(search, trait, False)) or (isinstance(search, partial) and declares(search.func, trait))
 
 
 @runtime_checkable

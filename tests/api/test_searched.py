@@ -346,3 +346,21 @@ def test_outputs_are_joined_by_what_they_are():
     assert whole.images == ["a", "b"] and whole.nsfw_content_detected == [True, False]
     assert joined([(torch.ones(1, 2), None)] * 2)[0].shape == (2, 2)
     assert joined([(np.ones((1, 2)), None)] * 2)[1] is None
+
+
+def test_the_prompts_of_a_call_share_their_budgets():
+    pipe, args, _ = made("flux", allocation="threshold minimum=2 chance=0")
+    args = {name: value for name, value in args.items() if not isinstance(value, torch.Tensor)}
+    args |= {
+        name: value.repeat(2, *[1] * (value.ndim - 1))
+        for name, value in made("flux")[1].items()
+        if hasattr(value, "repeat")
+    }
+    given = {"prompt": PROMPTS[:2], "generator": seeded(0), "num_inference_steps": STEPS, "num_images_per_prompt": 2}
+    assert len(pipe(**args | given).images) == 4
+    spent = [each.ledger.nfe for each in pipe.results]
+    assert sum(spent) <= 12 * STEPS and min(spent) >= 2 * STEPS
+    with pytest.raises(DiffscaleError, match="3 samples of a prompt are asked for, and the allocation's minimum is 2"):
+        pipe(**args | given | {"num_images_per_prompt": 3})
+    with pytest.raises(DiffscaleError, match="cannot be given more on its way"):
+        made("flux", allocation="threshold", search="svdd")

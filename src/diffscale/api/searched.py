@@ -16,6 +16,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale._util.numbers import whole
 from diffscale.api import make_sampler, merged_options
 from diffscale.engine import noise
+from diffscale.engine.allocation import ALLOCATIONS, Threshold, check_shareable
 from diffscale.engine.driver import run_searches
 from diffscale.engine.results import Candidate, Result
 from diffscale.engine.scoring import check_chooser
@@ -24,6 +25,7 @@ from diffscale.models.class_conditional import class_model
 from diffscale.models.load import best_device, dtype_of_pipeline, load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.registry import DEFAULT_SEARCH
+from diffscale.registry.arguments import made
 from diffscale.samplers.arguments import call_parameters, count_prompts, embeddings, not_a_pipeline, unknown_argument
 from diffscale.samplers.whole import WholeSampler
 from diffscale.searches import choose_search
@@ -47,6 +49,7 @@ _REFUSED: Final = {
 """Arguments of pipelines' calls that a search cannot heed, and why."""
 _OWN: Final = (
     "pipe", "results", "seeds", "_verifier", "_choose", "_make_search", "_independent", "_nfe", "_batch_size",
+    "_allocation",
 )  # fmt: skip
 """Attributes of a `Searched` that are not its pipeline's."""
 
@@ -59,7 +62,8 @@ class Searched:
 
     `pipe_or_id`: a pipeline already loaded, or a shipped name, folder or Hub id, loaded as `loading` says; `device`
     and `dtype` are short for its fields. `search`, `verifier`, `choose`, `batch_size`: as of `diffscale.search`.
-    `nfe`: the budget for each prompt of a call, in denoiser evaluations.
+    `nfe`: the budget for each prompt of a call, in denoiser evaluations. `allocation`: how the prompts of a call share
+    the budgets of all, as "threshold score=.9", see `Threshold`; None: each has its own.
 
     A call takes what the pipeline's own takes, in its order, and gives its output: the best `num_images_per_prompt` (or
     `num_videos_per_prompt`) samples of each prompt, best first, prompt by prompt. Prompts are searched together. The
@@ -85,6 +89,7 @@ class Searched:
         search: str | Callable[..., Search] = DEFAULT_SEARCH,
         verifier: str | Verifier | Callable[[Tensor, list[str]], Any] = "clip",
         nfe: int = 1280,
+        allocation: str | Threshold | None = None,
         batch_size: int | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -96,6 +101,9 @@ class Searched:
         check_verifier(verifier)
         if choose is not None:
             check_verifier(choose)
+        shared = made(allocation, "allocation", ALLOCATIONS)
+        if shared is not None:
+            check_shareable(chosen.name, chosen.declares("anytime"))
         device, by_name = best_device(options.device), isinstance(pipe_or_id, str)
         if not by_name and (asked := sorted(options.asked().keys() - {"device"})):
             raise DiffscaleError(f"The pipeline is loaded already: set {', '.join(asked)} on it, or give its name.")
@@ -112,7 +120,7 @@ class Searched:
         self._choose = None if choose is None else load_verifier(choose, device=device, image_model=name)
         check_chooser(self._verifier, self._choose)
         self._make_search, self._independent = chosen.make(device=device), chosen.declares("independent")
-        self._nfe, self._batch_size = nfe, batch_size
+        self._nfe, self._batch_size, self._allocation = nfe, batch_size, shared
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The best samples, in the pipeline's output class, or as its tuple if `return_dict` is False.
@@ -134,6 +142,11 @@ class Searched:
                 f"{call.count} samples of a prompt cost {call.count * sampler.steps} NFE, and nfe is {self._nfe}: ask "
                 "for fewer, or give a larger nfe."
             )
+        if self._allocation is not None and self._independent and self._allocation.minimum < call.count:
+            raise DiffscaleError(
+                f"{call.count} samples of a prompt are asked for, and the allocation's minimum is "
+                f"{self._allocation.minimum}: ask for fewer, or give a larger minimum."
+            )
         tasks = [Task(self._make_search, row, key, self._nfe) for row, key in enumerate(keys)]
         with self.pipe.progress_bar(total=self._nfe * len(prompts)) as bar:
 
@@ -143,7 +156,7 @@ class Searched:
 
             found = run_searches(
                 tasks, sampler, self._verifier, self._batch_size, keep_best=call.count, progress=show,
-                choose=self._choose,
+                choose=self._choose, allocation=self._allocation,
             )  # fmt: skip
         self.results = [replace(result, dtype=dtype_of_pipeline(self.pipe)) for result in found]
         rows: list[tuple[int, Candidate]] = []

@@ -40,14 +40,22 @@ class ModelConfig(LoadOptions):
         return self.pipe_args | ({} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt})
 
 
-def check_names(searches: Iterable[str], verifiers: Iterable[str]) -> None:
-    """Raises DiffscaleError for searches and verifiers that are none, or have wrong arguments; loads no networks."""
+def check_names(searches: Iterable[str], verifiers: Iterable[str], allocation: str | None = None) -> None:
+    """Raises DiffscaleError for searches and verifiers that are none, or have wrong arguments; loads no networks.
+
+    And so for an allocation that is none, or that one of the searches cannot heed.
+    """
     # Imported late: they import torch.
+    from diffscale.engine.allocation import ALLOCATIONS, check_shareable
+    from diffscale.registry.arguments import made
     from diffscale.searches import choose_search
     from diffscale.verifiers import check
 
+    shared = made(allocation, "allocation", ALLOCATIONS) is not None
     for search in searches:
-        choose_search(search)
+        chosen = choose_search(search)
+        if shared:
+            check_shareable(search, chosen.declares("anytime"))
     for verifier in verifiers:
         check(verifier)
 
@@ -90,6 +98,9 @@ class BenchConfig(ModelConfig):
     repeats: int = Field(1, gt=0, description="Searches a prompt, each from its own noise.")
     limit: int | None = Field(None, gt=0, description="Prompts, evenly over the suite. Default: all.")
     choose: VerifierText | None = Field(None, description=_CHOOSE)
+    allocation: str | None = Field(
+        None, description='How all prompts share one budget, as "threshold score=.9". Default: each has its own.'
+    )
 
     @property
     def verifiers(self) -> list[str]:

@@ -32,11 +32,12 @@ def write(
     with explained(f"All is found, but {folder} cannot be written to ({{why}}): {mend}.", OSError):
         write_json(folder / "results.json", {"settings": stated, "cells": rows})
         write_text(folder / "results.csv", as_csv(rows))
-    title = f"{settings.model}, {settings.suite}"
+    shared = settings.allocation or ""
+    title = f"{settings.model}, {settings.suite}" + (f", budget shared by {shared}" if shared else "")
     names = [verifier.split()[0] for verifier in settings.verifier]
     for verifier, name in zip(settings.verifier, names, strict=True):
         name = verifier if names.count(name) > 1 else name
-        largest = {search: Cell(search, verifier, max(settings.budget)) for search in settings.search}
+        largest = {search: Cell(search, verifier, max(settings.budget), 0, shared) for search in settings.search}
         if curves := {search: curve for search, cell in largest.items() if (curve := _curve(cell, samples))}:
             with drawing(f"The plot of {one_line(name, 80)}"):
                 plots.curves(curves, f"best {name} score so far", title, folder / f"scaling-{safe_name(name)}.png")
@@ -66,6 +67,7 @@ def summarise(cells: Sequence[Cell], samples: Sequence[_Sample], judge: str | No
         row: dict[str, Any] = {
             "search": cell.search, "verifier": cell.verifier, "budget": cell.budget, "samples": len(mine),
             "failed": len(errors), "errors": list(dict.fromkeys(errors)),
+            **({"allocation": cell.allocation} if cell.allocation else {}),
         }  # fmt: skip
         if good:
             row["score"] = _mean(good, lambda s: s["score"]["best"])

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from diffscale.bench.networks import Networks
 from diffscale.bench.series import Cell, PromptRepeat, condition_of, costs_of, rows_of, safe_name, tasks_of
 from diffscale.bench.shared_samples import SharedSampler
 from diffscale.engine import noise
+from diffscale.engine.allocation import ALLOCATIONS, check_shareable
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal, recorded_settings
 from diffscale.engine.leaderboard import aggregate_pool
@@ -35,6 +36,7 @@ from diffscale.engine.task import Task, baseline_task
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import best_device, settle_dtype, warn_of_slow_dtype, world_of
 from diffscale.registry import DEFAULT_SEARCH
+from diffscale.registry.arguments import made
 from diffscale.registry.sources import sources
 from diffscale.report.pictures import to_pil
 from diffscale.types import Environment, Evaluate, NeedsIntermediateX0, PoolVerifier, Sampler, Search, SetVerifier
@@ -75,7 +77,7 @@ def run(
     Raises DiffscaleError for settings that cannot be met, and for a folder that cannot be written to or that another
     process writes to; a search that finds nothing becomes a sample with `error`.
     """
-    check_names(settings.search, [])
+    check_names(settings.search, [], settings.allocation)
     settings = settle(settings, folder)
     chosen = cells(settings) if only is None else only
     # Opened even if all is done: it knows whether the folder is of this model and seed.
@@ -83,6 +85,10 @@ def run(
         bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
         written = sources(*settings.search, *settings.verifiers)
         with closing(Journal(folder / _JOURNAL, settings.shared(), written)) as journal:
+            for cell in chosen:
+                if cell.allocation:
+                    verifier = bench.verifiers[cell.verifier]
+                    check_shareable(cell.search, cell.declares("anytime"), verifier, bench.chooser)
             for cell in chosen:
                 bench.run_cell(cell, journal, partial(progress, cell.name))
     return [bench.done[name] for cell in chosen for name in bench.names(cell)]
@@ -105,7 +111,8 @@ def settle(settings: BenchConfig, folder: Path, say: Callable[[DtypeChoice], Non
 
 def cells(settings: BenchConfig) -> list[Cell]:
     """All combinations, budgets last."""
-    return [Cell(s, v, b) for v in settings.verifier for s in settings.search for b in settings.budget]
+    shared = settings.allocation or ""
+    return [Cell(s, v, b, 0, shared) for v in settings.verifier for s in settings.search for b in settings.budget]
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -189,6 +196,9 @@ class _Bench:
     def names(self, cell: Cell) -> list[str]:
         """What samples know the searches of a cell by."""
         names = [f"{cell.name} | {each.name}" for each in self.wanted]
+        if cell.allocation:  # what each is given depends on all others
+            among = hashlib.blake2b("\n".join(names).encode(), digest_size=6).hexdigest()
+            return [f"{name} | among {among}" for name in names]
         if not isinstance(self.verifiers[cell.verifier], SetVerifier):
             return names
         # What each finds depends on all before it, so other prompts before it make it another search.
@@ -204,24 +214,24 @@ class _Bench:
         left = [i for i, name in enumerate(names) if name not in self.done]
         if left:
             # Each depends on what was chosen before it; what is done costs nothing, the journal has it.
-            left = self.mixed if in_set else left
+            left = self.mixed if in_set else list(range(len(names))) if cell.allocation else left
             wanted, rows = [self.wanted[i] for i in left], [self.rows[i] for i in left]
             # A larger budget goes on from the replies of a smaller one.
-            paid = replace(cell, budget=0 if cell.declares("anytime") else cell.budget, final_steps=0).name
+            paid = Cell(cell.search, cell.verifier, 0 if cell.declares("anytime") else cell.budget).name
             known = [names[i] if in_set else f"{paid} | {each.name}" for i, each in zip(left, wanted, strict=True)]
             # The noise depends on prompt and repeat alone: all cells search from the same first sample, as paired tests
             # need.
             budget = cell.budget if cell.verifier else self.sampler.steps
             device = self.networks.device
             tasks = tasks_of(cell.search, budget, wanted, rows, self.settings.seed, known, device)
-            self._sample_plainly(cell, wanted, tasks, journal)
             outcomes = self._search(cell, tasks, journal, progress)
+            self._sample_plainly(cell, wanted, tasks, journal)
             if cell.final_steps:
                 outcomes = self._sample_again(cell, tasks, outcomes, journal)
             for i, task, outcome in zip(left, tasks, outcomes, strict=True):
                 if self.share and (isinstance(outcome, DiffscaleError) or outcome.dropped):
                     journal.forget(task.name)
-                if names[i] not in self.done:
+                if names[i] not in self.done or cell.allocation:  # all or none: they share what the others left
                     self._write(self._sample(cell, names[i], self.wanted[i], task, outcome))
         for name, row in zip(names, self.rows, strict=True):
             self._score_by_others(self.done[name], row)
@@ -231,7 +241,7 @@ class _Bench:
         return run_searches(
             tasks, self.shared_sampler if cell.declares("independent") else self.sampler, self.verifiers[cell.verifier],
             self.settings.batch_size, journal=journal, progress=progress, return_errors=True,
-            choose=self.chooser,
+            choose=self.chooser, allocation=made(cell.allocation or None, "allocation", ALLOCATIONS),
         )  # fmt: skip
 
     def _sample_plainly(
@@ -246,7 +256,7 @@ class _Bench:
                 name = task.name
             if (cell.verifier, each) not in self.first:
                 fresh[each] = replace(baseline_task(task), budget=self.sampler.steps, name=f"{name} | plain")
-        plain = replace(cell, search=DEFAULT_SEARCH)
+        plain = replace(cell, search=DEFAULT_SEARCH, allocation="")
         for each, outcome in zip(fresh, self._search(plain, list(fresh.values()), journal), strict=True):
             if isinstance(outcome, Result):
                 self.first[cell.verifier, each] = outcome.best
@@ -280,7 +290,7 @@ class _Bench:
 
     def _sample(self, cell: Cell, name: str, each: PromptRepeat, task: Task, outcome: Any) -> dict[str, Any]:
         """The line of a finished search, whose best picture is saved."""
-        sample = {"name": name, **asdict(cell), "prompt": each.prompt, "repeat": each.repeat}
+        sample = {"name": name, **cell.fields, "prompt": each.prompt, "repeat": each.repeat}
         if isinstance(outcome, DiffscaleError):
             return sample | {"error": str(outcome)}
         verifier, chooser = self.verifiers[cell.verifier], self.chooser

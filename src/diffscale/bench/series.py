@@ -19,18 +19,26 @@ class Cell:
     """One search with one verifier and one budget in NFE.
 
     Without a verifier there is no search: one sample of the first noise. `final_steps`: the noise found is sampled
-    again in that many, and paid for; 0: what was found is kept.
+    again in that many, and paid for; 0: what was found is kept. `allocation`: how all prompts together share their
+    budgets, see `engine.allocation`; empty: each has its own.
     """
 
     search: str
     verifier: str
     budget: int
     final_steps: int = 0
+    allocation: str = ""
 
     @property
     def name(self) -> str:
         again = f" | {self.final_steps} steps" if self.final_steps else ""
-        return f"{self.search} | {self.verifier} | {self.budget}{again}"
+        shared = f" | {self.allocation}" if self.allocation else ""
+        return f"{self.search} | {self.verifier} | {self.budget}{again}{shared}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What its samples say of it; an allocation only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "allocation" or value}
 
     def declares(self, trait: str) -> bool:
         """Whether the search declares a trait, see `types.search_traits`."""
@@ -38,8 +46,8 @@ class Cell:
 
     def samples_in(self, samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Those of `samples` that are of this cell, failed ones too."""
-        fields = asdict(self)
-        return [s for s in samples if all(s.get(name, 0) == value for name, value in fields.items())]
+        mine = [s for s in samples if all(s.get(name, 0) == value for name, value in self.fields.items())]
+        return [s for s in mine if s.get("allocation", "") == self.allocation]
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ def bench(
     output: Annotated[Path, typer.Option(help="Folder; what is done in it is not done again.")] = Path("outputs/bench"),
 ) -> None:
     """Compare searches, verifiers and budgets on many prompts."""
-    check_names(settings.search, settings.verifiers)
+    check_names(settings.search, settings.verifiers, settings.allocation)
     # Imported late: diffusers takes seconds, and what is wrong should be told at once.
     from diffscale.bench import run as job
     from diffscale.bench.report import write
@@ -55,8 +55,11 @@ def _print_results(console: Console, rows: Sequence[dict[str, Any]], judge: str 
         console.print(f"value: what {choose} says, which chose the pictures")
     if any("kept" in cells for cells in table):
         console.print(f"kept: {KEPT}")
+    if allocation := next((row["allocation"] for row in rows if "allocation" in row), ""):
+        shared = f"prompts share one budget by {allocation}: NFE are means, samples.jsonl has what each was given"
+        console.print(shared, markup=False)
     for row in rows:
-        cell = Cell(row["search"], row["verifier"], row["budget"])
+        cell = Cell(row["search"], row["verifier"], row["budget"], allocation=row.get("allocation", ""))
         if row["errors"]:
             more = f" (and {len(row['errors']) - 1} other errors)" if len(row["errors"]) > 1 else ""
             failed = f"{row['failed']} of {row['samples']} searches of {cell.name} failed"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffscale._util.errors import BudgetTooSmall, DiffscaleError, Unsuited
+from diffscale._util.fingerprints import name_of
 from diffscale._util.progress import Counter, silent
+from diffscale.engine.allocation import Account, Threshold, check_shareable
 from diffscale.engine.executors import Executor, InlineExecutor, Job, JobPart
 from diffscale.engine.journal import Journal, Reply
 from diffscale.engine.results import Observer, Result
@@ -20,7 +23,7 @@ from diffscale.engine.search_run import SearchContext, SearchRun
 from diffscale.engine.task import Task
 from diffscale.engine.ties import Compare, Pair, Pairs
 from diffscale.engine.worker import Output, Worker
-from diffscale.types import Sampler, SetVerifier, Verifier, concat
+from diffscale.types import Sampler, SetVerifier, Verifier, concat, declares
 
 _CHUNK = 64  # rows that all searches together are told to ask for, unless the micro-batch is given
 
@@ -39,6 +42,7 @@ def run_searches(
     return_errors: bool = False,
     executor: Executor | None = None,
     choose: Verifier | None = None,
+    allocation: Threshold | None = None,
 ) -> list[Any]:
     """Run all `tasks` to their end, their requests batched together; returns their Results in the same order.
 
@@ -49,15 +53,23 @@ def run_searches(
     `return_errors`: a search that found nothing gives its DiffscaleError in the place of its Result, and none is
     raised. `executor`: computes the micro-batches with `sampler`, `verifier` and `choose`; None computes them in this
     process. `choose`: another verifier, which ranks what is finished in the place of `verifier`; searches do not see
-    its scores.
+    its scores. `allocation`: deals out the sum of all budgets over the tasks; None: each has its own. What a task was
+    given is the budget of its Result's ledger.
 
-    Raises DiffscaleError for a verifier that cannot `choose`, BudgetTooSmall if a budget does not pay for one sample
-    (both before anything runs) or a search finishes none, AllCandidatesFailed if a search got no finite score, and
-    Unsuited if it asked for what the verifier cannot give; the latter only when all other searches are done.
+    Raises DiffscaleError for a verifier that cannot `choose`, and for an allocation where a search does not declare
+    `anytime` or candidates are ranked by no score that compares between prompts; BudgetTooSmall if a budget does not
+    pay for one sample (all of these before anything runs) or a search finishes none, AllCandidatesFailed if a search
+    got no finite score, and Unsuited if it asked for what the verifier cannot give; the latter only when all other
+    searches are done.
     """
     if keep_best < 1:
         raise DiffscaleError(f"A search keeps 1 or more of its best candidates, not {keep_best}.")
     check_chooser(verifier, choose)
+    if allocation is not None:
+        for task in tasks:
+            check_shareable(name_of(task.search), declares(task.search, "anytime"), verifier, choose)
+        if journal is None:  # each round goes on from the replies of the one before
+            journal, tasks = Journal(Path(":memory:"), {}), [replace(task, name="") for task in tasks]
     context = SearchContext(sampler, verifier, tuple(observers), gallery, journal, keep_best, choose)
     one_by_one = isinstance(verifier, SetVerifier)
     # Fixed for the whole search, so that it asks for the same rows when it is resumed, or among others.
@@ -68,19 +80,29 @@ def run_searches(
                 f"A budget of {task.budget} NFE does not pay for one sample; one costs {sampler.steps} NFE, so give at "
                 "least that."
             )
+    total = sum(task.budget for task in tasks)
+    if allocation is not None and tasks:
+        tasks = [replace(task, budget=allocation.first(len(tasks), total, sampler.steps)) for task in tasks]
     searches = [SearchRun(index, task, context, chunk) for index, task in enumerate(tasks)]
-    driver = _Driver(searches, executor or InlineExecutor(Worker(sampler, verifier, choose), batch_size), progress)
+    worker = Worker(sampler, verifier, choose)
+    driver = _Driver(searches, executor or InlineExecutor(worker, batch_size), progress, total)
     if isinstance(verifier, SetVerifier):
         _run_in_order(driver, sampler, verifier)
     else:
         driver.run(searches)
+        if allocation is not None:
+            _run_in_rounds(driver, allocation)
+        driver.break_ties(driver.searches)
     outcomes: list[Result | DiffscaleError] = []
-    for search in searches:
+    for search in driver.searches:
         try:
             outcomes.append(search.result())
         except DiffscaleError as error:
+            if allocation is not None and isinstance(error, BudgetTooSmall):
+                pays = f"its budget was what the allocation's minimum of {allocation.minimum} samples pays"
+                error = BudgetTooSmall(f"{str(error).removesuffix('.')} ({pays}).")
             if not return_errors:
-                raise
+                raise error
             outcomes.append(error)
     return outcomes
 
@@ -90,17 +112,40 @@ def _run_in_order(driver: _Driver, sampler: Sampler, verifier: SetVerifier) -> N
     verifier.begin()
     for search in driver.searches:
         driver.run([search])
+        driver.break_ties([search])
         if (image := search.best_image()) is not None:
             verifier.choose(image, sampler.prompts[search.task.prompt_index])
 
 
+def _run_in_rounds(driver: _Driver, rule: Threshold) -> None:
+    """Give searches that have spent their budgets more of the total, round by round, as `rule` says.
+
+    A search goes on by being run again with a larger budget: the journal has all that it was answered.
+    """
+    ended: set[int] = set()
+    while True:
+        accounts = [
+            Account(each.ledger.nfe, each.leaderboard.values().numpy(), each.error is not None or each.index in ended)
+            for each in driver.searches
+        ]
+        spent, steps = [each.nfe for each in accounts], driver.searches[0].sampler.steps if accounts else 1
+        grants = rule.grants(accounts, driver.total - sum(spent), steps)
+        if not grants:
+            return
+        for row, nfe in grants.items():
+            driver.searches[row] = driver.searches[row].with_budget(spent[row] + nfe)
+        driver.run([driver.searches[row] for row in grants])
+        ended |= {row for row in grants if driver.searches[row].ledger.nfe == spent[row]}
+
+
 @dataclass
 class _Driver:
-    """`searches` are all of one call."""
+    """`searches` are all of one call, `total` is the NFE that they may spend."""
 
-    searches: Sequence[SearchRun]
+    searches: list[SearchRun]
     executor: Executor
     progress: Counter
+    total: int
 
     def run(self, searches: Sequence[SearchRun]) -> None:
         """Run `searches` to their end, round by round: every round computes all that they wait for."""
@@ -111,10 +156,9 @@ class _Driver:
             for part in self.executor.compute([group.job for group in jobs]):
                 jobs[part.job].deal(part)
                 self._report()
-        self._break_ties(searches)
 
-    def _break_ties(self, searches: Sequence[SearchRun]) -> None:
-        """Have those compared that share the best score of their search; pictures of a few searches at a time."""
+    def break_ties(self, searches: Sequence[SearchRun]) -> None:
+        """Have those compared that share the best score of their search, which is over; a few searches at a time."""
         waiting: list[SearchRun] = []
         for search in searches:
             search.end()
@@ -133,8 +177,8 @@ class _Driver:
     def _report(self) -> None:
         if self.progress is not silent:
             bests = [best[1] for search in self.searches if (best := search.leaderboard.best())]
-            spent, budgets = zip(*((each.spent, each.task.budget) for each in self.searches), strict=True)
-            self.progress(sum(spent), sum(budgets), best=max(bests, default=-math.inf))
+            spent = sum(each.spent for each in self.searches)
+            self.progress(spent, self.total, best=max(bests, default=-math.inf))
 
 
 def _alike(searches: Sequence[SearchRun]) -> list[list[SearchRun]]:

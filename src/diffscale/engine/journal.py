@@ -54,6 +54,14 @@ class Reply:
     tensors: dict[str, Tensor]
     costs: dict[str, float]
 
+    def until(self, stop: int) -> "Reply":
+        """Its rows before `stop`, with their share of the costs."""
+        if stop >= self.stop:
+            return self
+        kept, rows = stop - self.start, self.stop - self.start
+        tensors = {name: tensor[:kept] for name, tensor in self.tensors.items()}
+        return Reply(self.start, stop, tensors, {name: cost * kept / rows for name, cost in self.costs.items()})
+
 
 class Journal:
     """The journal in the file `path`, made if it is not there.

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
@@ -130,6 +130,10 @@ class SearchRun:
     def start(self) -> None:
         """Take the first request."""
         self._advance(None)
+
+    def with_budget(self, budget: int) -> Self:
+        """This search with another budget, not started; with a journal, one that is anytime goes on from this."""
+        return type(self)(self.index, replace(self.task, budget=budget), self.context, self.chunk)
 
     def absorb(self, reply: Reply, images: Tensor | None, latents: Tensor | None) -> None:
         """Take rows of the answer, `images` and `latents` [rows, ...] of candidates that they finish."""
@@ -316,8 +320,10 @@ class SearchRun:
             self.requests += 1
             self.request, self._parts, self.missing = request, [], [(0, len(request.state))]
             for reply in self.journal.replies(self.name, self.requests) if self.journal else []:
-                if reply.stop > len(request.state):
-                    continue  # of a larger budget, whose last request has more rows
+                if reply.start >= len(request.state):
+                    continue
+                # It may be of a larger budget, whose last request has more rows.
+                reply = reply.until(len(request.state))
                 if finishes(request, self.sampler):
                     self._rank(reply, None, None)
                 self._take(reply)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import FunctionType, NoneType, UnionType
-from typing import Annotated, Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from diffscale._util.errors import DiffscaleError, check_name, explained
 
+T = TypeVar("T")
 _FINITE: Final = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
 _OF_RANGES: Final = (
     "finite_number", "greater_than", "greater_than_equal", "less_than", "less_than_equal", "too_short", "too_long",
@@ -64,6 +65,22 @@ def parse(
             with explained(f"No text gives {key} of {kind} {name}: give it in Python.", PydanticUserError):
                 given[key] = _validated(items, wanted, f"{kind} {name}", key, value)
     return name, given
+
+
+def made(given: str | T | None, kind: str, factories: Mapping[str, type[T]]) -> T | None:
+    """What a text makes by one of `factories`, see `parse`; what one of them made already, and None, as they are.
+
+    Raises DiffscaleError for what is nothing of these.
+    """
+    if isinstance(given, str):
+        name, arguments = parse(given, kind, factories)
+        return factories[name](**arguments)
+    if given is not None and not isinstance(given, tuple(factories.values())):
+        names = " or ".join(each.__name__ for each in factories.values())
+        raise DiffscaleError(
+            f"Give the {kind} as a text, such as {next(iter(factories))!r}, or as a {names}, not {given!r}."
+        )
+    return given
 
 
 def check_keywords(thing: Callable[..., Any], kind: str) -> None:

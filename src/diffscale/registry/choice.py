@@ -14,6 +14,7 @@ from diffscale._util.errors import DiffscaleError, UnknownName, explained, raise
 from diffscale._util.fingerprints import name_of
 from diffscale.registry import Registry
 from diffscale.registry.arguments import check_keywords, parse, required, signature, takes_inputs
+from diffscale.types import declares, search_traits
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Choice:
 
     def declares(self, trait: str) -> bool:
         """Whether `thing` says of itself that it has a trait, see `types.search_traits`."""
-        return bool(getattr(self.thing, trait, False))
+        return declares(self.thing, trait)
 
     def make(self, **context: Any) -> Callable[..., Any]:
         """What is called with the inputs; what of `context` `thing` has arguments for is given to it too."""
@@ -61,7 +62,9 @@ class Choice:
             mend = f"give the class a method __call__(self, {inputs})" if isinstance(self.thing, type) else mend
             what = f"gives {type(made).__name__}, which cannot be called"
             raise DiffscaleError(f"The {self.kind} {self.name} {what}: {mend}.")
-        return made
+        traits = {trait: True for trait in ("anytime", "independent") if self.declares(trait)}
+        # What a factory makes is told from others by what the factory declares.
+        return search_traits(**traits)(partial(made)) if traits else made
 
 
 def choose(given: str | Callable[..., Any], kind: str, things: Mapping[str, Any], inputs: Sequence[str]) -> Choice:
