@@ -1,10 +1,10 @@
 """What does one budget over many prompts find, against the same NFE in equal parts?
 
-    python benchmarks/shared_budget.py [--limit 60] [--pool 128] [--candidates 16 32] [--verifier clip]
+    python benchmarks/shared_budget.py [--limit 60] [--pool 128] [--candidates 16 32 64] [--verifier clip]
         [--allocation threshold] [--output outputs/shared]
 
 Random search on prompts of shapes-mini, replayed on one pool of pictures that is made once and can be stopped and gone
-on with (7,680 pictures, 12 minutes on one CPU core): a prompt that is given n candidates has the first n of its pool,
+on with (7,680 pictures and their scores, 20 minutes on a CPU core that others use too): a prompt that is given n candidates has the first n of its pool,
 and none can be given more than the pool has. Both deal out as many candidates: where the allocation leaves some over,
 the equal parts get as many fewer, in whole candidates and the rest to prompts by chance. Printed are means over prompts
 of the best score, of the judge that was held out, and of the difference, with paired 95% bootstrap intervals. The draws
@@ -33,10 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limit", type=int, default=60, help="prompts")
     parser.add_argument("--pool", type=int, default=128, help="pictures of a prompt")
-    parser.add_argument("--candidates", type=int, nargs="+", default=[16, 32], help="a prompt, on average")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[16, 32, 64], help="a prompt, on average")
     parser.add_argument("--verifier", default="clip")
     parser.add_argument("--allocation", default="threshold")
-    parser.add_argument("--orders", type=int, default=20)
+    parser.add_argument("--orders", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("outputs/shared"))
     options = parser.parse_args()
     rule = made(options.allocation, "allocation", ALLOCATIONS)
