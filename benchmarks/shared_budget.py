@@ -4,11 +4,12 @@
         [--allocation threshold] [--output outputs/shared]
 
 Random search on prompts of shapes-mini, replayed on one pool of pictures that is made once and can be stopped and gone
-on with (7,680 pictures and their scores, 20 minutes on a CPU core that others use too): a prompt that is given n candidates has the first n of its pool,
-and none can be given more than the pool has. Both deal out as many candidates: where the allocation leaves some over,
-the equal parts get as many fewer, in whole candidates and the rest to prompts by chance. Printed are means over prompts
-of the best score, of the judge that was held out, and of the difference, with paired 95% bootstrap intervals. The draws
-of pools are averaged over: `--orders` permutations of every prompt's pool, each replayed by itself.
+on with (7,680 pictures and their scores: 20 minutes on a CPU core that others use too). A prompt that is given n
+candidates has the first n of its pool, and none can be given more than the pool has. Both deal out as many candidates:
+where the allocation leaves some over, the equal parts get as many fewer, in whole candidates and the rest to prompts by
+chance. Printed are means over prompts of the best score, of the judge that was held out, and of the differences, with
+paired 95% bootstrap intervals. The draws of pools are averaged over: `--orders` permutations of every prompt's pool,
+each replayed by itself.
 """
 
 from __future__ import annotations
