@@ -20,7 +20,7 @@ FLOORS = (
     {"models"},
     {"verifiers"},
     {"api", "testing"},
-    {"train"},
+    {"train", "tape"},
     {"bench"},
     {"cli"},
 )

@@ -142,6 +142,20 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """Sample the noises of a state at step 0 in a cheaper way, and judge what comes out; nothing is finished by it.
+
+    `steps`: of the draft, on a grid of its own by the same solver. `via`: "" for the model itself, else another of
+    `Environment.drafts`, such as a smaller model. Answer: as of Evaluate. Price: rows * `Environment.draft_nfe`,
+    rounded up.
+    """
+
+    state: State
+    steps: int
+    via: str = ""
+
+
+@dataclass(frozen=True)
 class Gradient:
     """Evaluate, and differentiate the scores with respect to the latents, through all steps and the decoder.
 
@@ -159,7 +173,7 @@ InnerLevel = Annotated[float, Field(gt=0, lt=1)]
 levels between clean and pure noise. What users type, and the keywords of a partial function, are held to them.
 """
 
-Request = Run | Solve | Predict | Score | Evaluate | Gradient
+Request = Run | Solve | Predict | Score | Evaluate | Draft | Gradient
 Search = Generator[Request, Any, None]
 T = TypeVar("T")
 Answer = Generator[Request, Any, T]
@@ -267,6 +281,45 @@ class ChecksPictures(Protocol):
 
     def decode_checked(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """As `decode`, of the pictures that the checker leaves, and which it flagged: bool [B], on the CPU."""
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """A cheaper way from a Sampler's noises to pictures of them.
+
+    `nfe`: what a whole draft of one row costs, in evaluations of the sampler's denoiser: their number, or the share of
+    their floating point operations that it was measured to take. `steps`: scheduler steps of one draft.
+    `forwards`, `flops_per_forward`: as of a Sampler.
+    """
+
+    @property
+    def nfe(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def forwards(self) -> int: ...
+    @property
+    def flops_per_forward(self) -> float: ...
+
+    def run(self, state: State, record: float | None = None) -> State:
+        """From noises of the sampler, at step 0, to clean latents; `record`: as in `Sampler.run`."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of its clean latents, as `Sampler.decode` gives them."""
+
+
+@runtime_checkable
+class Drafts(Protocol):
+    """A Sampler whose noises can be sampled in cheaper ways.
+
+    `drafts`: the names of these ways; "" is the sampler itself on a grid of fewer steps.
+    """
+
+    @property
+    def drafts(self) -> Sequence[str]: ...
+
+    def drafter(self, steps: int, via: str = "") -> Drafter:
+        """The drafter of about that many `steps`, made once; raises DiffscaleError where there is none."""
 
 
 class ClassLabel(str):
@@ -397,12 +450,13 @@ class World(Protocol):
 class Environment(Protocol):
     """All that a search sees of the world.
 
-    `evaluate`, `score`, `run`, `solve`, `predict` and `gradient` ask for the request of that name, and cost what it
-    does: `scores = yield from env.evaluate(state)` is `scores = yield Evaluate(state)` with a type. All else is free.
+    `evaluate`, `score`, `run`, `solve`, `predict`, `draft` and `gradient` ask for the request of that name, and cost
+    what it does: `scores = yield from env.evaluate(state)` is `scores = yield Evaluate(state)` with a type. All else is
+    free.
 
     `steps`: NFE of one whole trajectory. `levels`: noise levels of the grid, steps + 1 of them. `nfe_left`: what the
-    budget still pays. `chunk`: how many rows to ask for at once, so that memory stays bounded. Every draw is fresh:
-    the same call twice gives two draws.
+    budget still pays. `chunk`: how many rows to ask for at once, so that memory stays bounded. `drafts`: ways of
+    drafting, see `Draft`; empty where the model has none. Every draw is fresh: the same call twice gives two draws.
     """
 
     @property
@@ -413,6 +467,11 @@ class Environment(Protocol):
     def nfe_left(self) -> int: ...
     @property
     def chunk(self) -> int: ...
+    @property
+    def drafts(self) -> Sequence[str]: ...
+
+    def draft_nfe(self, steps: int, via: str = "") -> float:
+        """What a draft of one row costs, see `Drafter.nfe`; raises Unsuited where there is no such draft."""
 
     def prior(self, n: int) -> State:
         """`n` fresh noises [n, ...] at step 0, with keys never used before in this search."""
@@ -457,4 +516,5 @@ class Environment(Protocol):
     def run(self, state: State, to: int | None = None) -> Answer[State]: ...
     def solve(self, state: State, level: float, steps: int) -> Answer[State]: ...
     def predict(self, state: State) -> Answer[State]: ...
+    def draft(self, state: State, steps: int, via: str = "") -> Answer[Tensor]: ...
     def gradient(self, state: State) -> Answer[tuple[Tensor, Tensor]]: ...

@@ -45,6 +45,12 @@ PRICED = {
     "fk": ({"k": 6}, lambda s: 6 * s),
     "fk difference": ({"k": 5, "potential": "difference", "resampler": "ssp", "units": "raw"}, lambda s: 5 * s),
     "fk sum": ({"k": 5, "potential": "sum", "ess": 1.0, "interval": 1}, lambda s: 5 * s),
+    "draft": ({"n": 6, "finals": 2, "steps": (3,)}, lambda s: 6 * 3 + 2 * s),
+    "draft rounds": (
+        {"n": 8, "finals": 2, "steps": (2, 3), "at": (4,)},
+        lambda s: 8 * 2 + 5 * 3 + 3 * 4 + 2 * (s - 4),
+    ),
+    "halving": ({"n": 6, "finals": 2, "at": (2, 4)}, lambda s: 6 * 2 + 3 * (4 - 2) + 2 * (s - 4)),
     "svdd": ({"b": 2, "m": 3}, lambda s: 2 + 2 * 3 * (s - 1)),
     "evolution": ({"generations": 3}, lambda s: 4 * (1 + 3) * s),
 }
@@ -59,6 +65,11 @@ def make(setting):
 def task(setting, budget=10_000, row=0, seed=0):
     search = make(setting) if isinstance(setting, str) else setting
     return Task(search, row, noise.fold(noise.root(seed), row), budget, f"{row}")
+
+
+def forwards(sampler):
+    """Rows through the network, those of drafts included."""
+    return sampler.forwards + sum(drafter.forwards for drafter in vars(sampler).get("_drafters", {}).values())
 
 
 def same(a, b):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffscale.types import Evaluate, Gradient, Predict, Request, Run, Sampler, Score, State, nearest
+from diffscale.types import Draft, Evaluate, Gradient, Predict, Request, Run, Sampler, Score, State, nearest
 
 
 def answer_tensors(request: Request, after: State) -> dict[str, Tensor]:
@@ -24,7 +24,7 @@ def answer_tensors(request: Request, after: State) -> dict[str, Tensor]:
 def answer_of(request: Request, tensors: dict[str, Tensor], sampler: Sampler, record: float | None) -> Any:
     """The whole answer to `request` from the tensors of all its rows; `record` as in `Sampler.run`."""
     state = request.state
-    if isinstance(request, Score | Evaluate):
+    if isinstance(request, Score | Evaluate | Draft):
         return tensors["scores"]
     if isinstance(request, Gradient):
         return tensors["scores"], tensors["grad"].to(state.x)

@@ -186,7 +186,7 @@ def _alike(searches: Sequence[SearchRun]) -> list[list[SearchRun]]:
     groups: dict[Hashable, list[SearchRun]] = {}
     for search in searches:
         if (request := search.request) is not None:
-            asked = getattr(request, "to", None), getattr(request, "level", None), getattr(request, "steps", None)
+            asked = (*(getattr(request, name, None) for name in ("to", "level", "steps", "via")),)
             groups.setdefault((type(request), asked, request.state.batch_key), []).append(search)
     return list(groups.values())
 

@@ -12,10 +12,12 @@ from diffscale._util.errors import DiffscaleError
 from diffscale._util.limits import check_rows
 from diffscale.engine import noise
 from diffscale.engine.leaderboard import aggregate_pool
-from diffscale.engine.ledger import Ledger
+from diffscale.engine.ledger import Ledger, drafter_of
 from diffscale.types import (
     Aggregate,
     Answer,
+    Draft,
+    Drafts,
     Evaluate,
     Gradient,
     Predict,
@@ -52,6 +54,13 @@ class SearchEnvironment:
     @property
     def nfe_left(self) -> int:
         return self.ledger.left
+
+    @property
+    def drafts(self) -> Sequence[str]:
+        return self.sampler.drafts if isinstance(self.sampler, Drafts) else ()
+
+    def draft_nfe(self, steps: int, via: str = "") -> float:
+        return drafter_of(self.sampler, steps, via).nfe
 
     def prior(self, n: int) -> State:
         check_rows(n, self._one.row_bytes)
@@ -124,6 +133,10 @@ class SearchEnvironment:
 
     def score(self, state: State) -> Answer[Tensor]:
         scores: Tensor = yield Score(state)
+        return scores
+
+    def draft(self, state: State, steps: int, via: str = "") -> Answer[Tensor]:
+        scores: Tensor = yield Draft(state, steps, via)
         return scores
 
     def gradient(self, state: State) -> Answer[tuple[Tensor, Tensor]]:

@@ -2,14 +2,17 @@
 
 NFE as paper A counts them (Ma et al. 2025, arXiv 2501.09732, section 2): one denoiser evaluation
 of one sample is 1, whether or not guidance sends it through the network twice. `network_forwards`
-counts the rows that went through the network, so guidance shows there.
+counts the rows that went through the network, so guidance shows there. A draft by other means than fewer steps costs
+its measured share of the denoiser's floating point operations, and `scheduler_steps` counts whole steps.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
-from diffscale.types import Evaluate, Gradient, Predict, Request, Run, Sampler, Score, Solve
+from diffscale._util.errors import Unsuited
+from diffscale.types import Draft, Drafter, Drafts, Evaluate, Gradient, Predict, Request, Run, Sampler, Score, Solve
 
 
 class BudgetSpent(Exception):
@@ -34,6 +37,7 @@ class Ledger:
     network_forwards: int = 0
     flops: float = 0.0
     decodes: int = 0
+    scheduler_steps: int = 0
     verifier_calls: int = 0
     verifier_flops: float = 0.0
     comparisons: int = 0
@@ -66,10 +70,20 @@ class Ledger:
                 setattr(self, name, held + type(held)(cost))
 
 
+def drafter_of(sampler: Sampler, steps: int, via: str) -> Drafter:
+    """How `sampler` drafts; raises Unsuited where it does not, DiffscaleError where it does not so."""
+    if not isinstance(sampler, Drafts):
+        raise Unsuited(
+            "This model cannot be drafted in fewer steps: use another search, see `diffscale list searches`."
+        )
+    return sampler.drafter(steps, via)
+
+
 def price(request: Request, sampler: Sampler) -> int:
     """NFE of `request`: evaluations a row times rows; scoring is free, and so is a prediction that the state holds.
 
-    A gradient costs 4 NFE an evaluation (paper A's rule): forward, forward again, and twice that for the way back.
+    A draft costs what its `Drafter` says, rounded up over all rows. A gradient costs 4 NFE an evaluation (paper A's
+    rule): forward, forward again, and twice that for the way back.
     """
     state = request.state
     held = state.x0 is not None
@@ -80,6 +94,9 @@ def price(request: Request, sampler: Sampler) -> int:
             return len(state) * (steps - (held and steps > 0))
         case Evaluate():
             return price(Run(state), sampler)
+        case Draft(_, draft_steps, via):
+            # Rounded to a billionth first, so that 3 * 0.1 is no more than 0.3.
+            return math.ceil(round(len(state) * drafter_of(sampler, draft_steps, via).nfe, 9))
         case Gradient():
             return 4 * price(Run(state), sampler)
         case Solve(_, _, steps):
@@ -88,3 +105,10 @@ def price(request: Request, sampler: Sampler) -> int:
             return 0 if held else len(state)
         case Score():
             return 0
+
+
+def scheduler_steps(request: Request, sampler: Sampler) -> int:
+    """Steps of the time grid that each row of `request` goes through."""
+    if isinstance(request, Draft):
+        return drafter_of(sampler, request.steps, request.via).steps
+    return price(request, sampler) // len(request.state) // (4 if isinstance(request, Gradient) else 1)

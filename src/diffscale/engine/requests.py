@@ -5,7 +5,8 @@ from typing import Any, get_args
 
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.fingerprints import name_of
-from diffscale.types import Request, Run, Sampler, Score, Solve, State
+from diffscale.engine.ledger import drafter_of
+from diffscale.types import Draft, Request, Run, Sampler, Score, Solve, State
 
 
 def check_request(request: Any, sampler: Sampler, search: Callable[..., Any]) -> None:
@@ -33,6 +34,14 @@ def check_request(request: Any, sampler: Sampler, search: Callable[..., Any]) ->
                 raise DiffscaleError(
                     f"Solving goes down from level {here:.3g}, to 0 at the lowest, not to {level:.3g}."
                 )
+        case Draft(_, steps, via):
+            if state.step or state.level is not None:
+                raise DiffscaleError(
+                    "Drafts are of noises at step 0, as env.prior gives them, not of rows on their way."
+                )
+            if not isinstance(steps, int) or steps < 1:
+                raise DiffscaleError(f"A draft takes a whole number of steps, 1 or more, not steps={steps}.")
+            drafter_of(sampler, steps, via)
         case Score() if state.step < sampler.steps and state.x0 is None:
             raise DiffscaleError(
                 f"A state at step {state.step} of {sampler.steps} has no picture to score: write `state = yield from "

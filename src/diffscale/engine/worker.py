@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,7 +14,7 @@ from diffscale._util.errors import DiffscaleError, Unsuited, raised
 from diffscale.engine.answers import answer_tensors
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.flops import count_flops
-from diffscale.engine.ledger import price
+from diffscale.engine.ledger import drafter_of, price, scheduler_steps
 from diffscale.engine.scoring import (
     finite_pictures,
     frame_strip,
@@ -30,6 +30,8 @@ from diffscale.engine.ties import Compare, Pairs
 from diffscale.types import (
     ChecksPictures,
     Compares,
+    Draft,
+    Drafter,
     Evaluate,
     Gradient,
     NeedsIntermediateX0,
@@ -50,13 +52,14 @@ class Output:
 
     `tensors`: the answer by name, [B, ...] each; of finished candidates also `choice`, what the chooser gave them,
     shaped as its scores. `images` [B, 3, H, W] and `latents` [B, ...]: of finished candidates. `forwards`: rows sent
-    through the network, with `flops_per_forward` each. `decodes`: those of one row.
+    through the network, with `flops_per_forward` each. `decodes`, `scheduler_steps`: those of one row.
     """
 
     tensors: dict[str, Tensor]
     images: Tensor | None = None
     latents: Tensor | None = None
     decodes: int = 0
+    scheduler_steps: int = 0
     verifier_flops: float = 0.0
     forwards: int = 0
     flops_per_forward: float = 0.0
@@ -70,6 +73,7 @@ class Output:
         return {
             "network_forwards": forwards,
             "flops": forwards * self.flops_per_forward,
+            "scheduler_steps": count * self.scheduler_steps,
             "decodes": count * self.decodes,
             "verifier_calls": count * sum(name in self.tensors for name in ("scores", "choice")),
             "comparisons": count if "probabilities" in self.tensors else 0,
@@ -84,7 +88,7 @@ class Worker:
     def __init__(self, sampler: Sampler, verifier: Verifier, chooser: Verifier | None = None) -> None:
         self.sampler, self.verifier, self.chooser = sampler, verifier, chooser
         self.record = record_level(verifier, chooser)
-        self._counted_forwards = sampler.forwards
+        self._counted_forwards: dict[Sampler | Drafter, int] = {sampler: sampler.forwards}
 
     def price_per_row(self, request: Request) -> int:
         """NFE that each row of `request` costs."""
@@ -99,18 +103,24 @@ class Worker:
         if isinstance(state, Pairs):
             return self._compare(state, clock)
         assert not isinstance(request, Compare)  # which is about pairs
+        runner = drafter_of(self.sampler, request.steps, request.via) if isinstance(request, Draft) else self.sampler
+        self._counted_forwards.setdefault(runner, runner.forwards)
         try:
             if isinstance(request, Gradient):
                 output = self._differentiate(state, clock)
             elif isinstance(request, Score):
                 output = self._score(state, clock)
+            elif isinstance(runner, Drafter):
+                after = runner.run(state, self.record)
+                clock.lap("denoise", after.x)
+                output = self._score(after, clock, runner)
             else:
                 after = self._denoise(request, state)
                 clock.lap("denoise", after.x)
                 score = isinstance(request, Evaluate)
                 output = self._score(after, clock) if score else Output(answer_tensors(request, after))
         except Unsuited as error:
-            self._counted_forwards = self.sampler.forwards  # no other search is to pay for these
+            self._counted_forwards[runner] = runner.forwards  # no other search is to pay for these
             return error
         except Exception as error:  # whatever somebody's model does with the arguments of its call
             if isinstance(error, DiffscaleError) or out_of_memory(error):
@@ -118,10 +128,11 @@ class Worker:
             mend = "check the arguments of its call, or mend it"
             raise DiffscaleError(f"The model failed ({raised(error)}): {mend}.") from error
         # Counted from the last micro-batch that went well: rows lost to a lack of memory did run.
-        output.forwards = self.sampler.forwards - self._counted_forwards
-        self._counted_forwards = self.sampler.forwards
+        output.forwards = runner.forwards - self._counted_forwards[runner]
+        self._counted_forwards[runner] = runner.forwards
         # Backward is worth two forwards, and a gradient's rows are counted twice already: there and recomputed.
-        output.flops_per_forward = self.sampler.flops_per_forward * (2 if isinstance(request, Gradient) else 1)
+        output.flops_per_forward = runner.flops_per_forward * (2 if isinstance(request, Gradient) else 1)
+        output.scheduler_steps = scheduler_steps(request, self.sampler)
         output.seconds = clock.seconds
         return output
 
@@ -144,21 +155,23 @@ class Worker:
             case _:
                 return self.sampler.predict(state)
 
-    def _score(self, state: State, clock: _Clock) -> Output:
+    def _score(self, state: State, clock: _Clock, drafter: Drafter | None = None) -> Output:
+        """Score pictures, which are finished candidates if the `state` is at its end and no `drafter` made it."""
         final = state.step == self.sampler.steps
         latents = state.x if final else state.x0
         assert latents is not None  # see `check_request`
         recorded = self._recorded(state, final)
-        prompts = self._prompts(state)
-        images, flagged = self._pictures(latents, final)
-        early = [self.sampler.decode(x0) for x0 in recorded]
+        finished, prompts = final and drafter is None, self._prompts(state)
+        decode = self.sampler.decode if drafter is None else drafter.decode
+        images, flagged = self._pictures(decode, latents, finished)
+        early = [decode(x0) for x0 in recorded]
         clock.lap("decode", images)
         with count_flops() as counter:
             scores = score_unflagged(flagged, self.verifier, images, prompts, *_asked(self.verifier, early))
-            choice = self._choice(scores, images, prompts, early) if final else {}
+            choice = self._choice(scores, images, prompts, early) if finished else {}
         clock.lap("verify", images)
         output = Output({"scores": scores, **choice}, decodes=1 + len(early), verifier_flops=counter.total)
-        return replace(output, images=frame_strip(images), latents=latents) if final else output
+        return replace(output, images=frame_strip(images), latents=latents) if finished else output
 
     def _choice(
         self, scores: Tensor, images: Tensor, prompts: list[str], recorded: Sequence[Tensor]
@@ -169,11 +182,11 @@ class Worker:
         usable = scores.view(len(scores), -1).isfinite().all(1)
         return {"choice": score_rows(usable, self.chooser, images, prompts, *_asked(self.chooser, recorded))}
 
-    def _pictures(self, latents: Tensor, final: bool) -> tuple[Tensor, Tensor]:
+    def _pictures(self, decode: Callable[[Tensor], Tensor], latents: Tensor, final: bool) -> tuple[Tensor, Tensor]:
         """Pictures, and which of them a safety checker flagged (bool [B]), which looks at those that are `final`."""
         if final and isinstance(self.sampler, ChecksPictures) and self.sampler.checks_pictures:
             return self.sampler.decode_checked(latents)
-        return self.sampler.decode(latents), torch.zeros(len(latents), dtype=torch.bool)
+        return decode(latents), torch.zeros(len(latents), dtype=torch.bool)
 
     def _recorded(self, state: State, final: bool) -> list[Tensor]:
         """The x0-predictions that the verifier and the chooser ask for, none if they ask for none."""

@@ -94,7 +94,7 @@ class DenoiserSampler(SolvedSampler):
         grid = Schedule(schedule.process, _OUTPUTS[prediction], schedule.levels(steps))
         _check_start(grid)
         super().__init__(list(prompts), grid, solvers.solver(solver, eta), like)
-        self._network, self._time, self._decode = network, schedule.time, decode or _from_signed
+        self._network, self._noise_schedule, self._decode = network, schedule, decode or _from_signed
         # x0_and_eps takes the velocity of a flow whose data lie at time 0.
         backwards = prediction == "velocity" and isinstance(schedule, LinearFlow) and schedule.data_time == 1
         self._sign = -1 if backwards else 1
@@ -119,8 +119,11 @@ class DenoiserSampler(SolvedSampler):
             )
         return images.float().clamp(0, 1).expand(*images.shape[:-3], 3, -1, -1)
 
+    def _levels_of(self, intervals: int) -> tuple[float, ...]:
+        return self._noise_schedule.levels(intervals)
+
     def _evaluate(self, x: Tensor, at: Marginal, rows: Tensor) -> Tensor:
-        time = self._time(at)
+        time = self._noise_schedule.time(at)
         low, high = self._interval_of_guidance
         # Times are computed from levels, so that those at an end of the interval may miss it by a rounding error.
         is_guided = self._scale != 1 and low - 1e-6 <= time <= high + 1e-6

@@ -5,6 +5,7 @@ is the empty window before the first step, a run [i, j), a prediction one step t
 and decoding the empty window after the last.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from diffscale.engine import noise
 from diffscale.samplers import levels
 from diffscale.samplers.arguments import check_arguments
 from diffscale.samplers.calls import pictures, together_or_alone
+from diffscale.samplers.drafts import DraftingSampler
 from diffscale.samplers.formulas import Marginal, denoise, renoise
 from diffscale.samplers.grid import GridSampler
 from diffscale.samplers.windowed.pipeline import WindowedPipeline
@@ -24,7 +26,7 @@ from diffscale.samplers.windowed.scheduler import StepWindow
 from diffscale.types import State, concat
 
 
-class DiffusersSampler(GridSampler):
+class DiffusersSampler(DraftingSampler, GridSampler):
     """A Sampler over `pipe`, any diffusers pipeline of pictures or videos that can be windowed.
 
     `pipe`: left as it is. `prompts`: at least one; rows of different prompts share batches.
@@ -50,19 +52,32 @@ class DiffusersSampler(GridSampler):
         check_arguments(pipe, prompts, pipe_args or {})
         self.prompts = list(prompts)
         self.pipeline = WindowedPipeline(pipe, prompts, inference_steps, pipe_args or {})
-        self._scheduler = self.pipeline.scheduler
         self._tensors_in: tuple[()] | tuple[float, float] | None = None
         start = self.pipeline.encode_prompts()
         self._like = start[:0]
         self.mixes_noise = self.pipeline.initial.mixes_noise
         self._shape = self.pipeline.initial.noise_shape or start.shape[1:]
-        self.steps: int = self._scheduler.count
-        self._grid = [levels.grid_marginal(self._scheduler, i) for i in range(self.steps + 1)]
-        self.levels = [at.level for at in self._grid]
+        self._take_grid(inference_steps)
         one = torch.zeros(1, dtype=torch.int64)
         self.forwards_per_nfe, self.flops_per_forward = self.pipeline.probe(
             self._with_noise_mixed(self.prior(one, one)).x
         )
+
+    def _take_grid(self, inference_steps: int) -> None:
+        self.intervals, self._scheduler = inference_steps, self.pipeline.scheduler
+        self.steps: int = self._scheduler.count
+        self._grid = [levels.grid_marginal(self._scheduler, i) for i in range(self.steps + 1)]
+        self.levels = [at.level for at in self._grid]
+
+    def in_steps(self, intervals: int) -> "DiffusersSampler":
+        other = copy.copy(self)
+        other.pipeline = self.pipeline.in_steps(intervals)
+        other._take_grid(intervals)
+        return other
+
+    @property
+    def noise_scale(self) -> float:
+        return 1.0 if self.mixes_noise else self._scheduler.initial_noise_scale
 
     @property
     def forwards(self) -> int:
@@ -74,7 +89,7 @@ class DiffusersSampler(GridSampler):
     def start(self, unit: Tensor, keys: Tensor, rows: Tensor) -> State:
         """The state at step 0 of unit noise [B, ...]; `keys`, `rows` as of `prior`."""
         unit = unit.to(self._like)
-        return State(unit if self.mixes_noise else unit * self._scheduler.initial_noise_scale, 0, keys, rows)
+        return State(unit * self.noise_scale, 0, keys, rows)
 
     def predict(self, state: State) -> State:
         return self._by_layout(self._predict, self._with_noise_mixed(state))

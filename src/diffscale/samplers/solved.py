@@ -1,5 +1,6 @@
 """A Sampler over any denoiser, by solvers of our own: what the toy and networks of users' own share."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.noise import fold_rows, normal
+from diffscale.samplers.drafts import DraftingSampler
 from diffscale.samplers.formulas import Marginal, denoise, has_x0_and_eps, renoise, x0_and_eps
 from diffscale.samplers.grid import GridSampler
 from diffscale.samplers.levels import Schedule
@@ -16,7 +18,7 @@ from diffscale.samplers.solvers import Euler, Interval
 from diffscale.types import State
 
 
-class SolvedSampler(GridSampler):
+class SolvedSampler(DraftingSampler, GridSampler):
     """A Sampler on `schedule` by `solver`; a subclass evaluates the denoiser and decodes.
 
     `like`: an empty tensor [0, ...] shaped, typed and placed as latents are. An interval for which the solver takes two
@@ -28,7 +30,12 @@ class SolvedSampler(GridSampler):
     def __init__(self, prompts: Sequence[str], schedule: Schedule, solver: Euler, like: Tensor) -> None:
         self.prompts = prompts
         self.forwards = 0
-        self._schedule, self._solver, self._like = schedule, solver, like
+        self._solver, self._like = solver, like
+        self._take_schedule(schedule)
+
+    def _take_schedule(self, schedule: Schedule) -> None:
+        self._schedule, solver = schedule, self._solver
+        self.intervals = len(schedule.levels) - 1
         self.levels: list[float] = []
         self._whole_ends: list[Marginal | None] = []  # of the interval whose first half a step is
         for here, there in pairwise(schedule.levels):
@@ -42,14 +49,27 @@ class SolvedSampler(GridSampler):
         self.steps = len(self.levels) - 1
 
     @abstractmethod
+    def _levels_of(self, intervals: int) -> tuple[float, ...]:
+        """The schedule's levels with that many intervals."""
+
+    def in_steps(self, intervals: int) -> "SolvedSampler":
+        other = copy.copy(self)
+        other.forwards = 0
+        other._take_schedule(replace(self._schedule, levels=self._levels_of(intervals)))
+        return other
+
+    @property
+    def noise_scale(self) -> float:
+        # Flows and VP processes start at unit variance, whatever little signal their first level has.
+        return self._schedule.marginal(self.levels[0]).sigma if self._schedule.process == "ve" else 1.0
+
+    @abstractmethod
     def _evaluate(self, x: Tensor, at: Marginal, rows: Tensor) -> Tensor:
         """The denoiser's output [B, ...], as `schedule.prediction` says, for latents at one level; counts its rows."""
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
         unit = normal(keys, self._like.shape[1:]).to(self._like)
-        # Flows and VP processes start at unit variance, whatever little signal their first level has.
-        scale = self._schedule.marginal(self.levels[0]).sigma if self._schedule.process == "ve" else 1.0
-        return State(unit * scale, 0, keys, rows)
+        return State(unit * self.noise_scale, 0, keys, rows)
 
     def predict(self, state: State) -> State:
         x, at = self._denoiser_input(state)

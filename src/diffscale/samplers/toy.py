@@ -37,10 +37,12 @@ class ToySampler(SolvedSampler):
         angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
         self.means = _RADIUS * torch.stack([angle.cos(), angle.sin()], -1)
         self.flops_per_forward = 20.0 * len(self.means)
-        schedule = Schedule(
-            process, _PREDICTION[process], karras_levels(steps) if process == "ve" else even_levels(steps)
-        )
+        self._process = process
+        schedule = Schedule(process, _PREDICTION[process], self._levels_of(steps))
         super().__init__(list(prompts), schedule, solvers.solver(solver, eta), torch.empty(0, 2, dtype=dtype))
+
+    def _levels_of(self, intervals: int) -> tuple[float, ...]:
+        return karras_levels(intervals) if self._process == "ve" else even_levels(intervals)
 
     def decode(self, latents: Tensor) -> Tensor:
         point = (latents / (2 * _EXTENT) + 0.5).clamp(0, 1).float()

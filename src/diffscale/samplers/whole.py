@@ -27,6 +27,7 @@ from diffscale.samplers.calls import (
     together_or_alone,
 )
 from diffscale.samplers.diffusers import DiffusersSampler
+from diffscale.samplers.drafts import DraftingSampler
 from diffscale.samplers.safety import flags_of_rows, has_checker, noted_flags
 from diffscale.samplers.windowed.loop import NotWindowed
 from diffscale.types import State
@@ -51,7 +52,7 @@ def sampler_of(
         return WholeSampler(pipe, prompts, inference_steps, pipe_args, why)
 
 
-class WholeSampler:
+class WholeSampler(DraftingSampler):
     """A Sampler over any pipeline that draws normal noise and answers pictures or videos; for searches over noises.
 
     `pipe`: left as it is. `why`: why it cannot be windowed, a clause. The other arguments are as of
@@ -79,7 +80,7 @@ class WholeSampler:
         check_arguments(pipe, prompts, pipe_args or {})
         self.prompts, self.why, self.forwards, self.alone = list(prompts), why, 0, False
         self._pipe, self._name = pipe, type(pipe).__name__
-        self._inference_steps, self._args = inference_steps, dict(pipe_args or {})
+        self.intervals, self._args = inference_steps, dict(pipe_args or {})
         self._taken = call_parameters(pipe)
         if not {"output_type", "return_dict"} <= set(self._taken):
             raise DiffscaleError(f"{self._name} has no output type, so it gives no pictures to search; use another.")
@@ -91,6 +92,13 @@ class WholeSampler:
         self._denoisers: list[torch.nn.Module] = []
         self._start: int | None = None
         self._probe()
+
+    def in_steps(self, intervals: int) -> WholeSampler:
+        return WholeSampler(self._pipe, self.prompts, intervals, self._args, self.why)
+
+    @property
+    def noise_scale(self) -> float:
+        return 1.0
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
         return State(noise.normal(keys, self._shape), 0, keys, rows)
@@ -170,7 +178,7 @@ class WholeSampler:
         """The pipeline's answer, and what it drew."""
         args = arguments_of_rows(self._args, rows, self.prompts)
         if "num_inference_steps" in self._taken:
-            args["num_inference_steps"] = self._inference_steps
+            args["num_inference_steps"] = self.intervals
         if "generator" in self._taken:
             args["generator"] = torch.Generator().manual_seed(0)
         draws = KeyedDraws(keys, start, self._start)

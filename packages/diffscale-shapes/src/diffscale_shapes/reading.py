@@ -103,16 +103,19 @@ def _best(rest: Floats, box: tuple[slice, ...], here: NDArray[np.bool_], faint: 
     With `faint`, if none does at full strength, the one that does so at the strength that suits it best.
     """
     at_full, scaled = [], []
-    for colour, size in product(_colours(rest[box][here]), SIZES):
-        windows = _windows(rest, box, RADIUS[size])
-        kernels, energy = _kernels(size, colour)
-        dots = windows.reshape(windows.shape[0] * windows.shape[1], -1) @ kernels
-        across = windows.shape[1]
-        # ||D||^2 - ||D - T||^2 = 2 <D, T> - ||T||^2 for the residual D and the painted sprite T
-        at_full.append(_top(2 * dots - energy, energy, across, colour, size))
-        if faint:
-            # ||D||^2 - ||D - s T||^2 = <D, T>^2 / ||T||^2 at the best strength s = <D, T> / ||T||^2
-            scaled.append(_top(np.maximum(dots, 0) ** 2 / energy, energy, across, colour, size))
+    colours, across = _colours(rest[box][here]), box[1].stop - box[1].start
+    for size in SIZES:
+        lit, covered = _kernels(size)
+        # T = brightness RGB - coverage background, so <D, T> takes products with one number a pixel instead of three.
+        behind = np.repeat(_windows(rest @ BACKGROUND, box, RADIUS[size]) @ covered, len(TEXTURES), 1)
+        for colour in colours:
+            energy = _energies(size, colour)
+            dots = _windows(rest @ RGB[colour], box, RADIUS[size]) @ lit - behind
+            # ||D||^2 - ||D - T||^2 = 2 <D, T> - ||T||^2 for the residual D and the painted sprite T
+            at_full.append(_top(2 * dots - energy, energy, across, colour, size))
+            if faint:
+                # ||D||^2 - ||D - s T||^2 = <D, T>^2 / ||T||^2 at the best strength s = <D, T> / ||T||^2
+                scaled.append(_top(np.maximum(dots, 0) ** 2 / energy, energy, across, colour, size))
     for matches, least in ((at_full, _LEAST_FIT), (scaled, _LEAST_STRENGTH**2)):
         if not matches:
             continue
@@ -131,23 +134,30 @@ def _top(gains: Floats, energy: Floats, across: int, colour: str, size: str) -> 
     return float(gains[place, kind]), float(energy[kind]), Obj(shape, colour, texture, size, x, y)
 
 
-def _windows(rest: Floats, box: tuple[slice, ...], r: int) -> Floats:
-    """Views [h, w, 3, 2r+1, 2r+1] of `rest` around every pixel of the box; beyond the canvas there is nothing."""
+def _windows(plane: Floats, box: tuple[slice, ...], r: int) -> Floats:
+    """Windows [h * w, (2r+1)^2] of `plane` [64, 64] around every pixel of the box; beyond the canvas is nothing."""
     rows, columns = (slice(max(side.start - r, 0), side.stop + r) for side in box)
     beyond = [(max(r - side.start, 0), max(side.stop + r - CANVAS, 0)) for side in box]
-    padded = np.pad(rest[rows, columns], (*beyond, (0, 0)))
-    return np.lib.stride_tricks.sliding_window_view(padded, (2 * r + 1, 2 * r + 1), axis=(0, 1))
+    padded = np.pad(plane[rows, columns], beyond)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * r + 1, 2 * r + 1))
+    return windows.reshape(-1, (2 * r + 1) ** 2)
 
 
 _KINDS: Final = tuple(product(SHAPES, TEXTURES))
 
 
 @cache
-def _kernels(size: str, colour: str) -> tuple[Floats, Floats]:
-    """Painted sprites as columns [3 * side^2, kinds], channels first, and their squared norms [kinds]."""
-    columns = [_painted(Obj(shape, colour, texture, size, 0, 0)) for shape, texture in _KINDS]
-    kernels = np.stack([c.transpose(2, 0, 1).ravel() for c in columns], 1)
-    return kernels, (kernels**2).sum(0)
+def _kernels(size: str) -> tuple[Floats, Floats]:
+    """Of a size's sprites, as columns: coverage times brightness [side^2, kinds], and coverage [side^2, shapes]."""
+    sprites = [sprite(shape, size, texture) for shape, texture in _KINDS]
+    lit = np.stack([(alpha * shade).ravel() for alpha, shade in sprites], 1)
+    return lit, np.stack([alpha.ravel() for alpha, _ in sprites[:: len(TEXTURES)]], 1)
+
+
+@cache
+def _energies(size: str, colour: str) -> Floats:
+    """Squared norms of the painted sprites [kinds]."""
+    return np.asarray([(_painted(Obj(shape, colour, texture, size, 0, 0)) ** 2).sum() for shape, texture in _KINDS])
 
 
 @cache

@@ -41,6 +41,7 @@ class WindowedPipeline:
         self.prompts, self.forwards, self.alone, self.differentiable = list(prompts), 0, False, False
         self._steps, self._args, self._taken = inference_steps, dict(args), taken
         self._denoisers: list[torch.nn.Module] = []
+        self._own = pipe
         self._pipe = copy.copy(pipe)
         # A pipeline with model offload takes all networks off the device at the end of every call, and every window is
         # one. Without this list the copy leaves them; their own hooks still move them as others need the room.
@@ -132,6 +133,17 @@ class WindowedPipeline:
         self._denoisers = [network for network in networks_of(self._pipe) if type(network) is kind]
         forwards = sum(rows for network, rows in called if type(network) is kind)
         return forwards, flops.total / forwards
+
+    def in_steps(self, inference_steps: int) -> "WindowedPipeline":
+        """As this one, with its encodings, on the grid of another number of steps."""
+        other = WindowedPipeline(self._own, self.prompts, inference_steps, self._args)
+        if other.encodings is not None and self.encodings is not None:
+            other.encodings.share(self.encodings)
+        other._denoisers, other.alone = self._denoisers, self.alone
+        other._answer(StepWindow(0, 0), other._arguments([0]))  # by which the scheduler learns its grid
+        if other.scheduler.count is None:
+            raise DiffscaleError(f"{self.class_name} leaves no step of {inference_steps}: draft in more steps.")
+        return other
 
     @property
     def has_checker(self) -> bool:

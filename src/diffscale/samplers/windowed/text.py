@@ -26,6 +26,10 @@ class PromptEncodings:
         if self._encode is not None:
             pipe.__dict__["encode_prompt"] = self._answer
 
+    def share(self, other: "PromptEncodings") -> None:
+        """Have what `other` has of every prompt, now."""
+        self._answers = other._answers
+
     def clear(self) -> None:
         """The next prompt that is recorded is the first."""
         self._answers = []

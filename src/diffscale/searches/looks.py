@@ -1,0 +1,65 @@
+"""Looks at candidates before they are finished, how far these agree with the end, and what that makes them worth.
+
+A look is a draft (the whole way in few steps, from the same noise) or the x0-prediction after some steps of the way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from diffscale.types import Environment
+
+_RIDGE: Final = 0.01  # of the correlations among looks, which are measured and so need not be consistent
+
+
+@dataclass(frozen=True)
+class Look:
+    """A draft of `steps` steps by `via`, see `types.Draft`; or, if `on_the_way`, the x0-prediction after `steps`."""
+
+    steps: int
+    via: str = ""
+    on_the_way: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"predictions after {self.steps} steps"
+            if self.on_the_way
+            else f"drafts of {self.steps} steps {self.via}".strip()
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Correlations of the scores of candidates of one prompt: [K + 1, K + 1] of K `looks` and the finished sample.
+
+    `shares`: each look's steps as a share of all.
+    """
+
+    looks: tuple[Look, ...]
+    shares: tuple[float, ...]
+    matrix: tuple[tuple[float, ...], ...]
+
+    def number(self, look: Look, share: float) -> int | None:
+        """The look of the same kind whose share of the steps is nearest; None if there is none of that kind."""
+        alike = [
+            i
+            for i, each in enumerate(self.looks)
+            if (each.on_the_way, each.via) == (look.on_the_way, look.via) or (not each.on_the_way and look.via)
+        ]
+        return min(alike, key=lambda i: abs(self.shares[i] - share), default=None)
+
+    def weights(self, numbers: Sequence[int]) -> Tensor:
+        """Of these looks' standardised scores [K], the best linear guess of the finished one: float64 [K]."""
+        matrix, index = torch.tensor(self.matrix, dtype=torch.float64), list(numbers)
+        among = matrix[index][:, index] + _RIDGE * torch.eye(len(index), dtype=torch.float64)
+        return torch.linalg.solve(among, matrix[index, -1])
+
+
+def weights_of(env: Environment, looks: Sequence[Look], agreement: Agreement) -> list[list[float]]:
+    """The weights of the first one, two ... of `looks`, see `Agreement.weights`."""
+    numbers = [agreement.number(look, look.steps / env.steps) for look in looks]
+    known = [0 if number is None else number for number in numbers]
+    return [agreement.weights(known[: i + 1]).tolist() for i in range(len(known))]

@@ -1,0 +1,112 @@
+"""Successive halving over noises: cheap looks at many candidates decide which are looked at closer, and finished.
+
+Karnin et al. 2013 and Jamieson and Talwalkar 2016 (arXiv 1502.07943) halve by the last look alone; here the looks of
+earlier rounds count on, with the weights of a linear regression.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffscale._util.errors import BudgetTooSmall
+from diffscale.searches.looks import Agreement, Look, weights_of
+from diffscale.types import Answer, Environment, Search, State, concat
+
+
+def price(env: Environment, looks: Sequence[Look], sizes: Sequence[int]) -> int:
+    """NFE of the rounds: `sizes` has how many candidates each look sees, and then how many are finished."""
+    nfe, along = 0, 0
+    for look, size in zip(looks, sizes, strict=False):
+        if look.on_the_way:
+            nfe, along = nfe + size * (look.steps - along), look.steps
+        else:
+            # By chunks, as they are asked for.
+            whole, rest = divmod(size, env.chunk)
+            nfe += whole * _draft_nfe(env, look, env.chunk) + _draft_nfe(env, look, rest)
+    return nfe + sizes[-1] * (env.steps - along)
+
+
+def _draft_nfe(env: Environment, look: Look, rows: int) -> int:
+    return math.ceil(round(rows * env.draft_nfe(look.steps, look.via), 9))
+
+
+def sizes_between(n: int, finals: int, rounds: int) -> list[int]:
+    """How many candidates each of the rounds sees, from `n` down by the same factor each time, and then `finals`."""
+    return [max(finals, round(n * (finals / n) ** (i / rounds))) for i in range(rounds)] + [finals]
+
+
+def affordable(
+    env: Environment, looks: Sequence[Look], share: float, budget: int, finals: int | None = None
+) -> list[int]:
+    """The sizes of the largest pool that `budget` pays for, where `finals`, else the `share` of it, are finished.
+
+    [] if it does not pay for any.
+    """
+
+    def sizes(n: int) -> list[int]:
+        return sizes_between(n, finals or max(1, round(n * share)), len(looks))
+
+    # Every candidate costs 1 NFE or more, or a share of it that is not measured to be less than a tenth.
+    low, high = (finals or 1) - 1, 10 * budget
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if price(env, looks, sizes(middle)) <= budget else (low, middle - 1)
+    return sizes(low) if low >= (finals or 1) else []
+
+
+def chosen_sizes(env: Environment, looks: Sequence[Look], n: int | None, finals: int | None, share: float) -> list[int]:
+    """The sizes for what the user gave of `n` and `finals`, else what the budget pays for.
+
+    Raises BudgetTooSmall if it does not pay for that.
+    """
+    if n is None:
+        sizes = affordable(env, looks, share, env.nfe_left, finals)
+    else:
+        sizes = sizes_between(n, min(n, finals or max(1, round(n * share))), len(looks))
+    least = sizes or [finals or 1] * (len(looks) + 1)
+    if (cost := price(env, looks, least)) > env.nfe_left:
+        raise BudgetTooSmall(
+            f"Looking at {least[0]} candidates and finishing {least[-1]} costs {cost} NFE and the budget is "
+            f"{env.nfe_left}: give at least that, or ask for less."
+        )
+    return least
+
+
+def halve(env: Environment, looks: Sequence[Look], sizes: Sequence[int], agreement: Agreement) -> Search:
+    """Look in rounds, each at the best of the last one, and finish the best of the last; arguments as of `price`."""
+    weights = weights_of(env, looks, agreement)
+    state, seen = None, list[Tensor]()
+    for number, (look, size, kept) in enumerate(zip(looks, sizes, sizes[1:], strict=False)):
+        states, scores = [], []
+        for first in range(0, size, env.chunk):
+            now = min(env.chunk, size - first)
+            chunk, found = yield from _looked(
+                env, env.prior(now) if state is None else state[first : first + now], look
+            )
+            states.append(chunk)
+            scores.append(found)
+        seen.append(standardised(env.value(torch.cat(scores))))
+        worth = sum(weight * each for weight, each in zip(weights[number], seen, strict=True))
+        assert isinstance(worth, Tensor)
+        best = worth.argsort(descending=True, stable=True)[:kept].sort().values
+        state, seen = concat(states)[best], [each[best] for each in seen]
+    assert state is not None
+    for first in range(0, len(state), env.chunk):
+        yield from env.evaluate(state[first : first + env.chunk])
+
+
+def _looked(env: Environment, state: State, look: Look) -> Answer[tuple[State, Tensor]]:
+    if not look.on_the_way:
+        return state, (yield from env.draft(state, look.steps, look.via))
+    state = yield from env.run(state, look.steps - 1)
+    state = yield from env.predict(state)
+    return state, (yield from env.score(state))
+
+
+def standardised(values: Tensor) -> Tensor:
+    """`values` [n] less their mean, over their standard deviation; equal ones are 0, and -inf stays."""
+    finite = values[values.isfinite()]
+    spread = float(finite.std(correction=0)) if len(finite) else 0.0
+    return (values - finite.mean()) / (spread or 1.0) if len(finite) else values

@@ -1,0 +1,166 @@
+"""Recording a tape: every candidate is sampled once, drafted in every way asked for, and scored by every verifier."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffscale._util.config import difference
+from diffscale._util.errors import DiffscaleError
+from diffscale._util.progress import Counter, silent
+from diffscale.engine import noise
+from diffscale.engine.ledger import drafter_of
+from diffscale.engine.scoring import safe_score
+from diffscale.tape.tape import DraftKind, Tape, joined, load_tape
+from diffscale.types import NeedsIntermediateX0, PoolVerifier, Sampler, SetVerifier, State, Verifier
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to record of every prompt: `candidates` samples from `seed`, their x0-predictions after the numbers of steps
+    in `predictions`, and `drafts` as (steps, via)."""
+
+    candidates: int
+    seed: int = 0
+    predictions: Sequence[int] = ()
+    drafts: Sequence[tuple[int, str]] = ()
+
+
+def record(
+    sampler: Sampler,
+    verifiers: Mapping[str, Verifier],
+    plan: Plan,
+    path: Path,
+    *,
+    about: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    progress: Counter = silent,
+) -> Tape:
+    """Record all prompts of `sampler` and write the tape to the file `path`.
+
+    Blocks of prompts, about `batch_size` rows each, are kept beside it on the way, in files called `path` with .0, .1
+    and so on, so that a run that was stopped goes on; they are removed at the end. `about`: settings by which a
+    recording is known as the same. Raises DiffscaleError for verifiers that give no one score of any picture, and for
+    blocks of another recording.
+    """
+    for name, verifier in verifiers.items():
+        if isinstance(verifier, PoolVerifier | SetVerifier | NeedsIntermediateX0):
+            raise DiffscaleError(
+                f"Verifier {name} gives no score of one picture alone, so no tape holds it: leave it out."
+            )
+    if wrong := [step for step in plan.predictions if not 1 <= step < sampler.steps]:
+        raise DiffscaleError(f"Predictions are recorded after 1 to {sampler.steps - 1} steps, not after {wrong[0]}.")
+    each = max(1, batch_size // plan.candidates)
+    blocks = [range(first, min(first + each, len(sampler.prompts))) for first in range(0, len(sampler.prompts), each)]
+    kept = [path.with_name(f"{path.name}.{number}") for number in range(len(blocks))]
+    settings = {"prompts": list(sampler.prompts), "batch_size": batch_size, **(about or {})}
+    done: list[Tape] = []
+    for rows, part in zip(blocks, kept, strict=True):
+        if part.exists():
+            tape = load_tape(part)
+            _check_same(part, tape.about, settings)
+        else:
+            tape = _Recorder(sampler, verifiers, plan, batch_size).block(rows, settings)
+            tape.save(part)
+        done.append(tape)
+        progress(rows.stop, len(sampler.prompts))
+    whole = joined(done)
+    whole.save(path)
+    for part in kept:
+        part.unlink()
+    return whole
+
+
+def _check_same(part: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if recorded != wanted:
+        raise DiffscaleError(
+            f"{part} is of another recording ({difference(recorded, wanted)}): remove it, or choose another --output."
+        )
+
+
+@dataclass
+class _Recorder:
+    sampler: Sampler
+    verifiers: Mapping[str, Verifier]
+    plan: Plan
+    batch_size: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def block(self, prompts: range, settings: Mapping[str, Any]) -> Tape:
+        """The tape of the prompts with these numbers."""
+        keys, rows = [], []
+        for row in prompts:
+            root = noise.fold(noise.root(self.plan.seed), self.sampler.prompts[row], 0)
+            keys += [noise.fold(root, "candidate", i) for i in range(self.plan.candidates)]
+            rows += [row] * self.plan.candidates
+        state = self.sampler.prior(torch.tensor(keys), torch.tensor(rows))
+        parts = [
+            self._columns(state[first : first + self.batch_size]) for first in range(0, len(rows), self.batch_size)
+        ]
+        shape = len(prompts), self.plan.candidates, -1
+        return Tape(
+            [self.sampler.prompts[row] for row in prompts],
+            list(self.sampler.levels),
+            self.plan.seed,
+            list(self.plan.predictions),
+            [self._kind(steps, via) for steps, via in self.plan.drafts],
+            {name: torch.cat([part[name] for part in parts]).view(shape) for name in self.verifiers},
+            {name: self.seconds[name] / self.counts[name] for name in self.seconds},
+            settings,
+        )
+
+    def _kind(self, steps: int, via: str) -> DraftKind:
+        drafter = drafter_of(self.sampler, steps, via)
+        return DraftKind(steps, via, float(drafter.nfe), drafter.steps)
+
+    def _columns(self, start: State) -> dict[str, Tensor]:
+        """Scores of all columns, by verifier, float64 [B, C]."""
+        predicted, drafts, state = [], [], start
+        if not self.plan.predictions:
+            state = self._timed("step", len(start) * self.sampler.steps, lambda: self.sampler.run(start))
+        for step in range(self.sampler.steps if self.plan.predictions else 0):
+            state = self._timed("step", len(start), partial(self.sampler.predict, state))
+            if step + 1 in self.plan.predictions:
+                assert state.x0 is not None
+                predicted.append(self._scores(self.sampler.decode, state.x0, state))
+            state = self.sampler.step(state)
+        for steps, via in self.plan.drafts:
+            drafter = drafter_of(self.sampler, steps, via)
+            drafts.append(self._scores(drafter.decode, drafter.run(start).x, start))
+        columns = [*predicted, *drafts, self._scores(self.sampler.decode, state.x, state)]
+        return {name: torch.stack([column[name] for column in columns], -1) for name in self.verifiers}
+
+    def _scores(self, decode: Callable[[Tensor], Tensor], latents: Tensor, state: State) -> dict[str, Tensor]:
+        images = self._timed("decode", len(latents), lambda: decode(latents))
+        prompts = [self.sampler.prompts[row] for row in state.prompt_index.tolist()]
+        return {
+            name: self._timed(name, len(images), partial(safe_score, verifier, images, prompts))
+            for name, verifier in self.verifiers.items()
+        }
+
+    def _timed(self, what: str, rows: int, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        done = work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
+        self.counts[what] = self.counts.get(what, 0) + rows
+        return done
+
+
+def every_second(steps: int) -> list[int]:
+    """After how many steps predictions are recorded where nothing is said: every second one."""
+    return list(range(1, steps, 2))
+
+
+def short_drafts(steps: int) -> list[int]:
+    """How many steps drafts have where nothing is said: 3, 4, 5, 6, 8 and 10, as far as they are at most half."""
+    return [count for count in (3, 4, 5, 6, 8, 10) if count <= math.ceil(steps / 2)]

@@ -1,0 +1,127 @@
+"""A tape: scores of the same candidates after every step, by drafts, and when they are finished."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffscale._util.errors import DiffscaleError, check_name, explained
+from diffscale._util.files import replacing
+
+_FORMAT: Final = "diffscale tape 1"
+
+
+@dataclass(frozen=True)
+class DraftKind:
+    """One way of drafting that was recorded; see `types.Draft`, and `types.Drafter` for `nfe`."""
+
+    steps: int
+    via: str
+    nfe: float
+    scheduler_steps: int
+
+
+@dataclass(frozen=True)
+class Tape:
+    """P prompts x N candidates, scored by some verifiers.
+
+    `scores`: by verifier, float32 [P, N, C]; the C columns are those of `predictions` (numbers of steps after which the
+    x0-prediction was scored), then those of `drafts`, then the finished sample. Candidate i of a prompt is the i-th
+    that random search samples from `seed`. `levels`: the grid's noise levels, one more than steps. `seconds`: means for
+    one row: of a `step`, of `decode` and of each verifier. `about`: what was recorded, as settings.
+    """
+
+    prompts: Sequence[str]
+    levels: Sequence[float]
+    seed: int
+    predictions: Sequence[int]
+    drafts: Sequence[DraftKind]
+    scores: Mapping[str, Tensor]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """NFE of one whole sample."""
+        return len(self.levels) - 1
+
+    @property
+    def candidates(self) -> int:
+        """N, how many of each prompt."""
+        return next(iter(self.scores.values())).shape[1]
+
+    @property
+    def width(self) -> int:
+        """C, how many columns."""
+        return len(self.predictions) + len(self.drafts) + 1
+
+    def finals(self, verifier: str) -> Tensor:
+        """Scores of the finished samples, float64 [P, N]."""
+        return self._of(verifier)[..., -1]
+
+    def prediction(self, verifier: str, steps: int) -> Tensor:
+        """Scores of the x0-predictions after `steps` steps, float64 [P, N]; raises DiffscaleError if not recorded."""
+        if steps not in self.predictions:
+            known = ", ".join(map(str, self.predictions)) or "no steps"
+            raise DiffscaleError(f"The tape has predictions after {known}, not after {steps}: record them.")
+        return self._of(verifier)[..., list(self.predictions).index(steps)]
+
+    def draft(self, verifier: str, steps: int, via: str = "") -> Tensor:
+        """Scores of the drafts of that kind, float64 [P, N]; raises DiffscaleError if not recorded."""
+        kind = self.draft_kind(steps, via)
+        return self._of(verifier)[..., len(self.predictions) + list(self.drafts).index(kind)]
+
+    def draft_kind(self, steps: int, via: str = "") -> DraftKind:
+        """The recorded way of drafting; raises DiffscaleError if there is none."""
+        found = next((kind for kind in self.drafts if (kind.steps, kind.via) == (steps, via)), None)
+        if found is None:
+            known = ", ".join(f"{kind.steps} {kind.via}".strip() for kind in self.drafts) or "none"
+            raise DiffscaleError(f"The tape has drafts of {known} steps, not of {steps} {via}: record them.")
+        return found
+
+    def rows(self, chosen: slice | Sequence[int]) -> "Tape":
+        """The tape of some of its prompts."""
+        numbers = range(len(self.prompts))[chosen] if isinstance(chosen, slice) else chosen
+        scores = {name: each[list(numbers)] for name, each in self.scores.items()}
+        return Tape(**{**vars(self), "prompts": [self.prompts[i] for i in numbers], "scores": scores})
+
+    def save(self, path: Path) -> None:
+        """Write the tape to the safetensors file `path`, whole or not at all."""
+        told = {**vars(self), "drafts": [asdict(kind) for kind in self.drafts]}
+        del told["scores"]
+        with replacing(path) as fresh:
+            tensors = {name: each.float().contiguous() for name, each in self.scores.items()}
+            save_file(tensors, fresh, metadata={"format": _FORMAT, "tape": json.dumps(told)})
+
+    def _of(self, verifier: str) -> Tensor:
+        check_name("verifier of the tape", verifier, self.scores)
+        return self.scores[verifier].double()
+
+
+def load_tape(path: Path) -> Tape:
+    """The tape in the file `path`; raises DiffscaleError for a file that is none."""
+    failed = f"{path} is no tape that can be read ({{why}}): record one with `diffscale tape record`."
+    with explained(failed, OSError, SafetensorError, ValueError, TypeError, KeyError), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT:
+            raise ValueError("it is of another kind")
+        told = json.loads(metadata["tape"])
+        drafts = [DraftKind(**kind) for kind in told.pop("drafts")]
+        scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a file is no mapping
+        return Tape(drafts=drafts, scores=scores, **told)
+
+
+def joined(tapes: Sequence[Tape]) -> Tape:
+    """One tape of the prompts of all, which were recorded alike; `seconds` are means over them."""
+    first = tapes[0]
+    scores = {name: torch.cat([tape.scores[name] for tape in tapes]) for name in first.scores}
+    count = sum(len(tape.prompts) for tape in tapes)
+    seconds = {name: sum(tape.seconds[name] * len(tape.prompts) for tape in tapes) / count for name in first.seconds}
+    prompts = [prompt for tape in tapes for prompt in tape.prompts]
+    return Tape(**{**vars(first), "prompts": prompts, "scores": scores, "seconds": seconds})
