@@ -187,7 +187,7 @@ def test_replies_are_placed_by_rows_whoever_computes_them_and_in_whatever_order(
         tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3, keep_best=3, journal=journal, executor=executor
     )
     assert all(same(a, b) for a, b in zip(found, wanted, strict=True))
-    assert sum(each.ledger.network_forwards for each in found) == sum(each.forwards for each in executor.samplers)
+    assert sum(each.ledger.network_forwards for each in found) == sum(map(forwards, executor.samplers))
     # What the journal holds was placed by rows too: replayed, it gives the same without computing anything.
     replayed = ToySampler(PROMPTS, steps=6)
     again = run_searches(tasks, replayed, Near(), 6, gallery=3, keep_best=3, journal=journal)

@@ -81,6 +81,8 @@ class DraftingSampler(ABC):
     def _made(self, steps: int) -> SamplerDrafter:
         intervals = max(1, round(steps * self.intervals / self.steps))
         cheap = self.in_steps(intervals)
+        if cheap.steps < steps and (closer := self.in_steps(intervals + 1)).steps <= steps:
+            cheap = closer  # solvers of two evaluations take one in some intervals
         if cheap.steps >= self.steps > steps:
             raise DiffscaleError(
                 "Fewer steps make no draft of this model, as its call states each of them: leave timesteps and sigmas "

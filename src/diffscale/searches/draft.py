@@ -1,20 +1,16 @@
 """Draft search: sample many noises in few steps, and the best of them in all."""
 
-from typing import Annotated
-
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from diffscale.searches.agreements import TYPICAL
 from diffscale.searches.looks import Look
 from diffscale.searches.rounds import chosen_sizes, halve
 from diffscale.types import Environment, PositiveShare, Search
 
-Steps = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-
 
 def draft(
     env: Environment,
-    steps: Steps | None = None,
+    steps: tuple[PositiveInt, ...] | None = None,
     n: PositiveInt | None = None,
     finals: PositiveInt | None = None,
     at: tuple[PositiveInt, ...] = (),
@@ -31,6 +27,6 @@ def draft(
 
     Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for a model that cannot be drafted so.
     """
-    wanted = (max(1, round(env.steps / 4)),) if steps is None else steps
+    wanted = steps or (max(1, round(env.steps / 4)),)
     looks = [Look(each, via) for each in wanted] + [Look(each, on_the_way=True) for each in at]
     yield from halve(env, looks, chosen_sizes(env, looks, n, finals, share), TYPICAL)

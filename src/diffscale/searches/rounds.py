@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffscale._util.errors import BudgetTooSmall
 from diffscale.searches.looks import Agreement, Look, weights_of
-from diffscale.types import Answer, Environment, Search, State, concat
+from diffscale.types import Answer, Environment, Search, State
 
 
 def price(env: Environment, looks: Sequence[Look], sizes: Sequence[int]) -> int:
@@ -22,14 +22,8 @@ def price(env: Environment, looks: Sequence[Look], sizes: Sequence[int]) -> int:
         if look.on_the_way:
             nfe, along = nfe + size * (look.steps - along), look.steps
         else:
-            # By chunks, as they are asked for.
-            whole, rest = divmod(size, env.chunk)
-            nfe += whole * _draft_nfe(env, look, env.chunk) + _draft_nfe(env, look, rest)
+            nfe += math.ceil(round(size * env.draft_nfe(look.steps, look.via), 9))
     return nfe + sizes[-1] * (env.steps - along)
-
-
-def _draft_nfe(env: Environment, look: Look, rows: int) -> int:
-    return math.ceil(round(rows * env.draft_nfe(look.steps, look.via), 9))
 
 
 def sizes_between(n: int, finals: int, rounds: int) -> list[int]:
@@ -77,24 +71,15 @@ def chosen_sizes(env: Environment, looks: Sequence[Look], n: int | None, finals:
 def halve(env: Environment, looks: Sequence[Look], sizes: Sequence[int], agreement: Agreement) -> Search:
     """Look in rounds, each at the best of the last one, and finish the best of the last; arguments as of `price`."""
     weights = weights_of(env, looks, agreement)
-    state, seen = None, list[Tensor]()
-    for number, (look, size, kept) in enumerate(zip(looks, sizes, sizes[1:], strict=False)):
-        states, scores = [], []
-        for first in range(0, size, env.chunk):
-            now = min(env.chunk, size - first)
-            chunk, found = yield from _looked(
-                env, env.prior(now) if state is None else state[first : first + now], look
-            )
-            states.append(chunk)
-            scores.append(found)
-        seen.append(standardised(env.value(torch.cat(scores))))
-        worth = sum(weight * each for weight, each in zip(weights[number], seen, strict=True))
-        assert isinstance(worth, Tensor)
+    state, seen = env.prior(sizes[0]), list[Tensor]()
+    for number, (look, kept) in enumerate(zip(looks, sizes[1:], strict=True)):
+        state, scores = yield from _looked(env, state, look)
+        seen.append(standardised(env.value(scores)))
+        worth = (torch.tensor(weights[number], dtype=torch.float64)[:, None] * torch.stack(seen)).sum(0)
+        worth[~torch.stack(seen).isfinite().all(0)] = -math.inf  # dropped by one look, whatever its weight
         best = worth.argsort(descending=True, stable=True)[:kept].sort().values
-        state, seen = concat(states)[best], [each[best] for each in seen]
-    assert state is not None
-    for first in range(0, len(state), env.chunk):
-        yield from env.evaluate(state[first : first + env.chunk])
+        state, seen = state[best], [each[best] for each in seen]
+    yield from env.evaluate(state)
 
 
 def _looked(env: Environment, state: State, look: Look) -> Answer[tuple[State, Tensor]]:

@@ -112,7 +112,7 @@ class _Recorder:
             self.plan.seed,
             list(self.plan.predictions),
             [self._kind(steps, via) for steps, via in self.plan.drafts],
-            {name: torch.cat([part[name] for part in parts]).view(shape) for name in self.verifiers},
+            {name: torch.cat([part[name] for part in parts]).view(shape).float() for name in self.verifiers},
             {name: self.seconds[name] / self.counts[name] for name in self.seconds},
             settings,
         )

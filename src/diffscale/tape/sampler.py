@@ -52,7 +52,7 @@ class TapeSampler:
         return tuple(dict.fromkeys(kind.via for kind in self.tape.drafts))
 
     def prior(self, keys: Tensor, rows: Tensor) -> State:
-        numbers = [self._number(int(key), int(row)) for key, row in zip(keys, rows, strict=True)]
+        numbers = list(map(self._number, keys.tolist(), rows.tolist()))
         x = torch.tensor([[float(number), -1.0] for number in numbers], dtype=torch.float64).view(-1, 2)
         return State(x, 0, keys, rows)
 
@@ -101,7 +101,11 @@ class TapeSampler:
         return list(self.tape.predictions).index(steps) if steps in self.tape.predictions else -1
 
     def _at(self, state: State, column: int) -> Tensor:
-        return torch.stack([state.x[:, 0], torch.full((len(state),), float(column), dtype=torch.float64)], 1)
+        own = list(map(self._number, state.key.tolist(), state.prompt_index.tolist()))
+        if state.x[:, 0].tolist() != own:  # such as neighbours, whose keys are fresh like those of new candidates
+            self._refuse()
+        columns = torch.full((len(state),), float(column), dtype=torch.float64)
+        return torch.stack([state.x[:, 0], columns], 1)
 
     def _moved(self, state: State, step: int) -> State:
         column = self._column(step) if step else -1
