@@ -14,7 +14,7 @@ from diffscale._util.errors import DiffscaleError, UnknownName
 from diffscale.engine import noise
 from diffscale.samplers import solvers
 from diffscale.samplers.formulas import PROCESSES, marginal, x0_and_eps
-from diffscale.samplers.levels import Schedule, karras_levels, level_of
+from diffscale.samplers.levels import Schedule, even_levels, karras_levels, level_of
 from diffscale.samplers.solved import SolvedSampler
 from diffscale.samplers.toy import ToySampler
 from diffscale.types import concat
@@ -43,6 +43,9 @@ class Gaussian(SolvedSampler):
     def __init__(self, levels, process, prediction, solver, eta=None):
         schedule = Schedule(process, prediction, tuple(levels))
         super().__init__(["x"], schedule, solvers.solver(solver, eta), torch.empty(0, 2, dtype=torch.float64))
+
+    def _levels_of(self, intervals):
+        return even_levels(intervals)
 
     def _evaluate(self, x, at, rows):
         self.forwards += len(x)
