@@ -25,7 +25,7 @@ FLOORS = (
     {"cli"},
 )
 # Rooms that know less than their floor allows: a search sees the world through its environment alone.
-NARROW = {"searches": {"types", "_util.errors", "registry"}, "engine": {"types", "_util"}}
+NARROW = {"searches": {"types", "_util.errors", "_util.files", "registry"}, "engine": {"types", "_util"}}
 HEAVY = {"diffusers", "transformers"}
 MAY_BE_HEAVY = {"samplers", "models", "verifiers", "train", "cli"}
 
