@@ -174,9 +174,23 @@ levels between clean and pure noise. What users type, and the keywords of a part
 """
 
 Request = Run | Solve | Predict | Score | Evaluate | Draft | Gradient
-Search = Generator[Request, Any, None]
+
+
+@dataclass(frozen=True)
+class Decide:
+    """Settle on number `choice`; free. Answer: the number that this run settled on first.
+
+    That is journaled before it is used, so that a run that goes on elsewhere does what it began, whatever rounding says
+    there. `why`: a sentence for the user, see `Result.decisions`.
+    """
+
+    choice: int
+    why: str
+
+
+Search = Generator[Request | Decide, Any, None]
 T = TypeVar("T")
-Answer = Generator[Request, Any, T]
+Answer = Generator[Request | Decide, Any, T]
 """One request and its answer, of a known type: `answer = yield from ...`."""
 
 
@@ -456,7 +470,9 @@ class Environment(Protocol):
 
     `steps`: NFE of one whole trajectory. `levels`: noise levels of the grid, steps + 1 of them. `nfe_left`: what the
     budget still pays. `chunk`: how many rows to ask for at once, so that memory stays bounded. `drafts`: ways of
-    drafting, see `Draft`; empty where the model has none. Every draw is fresh: the same call twice gives two draws.
+    drafting, see `Draft`; empty where the model has none. `predicts`: after which numbers of steps x0-predictions can
+    be had and scored; empty for pipelines that are run whole, and for verifiers that compare with them. Every draw is
+    fresh: the same call twice gives two draws.
     """
 
     @property
@@ -469,6 +485,8 @@ class Environment(Protocol):
     def chunk(self) -> int: ...
     @property
     def drafts(self) -> Sequence[str]: ...
+    @property
+    def predicts(self) -> Sequence[int]: ...
 
     def draft_nfe(self, steps: int, via: str = "") -> float:
         """What a draft of one row costs, see `Drafter.nfe`; raises Unsuited where there is no such draft."""
@@ -518,3 +536,4 @@ class Environment(Protocol):
     def predict(self, state: State) -> Answer[State]: ...
     def draft(self, state: State, steps: int, via: str = "") -> Answer[Tensor]: ...
     def gradient(self, state: State) -> Answer[tuple[Tensor, Tensor]]: ...
+    def decide(self, choice: int, why: str) -> Answer[int]: ...

@@ -41,6 +41,7 @@ PRICED = {
     "demon softmax": ({"k": 3, "weights": "softmax", "temperature": 0.5}, lambda s: 1 + 4 * (s - 1)),
     "free2guide": ({"k": 4, "guided": 3}, lambda s: s + 3 * 3),
     "free2guide drawn": ({"k": 3, "guided": 2, "temperature": 0.3}, lambda s: s + 2 * 2),
+    "auto": ({}, None),
     "bayes": ({"dimensions": 2, "initial": 4, "n": 3}, None),
     "fk": ({"k": 6}, lambda s: 6 * s),
     "fk difference": ({"k": 5, "potential": "difference", "resampler": "ssp", "units": "raw"}, lambda s: 5 * s),

@@ -16,6 +16,7 @@ from diffscale.engine.ledger import Ledger, drafter_of
 from diffscale.types import (
     Aggregate,
     Answer,
+    Decide,
     Draft,
     Drafts,
     Evaluate,
@@ -41,6 +42,7 @@ class SearchEnvironment:
     ledger: Ledger
     chunk: int
     aggregate: Aggregate | None = None
+    predicts: Sequence[int] = ()
     drawn: int = 0
 
     @property
@@ -142,6 +144,10 @@ class SearchEnvironment:
     def gradient(self, state: State) -> Answer[tuple[Tensor, Tensor]]:
         scores_and_gradients: tuple[Tensor, Tensor] = yield Gradient(state)
         return scores_and_gradients
+
+    def decide(self, choice: int, why: str) -> Answer[int]:
+        settled: int = yield Decide(choice, why)
+        return settled
 
     @cached_property
     def _one(self) -> State:

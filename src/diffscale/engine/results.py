@@ -61,7 +61,8 @@ class Result:
     `dtype`: what the model computed in, such as "float32", where `search` loaded it or was given it; empty where
     samplers of one's own are run. `compared`: where several candidates shared the best value and who ranks them can
     compare pictures, their numbers pair by pair and the probability that the first is better, by which they stand in
-    the order that they have in `best_candidates` and in `gallery`.
+    the order that they have in `best_candidates` and in `gallery`. `decisions`: what the search settled on by itself,
+    and why, in sentences.
     """
 
     best: Candidate
@@ -78,6 +79,7 @@ class Result:
     prompt: str
     dtype: str = ""
     compared: list[tuple[int, int, float]] = field(default_factory=list)
+    decisions: list[str] = field(default_factory=list)
 
 
 def among(result: Result, candidate: Candidate, verifier: Verifier, choose: Verifier | None) -> Candidate:

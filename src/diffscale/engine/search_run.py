@@ -23,7 +23,7 @@ from diffscale.engine.results import Candidate, Observer, Result, Thumbnail
 from diffscale.engine.scoring import record_level
 from diffscale.engine.task import Task
 from diffscale.engine.ties import MOST_TIED, Pair, RoundRobin
-from diffscale.types import Aggregate, Compares, PoolVerifier, Request, Sampler, Verifier
+from diffscale.types import Aggregate, Compares, Decide, NeedsIntermediateX0, PoolVerifier, Request, Sampler, Verifier
 
 THUMBNAIL: Final = 256  # pixels a side
 _REFUSALS: Final = 100  # how often a search may ask for too much in a row before it is ended
@@ -94,6 +94,7 @@ class SearchRun:
     finished_nfe: int = 0
     requests: int = -1
     ties: RoundRobin = field(default_factory=RoundRobin)
+    decisions: list[str] = field(default_factory=list)
     _first: int | None = None
     _pictures: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _parts: list[Reply] = field(default_factory=list)
@@ -109,8 +110,10 @@ class SearchRun:
             _aggregate_of(context.ranker), context.gallery, context.keep_best, context.most_tied
         )
         chunk = self.chunk if self.journal is None else self.journal.chunk(self.name, self.chunk)
+        predictable = getattr(self.sampler, "predictable", range(1, self.sampler.steps))
+        predicts = () if isinstance(context.verifier, NeedsIntermediateX0) else predictable
         environment = SearchEnvironment(
-            self.sampler, self.task.prompt_index, self.task.key, self.ledger, chunk, self.context.aggregate
+            self.sampler, self.task.prompt_index, self.task.key, self.ledger, chunk, context.aggregate, predicts
         )
         self.generator = self.task.search(environment)
         if not isinstance(self.generator, Generator):
@@ -215,6 +218,7 @@ class SearchRun:
             self.dropped,
             self.sampler.prompts[self.task.prompt_index],
             compared=self.ties.compared,
+            decisions=list(self.decisions),
         )
 
     def _forget(self) -> None:
@@ -314,6 +318,9 @@ class SearchRun:
             if (request := self._ask(answer)) is None:
                 self.request = None
                 return
+            if isinstance(request, Decide):
+                answer = self._settled(request)
+                continue
             if answers_itself(request, self.sampler):
                 answer = request.state
                 continue
@@ -331,11 +338,24 @@ class SearchRun:
                 return
             answer = self._answer()
 
-    def _ask(self, answer: Any) -> Request | None:
+    def _settled(self, decision: Decide) -> int:
+        """What the journal says that this run settled on, else what is decided now, which it then says."""
+        self.requests += 1
+        self.decisions.append(decision.why)
+        if self.journal is None:
+            return decision.choice
+        if not (known := self.journal.replies(self.name, self.requests)):
+            known = [Reply(0, 1, {"choice": torch.tensor([decision.choice])}, {})]
+            self.journal.write(self.name, self.requests, "Decide", known[0])
+        return int(known[0].tensors["choice"])
+
+    def _ask(self, answer: Any) -> Request | Decide | None:
         """The next request that the budget pays for, which it then has; None at the end of the search."""
         try:
             request = self.generator.send(answer)
             for _ in range(_REFUSALS):
+                if isinstance(request, Decide):
+                    return request
                 try:
                     check_request(request, self.sampler, self.task.search)
                     self.ledger.charge(price(request, self.sampler))

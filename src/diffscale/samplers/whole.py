@@ -69,6 +69,8 @@ class WholeSampler(DraftingSampler):
     or calls no network.
     """
 
+    predictable: Final = ()
+
     def __init__(
         self,
         pipe: Any,

@@ -3,10 +3,12 @@
 A look is a draft (the whole way in few steps, from the same noise) or the x0-prediction after some steps of the way.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +58,37 @@ class Agreement:
         matrix, index = torch.tensor(self.matrix, dtype=torch.float64), list(numbers)
         among = matrix[index][:, index] + _RIDGE * torch.eye(len(index), dtype=torch.float64)
         return torch.linalg.solve(among, matrix[index, -1])
+
+    def with_the_end(self, look: Look, share: float) -> float:
+        """How the scores of the nearest such look correlate with finished samples'; 0 if there is none."""
+        number = self.number(look, share)
+        return 0.0 if number is None else self.matrix[number][-1]
+
+    def moved(self, on_the_way: bool, shift: float) -> "Agreement":
+        """All looks of one kind agree more with the end, by `shift` in Fisher's z; the nearest such matrix."""
+        matrix = np.array(self.matrix)
+        for i, look in enumerate(self.looks):
+            if look.on_the_way == on_the_way:
+                matrix[i, -1] = matrix[-1, i] = np.tanh(fisher(matrix[i, -1]) + shift)
+        values, vectors = np.linalg.eigh(matrix)
+        matrix = (vectors * np.maximum(values, 1e-6)) @ vectors.T
+        scale = np.sqrt(np.diag(matrix))
+        return replace(self, matrix=tuple(map(tuple, (matrix / scale[:, None] / scale).round(6).tolist())))
+
+    def without_drafts(self) -> "Agreement":
+        """That of the x0-predictions alone."""
+        kept = [i for i, look in enumerate(self.looks) if look.on_the_way]
+        rows = [*kept, len(self.looks)]
+        return Agreement(
+            tuple(self.looks[i] for i in kept),
+            tuple(self.shares[i] for i in kept),
+            tuple(tuple(self.matrix[i][j] for j in rows) for i in rows),
+        )
+
+
+def fisher(correlation: float) -> float:
+    """Fisher's z of a correlation, which is held a little within (-1, 1)."""
+    return math.atanh(max(-0.98, min(0.98, correlation)))
 
 
 def weights_of(env: Environment, looks: Sequence[Look], agreement: Agreement) -> list[list[float]]:

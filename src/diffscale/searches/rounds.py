@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffscale._util.errors import BudgetTooSmall
 from diffscale.searches.looks import Agreement, Look, weights_of
-from diffscale.types import Answer, Environment, Search, State
+from diffscale.types import Answer, Environment, Search, State, concat
 
 
 def price(env: Environment, looks: Sequence[Look], sizes: Sequence[int]) -> int:
@@ -68,12 +68,25 @@ def chosen_sizes(env: Environment, looks: Sequence[Look], n: int | None, finals:
     return least
 
 
-def halve(env: Environment, looks: Sequence[Look], sizes: Sequence[int], agreement: Agreement) -> Search:
-    """Look in rounds, each at the best of the last one, and finish the best of the last; arguments as of `price`."""
+def halve(
+    env: Environment,
+    looks: Sequence[Look],
+    sizes: Sequence[int],
+    agreement: Agreement,
+    known: tuple[State, Tensor] | None = None,
+) -> Search:
+    """Look in rounds, each at the best of the last one, and finish the best of the last; arguments as of `price`.
+
+    `known`: candidates that have had the first look already, and their scores; they count among the first size.
+    """
     weights = weights_of(env, looks, agreement)
-    state, seen = env.prior(sizes[0]), list[Tensor]()
+    fresh = sizes[0] - (0 if known is None else len(known[0]))
+    state, first = yield from _looked(env, env.prior(fresh), looks[0])
+    if known is not None:
+        state, first = concat([known[0], state]), torch.cat([known[1], first])
+    seen: list[Tensor] = []
     for number, (look, kept) in enumerate(zip(looks, sizes[1:], strict=True)):
-        state, scores = yield from _looked(env, state, look)
+        state, scores = (state, first) if number == 0 else (yield from _looked(env, state, look))
         seen.append(standardised(env.value(scores)))
         worth = (torch.tensor(weights[number], dtype=torch.float64)[:, None] * torch.stack(seen)).sum(0)
         worth[~torch.stack(seen).isfinite().all(0)] = -math.inf  # dropped by one look, whatever its weight

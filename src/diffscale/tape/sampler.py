@@ -25,6 +25,7 @@ class TapeSampler:
 
     def __init__(self, tape: Tape, draw: int = 0) -> None:
         self.tape, self.prompts, self.levels, self.steps = tape, list(tape.prompts), list(tape.levels), tape.steps
+        self.predictable = [*tape.predictions, self.steps]
         self.forwards, self.flops_per_forward = 0, 1.0
         self.keys = [noise.fold(noise.root(tape.seed), prompt, draw) for prompt in self.prompts]
         self._draw = draw

@@ -1,0 +1,130 @@
+"""The default search: it finds out what looks tell on the user's model and verifier, and divides the budget so."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from diffscale.searches.agreements import TYPICAL
+from diffscale.searches.looks import Agreement, Look, fisher
+from diffscale.searches.policies import can_draft, policies
+from diffscale.searches.profiles import Profile, read_profile
+from diffscale.searches.rounds import halve, price
+from diffscale.types import Answer, Environment, Search, State
+
+_PILOT: Final = 0.1  # of the budget, at most
+_DRAFT, _PREDICTION = 0.2, 0.55  # shares of the steps that the pilot looks at
+_LEAST_DRAFTS, _LEAST_FINALS = 4, 4
+_TRUST: Final = 8  # candidates that what is typical counts as, where a pilot's are added
+_MARGIN: Final = 0.02  # in standard deviations: what another policy must promise more than random search
+
+
+def auto(env: Environment, profile: str = "") -> Search:
+    """Choose among random search, drafts and halving by a counted pilot. Price: at most the budget.
+
+    The pilot, of at most a tenth of the budget, drafts some noises and, where that pays for four or more, finishes
+    them, so that drafts and x0-predictions can be compared with the end on this model, prompt and verifier. What it
+    measures is weighed with what is typical (`agreements.TYPICAL`), every division of the rest is simulated by these
+    correlations (`policies`), and the best is run. `profile`: a file of `diffscale tune auto`, which then needs no
+    pilot; by the seconds in it no division is chosen that takes longer than random search would. Where a tenth of the
+    budget buys fewer than 4 drafts and there is no profile, or nothing can be drafted, it is random search. What was
+    chosen, and why, is told in `Result.decisions`.
+
+    Raises DiffscaleError for a file that is no profile.
+    """
+    measured = read_profile(Path(profile)) if profile else None
+    draft = Look(max(2, round(_DRAFT * env.steps)))
+    drafts = int(_PILOT * env.nfe_left / env.draft_nfe(draft.steps)) if can_draft(env, draft.steps) else 0
+    if measured is None and drafts < _LEAST_DRAFTS:
+        yield from env.decide(
+            0, f"Random search: a tenth of {env.nfe_left} NFE buys no pilot of {_LEAST_DRAFTS} drafts."
+        )
+        yield from _random(env)
+        return
+    known: tuple[State, Tensor] | None = None
+    if measured is not None:
+        agreement, why = measured.agreement, "by the profile"
+    else:
+        known, agreement, why = yield from _pilot(env, draft, drafts)
+    spent = 0 if known is None else len(known[0])
+    tried = policies(env, agreement, env.nfe_left, _in_time(env, measured))
+    best = max(range(len(tried)), key=lambda i: tried[i].gain)
+    best = best if tried[best].gain > tried[0].gain + _MARGIN else 0
+    gains = f"{tried[best].gain:.2f} standard deviations above the mean, and of random search {tried[0].gain:.2f}"
+    best = yield from env.decide(best, f"Chosen: {tried[best]}, {why}; expected {gains}.")
+    chosen = tried[best]
+    if not chosen.looks:
+        yield from _random(env)
+        return
+    mine = known if chosen.looks[0] == draft else None
+    sizes = list(chosen.sizes)
+    if mine is not None:  # what the pilot drafted is paid for
+        sizes[0] += spent
+    yield from halve(env, chosen.looks, sizes, agreement, mine)
+
+
+def _random(env: Environment) -> Search:
+    while now := min(env.chunk, env.nfe_left // env.steps):
+        yield from env.evaluate(env.prior(now))
+
+
+def _pilot(env: Environment, draft: Look, drafts: int) -> Answer[tuple[tuple[State, Tensor] | None, Agreement, str]]:
+    """Candidates that were only drafted, with their scores; the agreement; and what it is by."""
+    finals = int(_PILOT * env.nfe_left / (env.steps + env.draft_nfe(draft.steps)))
+    measures = finals >= _LEAST_FINALS
+    start = env.prior(finals if measures else drafts)
+    drafted = yield from env.draft(start, draft.steps)
+    if not measures:
+        values = env.value(drafted)
+        values = values[values.isfinite()]
+        if not len(values) or float(values.std(correction=0)) == 0:
+            return None, TYPICAL.without_drafts(), "as drafts of this model all score alike"
+        return (
+            (start, drafted),
+            TYPICAL,
+            f"by typical correlations, as the pilot pays for fewer than {_LEAST_FINALS} samples",
+        )
+    looks, scores = [draft], [drafted]
+    state = start
+    if (along := round(_PREDICTION * env.steps)) in env.predicts:
+        looks.append(Look(along, on_the_way=True))
+        state = yield from env.run(start, looks[1].steps - 1)
+        state = yield from env.predict(state)
+        scores.append((yield from env.score(state)))
+    final = env.value((yield from env.evaluate(state)))
+    agreement, said = TYPICAL, []
+    for look, given in zip(looks, scores, strict=True):
+        agreement, r = _updated(agreement, look, look.steps / env.steps, env.value(given), final)
+        said.append(f"{r:.2f} of {look}")
+    why = f"by correlations with the end, measured on {finals} samples and weighed with typical ones"
+    return None, agreement, f"{why}: {' and '.join(said)}"
+
+
+def _updated(agreement: Agreement, look: Look, share: float, values: Tensor, final: Tensor) -> tuple[Agreement, float]:
+    """`agreement` with all looks of that kind moved by what the pilot measured of one; and that one's correlation."""
+    typical = agreement.with_the_end(look, share)
+    usable = values.isfinite() & final.isfinite()
+    count, measured = int(usable.sum()), 0.0
+    if count > 3:
+        pair = torch.stack([values[usable], final[usable]])
+        measured = float(pair.corrcoef()[0, 1]) if bool((pair.std(1) > 0).all()) else 0.0
+    weight = max(0, count - 3) / (max(0, count - 3) + _TRUST)
+    # In tenths, so that prompts of one run share their simulations.
+    shift = round(weight * (fisher(measured) - fisher(typical)), 1)
+    moved = agreement.moved(look.on_the_way, shift)
+    return moved, moved.with_the_end(look, share)
+
+
+def _in_time(env: Environment, profile: Profile | None) -> Callable[[Sequence[Look], Sequence[int]], bool]:
+    """Whether a division takes no longer than random search does of the same budget, by the profile's seconds."""
+    if profile is None or not profile.seconds:
+        return lambda looks, sizes: True
+    a_step, a_picture = profile.seconds["step"], profile.seconds["decode"] + profile.seconds["verify"]
+    most = env.nfe_left // env.steps * (env.steps * a_step + a_picture)
+
+    def in_time(looks: Sequence[Look], sizes: Sequence[int]) -> bool:
+        return price(env, looks, sizes) * a_step + sum(sizes) * a_picture <= most
+
+    return in_time
