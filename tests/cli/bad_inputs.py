@@ -6,12 +6,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
+import torch
 from PIL import Image
 from pydantic import BaseModel
+from safetensors.torch import save
 
 from diffscale._util import config
 from diffscale._util.config import flag
 from diffscale.bench.config import BenchConfig, EvaluateConfig, GenerateConfig, ReproduceConfig
+from diffscale.bench.tape_config import ReplayConfig, TapeConfig, TuneConfig
+from diffscale.tape.tape import Tape
 from diffscale.train.configs import CONFIGS
 
 LONG = "x" * 300  # longer than any file system's names
@@ -24,6 +28,12 @@ COMMANDS: dict[str, tuple[list[str], type[BaseModel]]] = {
     "bench": (["bench", "shapes-mini", "--limit", "1", "--budget", "20", "--output", "out"], BenchConfig),
     "evaluate": (["evaluate", "pictures", "--metrics", "shapes-judge", "--output", "out/results.json"], EvaluateConfig),
     "reproduce": (["reproduce", "A.table2", "--quick", "--output", "out"], ReproduceConfig),
+    "tape record": (
+        ["tape", "record", "shapes-mini", "--limit", "1", "--candidates", "1", "--output", "out/a.tape"],
+        TapeConfig,
+    ),
+    "tape replay": (["tape", "replay", "right.tape", "--budget", "2", "--output", "out/results.json"], ReplayConfig),
+    "tune auto": (["tune", "auto", "--tape", "right.tape", "--output", "out/profile.json"], TuneConfig),
     **{method: (["train", method, "--output_dir", "out"], settings) for method, settings in CONFIGS.items()},
 }
 """Of each command arguments that are right, and its settings."""
@@ -172,6 +182,11 @@ def wrong_names() -> Iterator[list[str]]:
         yield ["bench", text, "--output", "out"]
         yield ["train", text, "--output_dir", "out"]
         yield ["train", "sharpen-rlhf", "--output_dir", "out", "--train_prompts", "prompts.txt", "--reward", text]
+        yield [*COMMANDS["tape record"][0], "--verifier", text]
+        yield [*COMMANDS["tape replay"][0], "--search", text]
+        yield [*COMMANDS["tape replay"][0], "--verifier", text]
+        yield [*COMMANDS["tape replay"][0], "--judge", text]
+        yield [*COMMANDS["tune auto"][0], "--verifier", text]
         yield ["reproduce", text, "--output", "out"]
         yield ["list", text]
 
@@ -365,6 +380,7 @@ def wrong_prompts() -> Iterator[list[str]]:
     for name in [*PROMPT_FILES, "nowhere.txt", LONG + ".txt"]:
         file = f"prompt files/{name}"
         yield ["bench", file, "--output", "out"]
+        yield ["tape", "record", file, "--output", "out/a.tape"]
         if "numbers.json" not in name:
             yield ["evaluate", "pictures", "--metrics", "clip", "--prompts", file, "--output", "out/results.json"]
         yield [
@@ -415,11 +431,51 @@ def wrong_pictures() -> Iterator[list[str]]:
         yield ["train", "dpo", "--output_dir", "out", "--train_data_dir", folder]
 
 
+TOLD = json.dumps({
+    "prompts": ["two red stars"], "levels": [1.0, 0.5, 0.0], "seed": 0, "predictions": [1], "drafts": [],
+    "seconds": {}, "about": {},
+})  # fmt: skip
+TAPES = {
+    "empty": b"",
+    "text": b"two red stars\n",
+    "a huge header": b"\xff" * 64,
+    "another safetensors": save({"x": torch.zeros(2)}),
+    "another format": save({"x": torch.zeros(2)}, {"format": "diffscale tape 0"}),
+    "no tape in it": save({"x": torch.zeros(2)}, {"format": "diffscale tape 1"}),
+    "no object": save({"x": torch.zeros(2)}, {"format": "diffscale tape 1", "tape": "[1]"}),
+    "no JSON": save({"x": torch.zeros(2)}, {"format": "diffscale tape 1", "tape": "{"}),
+    "deep": save({"x": torch.zeros(2)}, {"format": "diffscale tape 1", "tape": DEEP}),
+    "no scores": save({}, {"format": "diffscale tape 1", "tape": TOLD}),
+    "another shape": save({"clip": torch.zeros(1, 4, 3)}, {"format": "diffscale tape 1", "tape": TOLD}),
+    "a number": save({"clip": torch.tensor(1.0)}, {"format": "diffscale tape 1", "tape": TOLD}),
+    "no candidates": save({"clip": torch.zeros(1, 0, 2)}, {"format": "diffscale tape 1", "tape": TOLD}),
+    "a wrong type": save(
+        {"clip": torch.zeros(1, 4, 2)}, {"format": "diffscale tape 1", "tape": TOLD.replace("[1]", "{}")}
+    ),
+}
+
+
+def wrong_tapes() -> Iterator[list[str]]:
+    """Files that are no tapes, wherever one is read, and looks that a tape cannot have."""
+    for name in [*TAPES, "nowhere", LONG]:
+        file = f"tapes/{name}"
+        yield ["tape", "replay", file]
+        yield ["tune", "auto", "--tape", file, "--output", "out/profile.json"]
+    for name in ("empty", "text", "deep"):
+        yield ["tape", "record", "shapes-mini", "--limit", "1", "--output", f"tapes/{name}"]
+    for looks in (["--predictions", "20"], ["--drafts", "3 nope"], ["--drafts", "many"], ["--predictions", "1,"]):
+        yield [*COMMANDS["tape record"][0], *looks]
+
+
 def wrong_outputs() -> Iterator[list[str]]:
     """Places where nothing can be written, and folders that hold something else."""
     for place in ("prompts.txt", "prompts.txt/below", "/proc/nowhere", LONG, "pictures"):
         yield ["generate", "two red stars", *QUICK, "--output", place]
         yield ["bench", "shapes-mini", "--limit", "1", *QUICK, "--output", place]
+        if place != "prompts.txt":
+            yield [*COMMANDS["tape replay"][0], "--output", place]
+            yield [*COMMANDS["tune auto"][0], "--output", place]
+        yield [*COMMANDS["tape record"][0], "--output", place]
         yield ["reproduce", "A.table2", "--quick", "--output", place]
         yield ["train", "sft", "--train_data_dir", "pictures", "--output_dir", place]
         yield ["shapes", "data", "plain", "--size", "1", "--output", place]
@@ -451,6 +507,7 @@ def every_case() -> list[list[str]]:
         wrong_options,
         wrong_prompts,
         wrong_pictures,
+        wrong_tapes,
         wrong_outputs,
     )
     return [case for kind in kinds for case in kind()]
@@ -468,6 +525,8 @@ def make_files(folder: Path) -> None:
     (folder / "pictures" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _write(folder / "configurations", {f"{name}.yaml": text for name, text in CONFIGURATIONS.items()})
     _write(folder / "prompt files", PROMPT_FILES)
+    _write(folder / "tapes", TAPES)
+    Tape(["two red stars"], [1.0, 0.5, 0.0], 0, [1], [], {"clip": torch.rand(1, 4, 2)}).save(folder / "right.tape")
     for name, files in MODELS.items():
         _write(folder / "models" / name, files)
     for name, files in PICTURES.items():

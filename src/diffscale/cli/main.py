@@ -11,6 +11,7 @@ import typer
 import diffscale
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.signals import Stopped, signals_raised
+from diffscale.cli import tape, tune
 from diffscale.cli.bench import bench
 from diffscale.cli.evaluate import evaluate
 from diffscale.cli.generate import generate
@@ -26,6 +27,8 @@ app.command()(bench)
 app.command()(evaluate)
 app.command(context_settings={"token_normalize_func": declared})(train)
 app.command()(reproduce)
+app.add_typer(tape.app, name="tape")
+app.add_typer(tune.app, name="tune")
 app.command("list")(list_names)
 for _name in plugins("commands"):
     try:

@@ -1,5 +1,7 @@
 """What best-of-k is expected to give, over all subsets of k candidates of a pool at once."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
@@ -47,6 +49,6 @@ def candidates_worth(curve: NDArray[np.float64], value: float) -> float:
     the last it is infinite.
     """
     rising = np.maximum.accumulate(curve)
-    if value > rising[-1]:
+    if value > rising[-1] and not math.isclose(value, rising[-1]):  # whose shares are rounded
         return float("inf")
     return float(np.exp(np.interp(value, rising, np.log(np.arange(1, len(rising) + 1)))))

@@ -15,6 +15,7 @@ from diffscale._util.config import difference
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.progress import Counter, silent
 from diffscale.engine import noise
+from diffscale.engine.batching import MicroBatch
 from diffscale.engine.ledger import drafter_of
 from diffscale.engine.scoring import safe_score
 from diffscale.tape.tape import DraftKind, Tape, joined, load_tape
@@ -45,9 +46,10 @@ def record(
     """Record all prompts of `sampler` and write the tape to the file `path`.
 
     Blocks of prompts, about `batch_size` rows each, are kept beside it on the way, in files called `path` with .0, .1
-    and so on, so that a run that was stopped goes on; they are removed at the end. `about`: settings by which a
-    recording is known as the same. Raises DiffscaleError for verifiers that give no one score of any picture, and for
-    blocks of another recording.
+    and so on, so that a run that was stopped goes on; they are removed at the end, and a tape that is whole is read. A
+    recording is the same if prompts, plan, names of verifiers, `batch_size` and the settings `about` are. Raises
+    DiffscaleError for verifiers that give no one score of any picture, for drafts and predictions that the sampler does
+    not give, and for a tape, or blocks, of another recording.
     """
     for name, verifier in verifiers.items():
         if isinstance(verifier, PoolVerifier | SetVerifier | NeedsIntermediateX0):
@@ -56,15 +58,19 @@ def record(
             )
     if wrong := [step for step in plan.predictions if not 1 <= step < sampler.steps]:
         raise DiffscaleError(f"Predictions are recorded after 1 to {sampler.steps - 1} steps, not after {wrong[0]}.")
+    for steps, via in plan.drafts:
+        drafter_of(sampler, steps, via)  # told before anything is computed
     each = max(1, batch_size // plan.candidates)
     blocks = [range(first, min(first + each, len(sampler.prompts))) for first in range(0, len(sampler.prompts), each)]
     kept = [path.with_name(f"{path.name}.{number}") for number in range(len(blocks))]
     settings = {"prompts": list(sampler.prompts), "batch_size": batch_size, **(about or {})}
+    wanted = settings | _planned(plan.seed, plan.candidates, plan.predictions, plan.drafts, verifiers)
+    if path.exists():
+        return _same(path, wanted)
     done: list[Tape] = []
     for rows, part in zip(blocks, kept, strict=True):
         if part.exists():
-            tape = load_tape(part)
-            _check_same(part, tape.about, settings)
+            tape = _same(part, wanted)
         else:
             tape = _Recorder(sampler, verifiers, plan, batch_size).block(rows, settings)
             tape.save(part)
@@ -77,11 +83,28 @@ def record(
     return whole
 
 
-def _check_same(part: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _planned(
+    seed: int,
+    candidates: int,
+    predictions: Sequence[int],
+    drafts: Sequence[tuple[int, str]],
+    verifiers: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What of a plan, and of the tape that it gave, is to be the same."""
+    planned = {"predictions": list(predictions), "drafts": list(drafts), "verifiers": sorted(verifiers)}
+    return {"seed": seed, "candidates": candidates, **planned}
+
+
+def _same(path: Path, wanted: Mapping[str, Any]) -> Tape:
+    """The tape in the file `path`; raises DiffscaleError if it is none, or of another recording than is `wanted`."""
+    tape = load_tape(path)
+    drafts = [(kind.steps, kind.via) for kind in tape.drafts]
+    recorded = {**tape.about, **_planned(tape.seed, tape.candidates, tape.predictions, drafts, tape.scores)}
     if recorded != wanted:
-        raise DiffscaleError(
-            f"{part} is of another recording ({difference(recorded, wanted)}): remove it, or choose another --output."
-        )
+        # All prompts would be a long sentence.
+        differs = "its prompts" if recorded.get("prompts") != wanted["prompts"] else difference(recorded, wanted)
+        raise DiffscaleError(f"{path} is of another recording ({differs}): remove it, or choose another --output.")
+    return tape
 
 
 @dataclass
@@ -102,9 +125,8 @@ class _Recorder:
             keys += [noise.fold(root, "candidate", i) for i in range(self.plan.candidates)]
             rows += [row] * self.plan.candidates
         state = self.sampler.prior(torch.tensor(keys), torch.tensor(rows))
-        parts = [
-            self._columns(state[first : first + self.batch_size]) for first in range(0, len(rows), self.batch_size)
-        ]
+        batches = MicroBatch(self.batch_size).map(lambda part: self._columns(state[part]), len(rows))
+        parts = [columns for _, columns in batches]
         shape = len(prompts), self.plan.candidates, -1
         return Tape(
             [self.sampler.prompts[row] for row in prompts],

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.engine.driver import run_searches
 from diffscale.engine.task import Task
 from diffscale.metrics.bootstrap import interval
 from diffscale.tape.curves import best_of, candidates_worth
-from diffscale.tape.sampler import TapeSampler, TapeVerifier
+from diffscale.tape.sampler import TapeSampler
 from diffscale.tape.tape import Tape
+from diffscale.tape.verifiers import finals, verifier_of
 from diffscale.types import Search
 
 
@@ -49,13 +51,13 @@ def _once(
 ) -> Found:
     sampler = TapeSampler(tape, draw)
     tasks = [Task(search, row, key, budget) for row, key in enumerate(sampler.keys)]
-    results = run_searches(tasks, sampler, TapeVerifier(tape, verifier), 4096)
+    results = run_searches(tasks, sampler, verifier_of(tape, verifier), 4096)
     best = np.array([int(result.best.latents[0]) for result in results])
     rows = np.arange(len(best))
-    finals = {name: tape.finals(name).numpy()[rows, best] for name in (verifier, *judges)}
+    ended = {name: finals(tape, name)[rows, best] for name in (verifier, *judges)}
     return Found(
-        finals[verifier],
-        {judge: finals[judge] for judge in judges},
+        ended[verifier],
+        {judge: ended[judge] for judge in judges},
         np.array([result.ledger.nfe for result in results], float),
         np.array([result.candidates for result in results], float),
     )
@@ -70,9 +72,9 @@ def multiplier(
     Random search's curve is the U-statistic of the tape's finished candidates, see `curves`; infinite where the whole
     pool does not reach it.
     """
-    finals = tape.finals(verifier).numpy()
-    worth = None if judge is None else tape.finals(judge).numpy()
-    curves = np.stack([best_of(finals, k, worth) for k in range(1, tape.candidates + 1)], 1)
+    scores = finals(tape, verifier)
+    worth = None if judge is None else finals(tape, judge)
+    curves = np.stack([best_of(scores, k, worth) for k in range(1, tape.candidates + 1)], 1)
     values = found.score if judge is None else found.judged[judge]
     spent = found.nfe / tape.steps
     draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
@@ -89,8 +91,15 @@ def _ratio(
 
 def gain(tape: Tape, found: Found, verifier: str, budget: int, judge: str | None = None) -> dict[str, float]:
     """Mean difference of the found score (or the judge's) to random search with the same budget, paired by prompt: with
-    `low` and `high` of a 95% bootstrap interval."""
-    finals = tape.finals(verifier).numpy()
-    worth = None if judge is None else tape.finals(judge).numpy()
-    base = best_of(finals, budget // tape.steps, worth)
+    `low` and `high` of a 95% bootstrap interval.
+
+    Raises DiffscaleError for a budget that pays for no sample, or for more than the tape has.
+    """
+    if not 1 <= (count := budget // tape.steps) <= tape.candidates:
+        raise DiffscaleError(
+            f"Random search makes {count} samples of {tape.steps} steps for {budget} NFE and the tape has "
+            f"{tape.candidates} a prompt: give a budget of {tape.steps} to {tape.candidates * tape.steps}."
+        )
+    worth = None if judge is None else finals(tape, judge)
+    base = best_of(finals(tape, verifier), count, worth)
     return interval((found.score if judge is None else found.judged[judge]) - base)

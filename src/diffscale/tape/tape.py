@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -82,7 +83,8 @@ class Tape:
         found = next((kind for kind in self.drafts if (kind.steps, kind.via) == (steps, via)), None)
         if found is None:
             known = ", ".join(f"{kind.steps} {kind.via}".strip() for kind in self.drafts) or "none"
-            raise DiffscaleError(f"The tape has drafts of {known} steps, not of {steps} {via}: record them.")
+            wanted = f"{steps} {via}".strip()
+            raise DiffscaleError(f"The tape has drafts of {known} steps, not of {wanted}: record them.")
         return found
 
     def rows(self, chosen: slice | Sequence[int]) -> "Tape":
@@ -104,17 +106,45 @@ class Tape:
         return self.scores[verifier].double()
 
 
+class _Told(BaseModel):
+    """What the file says beside the scores; see `Tape`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompts: list[str] = Field(min_length=1)
+    levels: list[float] = Field(min_length=2)
+    seed: int
+    predictions: list[int]
+    drafts: list[DraftKind]
+    seconds: dict[str, float]
+    about: dict[str, Any]
+
+
 def load_tape(path: Path) -> Tape:
     """The tape in the file `path`; raises DiffscaleError for a file that is none."""
     failed = f"{path} is no tape that can be read ({{why}}): record one with `diffscale tape record`."
-    with explained(failed, OSError, SafetensorError, ValueError, TypeError, KeyError), safe_open(path, "pt") as file:
+    with explained(failed, OSError, SafetensorError, ValueError), safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != _FORMAT:
             raise ValueError("it is of another kind")
-        told = json.loads(metadata["tape"])
-        drafts = [DraftKind(**kind) for kind in told.pop("drafts")]
-        scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a file is no mapping
-        return Tape(drafts=drafts, scores=scores, **told)
+        told = _read(metadata.get("tape", ""))
+        # The file does not keep the order of its tensors, which the measured seconds have.
+        measured = [*told.seconds]
+        names = sorted(file.keys(), key=lambda name: measured.index(name) if name in measured else len(measured))
+        tape = Tape(**vars(told), scores={name: file.get_tensor(name) for name in names})
+        counts = {len(each[0]) if each.ndim == 3 and len(each) else 0 for each in tape.scores.values()}
+        wanted = len(tape.prompts), max(counts, default=0), tape.width
+        if not wanted[1] or any(each.shape != wanted for each in tape.scores.values()):
+            raise ValueError("its scores have another shape than it says")
+        return tape
+
+
+def _read(text: str) -> _Told:
+    try:
+        return _Told.model_validate_json(text)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "description"
+        raise ValueError(f"its {where} is not right") from error
 
 
 def joined(tapes: Sequence[Tape]) -> Tape:

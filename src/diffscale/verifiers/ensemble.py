@@ -3,8 +3,9 @@
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -17,6 +18,7 @@ from diffscale.models.shipped import verifier_networks
 from diffscale.registry.arguments import rejoined
 from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
 
+_USUAL: Final = "aesthetic,clip,image_reward"  # as in paper A
 _ARGUMENT: Final = re.compile(r":(?=[A-Za-z_]\w*=)")
 _FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(:|$)")
 
@@ -85,21 +87,23 @@ class Weighted(Combined):
         return ((pool - pool.mean(0)) / spread.masked_fill(flat, torch.inf)) @ self.shares
 
 
-def ensemble(
-    of: str = "aesthetic,clip,image_reward", weights: str | None = None, *, device: Any = "cpu", image_model: str = ""
-) -> Verifier:
+def ensemble(of: str = _USUAL, weights: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """Mean rank over the verifiers named in `of`, within what is compared; as in paper A by default."""
-    return Ensemble("ensemble", *members(of, weights, device=device, image_model=image_model))
+    return Ensemble("ensemble", *members(of, weights, load=_loader(device, image_model)))
 
 
-def weighted(
-    of: str = "aesthetic,clip,image_reward", weights: str | None = None, *, device: Any = "cpu", image_model: str = ""
-) -> Verifier:
+def weighted(of: str = _USUAL, weights: str | None = None, *, device: Any = "cpu", image_model: str = "") -> Verifier:
     """Weighted mean of the z-scores of the verifiers named in `of`, within what is compared."""
-    return Weighted("weighted", *members(of, weights, device=device, image_model=image_model))
+    return Weighted("weighted", *members(of, weights, load=_loader(device, image_model)))
 
 
-def check_members(of: str = "aesthetic,clip,image_reward", weights: str | None = None) -> None:
+def _loader(device: Any, image_model: str) -> Callable[[str], Verifier]:
+    from diffscale.verifiers import load
+
+    return partial(load, device=device, image_model=image_model)
+
+
+def check_members(of: str = _USUAL, weights: str | None = None) -> None:
     """Raise DiffscaleError for members, arguments of theirs or weights that `members` would refuse; loads nothing."""
     from diffscale.verifiers import check
 
@@ -116,18 +120,20 @@ def check_members(of: str = "aesthetic,clip,image_reward", weights: str | None =
 ensemble.check = weighted.check = check_members  # type: ignore[attr-defined]
 
 
-def members(of: str, weights: str | None, *, device: Any, image_model: str) -> tuple[list[Verifier], list[float]]:
+def members(
+    of: str = _USUAL, weights: str | None = None, *, load: Callable[[str], Verifier]
+) -> tuple[list[Verifier], list[float]]:
     """The verifiers named in "clip,aesthetic:model=x" (arguments after colons), and their weights, 1 by default.
+
+    `load` gives each of them, by its name with spaces before its arguments.
 
     Values may have colons, commas and equals signs in them: a colon begins an argument only before `key=`, and a comma
     a member only before a verifier's name or `package.module:function`, or where there is no value to go on.
 
     Raises DiffscaleError for names and weights that are none.
     """
-    from diffscale.verifiers import load
-
     shares = _shares(weights, len(texts := _split(of)))
-    return [load(_alone(text), device=device, image_model=image_model) for text in texts], shares
+    return [load(_alone(text)) for text in texts], shares
 
 
 def _alone(member: str) -> str:
