@@ -332,6 +332,9 @@ class Drafts(Protocol):
     @property
     def drafts(self) -> Sequence[str]: ...
 
+    def draft_steps(self, via: str = "") -> int:
+        """The number of steps of a draft where none is asked for: what suits the way, a quarter of all for ""."""
+
     def drafter(self, steps: int, via: str = "") -> Drafter:
         """The drafter of about that many `steps`, made once; raises DiffscaleError where there is none."""
 
@@ -490,6 +493,9 @@ class Environment(Protocol):
 
     def draft_nfe(self, steps: int, via: str = "") -> float:
         """What a draft of one row costs, see `Drafter.nfe`; raises Unsuited where there is no such draft."""
+
+    def draft_steps(self, via: str = "") -> int:
+        """The number of steps of a draft where none is asked for, see `Drafts`; raises Unsuited as `draft_nfe`."""
 
     def prior(self, n: int) -> State:
         """`n` fresh noises [n, ...] at step 0, with keys never used before in this search."""

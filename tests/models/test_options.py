@@ -54,6 +54,15 @@ def test_journals_from_before_an_option_existed_are_of_the_same_run() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["draft_model", "draft_cache", "draft_decoder"])
+def test_ways_of_drafting_make_another_run_where_they_are_given(name: str) -> None:
+    given = {"dtype": "float32", name: "taylorseer"}
+    assert BenchConfig(**given).shared() == BenchConfig(dtype="float32").shared() | {name: "taylorseer"}
+    assert GenerateConfig(dtype="float32").difference(GenerateConfig(**given)) == f"{name} was 'taylorseer', now None"
+    assert GenerateConfig(**given).decisive() == LoadOptions(dtype="float32").decisive()
+    assert set(GenerateConfig(**given).drafting.decisive()) == {name}
+
+
 @given(st.sets(st.sampled_from(sorted(OTHER))))
 def test_a_configuration_reads_back_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, names: set[str]

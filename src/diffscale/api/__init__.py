@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from diffscale.engine.results import Observer, Result, among
 from diffscale.engine.scoring import check_chooser
 from diffscale.engine.task import Task, baseline_task
 from diffscale.models.class_conditional import class_model
+from diffscale.models.drafting import DraftOptions
 from diffscale.models.load import (
     best_device,
     check_negative,
@@ -40,6 +41,8 @@ from diffscale.verifiers import check as check_verifier
 from diffscale.verifiers import load as load_verifier
 from diffscale.verifiers import name_of_verifier
 
+_PLAIN: Final = DraftOptions()
+
 
 def make_sampler(
     model: Any,
@@ -49,13 +52,15 @@ def make_sampler(
     pipe_args: Mapping[str, Any],
     loading: LoadOptions,
     load: Callable[[str, LoadOptions], Any] | None = None,
+    drafting: DraftOptions = _PLAIN,
 ) -> Sampler:
     """The sampler of a pipeline or model name, called as its folder states where `steps` and `pipe_args` are silent.
 
     The `prompts` of class-conditional models are names or ids of classes, and become ClassLabels. `load` gives the
-    pipeline of a name, None: as `load_pipeline` does.
+    pipeline of a name, None: as `load_pipeline` does. `drafting`: further ways of drafting.
     Raises DiffscaleError if it cannot be loaded, or does not run as `loading` says.
     """
+    drafting.check(loading)
     if not isinstance(model, str) and (asked := sorted(loading.asked().keys() - {"device"})):
         raise DiffscaleError(
             f"The pipeline is loaded already and used as it is: set {', '.join(asked)} on it, or give its name."
@@ -75,8 +80,9 @@ def make_sampler(
         raise DiffscaleError(f"A sample takes 1 step or more, not {inference_steps}.")
     try:
         if by_class is not None:
-            return by_class.sampler(prompts, inference_steps, args)
-        return sampler_of(pipe, prompts, inference_steps, args)
+            sampler: Sampler = by_class.sampler(prompts, inference_steps, args)
+        else:
+            sampler = sampler_of(pipe, prompts, inference_steps, args)
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
         # The first call of a pipeline is where an option or an argument turns out not to suit it.
         options = loading.asked().keys() & {"scheduler", "compile", "attention", "quantize", "offload"}
@@ -84,6 +90,13 @@ def make_sampler(
         if not said or out_of_memory(error):
             raise
         raise DiffscaleError(said) from error
+    ready = drafting.loaded(pipe, loading)
+
+    def sibling(prompts: Sequence[str]) -> Sampler:
+        return make_sampler(ready.model, prompts, steps=None, pipe_args=pipe_args, loading=LoadOptions())
+
+    ready.attach(sampler, sibling)
+    return sampler
 
 
 def merged_options(loading: LoadOptions | None, device: str | None, dtype: str | None) -> LoadOptions:
@@ -112,6 +125,9 @@ def search(
     journal: str | Path | None = None,
     progress: Counter = silent,
     choose: str | Verifier | Callable[[Tensor, list[str]], Any] | None = None,
+    draft_model: Any = None,
+    draft_cache: Any = None,
+    draft_decoder: Any = None,
 ) -> Result:
     """Search for the sample of `prompt` that the verifier likes best; or, of what it leads to, that `choose` does.
 
@@ -134,7 +150,8 @@ def search(
     changed since is refused. `progress`: called
     with the NFE spent so far, the budget and the `best` value. `choose`: another verifier, given in the same ways, by
     which the best of the finished candidates is chosen: the search, which it does not steer, cannot exploit it. Scores
-    and traces stay those of `verifier`; `Candidate.value` is what the candidates are ranked by.
+    and traces stay those of `verifier`; `Candidate.value` is what the candidates are ranked by. `draft_model`,
+    `draft_cache`, `draft_decoder`: what searches such as "draft via=cache" draft by, see `DraftOptions`.
 
     `Result.baseline` is one plain sample of the first noise, with `number` -1 and not in the ledger if the search did
     not sample it. The result is a function of the arguments up to `dtype` and of what of `loading` is decisive, not of
@@ -156,13 +173,15 @@ def search(
         loading = settle_dtype(pipe_or_id, loading, recorded.get("dtype"))
     # A ClassLabel is a string, and stays what it is.
     condition = prompt if isinstance(prompt, str) else str(prompt)
-    prompt_index = 0
+    prompt_index, drafting = 0, DraftOptions(draft_model, draft_cache, draft_decoder)
     if isinstance(pipe_or_id, Sampler):
-        if steps is not None or pipe_args or loading.asked().keys() - {"device"}:
+        if drafting != _PLAIN or steps is not None or pipe_args or loading.asked().keys() - {"device"}:
             raise DiffscaleError("A Sampler is used as it was made: give steps and other settings where it is made.")
         sampler, prompt_index = pipe_or_id, _prompt_index(pipe_or_id, condition)
     else:
-        sampler = make_sampler(pipe_or_id, [condition], steps=steps, pipe_args=pipe_args or {}, loading=loading)
+        sampler = make_sampler(
+            pipe_or_id, [condition], steps=steps, pipe_args=pipe_args or {}, loading=loading, drafting=drafting
+        )
     settings = {
         "model": pipe_or_id if isinstance(pipe_or_id, str) else type(pipe_or_id).__name__,
         "prompt": sampler.prompts[prompt_index],
@@ -175,6 +194,7 @@ def search(
         "gallery": gallery,
         **({} if keep_best == 1 else {"keep_best": keep_best}),
         **({} if choose is None else {"choose": name_of_verifier(choose)}),
+        **drafting.decisive(),
     }
     if isinstance(pipe_or_id, str):
         settings |= loading.decisive()

@@ -22,6 +22,7 @@ from diffscale.engine.results import Candidate, Result
 from diffscale.engine.scoring import check_chooser
 from diffscale.engine.task import Task
 from diffscale.models.class_conditional import class_model
+from diffscale.models.drafting import DraftOptions
 from diffscale.models.load import best_device, dtype_of_pipeline, load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.registry import DEFAULT_SEARCH
@@ -49,7 +50,7 @@ _REFUSED: Final = {
 """Arguments of pipelines' calls that a search cannot heed, and why."""
 _OWN: Final = (
     "pipe", "results", "seeds", "_verifier", "_choose", "_make_search", "_independent", "_nfe", "_batch_size",
-    "_allocation",
+    "_allocation", "_drafting",
 )  # fmt: skip
 """Attributes of a `Searched` that are not its pipeline's."""
 
@@ -63,7 +64,8 @@ class Searched:
     `pipe_or_id`: a pipeline already loaded, or a shipped name, folder or Hub id, loaded as `loading` says; `device`
     and `dtype` are short for its fields. `search`, `verifier`, `choose`, `batch_size`: as of `diffscale.search`.
     `nfe`: the budget for each prompt of a call, in denoiser evaluations. `allocation`: how the prompts of a call share
-    the budgets of all, as "threshold score=.9", see `Threshold`; None: each has its own.
+    the budgets of all, as "threshold score=.9", see `Threshold`; None: each has its own. `draft_model`, `draft_cache`,
+    `draft_decoder`: as of `diffscale.search`.
 
     A call takes what the pipeline's own takes, in its order, and gives its output: the best `num_images_per_prompt` (or
     `num_videos_per_prompt`) samples of each prompt, best first, prompt by prompt. Prompts are searched together. The
@@ -95,10 +97,15 @@ class Searched:
         dtype: str | None = None,
         loading: LoadOptions | None = None,
         choose: str | Verifier | Callable[[Tensor, list[str]], Any] | None = None,
+        draft_model: Any = None,
+        draft_cache: Any = None,
+        draft_decoder: Any = None,
     ) -> None:
         nfe, batch_size = whole("nfe", nfe, 1), None if batch_size is None else whole("batch_size", batch_size, 1)
         chosen, options = choose_search(search), merged_options(loading, device, dtype)
         check_verifier(verifier)
+        drafting = DraftOptions(draft_model, draft_cache, draft_decoder)
+        drafting.check(options)
         if choose is not None:
             check_verifier(choose)
         shared = made(allocation, "allocation", ALLOCATIONS)
@@ -116,6 +123,7 @@ class Searched:
             raise not_a_pipeline(pipe)
         name = pipe_or_id if by_name else str(getattr(pipe, "name_or_path", ""))
         self.pipe, self.results, self.seeds = pipe, [], []
+        self._drafting = drafting.loaded(pipe, options)
         self._verifier = load_verifier(verifier, device=device, image_model=name)
         self._choose = None if choose is None else load_verifier(choose, device=device, image_model=name)
         check_chooser(self._verifier, self._choose)
@@ -135,7 +143,12 @@ class Searched:
             _log.warning("No generator was given: the seed is %d, as of torch.manual_seed(%d).", seeds[0], seeds[0])
         self.results, self.seeds = [], seeds
         sampler = make_sampler(
-            self.pipe, prompts, steps=call.inference_steps, pipe_args=call.pipe_args, loading=LoadOptions()
+            self.pipe,
+            prompts,
+            steps=call.inference_steps,
+            pipe_args=call.pipe_args,
+            loading=LoadOptions(),
+            drafting=self._drafting,
         )
         if self._independent and self._nfe // sampler.steps < call.count != 1:
             raise DiffscaleError(

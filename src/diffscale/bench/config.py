@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
@@ -13,6 +13,9 @@ from diffscale._util.config import Flag
 from diffscale._util.errors import check_name
 from diffscale.models.options import MEANS, LoadOptions
 from diffscale.registry import DEFAULT_MODEL, DEFAULT_SEARCH, DEFAULT_SUITE, plugins
+
+if TYPE_CHECKING:
+    from diffscale.models.drafting import DraftOptions
 
 SearchText = Annotated[str, AfterValidator(lambda text: plugins("searches").short(text))]
 VerifierText = Annotated[str, AfterValidator(lambda text: plugins("verifiers").short(text))]
@@ -33,6 +36,25 @@ class ModelConfig(LoadOptions):
     )
     negative_prompt: str | None = Field(None, description="What not to draw, by classifier-free guidance.")
     batch_size: int | None = Field(None, gt=0, description="Most rows at once. Default: found by itself.")
+    draft_model: str | None = Field(
+        None, description="For drafts via=model: a smaller or distilled model of the same latents, as --model."
+    )
+    draft_cache: str | None = Field(
+        None, description="For drafts via=cache: taylorseer, magcache or pyramid_attention_broadcast, with arguments "
+        'as "taylorseer cache_interval=5".',
+    )  # fmt: skip
+    draft_decoder: str | None = Field(
+        None,
+        description="For all drafts: an autoencoder in the place of the vae, such as a TAESD, by folder or Hub id.",
+    )
+
+    @property
+    def drafting(self) -> DraftOptions:
+        """The further ways of drafting."""
+        # Imported late: diffusers takes seconds.
+        from diffscale.models.drafting import DraftOptions
+
+        return DraftOptions(self.draft_model, self.draft_cache, self.draft_decoder)
 
     @property
     def call_args(self) -> dict[str, Any]:
@@ -110,7 +132,8 @@ class BenchConfig(ModelConfig):
     def shared(self) -> dict[str, Any]:
         """What all results in one folder have in common; searches, verifiers, budgets, prompts may be added to it."""
         shared = self.model_dump(include={"model", "seed", "steps"}) | {"pipe_args": self.call_args}
-        return shared | ({} if self.choose is None else {"choose": self.choose}) | self.decisive()
+        given = self.model_dump(include={"choose", "draft_model", "draft_cache", "draft_decoder"}, exclude_none=True)
+        return shared | given | self.decisive()
 
 
 class Hardware(BaseModel):

@@ -74,6 +74,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     this run, and for unknown names.
     """
     check_names([settings.search], settings.verifiers)
+    settings.drafting.check(settings)
     saved, done = folder / "config.yaml", folder / "result.json"
     if os.path.exists(saved):  # no error for names that no file system takes
         # Settings that could not be met leave nothing that was paid for.
@@ -113,7 +114,8 @@ def _run(settings: GenerateConfig, folder: Path, progress: Progress) -> dict[str
         settings.model, settings.prompt, search=settings.search, verifier=settings.verifier, nfe=settings.budget,
         seed=settings.seed, steps=settings.steps, pipe_args=settings.call_args, batch_size=settings.batch_size,
         loading=settings, gallery=SHOWN, journal=folder / "journal.sqlite", progress=partial(progress, "searching"),
-        choose=settings.choose,
+        choose=settings.choose, draft_model=settings.draft_model, draft_cache=settings.draft_cache,
+        draft_decoder=settings.draft_decoder,
     )  # fmt: skip
     summary = _summary(settings, result)
     title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{result.prompt}”"

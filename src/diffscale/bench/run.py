@@ -78,6 +78,7 @@ def run(
     process writes to; a search that finds nothing becomes a sample with `error`.
     """
     check_names(settings.search, [], settings.allocation)
+    settings.drafting.check(settings)
     settings = settle(settings, folder)
     chosen = cells(settings) if only is None else only
     # Opened even if all is done: it knows whether the folder is of this model and seed.
@@ -174,7 +175,7 @@ class _Bench:
         settings = self.settings
         return make_sampler(
             self.source, self.prompts, steps=steps, pipe_args=settings.call_args, loading=settings,
-            load=self.networks.pipeline,
+            load=self.networks.pipeline, drafting=settings.drafting,
         )  # fmt: skip
 
     @cached_property

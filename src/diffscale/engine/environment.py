@@ -12,7 +12,7 @@ from diffscale._util.errors import DiffscaleError
 from diffscale._util.limits import check_rows
 from diffscale.engine import noise
 from diffscale.engine.leaderboard import aggregate_pool
-from diffscale.engine.ledger import Ledger, drafter_of
+from diffscale.engine.ledger import Ledger, drafter_of, drafting
 from diffscale.types import (
     Aggregate,
     Answer,
@@ -63,6 +63,9 @@ class SearchEnvironment:
 
     def draft_nfe(self, steps: int, via: str = "") -> float:
         return drafter_of(self.sampler, steps, via).nfe
+
+    def draft_steps(self, via: str = "") -> int:
+        return drafting(self.sampler).draft_steps(via)
 
     def prior(self, n: int) -> State:
         check_rows(n, self._one.row_bytes)

@@ -72,11 +72,16 @@ class Ledger:
 
 def drafter_of(sampler: Sampler, steps: int, via: str) -> Drafter:
     """How `sampler` drafts; raises Unsuited where it does not, DiffscaleError where it does not so."""
+    return drafting(sampler).drafter(steps, via)
+
+
+def drafting(sampler: Sampler) -> Drafts:
+    """`sampler`, which can draft; raises Unsuited where it cannot."""
     if not isinstance(sampler, Drafts):
         raise Unsuited(
             "This model cannot be drafted in fewer steps: use another search, see `diffscale list searches`."
         )
-    return sampler.drafter(steps, via)
+    return sampler
 
 
 def price(request: Request, sampler: Sampler) -> int:

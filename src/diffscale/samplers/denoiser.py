@@ -42,8 +42,9 @@ class DenoiserSampler(SolvedSampler):
     (None: the latents are pictures in [-1, 1]); it is differentiable if searches by gradient are to run. Latents are
     of `dtype` and stay on `device` (None: that of the network's parameters, else the CPU).
 
-    Building one evaluates the network once, in no ledger, for `flops_per_forward`. Raises DiffscaleError for settings
-    that cannot be met, for a network that cannot be called so, and for outputs of another shape.
+    Building one evaluates the network once, in no ledger, for `forwards_per_nfe` and `flops_per_forward`. Raises
+    DiffscaleError for settings that cannot be met, for a network that cannot be called so, and for outputs of another
+    shape.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class DenoiserSampler(SolvedSampler):
         self._conditions = None if conditions is None else conditions.to(like.device)
         self._null, self._scale, self._guided_channels = null_condition, guidance_scale, guided
         self._interval_of_guidance = (-torch.inf, torch.inf) if guidance_interval is None else guidance_interval
-        self.flops_per_forward = self._probe()
+        self.forwards_per_nfe, self.flops_per_forward = self._probe()
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
@@ -155,14 +156,14 @@ class DenoiserSampler(SolvedSampler):
             )
         return self._sign * output.to(x)
 
-    def _probe(self) -> float:
+    def _probe(self) -> tuple[int, float]:
         one = torch.zeros(1, dtype=torch.int64)
         takes = "x, t" if self._conditions is None else "x, t, condition"
         failed = f"The network does not run as network({takes}) ({{why}}): wrap it in a function that takes these."
         with explained(failed, TypeError), count_flops() as flops, torch.no_grad():
             self.predict(self.prior(one, one))
         forwards, self.forwards = self.forwards, 0
-        return flops.total / forwards
+        return forwards, flops.total / forwards
 
 
 def _check_prediction(prediction: str, schedule: NoiseSchedule) -> None:

@@ -7,6 +7,7 @@ and decoding the empty window after the last.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from diffscale.engine import noise
 from diffscale.samplers import levels
 from diffscale.samplers.arguments import check_arguments
 from diffscale.samplers.calls import pictures, together_or_alone
-from diffscale.samplers.drafts import DraftingSampler
+from diffscale.samplers.drafts import Around, DraftingSampler
 from diffscale.samplers.formulas import Marginal, denoise, renoise
 from diffscale.samplers.grid import GridSampler
 from diffscale.samplers.windowed.pipeline import WindowedPipeline
@@ -74,6 +75,18 @@ class DiffusersSampler(DraftingSampler, GridSampler):
         other.pipeline = self.pipeline.in_steps(intervals)
         other._take_grid(intervals)
         return other
+
+    @property
+    def denoisers(self) -> Sequence[torch.nn.Module]:
+        return list(self.pipeline.denoisers.values())
+
+    def call_within(self, around: Around) -> None:
+        self.pipeline.around = around
+
+    def decoded_by(self, network: Any) -> AbstractContextManager[None]:
+        if "vae" not in self.pipeline.components:
+            return super().decoded_by(network)
+        return self.pipeline.with_networks({"vae": network})
 
     @property
     def noise_scale(self) -> float:

@@ -25,11 +25,11 @@ class SolvedSampler(DraftingSampler, GridSampler):
     evaluations has a grid point in its middle, so that every step has a level of its own.
     """
 
-    flops_per_forward: float
+    forwards: int = 0
+    forwards_per_nfe: float = 1
 
     def __init__(self, prompts: Sequence[str], schedule: Schedule, solver: Euler, like: Tensor) -> None:
         self.prompts = prompts
-        self.forwards = 0
         self._solver, self._like = solver, like
         self._take_schedule(schedule)
 

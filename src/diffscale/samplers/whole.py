@@ -27,7 +27,7 @@ from diffscale.samplers.calls import (
     together_or_alone,
 )
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.samplers.drafts import DraftingSampler
+from diffscale.samplers.drafts import Around, DraftingSampler
 from diffscale.samplers.safety import flags_of_rows, has_checker, noted_flags
 from diffscale.samplers.windowed.loop import NotWindowed
 from diffscale.types import State
@@ -70,6 +70,7 @@ class WholeSampler(DraftingSampler):
     """
 
     predictable: Final = ()
+    forwards: int = 0
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class WholeSampler(DraftingSampler):
         why: str = "it was asked for whole",
     ) -> None:
         check_arguments(pipe, prompts, pipe_args or {})
-        self.prompts, self.why, self.forwards, self.alone = list(prompts), why, 0, False
+        self.prompts, self.why, self.alone = list(prompts), why, False
         self._pipe, self._name = pipe, type(pipe).__name__
         self.intervals, self._args = inference_steps, dict(pipe_args or {})
         self._taken = call_parameters(pipe)
@@ -92,11 +93,19 @@ class WholeSampler(DraftingSampler):
             _log.warning("%s has a cache, which may decide over a whole batch: each row is run alone.", self._name)
         self._flops, self._measured = 0, 0
         self._denoisers: list[torch.nn.Module] = []
+        self._around: Around = nullcontext
         self._start: int | None = None
         self._probe()
 
     def in_steps(self, intervals: int) -> WholeSampler:
         return WholeSampler(self._pipe, self.prompts, intervals, self._args, self.why)
+
+    @property
+    def denoisers(self) -> Sequence[torch.nn.Module]:
+        return self._denoisers
+
+    def call_within(self, around: Around) -> None:
+        self._around = around
 
     @property
     def noise_scale(self) -> float:
@@ -185,7 +194,7 @@ class WholeSampler(DraftingSampler):
             args["generator"] = torch.Generator().manual_seed(0)
         draws = KeyedDraws(keys, start, self._start)
         # The user's own, not a copy: a cache's callback may ask it where in its trajectory it is.
-        with _left_as_it_is(self._pipe) as pipe, self._counted(), torch.no_grad(), draws:
+        with _left_as_it_is(self._pipe) as pipe, self._counted(), torch.no_grad(), self._around(pipe), draws:
             pipe.set_progress_bar_config(disable=True)
             draws.watch_prepare_latents(pipe)
             if self.caches:

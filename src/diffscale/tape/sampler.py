@@ -82,6 +82,11 @@ class TapeSampler:
             ..., None, None
         ]
 
+    def draft_steps(self, via: str = "") -> int:
+        recorded = [kind.steps for kind in self.tape.drafts if kind.via == via]
+        wanted = self.steps if via else self.steps / 4
+        return min(recorded, key=lambda steps: abs(steps - wanted), default=max(1, round(wanted)))
+
     def drafter(self, steps: int, via: str = "") -> Drafter:
         kind = self.tape.draft_kind(steps, via)
         column = len(self.tape.predictions) + list(self.tape.drafts).index(kind)

@@ -2,8 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import numpy as np
@@ -28,8 +28,8 @@ class WindowedPipeline:
     """A copy of `pipe` whose calls run windows; it shares the networks, and what is set on it stays off the user's.
 
     `forwards`: rows through the denoiser so far. `alone`: whether every row is a batch of its own. `differentiable`:
-    whether calls keep a graph. `encodings`: of the prompts, None if embeddings are in `args`. Raises NotWindowed for
-    pipelines that cannot be windowed.
+    whether calls keep a graph. `around`: what each call runs within, given the copy. `encodings`: of the prompts, None
+    if embeddings are in `args`. Raises NotWindowed for pipelines that cannot be windowed.
     """
 
     def __init__(self, pipe: Any, prompts: Sequence[str], inference_steps: int, args: Mapping[str, Any]) -> None:
@@ -40,6 +40,7 @@ class WindowedPipeline:
             raise NotWindowed(f"its {' and '.join(cached)} caches what it does, from one step to the next")
         self.prompts, self.forwards, self.alone, self.differentiable = list(prompts), 0, False, False
         self._steps, self._args, self._taken = inference_steps, dict(args), taken
+        self.around: Callable[[Any], AbstractContextManager[Any]] = nullcontext
         self._denoisers: list[torch.nn.Module] = []
         self._own = pipe
         self._pipe = copy.copy(pipe)
@@ -253,7 +254,8 @@ class WindowedPipeline:
         self.scheduler.window = window
         with counted_rows(self._denoisers) as called, torch.set_grad_enabled(self.differentiable):
             try:
-                answer = self._call(self._pipe, **args)
+                with self.around(self._pipe):
+                    answer = self._call(self._pipe, **args)
             except UnboundLocalError as error:
                 raise NotWindowed("it cannot be called without a step") from error
             except ValueError as error:
