@@ -51,7 +51,7 @@ def made(name, **options):
     t = tiny()
     t.pipe.set_progress_bar_config(disable=True)
     args = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in t.args.items()}
-    options = {"verifier": Brightness(), "nfe": 6 * STEPS, **options}
+    options = {"search": "random", "verifier": Brightness(), "nfe": 6 * STEPS, **options}
     return Searched(t.pipe, **options), args, output_class
 
 

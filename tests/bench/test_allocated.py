@@ -18,7 +18,9 @@ from diffscale.cli.main import app
 from diffscale.testing import Killed
 
 PROMPTS = ["a red circle", "a blue star", "a green square"]
-SETTINGS = BenchConfig(steps=1, device="cpu", seed=5, budget=[6], allocation="threshold minimum=2 chance=0")
+SETTINGS = BenchConfig(
+    search=["random"], steps=1, device="cpu", seed=5, budget=[6], allocation="threshold minimum=2 chance=0"
+)
 
 
 class Bright:
@@ -94,7 +96,18 @@ def test_the_command_says_that_they_share(tmp_path):
     texts = tmp_path / "prompts.txt"
     texts.write_text("\n".join(PROMPTS))
     out = tmp_path / "out"
-    words = ["bench", str(texts), "--allocation", "threshold minimum=2", "--budget", "4", "--steps", "1"]
+    words = [
+        "bench",
+        str(texts),
+        "--search",
+        "random",
+        "--allocation",
+        "threshold minimum=2",
+        "--budget",
+        "4",
+        "--steps",
+        "1",
+    ]
     found = CliRunner().invoke(app, [*words, "--device", "cpu", "--output", str(out)])
     assert found.exit_code == 0, found.output
     assert "share one budget by threshold minimum=2" in " ".join(found.output.split())

@@ -26,7 +26,7 @@ def drawn(monkeypatch, folder, samples):
     """The curves of the scaling plot, by search."""
     seen = []
     monkeypatch.setattr("diffscale.bench.report.plots.curves", lambda lines, *rest: seen.append(lines))
-    write(BenchConfig(budget=[80], dtype="float32"), [CELL], samples, folder)
+    write(BenchConfig(search=["random"], budget=[80], dtype="float32"), [CELL], samples, folder)
     return seen
 
 
@@ -63,7 +63,7 @@ def test_two_settings_of_one_verifier_have_plots_of_their_own(tmp_path):
     verifiers = ["mine:x power=1", "mine:x power=2", "clip"]
     cells = [Cell("random", verifier, 80) for verifier in verifiers]
     samples = [sample("a", 0, 1.0) | {"verifier": verifier} for verifier in verifiers]
-    write(BenchConfig(verifier=verifiers, budget=[80], dtype="float32"), cells, samples, tmp_path)
+    write(BenchConfig(search=["random"], verifier=verifiers, budget=[80], dtype="float32"), cells, samples, tmp_path)
     assert {path.name for path in tmp_path.glob("scaling*.png")} == {
         "scaling-mine_x_power=1.png", "scaling-mine_x_power=2.png", "scaling-clip.png"
     }  # fmt: skip

@@ -20,7 +20,7 @@ from diffscale.searches.random import random
 from diffscale.verifiers import load
 
 PROMPTS = ["a red circle", "a blue star"]
-SETTINGS = BenchConfig(steps=2, device="cpu", seed=5)
+SETTINGS = BenchConfig(search=["random"], steps=2, device="cpu", seed=5)
 
 
 @pytest.fixture

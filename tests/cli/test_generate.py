@@ -35,7 +35,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("generate") / "run"
     command = [sys.executable, "-c", "from diffscale.cli.main import run; run()", "generate", PROMPT]
-    command += ["--budget", "130", "--steps", "20", "--dtype", "float32", "--output", str(output)]
+    command += ["--search", "random", "--budget", "130", "--steps", "20", "--dtype", "float32", "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "first sample" in done.stdout
@@ -56,6 +56,16 @@ def test_the_folder_holds_what_is_promised(folder: Path) -> None:
     assert Image.open(folder / "best.png").size == (64, 64)
     for sheet in ("candidates.png", "scaling.png"):
         assert min(Image.open(folder / sheet).size) > 300
+
+
+def test_by_default_it_says_what_it_chose_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--steps", "8", "--budget", "90", "--dtype", "float32", "--output", str(tmp_path / "out")]
+    assert _run(monkeypatch, "generate", PROMPT, *settings) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    (decision,) = json.loads((tmp_path / "out" / "result.json").read_text())["decisions"]
+    assert decision.startswith("Chosen: ") and decision in said
 
 
 def test_running_it_again_computes_nothing(

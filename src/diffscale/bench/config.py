@@ -89,7 +89,7 @@ class GenerateConfig(ModelConfig):
         "a red circle above a blue square", min_length=1,
         description="What to draw; of a class-conditional model a class, by name or id.",
     )  # fmt: skip
-    search: SearchText = Field(DEFAULT_SEARCH, description='Search, as "random" or "random n=8".')
+    search: SearchText = Field(DEFAULT_SEARCH, description='Search, as "auto" or "random n=8".')
     verifier: VerifierText = Field("clip", description='Verifier, as "clip" or "clip model=ID".')
     budget: int = Field(1280, gt=0, description="Total NFE, final denoising included.")
     choose: VerifierText | None = Field(None, description=_CHOOSE)

@@ -51,6 +51,7 @@ class _Summary(BaseModel):
     best: _End
     baseline: _End
     compared: list[tuple[int, int, float]]
+    decisions: list[str] = []
     judges: dict[str, dict[str, Any]]
 
 
@@ -173,6 +174,7 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
         "trace": [[nfe, score] for nfe, score in result.trace],
         "traces": {name: [[nfe, score] for nfe, score in points] for name, points in result.traces.items()},
         "compared": [list(each) for each in result.compared],
+        **({"decisions": result.decisions} if result.decisions else {}),
         # What judges say of both pictures, and whether the search or the choice was by them.
         "judges": {judge: {**by_judge, **scores}} if scores else {},
     }

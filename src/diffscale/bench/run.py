@@ -35,7 +35,7 @@ from diffscale.engine.scoring import check_chooser, safe_score
 from diffscale.engine.task import Task, baseline_task
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import best_device, settle_dtype, warn_of_slow_dtype, world_of
-from diffscale.registry import DEFAULT_SEARCH
+from diffscale.registry import PLAIN_SEARCH
 from diffscale.registry.arguments import made
 from diffscale.registry.sources import sources
 from diffscale.report.pictures import to_pil
@@ -257,7 +257,7 @@ class _Bench:
                 name = task.name
             if (cell.verifier, each) not in self.first:
                 fresh[each] = replace(baseline_task(task), budget=self.sampler.steps, name=f"{name} | plain")
-        plain = replace(cell, search=DEFAULT_SEARCH, allocation="")
+        plain = replace(cell, search=PLAIN_SEARCH, allocation="")
         for each, outcome in zip(fresh, self._search(plain, list(fresh.values()), journal), strict=True):
             if isinstance(outcome, Result):
                 self.first[cell.verifier, each] = outcome.best

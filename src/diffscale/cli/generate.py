@@ -48,6 +48,8 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
         before, after = summary["baseline"]["value"], summary["best"]["value"]
         gain = f"{rounded(after, 4)} ({rounded(after - before, 4, sign=True)})"
         console.print(f"{choose.split()[0]}, which chose: first sample {rounded(before, 4)}, chosen {gain}")
+    for decision in summary.get("decisions", []):
+        console.print(decision)
     if summary["dropped"]:
         print_warning(console, f"{summary['dropped']} of {summary['candidates']} candidates could not be scored")
     if compared := summary["compared"]:

@@ -23,10 +23,13 @@ from diffscale._util.errors import DiffscaleError, first_line
 
 KINDS: Final = ("searches", "verifiers", "models", "suites", "metrics", "worlds", "datasets", "commands")
 
-DEFAULT_SEARCH: Final = "random"
+DEFAULT_SEARCH: Final = "auto"
+PLAIN_SEARCH: Final = "random"
 DEFAULT_MODEL: Final = "shapes-flux"
 DEFAULT_SUITE: Final = "shapes-mini"
-"""What is taken where none is named; the latter two are of the package diffscale-shapes, which may not be installed."""
+"""What is taken where none is named; the latter two are of the package diffscale-shapes, which may not be installed.
+`PLAIN_SEARCH` is what all searches are compared with.
+"""
 
 HOW_TO_GET_SHAPES: Final = (
     "comes with the package diffscale-shapes, which is not installed: in a checkout of diffscale `pip install "

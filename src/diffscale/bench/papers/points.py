@@ -15,7 +15,7 @@ from diffscale.bench.series import Cell, PromptRepeat
 from diffscale.models.load import base_model
 from diffscale.models.options import LoadOptions
 from diffscale.models.shipped import locate, read_manifest
-from diffscale.registry import DEFAULT_SEARCH
+from diffscale.registry import PLAIN_SEARCH
 from diffscale.searches import choose_search
 from diffscale.suites import prompts as prompt_files
 
@@ -92,7 +92,7 @@ class Point:
     def cell(self) -> Cell:
         """The cell of a bench that finds it."""
         if not self.searching:
-            return Cell(DEFAULT_SEARCH, "", 0)
+            return Cell(PLAIN_SEARCH, "", 0)
         return Cell(self.search, self.verifier, self.budget, 0 if self.final is None else self.final.steps or 0)
 
     @property
@@ -142,7 +142,7 @@ def points_of(part: Part, series: Series) -> list[Point]:
     searched = call_of(part, series)
     calls = [call_of(part, series, steps) for steps in series.final] or [searched]
     if series.verifier is None:
-        return [Point(call, None, DEFAULT_SEARCH, "", 0) for call in calls]
+        return [Point(call, None, PLAIN_SEARCH, "", 0) for call in calls]
     if len(calls) > 1 and len(series.budgets) > 1:
         raise DiffscaleError("A series grows its budgets or its final steps: give a list of one of them.")
     return [

@@ -12,7 +12,7 @@ from diffscale.bench.papers import trainings
 from diffscale.bench.papers.verdicts import Verdict
 from diffscale.models.load import world_of
 from diffscale.models.options import AUTO, DTYPES
-from diffscale.registry import DEFAULT_SEARCH
+from diffscale.registry import PLAIN_SEARCH
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 SettingName = Literal["shapes", "paper"]
@@ -36,7 +36,7 @@ class Series(_Strict):
     scheduler: str | None = Field(None, description="instead of the part's")
     steps: int | None = Field(None, gt=0)
     final: list[int] = Field(default_factory=list)
-    search: str = DEFAULT_SEARCH
+    search: str = PLAIN_SEARCH
     verifier: str | None = None
     budgets: list[int] = Field(default_factory=list)
 

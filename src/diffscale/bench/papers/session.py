@@ -29,7 +29,7 @@ from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import best_device, settle_dtype, world_of
 from diffscale.models.options import AUTO, LoadOptions
-from diffscale.registry import DEFAULT_SEARCH, plugins
+from diffscale.registry import PLAIN_SEARCH, plugins
 from diffscale.suites.prompts import categories
 from diffscale.types import ClassLabel, PoolVerifier, Verifier
 
@@ -203,7 +203,7 @@ def _run_part(item: str, name: str, part: Part, session: Session, progress: Prog
     if part.pairs is not None:
         call = call_of(part)
         pairs = {
-            text: (call, Cell(f"{DEFAULT_SEARCH} n={part.pairs.candidates}", text, part.pairs.candidates * call.nfe))
+            text: (call, Cell(f"{PLAIN_SEARCH} n={part.pairs.candidates}", text, part.pairs.candidates * call.nfe))
             for text in part.pairs.of
         }
         cells.setdefault(call, []).extend(cell for _, cell in pairs.values())
