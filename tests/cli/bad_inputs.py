@@ -463,8 +463,14 @@ def wrong_tapes() -> Iterator[list[str]]:
         yield ["tune", "auto", "--tape", file, "--output", "out/profile.json"]
     for name in ("empty", "text", "deep"):
         yield ["tape", "record", "shapes-mini", "--limit", "1", "--output", f"tapes/{name}"]
-    for looks in (["--predictions", "20"], ["--drafts", "3 nope"], ["--drafts", "many"], ["--predictions", "1,"]):
-        yield [*COMMANDS["tape record"][0], *looks]
+    for wrong in (
+        ["--predictions", "20"],
+        ["--drafts", "3 nope"],
+        ["--drafts", "many"],
+        ["--predictions", "1,"],
+        ["--verifier", "ensemble of=clip,shapes-judge"],
+    ):
+        yield [*COMMANDS["tape record"][0], *wrong]
 
 
 def wrong_outputs() -> Iterator[list[str]]:

@@ -96,7 +96,7 @@ def test_replay_tells_what_searches_find_and_goes_on_after_those_that_fail(toy, 
     again = ["tape", "replay", toy, "--verifier", "far", "--output", tmp_path / "r.json"]
     assert run_diffscale(monkeypatch, *again) == 0
     results = json.loads((tmp_path / "r.json").read_text())
-    assert (results["judge"], [row["budget"] for row in results["rows"]]) == (None, [64, 64])
+    assert (results["judge"], [row["budget"] for row in results["rows"]]) == (None, [64, 64, 64])
     assert run_diffscale(monkeypatch, *again[:-4], "--verifier", "ensemble of=near,far", "--judge", "near") == 0
     assert "score: ensemble of=near,far; judge: near" in capsys.readouterr().out
 

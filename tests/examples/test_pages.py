@@ -21,9 +21,11 @@ def shown(page: str, name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -
     return f"shown_{name}:{name}"
 
 
-@pytest.mark.parametrize("name", ["climb", "evolve"])
-def test_searches(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    check_search(shown("write_a_search.md", name, monkeypatch, tmp_path))
+@pytest.mark.parametrize(
+    ("page", "name"), [("write_a_search.md", "climb"), ("write_a_search.md", "evolve"), ("tapes.md", "half")]
+)
+def test_searches(page: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check_search(shown(page, name, monkeypatch, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["sharpness", "Redness", "SharpAndRed", "Marks"])

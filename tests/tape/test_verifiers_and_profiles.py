@@ -3,15 +3,20 @@
 import json
 from functools import partial
 
+import families
 import numpy as np
 import pytest
 import torch
+from pipelines import PROMPTS as TINY_PROMPTS
 from scipy.stats import spearmanr
 
 from diffscale._util.errors import DiffscaleError
+from diffscale.bench.tape_config import TapeConfig
+from diffscale.bench.tapes import _plan
 from diffscale.engine.driver import run_searches
 from diffscale.engine.task import Task
 from diffscale.samplers.toy import ToySampler
+from diffscale.samplers.whole import sampler_of
 from diffscale.searches.draft import draft
 from diffscale.searches.halving import halving
 from diffscale.searches.looks import Look
@@ -115,6 +120,33 @@ def test_another_recording_is_refused_and_the_same_one_is_read(tmp_path, changed
     else:
         assert torch.equal(again().scores["near"], first.scores["near"])
     assert sampler.forwards == 0
+
+
+class Way:
+    """A further way of drafting, which is fewer steps again."""
+
+    def steps(self, sampler):
+        return 5
+
+    def drafter(self, sampler, steps):
+        return sampler.drafter(steps)
+
+
+def test_by_default_there_are_looks_of_all_kinds_that_a_sampler_has(tmp_path):
+    settings = TapeConfig(candidates=2)
+    assert _plan(settings, ToySampler(PROMPTS, 8)) == Plan(2, 0, [1, 3, 5, 7], [(3, ""), (4, "")])
+    several = ToySampler(PROMPTS, 8)
+    several.ways = {"model": Way()}
+    assert _plan(settings, several).drafts == [(3, ""), (4, ""), (5, "model")]
+    tape = record(several, {"near": NEAR}, Plan(2, drafts=((5, "model"), (5, ""))), tmp_path / "toy.tape")
+    assert torch.equal(tape.draft("near", 5, "model"), tape.draft("near", 5))
+    tiny, scheduler, _ = families.WHOLE["sd_blended"]
+    made = tiny(scheduler(), True)
+    made.pipe.set_progress_bar_config(disable=True)
+    sampler = sampler_of(made.pipe, TINY_PROMPTS, 6, made.args)  # which cannot be stopped on its way
+    assert _plan(settings, sampler) == Plan(2, 0, [], [(3, "")])
+    recorded = record(sampler, {"near": NearPoint()}, _plan(settings, sampler), tmp_path / "whole.tape")
+    assert recorded.scores["near"].shape == (3, 2, 2)
 
 
 def test_what_cannot_be_recorded_is_told_before_anything_is_computed(tmp_path):

@@ -24,7 +24,7 @@ def _draft(given: Any) -> Any:
     steps, _, via = str(given).strip().partition(" ")
     if not (steps.isdecimal() and len(steps) < 7 and int(steps)):
         raise ValueError(
-            f"a draft is a number of steps, and maybe a way of drafting, as in 5 or '5 small', not {given!r}"
+            f"a draft is a number of steps, and maybe a way of drafting, as in 5 or '20 cache', not {given!r}"
         )
     return int(steps), via.strip()
 
@@ -40,8 +40,8 @@ class RecordedConfig(ModelConfig):
     drafts: Annotated[
         list[Annotated[tuple[int, str], BeforeValidator(_draft)]] | None, BeforeValidator(_listed), Flag(commas=True)
     ] = Field(
-        None, description="Steps of drafts, by commas, as 3,5 or '3,5 via', or none. Default: 3, 4, 5, 6, 8 and 10, up "
-        "to half of all.",
+        None, description="Steps of drafts, by commas, as 3,5 or '3,20 cache', or none. Default: 3, 4, 5, 6, 8 and 10, "
+        "up to half of all, and one of each further way of drafting.",
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ class ReplayConfig(BaseModel):
 
     tape: Annotated[Path, Flag(argument="FILE.tape")] = Field(description="What `diffscale tape record` wrote.")
     search: list[SearchText] = Field(
-        ["draft", "halving"], min_length=1, description="Algorithm and arguments; repeatable."
+        ["auto", "draft", "halving"], min_length=1, description="Algorithm and arguments; repeatable."
     )
     verifier: VerifierText | None = Field(
         None, description='What to search with, of the tape, or as "ensemble of=clip,image_reward". Default: its first.'

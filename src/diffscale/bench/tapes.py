@@ -34,16 +34,18 @@ def make(
     name is in `about` of the tape. `say` is told which dtype was chosen. Raises DiffscaleError for settings that cannot
     be met and for a file of another recording.
     """
+    settings.drafting.check(settings)
     settings = settle_dtype(settings.model, settings, _recorded(path).get("dtype"), say)
     networks = Networks(best_device(settings.device))
     sampler = make_sampler(
         settings.model, prompts, steps=settings.steps, pipe_args=settings.call_args, loading=settings,
-        load=networks.pipeline,
+        load=networks.pipeline, drafting=settings.drafting,
     )  # fmt: skip
     judge = _judge_name(settings.model, sampler)
     names = list(dict.fromkeys([*settings.verifiers, *([] if judge is None else [judge])]))
     about: dict[str, Any] = settings.model_dump(mode="json", include={"model", "steps", "pipe_args", "negative_prompt"})
-    about |= settings.decisive() | {"judge": judge, "sources": sources(*settings.verifiers)}
+    about |= settings.decisive() | settings.drafting.decisive()
+    about |= {"judge": judge, "sources": sources(*settings.verifiers)}
     verifiers = {name: networks.verifier(name, settings.model) for name in names}
     plan = _plan(settings, sampler)
     return record(sampler, verifiers, plan, path, about=about, batch_size=settings.batch_size, progress=progress)
@@ -67,9 +69,10 @@ def _plan(settings: TapeConfig | TuneConfig, sampler: Sampler) -> Plan:
     predictions, drafts = settings.predictions, settings.drafts
     if predictions is None:  # a pipeline that can only be run whole has none
         predictions = [] if isinstance(sampler, WholeSampler) else every_second(sampler.steps)
-    if drafts is None:
-        drafts = [(steps, "") for steps in short_drafts(sampler.steps)] if isinstance(sampler, Drafts) else []
-    return Plan(settings.candidates, settings.seed, sorted(set(predictions)), list(dict.fromkeys(drafts)))
+    if drafts is None and isinstance(sampler, Drafts):
+        drafts = [(steps, "") for steps in short_drafts(sampler.steps)]
+        drafts += [(sampler.draft_steps(via), via) for via in sampler.drafts if via]
+    return Plan(settings.candidates, settings.seed, sorted(set(predictions)), list(dict.fromkeys(drafts or [])))
 
 
 def _judge_name(model: str, sampler: Sampler) -> str | None:

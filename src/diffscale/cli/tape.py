@@ -46,7 +46,7 @@ def record(
     with progress_bars(console, "prompts") as progress:
         tape = tapes.make(settings, prompts, output, partial(progress, "recording"), partial(print_dtype, console))
     known = f"{len(tape.prompts)} prompts, {tape.candidates} candidates, by {', '.join(tape.scores)}"
-    console.print(f"{known}: {output} is written, for `diffscale tape replay`")
+    console.print(f"{known}: {output} has them, for `diffscale tape replay`")
 
 
 @app.command()

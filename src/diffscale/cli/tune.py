@@ -16,7 +16,7 @@ from diffscale.cli.terminal import print_dtype, print_table, progress_bars, quie
 app = typer.Typer(no_args_is_help=True, help="Measure on a model what searches choose by.")
 
 
-@app.callback()
+@app.callback()  # without one an app of one command would be that command
 def tune() -> None:
     """Measure on a model what searches choose by."""
 

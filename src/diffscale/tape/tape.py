@@ -35,7 +35,8 @@ class Tape:
     `scores`: by verifier, float32 [P, N, C]; the C columns are those of `predictions` (numbers of steps after which the
     x0-prediction was scored), then those of `drafts`, then the finished sample. Candidate i of a prompt is the i-th
     that random search samples from `seed`. `levels`: the grid's noise levels, one more than steps. `seconds`: means for
-    one row: of a `step`, of `decode` and of each verifier. `about`: what was recorded, as settings.
+    one row: of a `step`, of `decode` and of each verifier. `about`: what was recorded, as settings; of these `judge` is
+    the verifier that is the judge of the model's world.
     """
 
     prompts: Sequence[str]
