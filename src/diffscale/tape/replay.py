@@ -23,14 +23,15 @@ from diffscale.types import Search
 class Found:
     """What a search found on each of P prompts, means over draws: float64 [P] each.
 
-    `score`: the verifier's, of the best candidate; `judged`: by judge, of the same; `nfe`, `finished`: what was spent,
-    and how many candidates were finished.
+    `score`: the verifier's, of the best candidate; `judged`: by judge, of the same; `nfe`, `finished`, `decodes`: what
+    was spent, how many candidates were finished, and how many pictures were decoded and scored.
     """
 
     score: NDArray[np.float64]
     judged: dict[str, NDArray[np.float64]]
     nfe: NDArray[np.float64]
     finished: NDArray[np.float64]
+    decodes: NDArray[np.float64]
 
 
 def replay(
@@ -43,7 +44,7 @@ def replay(
     found = [_once(tape, search, verifier, budget, judges, draw) for draw in range(draws)]
     mean: Callable[[str], Any] = lambda name: np.mean([getattr(each, name) for each in found], 0)  # noqa: E731
     judged = {judge: np.mean([each.judged[judge] for each in found], 0) for judge in judges}
-    return Found(mean("score"), judged, mean("nfe"), mean("finished"))
+    return Found(mean("score"), judged, mean("nfe"), mean("finished"), mean("decodes"))
 
 
 def _once(
@@ -60,6 +61,7 @@ def _once(
         {judge: ended[judge] for judge in judges},
         np.array([result.ledger.nfe for result in results], float),
         np.array([result.candidates for result in results], float),
+        np.array([result.ledger.decodes for result in results], float),
     )
 
 

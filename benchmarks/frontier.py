@@ -1,0 +1,207 @@
+"""How many times its budget is a search worth, and do held-out judges agree?
+
+    diffscale tape record --model shapes-flux --suite shapes --candidates 128 --predictions 7 --predictions 9 \
+        --predictions 11 --verifier clip --verifier image_reward --verifier pick_score --verifier shapes-grader \
+        --output outputs/frontier/shapes-flux.tape
+    python benchmarks/frontier.py outputs/frontier/shapes-flux.tape [--draws 4] [--output docs/frontier]
+
+Searches run on the tape (`diffscale.tape`): the engine, the ledger and the candidates are those of a real run, and the
+scores are read instead of computed. Random search's curve is the U-statistic over all subsets of the same candidates.
+Every figure is over all prompts of the tape, with a 95% bootstrap interval over prompts; differences are paired.
+
+Printed and written as a page, for each verifier and budget: the multiplier (how many times the NFE random search needs
+for the same mean score), by the searched score and by the judge; the difference to random search at equal NFE, by both;
+and the multiplier in seconds with FLUX.1-dev's costs put in, as counted operations of its denoiser, decoder and a
+CLIP ViT-L/14. Then the bars: `auto` and `draft` at 16 and 64 candidates' worth. A search that asks for more candidates
+than the tape has is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from rich.progress import track
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from diffscale._util.errors import DiffscaleError
+from diffscale.engine.flops import count_flops
+from diffscale.metrics.bootstrap import interval
+from diffscale.report import plots
+from diffscale.searches import choose_search
+from diffscale.tape.curves import best_of, candidates_worth
+from diffscale.tape.replay import Found, gain, multiplier, replay
+from diffscale.tape.tape import Tape, load_tape
+from diffscale.tape.verifiers import finals
+
+JUDGE = "shapes-judge"
+CANDIDATES = (4, 8, 16, 32, 64)
+SEARCHES = ("auto", "draft", "draft steps=4 at=11", "halving at=7,11")
+BARS = ((16, 1.4, 2.0), (64, 2.0, 3.0))
+"""Candidates' worth that is to be found, at least for this part of the NFE, and as an aim for that part."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Operations of one row: a step of the denoiser, and a picture's decoding with its scoring."""
+
+    step: float
+    picture: float
+
+    def of(self, nfe: float, pictures: float) -> float:
+        """All operations of a search."""
+        return nfe * self.step + pictures * self.picture
+
+
+def flux_costs() -> Costs:
+    """Counted operations of FLUX.1-dev at 1024x1024 and of CLIP ViT-L/14, on networks without weights."""
+    with torch.device("meta"):
+        denoiser = FluxTransformer2DModel(guidance_embeds=True)
+        tokens = {
+            "hidden_states": (1, 4096, 64),
+            "encoder_hidden_states": (1, 512, 4096),
+            "pooled_projections": (1, 768),
+        }
+        tokens |= {"timestep": (1,), "guidance": (1,), "img_ids": (4096, 3), "txt_ids": (512, 3)}
+        with count_flops() as step:
+            denoiser(**{name: torch.empty(shape) for name, shape in tokens.items()})
+        blocks: dict[str, Any] = {
+            "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+        }  # fmt: skip
+        decoder = AutoencoderKL(**blocks, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
+        sizes = CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+        )
+        verifier = CLIPVisionModelWithProjection(sizes)
+        with count_flops() as picture:
+            decoder.decode(torch.empty(1, 16, 128, 128))
+            verifier(torch.empty(1, 3, 224, 224))
+    return Costs(step.total, picture.total)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a search found on the tape by a verifier, with `budget` NFE."""
+
+    verifier: str
+    budget: int
+    search: str
+    found: Found
+
+
+def rows(tape: Tape, verifiers: list[str], draws: int) -> Iterator[Row]:
+    """All searches by all verifiers at all budgets that the tape can answer."""
+    budgets = [k * tape.steps for k in CANDIDATES if 3 * k <= tape.candidates]
+    for verifier in verifiers:
+        for budget in budgets:
+            for search in SEARCHES:
+                if (found := tried(tape, search, verifier, budget, draws)) is not None:
+                    yield Row(verifier, budget, search, found)
+
+
+def tried(tape: Tape, search: str, verifier: str, budget: int, draws: int) -> Found | None:
+    """What `search` finds; None where the tape does not hold what it asks for."""
+    try:
+        return replay(tape, choose_search(search).make(), verifier, budget, judges=[JUDGE], draws=draws)
+    except DiffscaleError as error:
+        print(f"{search} by {verifier} at {budget} NFE is left out: {error}")
+        return None
+
+
+def multiplier_in_seconds(tape: Tape, row: Row, costs: Costs) -> float:
+    """How many times the operations random search needs for the same mean score."""
+    curve = np.array([best_of(finals(tape, row.verifier), k).mean() for k in range(1, tape.candidates + 1)])
+    worth = candidates_worth(curve, float(row.found.score.mean()))
+    return worth * costs.of(tape.steps, 1) / costs.of(row.found.nfe.mean(), row.found.decodes.mean())
+
+
+def shown(values: dict[str, float], sign: str = "") -> str:
+    low, high = (format(values[name], f"{sign}.2f" if not sign else f"{sign}.3f") for name in ("low", "high"))
+    return f"{format(values['mean'], f'{sign}.2f' if not sign else f'{sign}.3f')} [{low}, {high}]"
+
+
+def table(tape: Tape, found: list[Row], costs: Costs) -> list[str]:
+    """The page's table."""
+    lines = [
+        "| verifier | NFE | search | NFE spent, finished | multiplier | its score - random's | judge | "
+        "judge - random's | multiplier in FLUX's costs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in track(found, "intervals"):
+        judged = row.found.judged[JUDGE].mean()
+        lines.append(
+            f"| {row.verifier} | {row.budget:,} | `{row.search}` | {row.found.nfe.mean():.0f}, "
+            f"{row.found.finished.mean():.1f} | {shown(multiplier(tape, row.found, row.verifier))} | "
+            f"{shown(gain(tape, row.found, row.verifier, row.budget), '+')} | {judged:.3f} | "
+            f"{shown(gain(tape, row.found, row.verifier, row.budget, JUDGE), '+')} | "
+            f"{multiplier_in_seconds(tape, row, costs):.2f} |"
+        )
+    return lines
+
+
+def bars(tape: Tape, draws: int) -> Iterator[str]:
+    """Whether `auto` and `draft` are worth 16 and 64 candidates for a part of their NFE, by CLIPScore and the judge."""
+    for verifier in ("clip", JUDGE):
+        for worth, least, aim in BARS:
+            for part in (least, aim):
+                budget = int(worth * tape.steps / part)
+                for search in ("auto", "draft"):
+                    if 2 * worth > tape.candidates or (found := tried(tape, search, verifier, budget, draws)) is None:
+                        yield f"* {search} by {verifier}, {worth} candidates: this tape is too small to tell."
+                        continue
+                    pool = best_of(finals(tape, verifier), worth)
+                    missing = found.score - pool
+                    half = 1.96 * missing.std() / len(missing) ** 0.5
+                    yield (
+                        f"* `{search}` by {verifier} with {budget} NFE less random search with {worth * tape.steps} "
+                        f"({part} times as many): {missing.mean():+.4f} ± {half:.4f}."
+                    )
+
+
+def random_points(tape: Tape, verifier: str, judge: str | None) -> list[tuple[float, dict[str, float]]]:
+    """Random search's curve."""
+    worth = None if judge is None else finals(tape, judge)
+    counts = [k for k in (1, 2, *CANDIDATES, 128) if k <= tape.candidates]
+    return [(k * tape.steps, interval(best_of(finals(tape, verifier), k, worth))) for k in counts]
+
+
+def figure(tape: Tape, found: list[Row], verifier: str, judge: str | None, path: Path) -> None:
+    """Curves of all searches by a verifier: of its own score, or of the judge's."""
+    lines = {"random": random_points(tape, verifier, judge)}
+    for row in found:
+        if row.verifier == verifier:
+            values = row.found.score if judge is None else row.found.judged[judge]
+            lines.setdefault(row.search, []).append((float(row.found.nfe.mean()), interval(values)))
+    plots.curves(lines, "judge" if judge else f"{verifier} score", f"searched by {verifier}", path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tape", type=Path)
+    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--output", type=Path, default=Path("outputs/frontier"))
+    options = parser.parse_args()
+    tape, costs = load_tape(options.tape), flux_costs()
+    name = f"{options.tape.stem}-{len(tape.prompts)}x{tape.candidates}"
+    verifiers = [*(each for each in tape.scores if each != JUDGE), JUDGE]
+    found = list(rows(tape, verifiers, options.draws))
+    size = f"{len(tape.prompts)} prompts x {tape.candidates} candidates"
+    lines = [f"# {options.tape.stem}: searches on {size}, {options.draws} draws", "", *table(tape, found, costs), ""]
+    lines += ["Bars, with half the 95% interval over prompts:", "", *bars(tape, options.draws)]
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / f"{name}.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    for verifier in ("clip", JUDGE):
+        figure(tape, found, verifier, None, options.output / f"{name}-{verifier}.png")
+    figure(tape, found, "clip", JUDGE, options.output / f"{name}-clip-judged.png")
+
+
+if __name__ == "__main__":
+    main()
