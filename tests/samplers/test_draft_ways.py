@@ -16,6 +16,8 @@ from pipelines import PROMPTS, Brightness, tiny_flux, tiny_sd, tiny_sdxl
 import diffscale
 from diffscale._util.errors import DiffscaleError
 from diffscale.api import make_sampler
+from diffscale.bench.config import BenchConfig
+from diffscale.bench.run import run as bench
 from diffscale.engine.driver import run_searches
 from diffscale.engine.ledger import price
 from diffscale.engine.task import Task
@@ -33,7 +35,7 @@ from diffscale.types import Draft
 STEPS = 4
 KEYS, ROWS = torch.arange(3), torch.tensor([2, 0, 1])
 WORDS = {
-    "taylorseer": "taylorseer cache_interval=2 disable_cache_before_step=2 taylor_factors_dtype=float32",
+    "taylorseer": "taylorseer cache_interval=2 disable_cache_before_step=2",
     "magcache": "magcache mag_ratios=1,1,1,1 threshold=0.5 max_skip_steps=2",
     "pyramid_attention_broadcast": "pyramid_attention_broadcast spatial_attention_block_skip_range=2 "
     "spatial_attention_timestep_skip_range=-1,990",
@@ -164,7 +166,15 @@ def test_words_and_configurations_are_one_and_the_same():
     for kind, words in WORDS.items():
         assert cache_in_words(cache_of(words)) == cache_in_words(configured(kind, flux().pipe))
         assert " at 0x" not in cache_in_words(cache_of(words))
+    assert cache_of("taylorseer taylor_factors_dtype=bfloat16").taylor_factors_dtype == torch.bfloat16
     assert cache_of("magcache mag_ratios=flux").num_inference_steps == len(hooks.mag_cache.FLUX_MAG_RATIOS)
+
+
+def test_lite_mode_leaves_out_whole_blocks_and_knows_no_other_rows():
+    sampler = sampler_with(flux(), steps=8, cache="taylorseer cache_interval=3 use_lite_mode=true")
+    start, drafter = sampler.prior(KEYS, ROWS), sampler.drafter(8, "cache")
+    end = drafter.run(start).x
+    assert drafter.nfe < 0.8 * 8 and torch.allclose(drafter.run(start[[1]]).x, end[[1]], atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -373,6 +383,15 @@ def test_searches_by_a_drop_in_draft_so_too():
     )
     pipe(**args, prompt="a red circle", num_inference_steps=STEPS, generator=torch.manual_seed(0))
     assert pipe.results[0].best.score == pytest.approx(run(t, None, draft_cache=WORDS["magcache"]).best.score)
+
+
+def test_a_bench_drafts_so_too(tmp_path):
+    cache = "magcache mag_ratios=1 threshold=1 retention_ratio=0 max_skip_steps=1"
+    settings = {"search": ["draft via=cache n=3 finals=1"], "budget": [20], "steps": 3, "dtype": "float32"}
+    (sample,) = bench(BenchConfig(**settings, draft_cache=cache), ["a red circle"], tmp_path)
+    assert sample["network_forwards"] == (3 + 1) * 3 and 3 + 3 < sample["nfe"] < 3 * 3 + 3
+    with pytest.raises(DiffscaleError, match=r"is of another run.*draft_cache"):
+        bench(BenchConfig(**settings), ["a red circle"], tmp_path)
 
 
 def test_a_search_without_them_names_those_there_are():

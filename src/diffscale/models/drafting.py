@@ -1,5 +1,6 @@
 """Further ways of drafting a model's samples, as users ask for them: a cache, a smaller model, a cheap decoder."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -105,6 +106,6 @@ def _check_decoder(sampler: DraftingSampler, decoder: Any) -> None:
     if not hasattr(decoder, "decode"):
         raise DiffscaleError(f"{type(decoder).__name__} decodes nothing: give an autoencoder of diffusers.")
     with explained("The draft decoder does not decode the latents of this model ({why}): give one that does.", *_RUNS):
-        noise = first_noise(sampler)
-        with sampler.decoded_by(decoder), torch.no_grad():
-            sampler.decode(noise / sampler.noise_scale)
+        trial = copy.copy(sampler)  # which keeps what it finds out of pictures to itself
+        with trial.decoded_by(decoder), torch.no_grad():
+            trial.decode(first_noise(sampler) / sampler.noise_scale)

@@ -67,6 +67,9 @@ class _Typed:
         made: dict[str, Any] = given | {name: _READ[name][1](given[name]) for name in given if name in _READ}
         if "mag_ratios" in made:  # which are spread over the steps of a draft once these are known
             made["num_inference_steps"] = len(made["mag_ratios"])
+        if self._kind is TaylorSeerCacheConfig:
+            # diffusers keeps them in bfloat16, whose rounding makes a thousandth of a row depend on its batch.
+            made.setdefault("taylor_factors_dtype", torch.float32)
         return self._kind(**made)
 
 
@@ -77,7 +80,10 @@ STEP_CACHES: Final = MappingProxyType(
         "pyramid_attention_broadcast": PyramidAttentionBroadcastConfig,
     }
 )
-"""The caches that a draft can run under, by the names that users type."""
+"""The caches that a draft can run under, by the names that users type; they take the arguments of these classes.
+
+Where nothing is said, TaylorSeer's factors are float32, and no bfloat16.
+"""
 
 
 def cache_of(given: Any) -> Any:
