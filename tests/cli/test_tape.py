@@ -121,7 +121,7 @@ def test_prompts_without_scores_are_told_of(toy, tmp_path, monkeypatch, capsys):
     tape.scores["near"][1, 3, -1] = -torch.inf
     Tape(**vars(tape)).save(tmp_path / "t.tape")
     assert run_diffscale(monkeypatch, "tape", "replay", tmp_path / "t.tape", "--search", "random") == 0
-    assert "1 prompts are left out" in capsys.readouterr().out
+    assert "without 1 of 3 prompts" in capsys.readouterr().out
 
 
 def test_a_profile_is_measured_on_a_tape(recorded, tmp_path, monkeypatch, capsys):
@@ -134,6 +134,14 @@ def test_a_profile_is_measured_on_a_tape(recorded, tmp_path, monkeypatch, capsys
     assert run_diffscale(monkeypatch, *arguments) == 0
     assert json.loads((tmp_path / "p.json").read_text())["about"]["verifier"] == "clip"
     assert run_diffscale(monkeypatch, *arguments, "--verifier", "dino_ssl") == 2
+
+
+def test_auto_takes_the_profile_of_a_tape(toy, tmp_path, monkeypatch):
+    profile, results = tmp_path / "p.json", tmp_path / "r.json"
+    assert run_diffscale(monkeypatch, "tune", "auto", "--tape", toy, "--output", profile) == 0
+    search = ["--search", f"auto profile={profile}", "--budget", "48", "--output", results]
+    assert run_diffscale(monkeypatch, "tape", "replay", toy, *search) == 0
+    assert 0 < json.loads(results.read_text())["rows"][0]["nfe"] <= 48
 
 
 def test_a_profile_is_measured_on_a_tape_that_is_recorded_for_it_and_kept(tmp_path, monkeypatch):

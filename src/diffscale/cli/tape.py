@@ -45,8 +45,10 @@ def record(
     console = quiet_console()
     with progress_bars(console, "prompts") as progress:
         tape = tapes.make(settings, prompts, output, partial(progress, "recording"), partial(print_dtype, console))
-    known = f"{len(tape.prompts)} prompts, {tape.candidates} candidates, by {', '.join(tape.scores)}"
-    console.print(f"{known}: {output} has them, for `diffscale tape replay`")
+    console.print(
+        f"{output} has the scores of {len(tape.prompts)} x {tape.candidates} candidates by {', '.join(tape.scores)}, "
+        "for `diffscale tape replay`"
+    )
 
 
 @app.command()
@@ -81,7 +83,9 @@ def replay(
         raise DiffscaleError(f"No search could be replayed: {rows[0]['error']}")
     _print_rows(console, rows, verifier, judge)
     if left_out := len(tape.prompts) - len(used.prompts):
-        print_warning(console, f"{left_out} prompts are left out, as a finished sample of theirs has no score")
+        print_warning(
+            console, f"without {left_out} of {len(tape.prompts)} prompts, of which a finished sample has no score"
+        )
 
 
 def _print_rows(console: Console, rows: Sequence[dict[str, Any]], verifier: str, judge: str | None) -> None:
