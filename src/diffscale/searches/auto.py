@@ -48,8 +48,8 @@ def auto(env: Environment, profile: str = "") -> Search:
         agreement, why = measured.agreement, "by the profile"
     else:
         known, agreement, why = yield from _pilot(env, draft, drafts)
-    spent = 0 if known is None else len(known[0])
-    tried = policies(env, agreement, env.nfe_left, _in_time(env, measured))
+    drafted = None if known is None else (draft, len(known[0]))
+    tried = policies(env, agreement, drafted, _in_time(env, measured))
     best = max(range(len(tried)), key=lambda i: tried[i].gain)
     best = best if tried[best].gain > tried[0].gain + _MARGIN else 0
     gains = f"{tried[best].gain:.2f} standard deviations above the mean, and of random search {tried[0].gain:.2f}"
@@ -58,11 +58,7 @@ def auto(env: Environment, profile: str = "") -> Search:
     if not chosen.looks:
         yield from _random(env)
         return
-    mine = known if chosen.looks[0] == draft else None
-    sizes = list(chosen.sizes)
-    if mine is not None:  # what the pilot drafted is paid for
-        sizes[0] += spent
-    yield from halve(env, chosen.looks, sizes, agreement, mine)
+    yield from halve(env, chosen.looks, chosen.sizes, agreement, known if chosen.looks[0] == draft else None)
 
 
 def _random(env: Environment) -> Search:

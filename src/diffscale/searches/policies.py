@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.searches.looks import Agreement, Look
-from diffscale.searches.rounds import affordable
+from diffscale.searches.rounds import affordable, price
 from diffscale.types import Environment
 
 FEWER_STEPS: Final = ""
@@ -44,12 +44,18 @@ class Policy:
 def policies(
     env: Environment,
     agreement: Agreement,
-    budget: int,
+    known: tuple[Look, int] | None,
     affordable_time: Callable[[Sequence[Look], Sequence[int]], bool],
 ) -> list[Policy]:
-    """All that `budget` NFE pay for, and `affordable_time` of looks and sizes allows; random search is the first."""
-    found = [Policy((), (budget // env.steps,), _expected(agreement, (), (budget // env.steps,)))]
+    """All that the budget pays for, and `affordable_time` of looks and sizes allows; random search is the first.
+
+    `known`: a draft that so many candidates have had already, which costs nothing where it is the first look.
+    """
+    samples = env.nfe_left // env.steps
+    found = [Policy((), (samples,), _expected(agreement, (), (samples,)))]
     for looks in _combinations(env, agreement):
+        free = price(env, looks[:1], (known[1], 0)) if known is not None and looks[0] == known[0] else 0
+        budget = env.nfe_left + free
         numbers = tuple(agreement.number(look, look.steps / env.steps) or 0 for look in looks)
         tried: set[tuple[int, ...]] = set()
         for share in SHARES:
