@@ -472,7 +472,8 @@ class Environment(Protocol):
     free.
 
     `steps`: NFE of one whole trajectory. `levels`: noise levels of the grid, steps + 1 of them. `nfe_left`: what the
-    budget still pays. `chunk`: how many rows to ask for at once, so that memory stays bounded. `drafts`: ways of
+    budget still pays. `chunk`: how many rows to ask for at once, so that memory stays bounded; `most_rows`: how many
+    can be made at once at all. `wanted`: how many finished candidates its user wants to keep. `drafts`: ways of
     drafting, see `Draft`; empty where the model has none. `predicts`: after which numbers of steps x0-predictions can
     be had and scored; empty for pipelines that are run whole, and for verifiers that compare with them. Every draw is
     fresh: the same call twice gives two draws.
@@ -486,6 +487,10 @@ class Environment(Protocol):
     def nfe_left(self) -> int: ...
     @property
     def chunk(self) -> int: ...
+    @property
+    def most_rows(self) -> int: ...
+    @property
+    def wanted(self) -> int: ...
     @property
     def drafts(self) -> Sequence[str]: ...
     @property

@@ -127,6 +127,8 @@ def test_a_run_that_goes_on_does_what_it_had_decided(tmp_path, monkeypatch):
     (again,) = run_searches([task(auto, 400)], sampler, Near(), journal=journal)
     assert again.best.key == whole.best.key and torch.equal(again.pool, whole.pool) and sampler.forwards == 0
     assert not same(other, whole)
+    # What it tells is what it did, and not what it would decide here.
+    assert again.decisions == whole.decisions != other.decisions
 
 
 def profile(tmp_path, **seconds):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
-from diffscale._util.limits import check_rows
+from diffscale._util.limits import check_rows, most_rows
 from diffscale.engine import noise
 from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.engine.ledger import Ledger, drafter_of, drafting
@@ -43,6 +43,7 @@ class SearchEnvironment:
     chunk: int
     aggregate: Aggregate | None = None
     predicts: Sequence[int] = ()
+    wanted: int = 1
     drawn: int = 0
 
     @property
@@ -56,6 +57,10 @@ class SearchEnvironment:
     @property
     def nfe_left(self) -> int:
         return self.ledger.left
+
+    @property
+    def most_rows(self) -> int:
+        return most_rows(self._one.row_bytes)
 
     @property
     def drafts(self) -> Sequence[str]:

@@ -6,13 +6,21 @@ from typing import Any, get_args
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.fingerprints import name_of
 from diffscale.engine.ledger import drafter_of
-from diffscale.types import Draft, Request, Run, Sampler, Score, Solve, State
+from diffscale.types import Decide, Draft, Request, Run, Sampler, Score, Solve, State
 
 
 def check_request(request: Any, sampler: Sampler, search: Callable[..., Any]) -> None:
     """Raise DiffscaleError for what is no request, is about something else than a state with rows, or cannot be met by
     `sampler`; `search` yielded it."""
     kind = type(request).__name__
+    if isinstance(request, Decide):
+        choice = request.choice
+        if not isinstance(choice, int) or not -(2**63) <= choice < 2**63 or not isinstance(request.why, str):
+            raise DiffscaleError(
+                "A search settles on a whole number of 64 bits, and says why in a sentence, not on "
+                f"{choice!r}: {request.why!r}."
+            )
+        return
     if not isinstance(request, Request):
         mend = "write `yield from` there" if isinstance(request, Generator) else "mend it"
         mend = "write `yield from env.evaluate(state)`" if isinstance(request, State) else mend

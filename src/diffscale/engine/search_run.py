@@ -113,8 +113,9 @@ class SearchRun:
         predictable = getattr(self.sampler, "predictable", range(1, self.sampler.steps))
         predicts = () if isinstance(context.verifier, NeedsIntermediateX0) else predictable
         environment = SearchEnvironment(
-            self.sampler, self.task.prompt_index, self.task.key, self.ledger, chunk, context.aggregate, predicts
-        )
+            self.sampler, self.task.prompt_index, self.task.key, self.ledger, chunk, context.aggregate, predicts,
+            context.keep_best,
+        )  # fmt: skip
         self.generator = self.task.search(environment)
         if not isinstance(self.generator, Generator):
             raise DiffscaleError(
@@ -341,23 +342,27 @@ class SearchRun:
     def _settled(self, decision: Decide) -> int:
         """What the journal says that this run settled on, else what is decided now, which it then says."""
         self.requests += 1
-        self.decisions.append(decision.why)
-        if self.journal is None:
-            return decision.choice
-        if not (known := self.journal.replies(self.name, self.requests)):
-            known = [Reply(0, 1, {"choice": torch.tensor([decision.choice])}, {})]
-            self.journal.write(self.name, self.requests, "Decide", known[0])
-        return int(known[0].tensors["choice"])
+        choice, why = decision.choice, decision.why
+        if self.journal is not None:
+            if known := self.journal.replies(self.name, self.requests):
+                told = known[0].tensors
+                choice, why = int(told["choice"]), bytes(told["why"].tolist()).decode()
+            else:
+                sentence = torch.tensor(list(why.encode()), dtype=torch.uint8)
+                reply = Reply(0, 1, {"choice": torch.tensor([choice]), "why": sentence}, {})
+                self.journal.write(self.name, self.requests, "Decide", reply)
+        self.decisions.append(why)
+        return choice
 
     def _ask(self, answer: Any) -> Request | Decide | None:
         """The next request that the budget pays for, which it then has; None at the end of the search."""
         try:
             request = self.generator.send(answer)
             for _ in range(_REFUSALS):
-                if isinstance(request, Decide):
-                    return request
                 try:
                     check_request(request, self.sampler, self.task.search)
+                    if isinstance(request, Decide):
+                        return request
                     self.ledger.charge(price(request, self.sampler))
                     return request
                 except (DiffscaleError, BudgetSpent) as refusal:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError, check_name
+from diffscale._util.errors import DiffscaleError, unknown
 from diffscale.types import State
 
 FEWER_STEPS: Final = ""
@@ -128,12 +128,17 @@ class DraftingSampler(ABC):
     def drafts(self) -> Sequence[str]:
         return (FEWER_STEPS, *self.ways)
 
+    def _check_way(self, via: str) -> None:
+        if via not in self.drafts:
+            none = "" if self.ways else "There is none but fewer steps: leave via out, or give a draft model or cache."
+            raise unknown("way of drafting", via, self.ways, none)
+
     def draft_steps(self, via: str = FEWER_STEPS) -> int:
-        check_name("way of drafting", via, self.drafts)
+        self._check_way(via)
         return max(1, round(self.steps / 4)) if via == FEWER_STEPS else self.ways[via].steps(self)
 
     def drafter(self, steps: int, via: str = FEWER_STEPS) -> SamplerDrafter:
-        check_name("way of drafting", via, self.drafts)
+        self._check_way(via)
         made: dict[tuple[int, str], SamplerDrafter] = self.__dict__.setdefault("_drafters", {})
         found = made.get((steps, via))
         if found is None or list(found.cheap.prompts) != list(self.prompts):

@@ -37,6 +37,7 @@ def auto(env: Environment, profile: str = "") -> Search:
     measured = read_profile(Path(profile)) if profile else None
     draft = Look(max(2, round(_DRAFT * env.steps)))
     drafts = int(_PILOT * env.nfe_left / env.draft_nfe(draft.steps)) if can_draft(env, draft.steps) else 0
+    drafts = min(drafts, env.most_rows)
     if measured is None and drafts < _LEAST_DRAFTS:
         yield from env.decide(
             0, f"Random search: a tenth of {env.nfe_left} NFE buys no pilot of {_LEAST_DRAFTS} drafts."
@@ -70,7 +71,7 @@ def _pilot(env: Environment, draft: Look, drafts: int) -> Answer[tuple[tuple[Sta
     """Candidates that were only drafted, with their scores; the agreement; and what it is by."""
     finals = int(_PILOT * env.nfe_left / (env.steps + env.draft_nfe(draft.steps)))
     measures = finals >= _LEAST_FINALS
-    start = env.prior(finals if measures else drafts)
+    start = env.prior(min(finals, env.most_rows) if measures else drafts)
     drafted = yield from env.draft(start, draft.steps)
     if not measures:
         values = env.value(drafted)

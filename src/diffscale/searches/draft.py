@@ -2,9 +2,10 @@
 
 from pydantic import PositiveInt
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.searches.agreements import TYPICAL
 from diffscale.searches.looks import Look
-from diffscale.searches.rounds import chosen_sizes, halve
+from diffscale.searches.rounds import chosen_sizes, halve, predictions
 from diffscale.types import Environment, PositiveShare, Search
 
 
@@ -29,5 +30,10 @@ def draft(
     Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for a model that cannot be drafted so.
     """
     wanted = steps or (env.draft_steps(via),)
-    looks = [Look(each, via) for each in wanted] + [Look(each, on_the_way=True) for each in at]
+    looks = [Look(each, via) for each in wanted] + predictions(env, at)
+    if not set(at) <= set(env.predicts):  # told before the drafts are paid for
+        raise DiffscaleError(
+            f"Predictions after {tuple(at)} steps cannot be scored here, as the model is run whole, or the verifier "
+            "compares finished pictures with predictions: leave at out."
+        )
     yield from halve(env, looks, chosen_sizes(env, looks, n, finals, share), TYPICAL)

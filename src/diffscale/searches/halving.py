@@ -4,8 +4,7 @@ from pydantic import PositiveInt
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.searches.agreements import TYPICAL
-from diffscale.searches.looks import Look
-from diffscale.searches.rounds import chosen_sizes, halve
+from diffscale.searches.rounds import chosen_sizes, halve, predictions
 from diffscale.types import Environment, PositiveShare, Search
 
 
@@ -25,7 +24,9 @@ def halving(
     Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for steps that do not rise.
     """
     wanted = tuple(sorted({max(1, round(each * env.steps)) for each in (0.35, 0.55)})) if at is None else at
-    if list(wanted) != sorted(set(wanted)) or wanted[-1] >= env.steps:
-        raise DiffscaleError(f"Steps to look at rise and stay below {env.steps}, but these do not: {wanted}.")
-    looks = [Look(each, on_the_way=True) for each in wanted]
+    if env.steps < 2:
+        raise DiffscaleError("A model of one step has no predictions on its way: use another search.")
+    if not wanted:
+        raise DiffscaleError("Halving looks after one number of steps or more: give at, or leave it out.")
+    looks = predictions(env, wanted)
     yield from halve(env, looks, chosen_sizes(env, looks, n, finals, share), TYPICAL)

@@ -59,7 +59,7 @@ def policies(
         numbers = tuple(agreement.number(look, look.steps / env.steps) or 0 for look in looks)
         tried: set[tuple[int, ...]] = set()
         for share in SHARES:
-            sizes = tuple(affordable(env, looks, share, budget))
+            sizes = tuple(affordable(env, looks, share, budget, least=max(1, min(env.wanted, samples))))
             if sizes and sizes[0] > sizes[-1] and sizes not in tried and affordable_time(looks, sizes):
                 tried.add(sizes)
                 found.append(Policy(looks, sizes, _expected(agreement, numbers, sizes)))
@@ -112,7 +112,7 @@ def _best_normal(n: float) -> float:
     return NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) if n > 1 else 0.0
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)
 def _simulated(agreement: Agreement) -> NDArray[np.float64]:
     """Scores of looks and finished samples [_TRIALS, _MOST, K + 1]; the same draws for every agreement."""
     values, vectors = np.linalg.eigh(np.array(agreement.matrix))

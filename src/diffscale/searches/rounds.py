@@ -10,20 +10,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import BudgetTooSmall
+from diffscale._util.errors import BudgetTooSmall, DiffscaleError
 from diffscale.searches.looks import Agreement, Look, weights_of
 from diffscale.types import Answer, Environment, Search, State, concat
 
 
 def price(env: Environment, looks: Sequence[Look], sizes: Sequence[int]) -> int:
     """NFE of the rounds: `sizes` has how many candidates each look sees, and then how many are finished."""
-    nfe, along = 0, 0
+    # Of several pools each is rounded up by itself.
+    nfe, along, pools = 0, 0, _parts(env, sizes[0])
     for look, size in zip(looks, sizes, strict=False):
         if look.on_the_way:
             nfe, along = nfe + size * (look.steps - along), look.steps
         else:
-            nfe += math.ceil(round(size * env.draft_nfe(look.steps, look.via), 9))
+            nfe += math.ceil(round(size * env.draft_nfe(look.steps, look.via), 9)) + pools - 1
     return nfe + sizes[-1] * (env.steps - along)
+
+
+def predictions(env: Environment, at: Sequence[int]) -> list[Look]:
+    """Looks at x0-predictions after these numbers of steps; raises DiffscaleError unless they rise below all."""
+    if list(at) != sorted(set(at)) or not all(0 < each < env.steps for each in at):
+        raise DiffscaleError(f"Steps to look at rise and stay below {env.steps}, but these do not: {tuple(at)}.")
+    return [Look(each, on_the_way=True) for each in at]
 
 
 def sizes_between(n: int, finals: int, rounds: int) -> list[int]:
@@ -32,22 +40,31 @@ def sizes_between(n: int, finals: int, rounds: int) -> list[int]:
 
 
 def affordable(
-    env: Environment, looks: Sequence[Look], share: float, budget: int, finals: int | None = None
+    env: Environment, looks: Sequence[Look], share: float, budget: int, finals: int | None = None, least: int = 1
 ) -> list[int]:
-    """The sizes of the largest pool that `budget` pays for, where `finals`, else the `share` of it, are finished.
+    """The sizes of the largest pool that `budget` pays for, where `finals`, else the `share` of it, are finished, and
+    no fewer than `least`.
 
     [] if it does not pay for any.
     """
 
     def sizes(n: int) -> list[int]:
-        return sizes_between(n, finals or max(1, round(n * share)), len(looks))
+        return sizes_between(n, finals or max(least, round(n * share)), len(looks))
+
+    def fits(sizes: list[int]) -> bool:
+        return price(env, looks, sizes) <= budget and _parts(env, sizes[0]) <= sizes[-1]
 
     # Every candidate costs 1 NFE or more, or a share of it that is not measured to be less than a tenth.
-    low, high = (finals or 1) - 1, 10 * budget
+    low, high = (finals or least) - 1, 10 * budget
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if price(env, looks, sizes(middle)) <= budget else (low, middle - 1)
-    return sizes(low) if low >= (finals or 1) else []
+        low, high = (middle, high) if fits(sizes(middle)) else (low, middle - 1)
+    return sizes(low) if low >= (finals or least) else []
+
+
+def _parts(env: Environment, n: int) -> int:
+    """How many pools `n` candidates are looked at in, one after the other, so that none has too many rows."""
+    return math.ceil(n / max(1, env.most_rows))
 
 
 def chosen_sizes(env: Environment, looks: Sequence[Look], n: int | None, finals: int | None, share: float) -> list[int]:
@@ -56,7 +73,9 @@ def chosen_sizes(env: Environment, looks: Sequence[Look], n: int | None, finals:
     Raises BudgetTooSmall if it does not pay for that.
     """
     if n is None:
-        sizes = affordable(env, looks, share, env.nfe_left, finals)
+        # As many are finished as are to be kept, if the budget pays for that.
+        found = (affordable(env, looks, share, env.nfe_left, finals, least) for least in (env.wanted, 1))
+        sizes = next((each for each in found if each), [])
     else:
         sizes = sizes_between(n, min(n, finals or max(1, round(n * share))), len(looks))
     least = sizes or [finals or 1] * (len(looks) + 1)
@@ -77,11 +96,26 @@ def halve(
 ) -> Search:
     """Look in rounds, each at the best of the last one, and finish the best of the last; arguments as of `price`.
 
-    `known`: candidates that have had the first look already, and their scores; they count among the first size.
+    `known`: candidates that have had the first look already, and their scores; they count among the first size. More
+    fresh ones than can be made at once are so many pools, with equal shares of `sizes`.
     """
+    spent = 0 if known is None else len(known[0])
+    parts = min(_parts(env, sizes[0] - spent), sizes[-1])
+    for part in range(parts):
+        mine = [size * (part + 1) // parts - size * part // parts for size in (sizes[0] - spent, *sizes[1:])]
+        yield from _halve(env, looks, mine, agreement, known if part == 0 else None)
+
+
+def _halve(
+    env: Environment,
+    looks: Sequence[Look],
+    sizes: Sequence[int],
+    agreement: Agreement,
+    known: tuple[State, Tensor] | None,
+) -> Search:
+    """As `halve`, in one pool, whose first size has fresh candidates alone."""
     weights = weights_of(env, looks, agreement)
-    fresh = sizes[0] - (0 if known is None else len(known[0]))
-    state, first = yield from _looked(env, env.prior(fresh), looks[0])
+    state, first = yield from _looked(env, env.prior(sizes[0]), looks[0])
     if known is not None:
         state, first = concat([known[0], state]), torch.cat([known[1], first])
     seen: list[Tensor] = []
