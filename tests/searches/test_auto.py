@@ -96,6 +96,29 @@ def test_where_no_pilot_can_be_paid_it_is_random_search():
     assert torch.equal(first.pool[: len(random.pool)], random.pool[: len(first.pool)])
 
 
+class Plain:
+    """A sampler of somebody's own, which has what the protocol asks for and no more."""
+
+    def __init__(self, *args, **kwargs):
+        own = ToySampler(*args, **kwargs)
+        names = "prompts levels steps flops_per_forward prior predict predicted step run solve renoise decode gradient"
+        for name in names.split():
+            setattr(self, name, getattr(own, name))
+        self._own = own
+
+    @property
+    def forwards(self):
+        return self._own.forwards
+
+
+@pytest.mark.parametrize("sampler", [Plain(steps=20), ToySampler(steps=2), ToySampler(steps=1)])
+def test_what_cannot_be_drafted_is_searched_at_random_and_that_is_told(sampler):
+    (found,) = run_searches([task(auto, 400)], sampler, Near())
+    assert found.candidates == 400 // sampler.steps
+    told = f"Random search: this model of {sampler.steps} steps cannot be drafted in {max(2, sampler.steps // 5)}."
+    assert found.decisions == [told]
+
+
 class Misleading(ToySampler):
     """Its drafts are of other noises."""
 

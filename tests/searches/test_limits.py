@@ -38,7 +38,10 @@ def _alternatives(annotation):
     return [annotation] if annotation in (int, float) else [each for one in inner for each in [one, *get_args(one)]]
 
 
-@pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"random", "zero_order", "first_order", "bayes"}))
+LOOKING = {"auto", "draft", "halving"}  # in several pools
+
+
+@pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"random", "zero_order", "first_order", "bayes", *LOOKING}))
 def test_a_huge_budget_asks_for_no_memory_that_it_would_pay_for(name):
     """Each of these takes as many rows as the budget pays for, where it is not told how many."""
     began = torch.zeros(1)  # torch is loaded before memory is measured
@@ -46,6 +49,18 @@ def test_a_huge_budget_asks_for_no_memory_that_it_would_pay_for(name):
     with pytest.raises(DiffscaleError, match=r"rows at once, and 65,536 of this size are the most: set .* n, k or m"):
         run_searches([Task(choose_search(name).make(), 0, 1, 10**9)], ToySampler(steps=5), Near())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 and not began  # KiB
+
+
+@pytest.mark.parametrize("name", sorted(LOOKING))
+def test_of_a_huge_budget_no_more_rows_are_looked_at_at_once_than_can_be_made(name):
+    asked = []
+
+    def search(env):
+        asked.append(next(choose_search(name).make()(env)))
+        yield from env.evaluate(env.prior(1))
+
+    run_searches([Task(search, 0, 1, 10**9)], ToySampler(steps=20), Near())
+    assert 50_000 < len(asked[0].state) <= 65_536
 
 
 def test_rows_are_limited_by_their_size_too():

@@ -366,7 +366,7 @@ class SearchRun:
                     self.ledger.charge(price(request, self.sampler))
                     return request
                 except (DiffscaleError, BudgetSpent) as refusal:
-                    if isinstance(refusal, BudgetSpent):
+                    if isinstance(refusal, BudgetSpent) and not isinstance(request, Decide):
                         self._refused = self._too_dear(request)
                     request = self.generator.throw(refusal)  # so that it is raised in the line that yielded it
             self.generator.close()

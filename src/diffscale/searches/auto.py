@@ -36,12 +36,12 @@ def auto(env: Environment, profile: str = "") -> Search:
     """
     measured = read_profile(Path(profile)) if profile else None
     draft = Look(max(2, round(_DRAFT * env.steps)))
-    drafts = int(_PILOT * env.nfe_left / env.draft_nfe(draft.steps)) if can_draft(env, draft.steps) else 0
-    drafts = min(drafts, env.most_rows)
+    draftable = can_draft(env, draft.steps)
+    drafts = min(int(_PILOT * env.nfe_left / env.draft_nfe(draft.steps)), env.most_rows) if draftable else 0
     if measured is None and drafts < _LEAST_DRAFTS:
-        yield from env.decide(
-            0, f"Random search: a tenth of {env.nfe_left} NFE buys no pilot of {_LEAST_DRAFTS} drafts."
-        )
+        few = f"a tenth of {env.nfe_left} NFE buys no pilot of {_LEAST_DRAFTS} drafts"
+        why = few if draftable else f"this model of {env.steps} steps cannot be drafted in {draft.steps}"
+        yield from env.decide(0, f"Random search: {why}.")
         yield from _random(env)
         return
     known: tuple[State, Tensor] | None = None
