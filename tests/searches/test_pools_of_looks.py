@@ -10,6 +10,9 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine.driver import run_searches
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
+from diffscale.searches.agreements import TYPICAL
+from diffscale.searches.looks import Look
+from diffscale.searches.rounds import halve
 from diffscale.testing import NearPoint as Near
 from diffscale.types import Decide, Draft
 
@@ -56,6 +59,17 @@ def test_a_budget_that_pays_for_more_rows_than_can_be_made_at_once_is_spent_in_s
         assert 0.9 * budget < result.ledger.nfe <= budget
         assert search.rows <= 50 + 24 and result.candidates > 4  # with those that a pilot has drafted
         assert search.drafted > 50 or name == "halving"
+
+
+@pytest.mark.parametrize("n", [3, 8, 9])
+def test_what_was_drafted_before_may_be_all_that_is_looked_at(n):
+    def search(env):
+        start = env.prior(8)
+        scores = yield from env.draft(start, 5)
+        yield from halve(env, [Look(5), Look(11, on_the_way=True)], [n, 3, 2], TYPICAL, (start, scores))
+
+    (result,) = run_searches([task(search, 400)], ToySampler(steps=20), Near())
+    assert result.candidates == 2 and result.ledger.nfe == max(8, n) * 5 + 3 * 11 + 2 * 9
 
 
 @pytest.mark.parametrize("name", LOOKING)

@@ -99,10 +99,10 @@ def halve(
     `known`: candidates that have had the first look already, and their scores; they count among the first size. More
     fresh ones than can be made at once are so many pools, with equal shares of `sizes`.
     """
-    spent = 0 if known is None else len(known[0])
-    parts = min(_parts(env, sizes[0] - spent), sizes[-1])
+    fresh = max(0, sizes[0] - (0 if known is None else len(known[0])))
+    parts = max(1, min(_parts(env, fresh), sizes[-1]))
     for part in range(parts):
-        mine = [size * (part + 1) // parts - size * part // parts for size in (sizes[0] - spent, *sizes[1:])]
+        mine = [size * (part + 1) // parts - size * part // parts for size in (fresh, *sizes[1:])]
         yield from _halve(env, looks, mine, agreement, known if part == 0 else None)
 
 
@@ -115,9 +115,10 @@ def _halve(
 ) -> Search:
     """As `halve`, in one pool, whose first size has fresh candidates alone."""
     weights = weights_of(env, looks, agreement)
-    state, first = yield from _looked(env, env.prior(sizes[0]), looks[0])
-    if known is not None:
-        state, first = concat([known[0], state]), torch.cat([known[1], first])
+    pool = [] if known is None else [known]
+    if sizes[0]:
+        pool.append((yield from _looked(env, env.prior(sizes[0]), looks[0])))
+    state, first = concat([each for each, _ in pool]), torch.cat([scores for _, scores in pool])
     seen: list[Tensor] = []
     for number, (look, kept) in enumerate(zip(looks, sizes[1:], strict=True)):
         state, scores = (state, first) if number == 0 else (yield from _looked(env, state, look))
