@@ -57,7 +57,7 @@ def test_a_budget_that_pays_for_more_rows_than_can_be_made_at_once_is_spent_in_s
         search = Widest(SEARCHES[name])
         (result,) = run_searches([task(search, budget)], sampler(steps=20), Near())
         assert 0.9 * budget < result.ledger.nfe <= budget
-        assert search.rows <= 50 + 24 and result.candidates > 4  # with those that a pilot has drafted
+        assert search.rows <= 50 + 24 and result.candidates >= 4  # with those that a pilot has drafted
         assert search.drafted > 50 or name == "halving"
 
 
