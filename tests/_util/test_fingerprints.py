@@ -81,7 +81,7 @@ def test_a_journal_of_one_process_is_resumed_by_the_next(tmp_path: Path, pipe: A
     def search() -> Any:
         mine = another_process()
         return diffscale.search(
-            pipe, "a red circle", verifier=CALLABLES[name](mine), nfe=4, steps=2, journal=journal,
+            pipe, "a red circle", search="random", verifier=CALLABLES[name](mine), nfe=4, steps=2, journal=journal,
             pipe_args={"joint_attention_kwargs": {"noted": mine.noted}},
         )  # fmt: skip
 

@@ -94,6 +94,7 @@ def test_dropped_candidates_are_told() -> None:
         "seconds": 1.0,
         "best": end,
         "baseline": end,
+        "compared": [],
     }
     _print_summary(console, {**summary, "judges": {}}, Path("out"))
     assert "warning: 3 of 4 candidates could not be scored" in _shown(console)

@@ -114,7 +114,9 @@ def test_a_class_label_is_no_plain_text_on_any_model(folder: Path, sd: SimpleNam
 
     with_text(sd.pipe)
     found, plain = (
-        diffscale.search(sd.pipe, prompt, verifier=look, nfe=4, steps=2, pipe_args={"height": 8, "width": 8})
+        diffscale.search(
+            sd.pipe, prompt, search="random", verifier=look, nfe=4, steps=2, pipe_args={"height": 8, "width": 8}
+        )
         for prompt in (ClassLabel("a star", 3), "a star")
     )
     assert [getattr(prompt, "class_id", None) for prompt in seen] == [3, 3, None, None]
