@@ -35,6 +35,18 @@ def test_of_every_pipeline_it_is_a_call_in_fewer_steps(name):
     assert torch.allclose(drafter.decode(done.x), short.decode(alone.x), atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["sd_image", "flux_image", "sd_inpaint"])
+def test_of_a_pipeline_that_begins_within_its_grid_too(name):
+    tiny, scheduler, *_ = EVERY[name]
+    t = tiny(scheduler(), True)
+    whole = sampler_of(t.pipe, PROMPTS, 10, {**t.args, "strength": 0.3})
+    assert whole.steps == 3 and whole.drafter(2).nfe == 2
+    try:
+        assert whole.drafter(1).nfe == 1
+    except DiffscaleError as error:  # where rounding down leaves none
+        assert "draft in more steps" in str(error)
+
+
 @pytest.mark.parametrize("process", ["flow", "vp", "ve"])
 @pytest.mark.parametrize("solver", ["ddim", "heun"])
 def test_of_our_own_solvers_too(process, solver):

@@ -152,6 +152,8 @@ class DraftingSampler(ABC):
         cheap = self.in_steps(intervals)
         if cheap.steps < steps and (closer := self.in_steps(intervals + 1)).steps <= steps:
             cheap = closer  # solvers of two evaluations take one in some intervals
+        elif cheap.steps > steps and intervals > 1 and (fewer := self.in_steps(intervals - 1)).steps < cheap.steps:
+            cheap = fewer  # pipelines that begin within their grid round up
         if cheap.steps >= self.steps > steps:
             raise DiffscaleError(
                 "Fewer steps make no draft of this model, as its call states each of them: leave timesteps and sigmas "

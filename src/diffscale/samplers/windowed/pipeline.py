@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.engine.flops import count_flops
 from diffscale.samplers.arguments import arguments_of_rows, call_parameters, embeddings, is_text, no_step_left
 from diffscale.samplers.caches import caches
@@ -141,9 +141,11 @@ class WindowedPipeline:
         if other.encodings is not None and self.encodings is not None:
             other.encodings.share(self.encodings)
         other._denoisers, other.alone = self._denoisers, self.alone
-        other._answer(StepWindow(0, 0), other._arguments([0]))  # by which the scheduler learns its grid
+        none = f"{self.class_name} leaves no step of {inference_steps}: draft in more steps."
+        with explained(none, *((ValueError,) if no_step_left(self._own, inference_steps, self._args) else ())):
+            other._answer(StepWindow(0, 0), other._arguments([0]))  # by which the scheduler learns its grid
         if other.scheduler.count is None:
-            raise DiffscaleError(f"{self.class_name} leaves no step of {inference_steps}: draft in more steps.")
+            raise DiffscaleError(none)
         return other
 
     @property
