@@ -10,15 +10,16 @@ scores are read instead of computed. Random search's curve is the U-statistic ov
 Every figure is over all prompts of the tape, with a 95% bootstrap interval over prompts; differences are paired.
 
 Printed and written as a page, for each verifier and budget: the multiplier (how many times the NFE random search needs
-for the same mean score), by the searched score and by the judge; the difference to random search at equal NFE, by both;
-and the multiplier in seconds with FLUX.1-dev's costs put in, as counted operations of its denoiser, decoder and a
-CLIP ViT-L/14. Then the bars: `auto` and `draft` at 16 and 64 candidates' worth. A search that asks for more candidates
-than the tape has is left out.
+for the same mean score); the difference to random search at equal NFE by the searched score and by the judge; and the
+multiplier with FLUX.1-dev's costs put in (counted operations of its denoiser, decoder and a CLIP ViT-L/14), and with the
+seconds of the tape. Then the bars: `auto` and `draft` at 16 and 64 candidates' worth, and `auto` against random search
+with 90% of its budget. A search that asks for more candidates than the tape has is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,13 @@ def tried(tape: Tape, search: str, verifier: str, budget: int, draws: int) -> Fo
         return None
 
 
-def multiplier_in_seconds(tape: Tape, row: Row, costs: Costs) -> float:
-    """How many times the operations random search needs for the same mean score."""
+def own_costs(tape: Tape, verifier: str) -> Costs:
+    """Seconds of one row, as they were measured when the tape was recorded."""
+    return Costs(tape.seconds["step"], tape.seconds["decode"] + tape.seconds[verifier])
+
+
+def multiplier_in_costs(tape: Tape, row: Row, costs: Costs) -> float:
+    """How many times the seconds, or operations, random search needs for the same mean score."""
     curve = np.array([best_of(finals(tape, row.verifier), k).mean() for k in range(1, tape.candidates + 1)])
     worth = candidates_worth(curve, float(row.found.score.mean()))
     return worth * costs.of(tape.steps, 1) / costs.of(row.found.nfe.mean(), row.found.decodes.mean())
@@ -131,8 +137,8 @@ def table(tape: Tape, found: list[Row], costs: Costs) -> list[str]:
     """The page's table."""
     lines = [
         "| verifier | NFE | search | NFE spent, finished | multiplier | its score - random's | judge | "
-        "judge - random's | multiplier in FLUX's costs |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "judge - random's | multiplier in FLUX's costs | in the tape's seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in track(found, "intervals"):
         judged = row.found.judged[JUDGE].mean()
@@ -141,7 +147,8 @@ def table(tape: Tape, found: list[Row], costs: Costs) -> list[str]:
             f"{row.found.finished.mean():.1f} | {shown(multiplier(tape, row.found, row.verifier))} | "
             f"{shown(gain(tape, row.found, row.verifier, row.budget), '+')} | {judged:.3f} | "
             f"{shown(gain(tape, row.found, row.verifier, row.budget, JUDGE), '+')} | "
-            f"{multiplier_in_seconds(tape, row, costs):.2f} |"
+            f"{multiplier_in_costs(tape, row, costs):.2f} | "
+            f"{multiplier_in_costs(tape, row, own_costs(tape, row.verifier)):.2f} |"
         )
     return lines
 
@@ -163,6 +170,16 @@ def bars(tape: Tape, draws: int) -> Iterator[str]:
                         f"* `{search}` by {verifier} with {budget} NFE less random search with {worth * tape.steps} "
                         f"({part} times as many): {missing.mean():+.4f} ± {half:.4f}."
                     )
+
+
+def no_regret(tape: Tape, found: list[Row]) -> Iterator[str]:
+    """`auto` less random search with 90% of its budget, rounded up to whole samples, by every verifier."""
+    for row in found:
+        if row.search == "auto":
+            samples = math.ceil(0.9 * row.budget / tape.steps)
+            less = interval(row.found.score - best_of(finals(tape, row.verifier), samples))
+            against = f"with {row.budget} NFE less random search of {samples} samples"
+            yield f"* `auto` by {row.verifier} {against}: {shown(less, '+')}."
 
 
 def random_points(tape: Tape, verifier: str, judge: str | None) -> list[tuple[float, dict[str, float]]]:
@@ -194,7 +211,7 @@ def main() -> None:
     found = list(rows(tape, verifiers, options.draws))
     size = f"{len(tape.prompts)} prompts x {tape.candidates} candidates"
     lines = [f"# {options.tape.stem}: searches on {size}, {options.draws} draws", "", *table(tape, found, costs), ""]
-    lines += ["Bars, with half the 95% interval over prompts:", "", *bars(tape, options.draws)]
+    lines += ["Bars, with half the 95% interval over prompts:", "", *bars(tape, options.draws), *no_regret(tape, found)]
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / f"{name}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
