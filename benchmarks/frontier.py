@@ -11,7 +11,7 @@ Every figure is over all prompts of the tape, with a 95% bootstrap interval over
 
 Printed and written as a page, for each verifier and budget: the multiplier (how many times the NFE random search needs
 for the same mean score); the difference to random search at equal NFE by the searched score and by the judge; and the
-multiplier with FLUX.1-dev's costs put in (counted operations of its denoiser, decoder and a CLIP ViT-L/14), and with the
+multiplier with FLUX.1-dev's costs put in (counted operations of its denoiser, decoder and a CLIP ViT-L/14), and in the
 seconds of the tape. Then the bars: `auto` and `draft` at 16 and 64 candidates' worth, and `auto` against random search
 with 90% of its budget. A search that asks for more candidates than the tape has is left out.
 """
