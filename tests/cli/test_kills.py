@@ -64,14 +64,14 @@ def test_kills_change_nothing(home, command, kills, monkeypatch):
     while killed < kills:
         process = forked(*COMMANDS[command], cut, *(more if Path(cut).exists() else []))
         time.sleep(chance.uniform(0.05, 0.9) * took)
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:  # before it was killed: the next kills are of another run
-            assert status == 0 and found(home, command, cut) == found(home, command, whole)
+        os.kill(process, signal.SIGKILL)
+        status = os.waitpid(process, 0)[1]
+        if status == 0:  # it ended before it was killed: the next kills are of another run
+            assert found(home, command, cut) == found(home, command, whole)
             runs += 1
             cut = f"{command} {kills} cut {runs}"
             continue
-        os.kill(process, signal.SIGKILL)
-        assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+        assert os.WTERMSIG(status) == signal.SIGKILL
         killed += 1
     assert os.waitpid(forked(*COMMANDS[command], cut, *(more if Path(cut).exists() else [])), 0)[1] == 0
     assert found(home, command, cut) == found(home, command, whole)
