@@ -141,6 +141,10 @@ class Evaluate:
     state: State
 
 
+FEWER_STEPS: Final = ""
+"""The way of drafting that every model with drafts has: itself, on a grid of fewer steps."""
+
+
 @dataclass(frozen=True)
 class Draft:
     """Sample the noises of a state at step 0 in a cheaper way, and judge what comes out; nothing is finished by it.

@@ -1,8 +1,8 @@
 """Drafts: a sampler's noises, sampled the whole way in a cheaper manner.
 
 A draft by fewer steps is a sampler of its own, on a coarser grid of the same schedule and solver. Of the same noise it
-gives much the same picture (SPEC, drafts), so its score tells which noises are worth all steps. Other ways of drafting
-are attached to a sampler, see `cached_drafts` and `sibling_drafts`.
+gives much the same picture (docs/frontier.md), so its score tells which noises are worth all steps. Other ways of
+drafting are attached to a sampler, see `cached_drafts` and `sibling_drafts`.
 """
 
 from abc import ABC, abstractmethod
@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, unknown
-from diffscale.types import State
+from diffscale.types import FEWER_STEPS, State
 
-FEWER_STEPS: Final = ""
 Around = Callable[[Any], AbstractContextManager[Any]]
 """What a call of a pipeline runs within; it is given the pipeline that is called."""
 

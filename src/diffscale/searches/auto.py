@@ -11,7 +11,8 @@ from diffscale.searches.agreements import TYPICAL
 from diffscale.searches.looks import Agreement, Look, fisher
 from diffscale.searches.policies import can_draft, policies
 from diffscale.searches.profiles import Profile, read_profile
-from diffscale.searches.rounds import halve, price
+from diffscale.searches.random import random
+from diffscale.searches.rounds import halve, looked, price
 from diffscale.types import Answer, Environment, Search, State
 
 _PILOT: Final = 0.1  # of the budget, at most
@@ -42,7 +43,7 @@ def auto(env: Environment, profile: str = "") -> Search:
         few = f"a tenth of {env.nfe_left} NFE buys no pilot of {_LEAST_DRAFTS} drafts"
         why = few if draftable else f"this model of {env.steps} steps cannot be drafted in {draft.steps}"
         yield from env.decide(0, f"Random search: {why}.")
-        yield from _random(env)
+        yield from random(env)
         return
     known: tuple[State, Tensor] | None = None
     if measured is not None:
@@ -57,45 +58,37 @@ def auto(env: Environment, profile: str = "") -> Search:
     best = yield from env.decide(best, f"Chosen: {tried[best]}, {why}; expected {gains}.")
     chosen = tried[best]
     if not chosen.looks:
-        yield from _random(env)
+        yield from random(env)
         return
     yield from halve(env, chosen.looks, chosen.sizes, agreement, known if chosen.looks[0] == draft else None)
-
-
-def _random(env: Environment) -> Search:
-    while now := min(env.chunk, env.nfe_left // env.steps):
-        yield from env.evaluate(env.prior(now))
 
 
 def _pilot(env: Environment, draft: Look, drafts: int) -> Answer[tuple[tuple[State, Tensor] | None, Agreement, str]]:
     """Candidates that were only drafted, with their scores; the agreement; and what it is by."""
     finals = int(_PILOT * env.nfe_left / (env.steps + env.draft_nfe(draft.steps)))
     measures = finals >= _LEAST_FINALS
-    start = env.prior(min(finals, env.most_rows) if measures else drafts)
-    drafted = yield from env.draft(start, draft.steps)
+    state, drafted = yield from looked(env, env.prior(min(finals, env.most_rows) if measures else drafts), draft)
     if not measures:
         values = env.value(drafted)
         values = values[values.isfinite()]
         if not len(values) or float(values.std(correction=0)) == 0:
             return None, TYPICAL.without_drafts(), "as drafts of this model all score alike"
         return (
-            (start, drafted),
+            (state, drafted),
             TYPICAL,
             f"by typical correlations, as the pilot pays for fewer than {_LEAST_FINALS} samples",
         )
     looks, scores = [draft], [drafted]
-    state = start
     if (along := round(_PREDICTION * env.steps)) in env.predicts:
         looks.append(Look(along, on_the_way=True))
-        state = yield from env.run(start, looks[1].steps - 1)
-        state = yield from env.predict(state)
-        scores.append((yield from env.score(state)))
+        state, predicted = yield from looked(env, state, looks[1])
+        scores.append(predicted)
     final = env.value((yield from env.evaluate(state)))
     agreement, said = TYPICAL, []
     for look, given in zip(looks, scores, strict=True):
         agreement, r = _updated(agreement, look, look.steps / env.steps, env.value(given), final)
         said.append(f"{r:.2f} of {look}")
-    why = f"by correlations with the end, measured on {finals} samples and weighed with typical ones"
+    why = f"by correlations with the end, measured on {len(final)} samples and weighed with typical ones"
     return None, agreement, f"{why}: {' and '.join(said)}"
 
 

@@ -21,11 +21,10 @@ def draft(
     """Draft n noises in few steps, the best again in more, and finish the best. Price: n steps[0] + ... + finals T.
 
     Drafts of the same noise by the same solver rank much as the finished samples do (`docs/frontier.md`), for a fifth
-    of their price. `steps`: of the drafts of each round, by default one round of a quarter of all, or of as
-    many as suit `via`. `at`: then
-    x0-predictions are looked at after these numbers of steps of the way itself, as in `halving`. Each round keeps the
-    same fraction of its candidates, so that `finals` are finished, by default the `share` of n; `n`: by default as many
-    as the budget pays. Scores of earlier rounds count on. `via`: see `types.Draft`.
+    of their price. `steps`: of the drafts of each round, by default one round of a quarter of all, or of as many as
+    suit `via`. `at`: then x0-predictions are looked at after these numbers of steps of the way itself, as in `halving`.
+    Each round keeps the same fraction of its candidates, so that `finals` are finished, by default the `share` of n;
+    `n`: by default as many as the budget pays. Scores of earlier rounds count on. `via`: see `types.Draft`.
 
     Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for a model that cannot be drafted so.
     """

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffscale.types import Environment
-
 _RIDGE: Final = 0.01  # of the correlations among looks, which are measured and so need not be consistent
 
 
@@ -26,11 +24,9 @@ class Look:
     on_the_way: bool = False
 
     def __str__(self) -> str:
-        return (
-            f"predictions after {self.steps} steps"
-            if self.on_the_way
-            else f"drafts of {self.steps} steps {self.via}".strip()
-        )
+        if self.on_the_way:
+            return f"predictions after {self.steps} steps"
+        return f"drafts of {self.steps} steps {self.via}".strip()
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,10 @@ class Agreement:
             if (each.on_the_way, each.via) == (look.on_the_way, look.via) or (not each.on_the_way and look.via)
         ]
         return min(alike, key=lambda i: abs(self.shares[i] - share), default=None)
+
+    def numbers(self, looks: Sequence[Look], steps: int) -> tuple[int, ...]:
+        """`number` of each of `looks` on a model of so many steps; 0 where there is none of its kind."""
+        return tuple(self.number(look, look.steps / steps) or 0 for look in looks)
 
     def weights(self, numbers: Sequence[int]) -> Tensor:
         """Of these looks' standardised scores [K], the best linear guess of the finished one: float64 [K]."""
@@ -89,10 +89,3 @@ class Agreement:
 def fisher(correlation: float) -> float:
     """Fisher's z of a correlation, which is held a little within (-1, 1)."""
     return math.atanh(max(-0.98, min(0.98, correlation)))
-
-
-def weights_of(env: Environment, looks: Sequence[Look], agreement: Agreement) -> list[list[float]]:
-    """The weights of the first one, two ... of `looks`, see `Agreement.weights`."""
-    numbers = [agreement.number(look, look.steps / env.steps) for look in looks]
-    known = [0 if number is None else number for number in numbers]
-    return [agreement.weights(known[: i + 1]).tolist() for i in range(len(known))]

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from diffscale._util.errors import DiffscaleError
 from diffscale.searches.looks import Agreement, Look
 from diffscale.searches.rounds import affordable, price
-from diffscale.types import Environment
+from diffscale.types import FEWER_STEPS, Environment
 
-FEWER_STEPS: Final = ""
 DRAFTS: Final = (0.15, 0.2, 0.25, 0.3, 0.4)
 PREDICTIONS: Final = (0.35, 0.45, 0.55)
 SHARES: Final = (1 / 4, 1 / 6, 1 / 9, 1 / 13, 1 / 20, 1 / 30)
@@ -56,7 +55,7 @@ def policies(
     for looks in _combinations(env, agreement):
         free = price(env, looks[:1], (known[1], 0)) if known is not None and looks[0] == known[0] else 0
         budget = env.nfe_left + free
-        numbers = tuple(agreement.number(look, look.steps / env.steps) or 0 for look in looks)
+        numbers = agreement.numbers(looks, env.steps)
         tried: set[tuple[int, ...]] = set()
         for share in SHARES:
             sizes = tuple(affordable(env, looks, share, budget, least=max(1, min(env.wanted, samples))))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffscale._util.errors import BudgetTooSmall, DiffscaleError
-from diffscale.searches.looks import Agreement, Look, weights_of
+from diffscale.searches.looks import Agreement, Look
 from diffscale.types import Answer, Environment, Search, State, concat
 
 
@@ -114,23 +114,24 @@ def _halve(
     known: tuple[State, Tensor] | None,
 ) -> Search:
     """As `halve`, in one pool, whose first size has fresh candidates alone."""
-    weights = weights_of(env, looks, agreement)
+    numbers = agreement.numbers(looks, env.steps)
     pool = [] if known is None else [known]
     if sizes[0]:
-        pool.append((yield from _looked(env, env.prior(sizes[0]), looks[0])))
+        pool.append((yield from looked(env, env.prior(sizes[0]), looks[0])))
     state, first = concat([each for each, _ in pool]), torch.cat([scores for _, scores in pool])
     seen: list[Tensor] = []
     for number, (look, kept) in enumerate(zip(looks, sizes[1:], strict=True)):
-        state, scores = (state, first) if number == 0 else (yield from _looked(env, state, look))
+        state, scores = (state, first) if number == 0 else (yield from looked(env, state, look))
         seen.append(standardised(env.value(scores)))
-        worth = (torch.tensor(weights[number], dtype=torch.float64)[:, None] * torch.stack(seen)).sum(0)
+        worth = (agreement.weights(numbers[: number + 1])[:, None] * torch.stack(seen)).sum(0)
         worth[~torch.stack(seen).isfinite().all(0)] = -math.inf  # dropped by one look, whatever its weight
         best = worth.argsort(descending=True, stable=True)[:kept].sort().values
         state, seen = state[best], [each[best] for each in seen]
     yield from env.evaluate(state)
 
 
-def _looked(env: Environment, state: State, look: Look) -> Answer[tuple[State, Tensor]]:
+def looked(env: Environment, state: State, look: Look) -> Answer[tuple[State, Tensor]]:
+    """Look at candidates: their states afterwards, and the scores."""
     if not look.on_the_way:
         return state, (yield from env.draft(state, look.steps, look.via))
     state = yield from env.run(state, look.steps - 1)

@@ -71,9 +71,8 @@ class TapeSampler:
 
     def run(self, state: State, to: int | None = None, record: float | None = None) -> State:
         to = self.steps if to is None else to
-        self.forwards += len(state) * (to - state.step) - (
-            len(state) if state.x0 is not None and to > state.step else 0
-        )
+        held = state.x0 is not None and to > state.step
+        self.forwards += len(state) * (to - state.step - held)
         return self._moved(state, to)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -89,8 +88,7 @@ class TapeSampler:
 
     def drafter(self, steps: int, via: str = "") -> Drafter:
         kind = self.tape.draft_kind(steps, via)
-        column = len(self.tape.predictions) + list(self.tape.drafts).index(kind)
-        return _TapeDrafter(self, kind.nfe, kind.scheduler_steps, column)
+        return _TapeDrafter(self, kind.nfe, kind.scheduler_steps, self.tape.draft_column(steps, via))
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise DiffscaleError(

@@ -67,17 +67,13 @@ class Tape:
         """Scores of the finished samples, float64 [P, N]."""
         return self._of(verifier)[..., -1]
 
-    def prediction(self, verifier: str, steps: int) -> Tensor:
-        """Scores of the x0-predictions after `steps` steps, float64 [P, N]; raises DiffscaleError if not recorded."""
-        if steps not in self.predictions:
-            known = ", ".join(map(str, self.predictions)) or "no steps"
-            raise DiffscaleError(f"The tape has predictions after {known}, not after {steps}: record them.")
-        return self._of(verifier)[..., list(self.predictions).index(steps)]
-
     def draft(self, verifier: str, steps: int, via: str = "") -> Tensor:
         """Scores of the drafts of that kind, float64 [P, N]; raises DiffscaleError if not recorded."""
-        kind = self.draft_kind(steps, via)
-        return self._of(verifier)[..., len(self.predictions) + list(self.drafts).index(kind)]
+        return self._of(verifier)[..., self.draft_column(steps, via)]
+
+    def draft_column(self, steps: int, via: str = "") -> int:
+        """The column of the drafts of that kind; raises DiffscaleError if not recorded."""
+        return len(self.predictions) + list(self.drafts).index(self.draft_kind(steps, via))
 
     def draft_kind(self, steps: int, via: str = "") -> DraftKind:
         """The recorded way of drafting; raises DiffscaleError if there is none."""
