@@ -1,7 +1,8 @@
-"""Searches and verifiers that users edit between two runs of one command."""
+"""Searches and verifiers, and files which these read, that users edit between two runs of one command."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import diffscale
 from diffscale import DiffscaleError
 from diffscale.cli.main import run
+from diffscale.registry import plugins
 from diffscale.registry.sources import sources
 from diffscale.samplers.toy import ToySampler
 
@@ -109,5 +111,59 @@ def test_only_what_users_wrote_is_looked_at() -> None:
         sources("random n=2", "clip", "ensemble of=clip:model=x,aesthetic", "llm_grader base_url=http://sys:80") == {}
     )
     assert sources(diffscale.load_verifier("clip", image_model="shapes-flux"), len) == {}
-    assert list(sources(f"{__name__}:redder by=2")) == [f"module {__name__}"]
-    assert list(sources(partial(redder), redder)) == [f"{__name__}:redder"]
+    assert list(sources(f"{__name__}:redder by=2")) == [f"code of module {__name__}"]
+    assert list(sources(partial(redder), redder)) == [f"code of {__name__}:redder"]
+
+
+@pytest.mark.parametrize("kind", [GENERATE, BENCH], ids=["generate", "bench"])
+@pytest.mark.parametrize(
+    "asked", [("--search", "edited:count file=a.txt"), ("--verifier", "ensemble of=judged:told:file=a.txt,judged:v")]
+)
+def test_a_file_that_is_edited_makes_another_run(
+    kind: tuple[str, ...], asked: tuple[str, ...], command: Callable[..., str]
+) -> None:
+    Path("edited.py").write_text(
+        "def count(env, file=''):\n    yield from env.evaluate(env.prior(int(open(file).read())))"
+    )
+    told = "\n\ndef told(images, prompts, file=''):\n    return [float(open(file).read())] * len(images)"
+    Path("judged.py").write_text(VERIFIER.format(how=GOOD) + told)
+    file = Path("a.txt")
+    file.write_text("1")
+    assert command(*kind, *asked).startswith("0")
+    file.write_text("2")
+    said = command(*kind, *asked)
+    why = "The file a.txt has changed since this run began: choose another --output, or remove the folder."
+    assert said.startswith("2") and why in " ".join(said.split())
+    file.write_text("1")
+    assert command(*kind, *asked).startswith("0")
+
+
+def test_every_option_that_names_a_file_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all searches and verifiers that are registered, of members of ensembles, and of partial functions."""
+    monkeypatch.chdir(tmp_path)
+    file, weights, pictures = Path("a b,c.json"), Path("weights"), Path("pictures")
+    weights.mkdir()
+    pictures.mkdir()
+
+    def edited(given: str | Callable[..., object], part: Path) -> bool:
+        """Whether another content of a file makes other sources."""
+        part.write_text("1")
+        before = sources(given)
+        part.write_text("2")
+        return sources(given) != before
+
+    options = []
+    for kind in ("searches", "verifiers"):
+        for name, thing in plugins(kind).items():
+            for key, parameter in inspect.signature(thing).parameters.items():
+                if parameter.kind is not parameter.KEYWORD_ONLY and "str" in str(parameter.annotation):
+                    options.append(f"{name} {key}")
+                    assert edited(f'{name} {key}="{file}"', file)
+                    assert edited(f"ensemble of='clip:model=x,{name}:{key}={file}:n=1,aesthetic'", file)
+                    assert edited(f"{name} {key}=weights", weights / "config.json")
+                    assert edited(f"{name} {key}=weights", weights / "network.safetensors")
+                    assert edited(partial(thing, **{key: str(file)}), file)
+    assert {"auto profile", "oracle_fid reference", "clip_zeroshot classes", "aesthetic model"} <= {*options}
+    assert edited(partial(redder, prompts=file), file) and edited(partial(partial(redder, str(file)), n=2), file)
+    assert not edited("clip model=weights", weights / "diffscale.json")
+    assert not edited("clip model=pictures", pictures / "1.png")

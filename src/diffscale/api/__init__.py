@@ -147,7 +147,7 @@ def search(
     full size, as `Result.best_candidates`. `journal`: a file in which everything paid for is kept; the same call with
     the same file goes on where the last one was stopped. It knows a verifier by its `name`, and functions by
     module:qualname (see `fingerprints.name_of`): give another one to what scores otherwise. A function whose code has
-    changed since is refused. `progress`: called
+    changed since, or a file that an argument names, is refused. `progress`: called
     with the NFE spent so far, the budget and the `best` value. `choose`: another verifier, given in the same ways, by
     which the best of the finished candidates is chosen: the search, which it does not steer, cannot exploit it. Scores
     and traces stay those of `verifier`; `Candidate.value` is what the candidates are ranked by. `draft_model`,

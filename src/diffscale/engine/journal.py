@@ -66,9 +66,9 @@ class Reply:
 class Journal:
     """The journal in the file `path`, made if it is not there.
 
-    `settings`: all that decides the results, as JSON holds it; `sources`: digests of the code that users wrote, by what
-    it is called. Raises DiffscaleError if the file is a journal of other settings, or none, or if code has changed
-    since something was paid for.
+    `settings`: all that decides the results, as JSON holds it; `sources`: digests of code that users
+    wrote and of files that they named, by what they are called. Raises DiffscaleError if the file is a journal of other
+    settings, or none, or if one of `sources` has changed since something was paid for.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> None:
@@ -176,7 +176,7 @@ def _checksum(*values: Any) -> int:
 
 
 def check_sources(path: Path, sources: Mapping[str, str]) -> None:
-    """Raise DiffscaleError if code of the journal in the file `path`, if there is one, has changed, see `Journal`."""
+    """Raise DiffscaleError if a source of the journal in the file `path`, if there is one, has changed, see `Journal`."""
     if path.exists():
         with closing(SqliteStore(path, _TABLES, **_FILE)) as store:
             _check_sources(store, sources)
@@ -187,8 +187,8 @@ def _check_sources(store: SqliteStore, sources: Mapping[str, str]) -> None:
     changed = [name for name, digest in sources.items() if recorded.get(name, digest) != digest]
     if changed and store.read("SELECT 1 FROM replies LIMIT 1"):
         raise DiffscaleError(
-            f"The code of {', '.join(changed)} has changed since this run began: choose another --output, or remove "
-            "the folder."
+            f"The {' and the '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since this run began: "
+            "choose another --output, or remove the folder."
         )
 
 
