@@ -124,6 +124,8 @@ SEARCHES = [
     "zero_order policy=bold",
     "fk strength=nan",
     "fk units=miles",
+    "draft n=3 finals=10",
+    "halving finals=1 share=0.5",
     "fk eta=2",
     "fk k=0",
     "paths forward=0.9",

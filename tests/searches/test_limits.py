@@ -101,6 +101,41 @@ def test_the_kinds_are_all_there():
     assert not {"fk units", "clip model", "zero_order policy"} & found
 
 
+CONTRADICTIONS = {
+    "draft n=3 finals=10": "Of n=3 candidates no more can be finished, but finals=10",
+    "draft n=30 finals=10 share=0.5": "finals=10 and share=0.5 both say",
+    "draft finals=10 share=0.5": "finals=10 and share=0.5 both say",
+    "halving n=3 finals=4": "Of n=3 candidates no more can be finished, but finals=4",
+    "halving finals=1 share=0.125": "finals=1 and share=0.125 both say",
+    "halving at=5,3": "rise and stay below 10",
+    "draft at=5,3": "rise and stay below 10",
+    "bayes n=4 initial=3": "asks for n=4 at a time, the initial=3 too",
+    "fk interval=10": "Nothing is scored on the way with interval=10, as a sample has 10 steps",
+    "free2guide guided=0 k=3": "With guided=0 there is no step at which one of k=3",
+    "paths forward=0.9 backward=0.8": "forward < backward",
+    "paths start=0.5 forward=0.6 backward=0.7": "From start=0.5 no path can be noised forward=0.6 levels up",
+    "zero_order policy=best iterations=0": "With policy=best the first pivot is not sampled",
+}
+
+
+@pytest.mark.parametrize("asked", CONTRADICTIONS)
+def test_options_that_contradict_one_another_are_told_before_anything_is_asked_for(asked):
+    search = choose_search(asked).make()
+    with pytest.raises(DiffscaleError, match=CONTRADICTIONS[asked]):
+        run_searches([Task(search, 0, 1, 10_000)], sampler := ToySampler(steps=10), Near())
+    assert sampler.forwards == 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["draft n=3 finals=3", "halving n=3 finals=3", "draft n=3 share=0.01", "bayes n=4 initial=4", "fk k=2 interval=9",
+     "free2guide guided=0", "paths start=0.2 forward=0.8 backward=0.9", "zero_order policy=greedy iterations=0"],
+)  # fmt: skip
+def test_options_that_just_go_together_are_taken(asked):
+    (found,) = run_searches([Task(choose_search(asked).make(), 0, 1, 200)], ToySampler(steps=10), Near())
+    assert found.candidates > 0
+
+
 def test_keywords_of_a_partial_function_are_held_to_their_ranges():
     for wrong in (partial(fk, strength=float("nan")), partial(fk, k=0), partial(fk, units="metres")):
         with pytest.raises(DiffscaleError, match="search fk"):

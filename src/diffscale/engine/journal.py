@@ -176,7 +176,7 @@ def _checksum(*values: Any) -> int:
 
 
 def check_sources(path: Path, sources: Mapping[str, str]) -> None:
-    """Raise DiffscaleError if a source of the journal in the file `path`, if there is one, has changed, see `Journal`."""
+    """Raise DiffscaleError if one of `sources` of the journal in the file `path`, if that is there, has changed."""
     if path.exists():
         with closing(SqliteStore(path, _TABLES, **_FILE)) as store:
             _check_sources(store, sources)

@@ -7,7 +7,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from diffscale._util.errors import explained
+from diffscale._util.errors import DiffscaleError, explained
 from diffscale.searches.ask_tell import ask_tell
 from diffscale.types import Environment, Search
 
@@ -24,11 +24,13 @@ def bayes(
 
     Thompson draws as in TuRBO-1 (Eriksson et al. 2019, arXiv 1910.01739), with botorch, on random coordinates (Wang et
     al. 2016, arXiv 1301.1942). `dimensions` of the subspace; `n`: candidates at a time; `initial`: random candidates
-    before the first model, by default twice the dimensions, the first plain sample among them. Needs
-    `pip install 'diffscale[bo]'`.
+    before the first model, as many times n as are enough for it, by default for twice the dimensions; the first plain
+    sample is among them. Needs `pip install 'diffscale[bo]'`.
 
-    Raises DiffscaleError if botorch is not installed.
+    Raises DiffscaleError if botorch is not installed, and for an `initial` below n.
     """
+    if initial is not None and initial < n:
+        raise DiffscaleError(f"The search bayes asks for n={n} at a time, the initial={initial} too: give n or more.")
     initial = 2 * dimensions if initial is None else initial
     with explained("The search bayes needs botorch: pip install 'diffscale[bo]'.", ImportError):
         import botorch  # noqa: F401

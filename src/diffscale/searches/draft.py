@@ -15,7 +15,7 @@ def draft(
     n: PositiveInt | None = None,
     finals: PositiveInt | None = None,
     at: tuple[PositiveInt, ...] = (),
-    share: PositiveShare = 1 / 12,
+    share: PositiveShare | None = None,
     via: str = "",
 ) -> Search:
     """Draft n noises in few steps, the best again in more, and finish the best. Price: n steps[0] + ... + finals T.
@@ -23,10 +23,11 @@ def draft(
     Drafts of the same noise by the same solver rank much as the finished samples do (`docs/frontier.md`), for a fifth
     of their price. `steps`: of the drafts of each round, by default one round of a quarter of all, or of as many as
     suit `via`. `at`: then x0-predictions are looked at after these numbers of steps of the way itself, as in `halving`.
-    Each round keeps the same fraction of its candidates, so that `finals` are finished, by default the `share` of n;
-    `n`: by default as many as the budget pays. Scores of earlier rounds count on. `via`: see `types.Draft`.
+    Each round keeps the same fraction of its candidates, so that `finals` are finished, by default the `share` of n,
+    a twelfth; `n`: by default as many as the budget pays. Scores of earlier rounds count on. `via`: see `types.Draft`.
 
-    Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for a model that cannot be drafted so.
+    Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for a model that cannot be drafted so,
+    and for options that contradict one another.
     """
     wanted = steps or (env.draft_steps(via),)
     looks = [Look(each, via) for each in wanted] + predictions(env, at)
@@ -35,4 +36,4 @@ def draft(
             f"Predictions after {tuple(at)} steps cannot be scored here, as the model is run whole, or the verifier "
             "compares finished pictures with predictions: leave at out."
         )
-    yield from halve(env, looks, chosen_sizes(env, looks, n, finals, share), TYPICAL)
+    yield from halve(env, looks, chosen_sizes(env, looks, n, finals, share, usual=1 / 12), TYPICAL)

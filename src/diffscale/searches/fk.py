@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
 from diffscale.searches.particles import Potential, steer
 from diffscale.searches.resampling import RESAMPLERS
@@ -31,8 +32,12 @@ def fk(
     scorings, by default a fifth of all. `resampler`: when the effective sample size is below `ess` k. `eta`: share of
     fresh noise in each step, see `formulas.denoise`; null for the solver's own noise.
 
-    Raises BudgetTooSmall if the budget does not pay for it.
+    Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for an `interval` that scores nothing.
     """
+    if interval is not None and interval >= env.steps > 1:
+        raise DiffscaleError(
+            f"Nothing is scored on the way with interval={interval}, as a sample has {env.steps} steps: give less."
+        )
     k = env.nfe_left // env.steps if k is None else k
     interval = max(1, env.steps // 5) if interval is None else interval
     afford(env, k * env.steps, f"FK steering with k={k}")

@@ -2,6 +2,7 @@
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.searches.budget import afford
 from diffscale.types import Environment, PositiveShare, Search
 
@@ -20,8 +21,10 @@ def free2guide(
     `guided`: the steps 1, 2, ... with a choice (5 in paper B's table). `k`: by default as many as the budget pays.
     `eta`: share of fresh noise in a step.
 
-    Raises BudgetTooSmall if the budget does not pay for it.
+    Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for k noises at no step.
     """
+    if guided == 0 and k is not None and k > 1:
+        raise DiffscaleError(f"With guided=0 there is no step at which one of k={k} noises is chosen: leave one out.")
     guided = min(guided, env.steps - 1)
     if k is None:
         k = max(1, (env.nfe_left - env.steps) // max(1, guided) + 1)

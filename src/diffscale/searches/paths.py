@@ -27,10 +27,15 @@ def paths(
     flow (`samplers.formulas`), on any schedule (ours). `m`: by default the most that the budget pays. `length`: by
     default the grid's own step, round(backward * steps) (ours; the paper leaves it to the user).
 
-    Raises DiffscaleError if `forward` is not below `backward`, BudgetTooSmall if the budget does not pay for it.
+    Raises DiffscaleError if `forward` is not below `backward`, or leads from `start` beyond pure noise, BudgetTooSmall
+    if the budget does not pay for it.
     """
     if forward >= backward:
         raise DiffscaleError(f"Search over paths takes forward < backward, not forward={forward}, backward={backward}.")
+    if start + forward > 1 + 1e-9:
+        raise DiffscaleError(
+            f"From start={start} no path can be noised forward={forward} levels up, as pure noise is 1: give less."
+        )
     length = max(1, round(backward * env.steps)) if length is None else length
     # The levels are given with a few digits: without the tolerance 0.12 / 0.03 would be five rounds.
     rounds = math.ceil(start / (backward - forward) - 1e-9)

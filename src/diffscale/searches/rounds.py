@@ -67,17 +67,25 @@ def _parts(env: Environment, n: int) -> int:
     return math.ceil(n / max(1, env.most_rows))
 
 
-def chosen_sizes(env: Environment, looks: Sequence[Look], n: int | None, finals: int | None, share: float) -> list[int]:
-    """The sizes for what the user gave of `n` and `finals`, else what the budget pays for.
+def chosen_sizes(
+    env: Environment, looks: Sequence[Look], n: int | None, finals: int | None, share: float | None, usual: float
+) -> list[int]:
+    """The sizes for what the user gave of `n`, and of `finals` or `share`, else of the `usual` share and what the
+    budget pays for.
 
-    Raises BudgetTooSmall if it does not pay for that.
+    Raises DiffscaleError for what contradicts itself, BudgetTooSmall if the budget does not pay for that.
     """
+    if finals is not None and share is not None:
+        raise DiffscaleError(f"finals={finals} and share={share} both say how many are finished: leave one out.")
+    if n is not None and finals is not None and finals > n:
+        raise DiffscaleError(f"Of n={n} candidates no more can be finished, but finals={finals}: give fewer finals.")
+    share = usual if share is None else share
     if n is None:
         # As many are finished as are to be kept, if the budget pays for that.
         found = (affordable(env, looks, share, env.nfe_left, finals, least) for least in (env.wanted, 1))
         sizes = next((each for each in found if each), [])
     else:
-        sizes = sizes_between(n, min(n, finals or max(1, round(n * share))), len(looks))
+        sizes = sizes_between(n, finals or max(1, round(n * share)), len(looks))
     least = sizes or [finals or 1] * (len(looks) + 1)
     if (cost := price(env, looks, least)) > env.nfe_left:
         raise BudgetTooSmall(

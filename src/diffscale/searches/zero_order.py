@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.types import Environment, Search, concat, search_traits
 
 
@@ -24,7 +25,11 @@ def zero_order(
     better than the pivot; `restart` (the authors' code) draws a fresh pivot when it is not, which is the first of the
     next n candidates. Both pay for the first pivot, and for no pivot twice. `iterations`: by default as many as the
     budget pays; the last one may have fewer neighbours. The best ever seen is returned.
+
+    Raises DiffscaleError for 0 `iterations` of the policy `best`, which would sample nothing.
     """
+    if iterations == 0 and policy == "best":
+        raise DiffscaleError("With policy=best the first pivot is not sampled: give iterations=1 or more.")
     pivot = env.prior(1)
     pivot_score = None if policy == "best" else (yield from env.evaluate(pivot))
     fresh = False
