@@ -63,6 +63,54 @@ def test_runs_whole_says_so_and_equals_the_pipelines_own_call(name, rows_of, cap
     assert (sampler.decode(end.x) - theirs).abs().max() <= 1e-4
 
 
+@pytest.fixture
+def computed(monkeypatch):
+    """Watches a network: how many rows it computes, whatever calls it."""
+
+    def watch(network):
+        rows, own = [], type(network).forward
+
+        def forward(self, *args, **kwargs):
+            if self is network:
+                rows.append(len(next(each for each in [*args, *kwargs.values()] if isinstance(each, torch.Tensor))))
+            return own(self, *args, **kwargs)
+
+        monkeypatch.setattr(type(network), "forward", forward)
+        return rows
+
+    return watch
+
+
+@pytest.mark.parametrize("name", families.WHOLE)
+def test_what_a_draft_costs_is_known_without_computing_it(name, computed):
+    """It is what another sampler of as many steps finds out by a whole run."""
+    t, _ = made(name)
+    rows = computed(t.net)
+    sampler = WholeSampler(t.pipe, PROMPTS, 12, t.args)
+    assert sum(rows) == sampler.steps * sampler.forwards_per_nfe
+    rows.clear()
+    shorter = [sampler.in_steps(intervals) for intervals in (2, 3, 5, 15)]
+    shorter.append(shorter[-1].in_steps(4))
+    assert not rows
+    for found in shorter:
+        run = WholeSampler(t.pipe, PROMPTS, found.intervals, t.args)
+        for what in ("steps", "levels", "forwards_per_nfe"):
+            assert getattr(found, what) == getattr(run, what)
+        assert found.flops_per_forward == pytest.approx(run.flops_per_forward, rel=1e-9)
+        start = run.prior(KEYS, ROWS)
+        assert torch.equal(found.run(start).x, run.run(start).x)
+        assert found.forwards == run.forwards
+
+
+@pytest.mark.parametrize("search", ["auto", "draft"])
+def test_a_search_by_drafts_computes_what_its_ledger_has_and_no_more(search, computed):
+    t, _ = made("sdxl_inpaint")
+    sampler, rows = sampler_of(t.pipe, PROMPTS, 20, t.args), computed(t.net)
+    task = Task(SEARCHES[search], 1, noise.fold(noise.root(0), 1), 40 * sampler.steps)
+    (result,) = run_searches([task], sampler, Brightness())
+    assert sum(rows) == result.ledger.network_forwards == 2 * result.ledger.nfe
+
+
 def test_searches_over_noises_run_and_others_are_refused_in_a_sentence(rows_of):
     t, _ = made("sd_blended")
     sampler = sampler_of(t.pipe, PROMPTS, STEPS, t.args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from diffscale.samplers.arguments import arguments_of_rows, call_parameters, che
 from diffscale.samplers.caches import caches, forget
 from diffscale.samplers.calls import (
     NormalDraws,
+    answering,
     counted_rows,
     networks_of,
     overridden,
@@ -65,8 +67,9 @@ class WholeSampler(DraftingSampler):
 
     Building one runs one whole sample, in no ledger, to learn the noise's shape and what a trajectory costs: `steps`
     is the number of scheduler steps, or of calls of the denoiser, the network that is called most often, where that is
-    no multiple of them; `forwards_per_nfe` is its rows in each. Raises DiffscaleError if the pipeline draws no noise
-    or calls no network.
+    no multiple of them; `forwards_per_nfe` is its rows in each. One of other steps learns the same of the call alone,
+    in which what the denoiser said then stands for it. Raises DiffscaleError if the pipeline draws no noise or calls no
+    network.
     """
 
     predictable: Final = ()
@@ -95,10 +98,26 @@ class WholeSampler(DraftingSampler):
         self._denoisers: list[torch.nn.Module] = []
         self._around: Around = nullcontext
         self._start: int | None = None
-        self._probe()
+        self._said: dict[tuple[int, Any, Any], Any] = {}
+        steps, called, flops = self._probe()
+        kinds = [type(network) for network, _ in called]
+        most = max(kinds, key=kinds.count)
+        self._denoisers = [network for network in networks_of(self._pipe) if type(network) is most]
+        rows = [rows for network, rows in called if type(network) is most]
+        self._take_costs(steps, rows, flops / sum(rows))
+        own = {id(network) for network in self._denoisers}
+        self._said = {key: answer for key, answer in self._said.items() if key[0] in own}
+        self._probed = flops, sum(rows)
 
     def in_steps(self, intervals: int) -> WholeSampler:
-        return WholeSampler(self._pipe, self.prompts, intervals, self._args, self.why)
+        other = copy.copy(self)
+        other.intervals = intervals
+        steps, called, beside = other._probe()
+        other.forwards = 0  # of what was counted, nothing was computed
+        rows = [rows for network, rows in called if network in self._denoisers]
+        flops, theirs = self._probed
+        other._take_costs(steps, rows, (flops - beside) / theirs + beside / sum(rows))
+        return other
 
     @property
     def denoisers(self) -> Sequence[torch.nn.Module]:
@@ -162,10 +181,20 @@ class WholeSampler(DraftingSampler):
 
     predict = predicted = step = renoise = solve = gradient = _refuse
 
-    def _probe(self) -> None:
+    def _probe(self) -> tuple[int, list[tuple[torch.nn.Module, int]], float]:
+        """What a call for one row does: scheduler steps, networks that it calls with their rows, and operations.
+
+        Of a network that has answered such a call before, nothing is computed.
+        """
         networks = networks_of(self._pipe)
         schedulers = [part for part in self._pipe.components.values() if hasattr(part, "set_timesteps")]
-        with counted_rows(networks) as called, count_flops() as flops, _listed_steps(schedulers) as steps:
+        known = self._denoisers or networks
+        with (
+            counted_rows(networks) as called,
+            count_flops() as flops,
+            _listed_steps(schedulers) as steps,
+            answering(known, self._said, again=bool(self._denoisers)),
+        ):
             _, draws = self._call(torch.zeros(1, dtype=torch.int64), [0], None)
         if not draws.shapes:
             raise DiffscaleError(f"{self._name} draws no normal noise, so there is nothing to search; use another.")
@@ -173,15 +202,15 @@ class WholeSampler(DraftingSampler):
             raise DiffscaleError(f"No network of {self._name} was called, so its cost cannot be counted; use another.")
         self._start = draws.last_prepared or 0
         self._shape = draws.shapes[self._start][1:]
-        kinds = [type(network) for network, _ in called]
-        most = max(kinds, key=kinds.count)
-        self._denoisers = [network for network in networks if type(network) is most]
-        rows = [rows for network, rows in called if type(network) is most]
+        return len(steps), called, flops.total
+
+    def _take_costs(self, steps: int, rows: Sequence[int], flops_per_forward: float) -> None:
+        """Take what a trajectory costs: scheduler steps, and the denoiser's rows in each of its calls."""
         # Guidance by a second call belongs to the same step.
-        self.steps = len(steps) if steps and len(rows) % len(steps) == 0 else len(rows)
+        self.steps = steps if steps and len(rows) % steps == 0 else len(rows)
         self.levels = [1 - i / self.steps for i in range(self.steps + 1)]
         self.forwards_per_nfe = sum(rows) / self.steps
-        self.flops_per_forward = flops.total / sum(rows)
+        self.flops_per_forward = flops_per_forward
 
     def _call(
         self, keys: Tensor, rows: Sequence[int], start: Tensor | None, output: str = "np", as_class: bool = False
