@@ -3,6 +3,9 @@
 from functools import partial
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from toys import task
 
 from diffscale._util import limits
@@ -12,7 +15,7 @@ from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
 from diffscale.searches.agreements import TYPICAL
 from diffscale.searches.looks import Look
-from diffscale.searches.rounds import halve
+from diffscale.searches.rounds import _kept, halve
 from diffscale.testing import NearPoint as Near
 from diffscale.types import Decide, Draft
 
@@ -112,3 +115,27 @@ def test_only_whole_numbers_with_a_sentence_are_settled_on(choice, why):
 
     with pytest.raises(DiffscaleError, match="settles on a whole number"):
         run_searches([task(search, 40)], ToySampler(steps=4), Near())
+
+
+@given(st.lists(st.one_of(st.integers(0, 5).map(float), st.just(-float("inf"))), min_size=2, max_size=12), st.data())
+def test_both_ends_are_the_best_and_the_worst_of_what_was_scored(worth, data):
+    kept = data.draw(st.integers(2, len(worth)))
+    places = _kept(torch.tensor(worth), kept, both_ends=True).tolist()
+    scored = sorted(each for each in worth if each > -float("inf"))
+    usable = min(kept, len(scored))
+    wanted = scored[: usable // 2] + scored[len(scored) - (usable - usable // 2) :] if usable else []
+    found = [worth[i] for i in places]
+    assert len(set(places)) == kept and sorted(each for each in found if each > -float("inf")) == wanted
+    assert places == sorted(places)
+
+
+def test_a_draft_of_both_ends_finishes_the_best_and_the_worst():
+    sampler, near = ToySampler(steps=20), Near()
+    finished = {}
+    for both_ends in (False, True):
+        (found,) = run_searches(
+            [task(partial(SEARCHES["draft"], n=30, finals=4, steps=(10,), both_ends=both_ends), 600)], sampler, near
+        )
+        finished[both_ends] = found.pool[:, 0].sort().values
+    best, ends = finished[False], finished[True]
+    assert ends[-2:].tolist() == best[-2:].tolist() and float(ends[1]) < float(best[0])

@@ -17,7 +17,7 @@ import torch
 from commands import forked
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from test_train_methods import METHODS, REWARDED, SHARPENED, given
+from test_train_methods import GROUPS, METHODS, REWARDED, SHARPENED, given
 
 from diffscale._util import signals
 from diffscale.train import configs, run_directory
@@ -56,6 +56,8 @@ CASES: dict[str, list[Any]] = {
         3,
     ],
     "ddpo": [*REWARDED, "--samples_per_round", 6],  # three steps: killed within a round
+    "group-dpo": [*GROUPS, "--num_inner_epochs", 3, "--lag_rate", 0.2, "--reference", "lagging"],
+    "nft": [*GROUPS, "--reward", "tiny:darkness", "--num_inner_epochs", 2, "--lag_rate", 0.2],
 }
 
 

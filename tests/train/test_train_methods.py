@@ -22,6 +22,7 @@ from diffscale.train import configs, validation
 
 SHARPENED = ["--reward", "tiny:redness"]
 REWARDED = [*SHARPENED, "--sample_steps", "3"]
+GROUPS = [*REWARDED, "--group_size", "4", "--group_kept", "2"]
 METHODS = {
     "sft": [],
     "sharpen-sft": [*SHARPENED, "--reward", "tiny:darkness weight=0.5", "--n", "2", "--m", "2"],
@@ -30,6 +31,10 @@ METHODS = {
     "ddpo": REWARDED,
     "d3po": REWARDED,
     "iterpo": REWARDED,
+    "group-dpo": [*GROUPS, "--reward", "tiny:darkness", "--clip_range", "0.1", "--num_inner_epochs", "2"],
+    "nft": GROUPS,
+    "awm": [*GROUPS, "--kl_beta", "0.1"],
+    "raft": [*REWARDED, "--group_size", "4"],
 }
 
 

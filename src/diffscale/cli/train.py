@@ -6,7 +6,8 @@ from typing import Any, Final
 from diffscale._util.signals import Stopped
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_warning, progress_bars, quiet_console
-from diffscale.train.configs import CONFIGS, TrainConfig, resolve
+from diffscale.train.configs import CONFIGS, resolve
+from diffscale.train.settings import TrainConfig
 
 GO_ON: Final = "go on with --resume_from_checkpoint latest"
 

@@ -17,6 +17,7 @@ def draft(
     at: tuple[PositiveInt, ...] = (),
     share: PositiveShare | None = None,
     via: str = "",
+    both_ends: bool = False,
 ) -> Search:
     """Draft n noises in few steps, the best again in more, and finish the best. Price: n steps[0] + ... + finals T.
 
@@ -25,6 +26,8 @@ def draft(
     suit `via`. `at`: then x0-predictions are looked at after these numbers of steps of the way itself, as in `halving`.
     Each round keeps the same fraction of its candidates, so that `finals` are finished, by default the `share` of n,
     a twelfth; `n`: by default as many as the budget pays. Scores of earlier rounds count on. `via`: see `types.Draft`.
+    `both_ends`: half of those that are finished are the worst, as training on the samples that differ most wants it;
+    then a quarter is finished by default.
 
     Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for a model that cannot be drafted so,
     and for options that contradict one another.
@@ -36,4 +39,5 @@ def draft(
             f"Predictions after {tuple(at)} steps cannot be scored here, as the model is run whole, or the verifier "
             "compares finished pictures with predictions: leave at out."
         )
-    yield from halve(env, looks, chosen_sizes(env, looks, n, finals, share, usual=1 / 12), TYPICAL)
+    sizes = chosen_sizes(env, looks, n, finals, share, usual=1 / 4 if both_ends else 1 / 12)
+    yield from halve(env, looks, sizes, TYPICAL, both_ends=both_ends)

@@ -101,8 +101,11 @@ def halve(
     sizes: Sequence[int],
     agreement: Agreement,
     known: tuple[State, Tensor] | None = None,
+    both_ends: bool = False,
 ) -> Search:
     """Look in rounds, each at the best of the last one, and finish the best of the last; arguments as of `price`.
+
+    With `both_ends` half of those that are kept are the worst.
 
     `known`: candidates that have had the first look already, and their scores; they count among the first size. More
     fresh ones than can be made at once are so many pools, with equal shares of `sizes`.
@@ -111,7 +114,7 @@ def halve(
     parts = max(1, min(_parts(env, fresh), sizes[-1]))
     for part in range(parts):
         mine = [size * (part + 1) // parts - size * part // parts for size in (fresh, *sizes[1:])]
-        yield from _halve(env, looks, mine, agreement, known if part == 0 else None)
+        yield from _halve(env, looks, mine, agreement, known if part == 0 else None, both_ends)
 
 
 def _halve(
@@ -120,6 +123,7 @@ def _halve(
     sizes: Sequence[int],
     agreement: Agreement,
     known: tuple[State, Tensor] | None,
+    both_ends: bool,
 ) -> Search:
     """As `halve`, in one pool, whose first size has fresh candidates alone."""
     numbers = agreement.numbers(looks, env.steps)
@@ -133,9 +137,20 @@ def _halve(
         seen.append(standardised(env.value(scores)))
         worth = (agreement.weights(numbers[: number + 1])[:, None] * torch.stack(seen)).sum(0)
         worth[~torch.stack(seen).isfinite().all(0)] = -math.inf  # dropped by one look, whatever its weight
-        best = worth.argsort(descending=True, stable=True)[:kept].sort().values
-        state, seen = state[best], [each[best] for each in seen]
+        chosen = _kept(worth, kept, both_ends)
+        state, seen = state[chosen], [each[chosen] for each in seen]
     yield from env.evaluate(state)
+
+
+def _kept(worth: Tensor, kept: int, both_ends: bool) -> Tensor:
+    """The places of the best `kept` of `worth` [n], or of the best and the worst half of it: int64, rising."""
+    order = worth.argsort(descending=True, stable=True)
+    if both_ends and kept > 1:
+        scored = order[worth[order] > -math.inf]  # what was dropped is not the worst, but unknown
+        usable = min(kept, len(scored))
+        half = usable // 2
+        order = torch.cat([scored[: usable - half], scored[len(scored) - half :], order[len(scored) :]])
+    return order[:kept].sort().values
 
 
 def looked(env: Environment, state: State, look: Look) -> Answer[tuple[State, Tensor]]:

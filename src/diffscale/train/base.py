@@ -15,9 +15,10 @@ from diffscale.models.load import PlainCall, load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.models.shipped import locate
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.train.configs import Noised, Sampling, TrainConfig
 from diffscale.train.policy import Policy
+from diffscale.train.settings import TrainConfig
 from diffscale.train.times import Times
+from diffscale.train.traits import Noised, Sampling
 
 DTYPES: Final = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")

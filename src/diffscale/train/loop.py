@@ -21,13 +21,14 @@ from diffscale._util.signals import signals_noted
 from diffscale.searches import choose_search
 from diffscale.train import optimisation, output, rewards, run_directory, training_data, validation
 from diffscale.train.base import Base, load_base
-from diffscale.train.configs import Sharpening, TrainConfig
 from diffscale.train.methods import METHODS
 from diffscale.train.methods.method import TrainContext
 from diffscale.train.optimisation import Losses, Optimisation
 from diffscale.train.rewards import BadReward, Cost, Mixture, Reward
 from diffscale.train.run_directory import Checkpoints, TrainState, list_checkpoints, name_last_checkpoint
+from diffscale.train.settings import TrainConfig
 from diffscale.train.training_data import TrainingData
+from diffscale.train.traits import Searching
 from diffscale.train.validation import Validation
 
 PATIENCE: Final = timedelta(days=7)
@@ -81,7 +82,7 @@ def check_names(config: TrainConfig) -> None:
     """Raises DiffscaleError for names that are none and libraries that are missing, before anything is loaded."""
     for text in config.rewards:
         verifiers.check(rewards.split_weight(text)[0])
-    if isinstance(config, Sharpening) and config.search is not None:
+    if isinstance(config, Searching) and config.search is not None:
         choose_search(config.search)
     run_directory.check_trackers(config.report_to)
     optimisation.check_libraries(config)
@@ -115,9 +116,10 @@ class _Training:
         self.progress, self.state = progress, TrainState()
         self.rewards = rewards.load(config.rewards, accelerator.device, base.name, self.state.rewards)
         self.reward: Reward | Mixture | None = None
+        method = METHODS[config.method]
         if self.rewards:  # a single one as it is, in its own units
-            self.reward = self.rewards[0] if len(self.rewards) == 1 else Mixture(self.rewards)
-        self.method = METHODS[config.method](TrainContext(config, data, self.rewards, self.reward))
+            self.reward = self.rewards[0] if len(self.rewards) == 1 else method.combined(self.rewards)
+        self.method = method(TrainContext(config, data, self.rewards, self.reward))
         accelerator.gradient_accumulation_steps = self.method.passes
         losses = Losses(base.policy.networks.values(), accelerator.device.type)
         self.optimisation = Optimisation(accelerator, config, list(base.trainable.values()), losses)

@@ -12,7 +12,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from diffscale._util.errors import DiffscaleError, explained
-from diffscale.train.configs import TrainConfig
+from diffscale.train.settings import TrainConfig
 
 Loss = tuple[Tensor, dict[str, float]]
 

@@ -23,9 +23,9 @@ from diffscale.report.plots import training_curve
 from diffscale.report.text import drawing
 from diffscale.train import validation
 from diffscale.train.base import Base
-from diffscale.train.configs import METHODS, TrainConfig
 from diffscale.train.data.dataset import Dataset
 from diffscale.train.run_directory import DISK_ERRORS, TrainState, name_last_checkpoint
+from diffscale.train.settings import METHODS, TrainConfig
 from diffscale.train.training_data import TrainingData
 from diffscale.train.validation import Validation
 

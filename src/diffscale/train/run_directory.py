@@ -26,10 +26,10 @@ from diffscale._util.errors import DiffscaleError, first_line
 from diffscale._util.files import read_json, read_text, replacing, split_lines, write_json, write_text
 from diffscale.train import configs
 from diffscale.train.base import Base
-from diffscale.train.configs import TrainConfig
 from diffscale.train.methods.method import Method
 from diffscale.train.optimisation import Optimisation
 from diffscale.train.rewards import Cost, Mixture, Reward
+from diffscale.train.settings import METHODS, TrainConfig
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
 DISK_ERRORS: Final = (OSError, RuntimeError, SafetensorError)
@@ -109,7 +109,7 @@ def _is_foreign(folder: Path) -> bool:
     """Whether there is something in a folder that is no training, not even one that was only begun."""
     file = folder / "config.yaml"
     if file.exists():
-        return config.read(file).get("method") not in configs.METHODS
+        return config.read(file).get("method") not in METHODS
     return folder.exists() and any(path.name != ".lock" for path in folder.iterdir())
 
 

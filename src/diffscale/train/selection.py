@@ -77,9 +77,10 @@ def select_trajectories(
     for part, sampler in _samplers_by_length(policy, x0, rows, keys, m):
         if captions is not None:
             sampler.prompts = [captions[i] for i in part.tolist()]
-        ends, figures[part] = _search_each(sampler, verifier, keys[part], n, m, search, batch_size)
-        for row, (best_end, worst_end) in zip(part.tolist(), ends, strict=True):
-            best[row], worst[row] = sampler.finished[best_end], sampler.finished[worst_end]
+        found = search_each(sampler, verifier, keys[part], n, m, search, batch_size)
+        figures[part] = torch.tensor([one.figures for one in found], dtype=torch.float64)
+        for i, (row, one) in enumerate(zip(part.tolist(), found, strict=True)):
+            best[row], worst[row] = (sampler.finished[i, key] for key in one.ends)
     every = range(len(rows))
     return Selection(rows, [best[i] for i in every], [worst[i] for i in every], *figures.unbind(1))
 
@@ -100,9 +101,11 @@ def select_samples(
     whole samples.
     """
     keeping = KeepingSampler(sampler)
-    ends, figures = _search_each(cast(Sampler, keeping), verifier, keys, n, sampler.steps, search, batch_size)
-    best, worst = (torch.stack([keeping.finished[pair[side]] for pair in ends]) for side in (0, 1))
-    return best, worst, figures
+    found = search_each(cast(Sampler, keeping), verifier, keys, n, sampler.steps, search, batch_size)
+    best, worst = (
+        torch.stack([keeping.finished[row, one.ends[side]] for row, one in enumerate(found)]) for side in (0, 1)
+    )
+    return best, worst, torch.tensor([one.figures for one in found], dtype=torch.float64)
 
 
 class KeepingSampler:
@@ -151,23 +154,40 @@ def _samplers_by_length(
         yield part, TrajectorySampler(policy, data, time[part], rows[part], steps)
 
 
-End = tuple[int, int]
-"""Row and key of a candidate."""
+@dataclass(frozen=True)
+class Found:
+    """What a search for one row finished: `keys` and `rewards` float64 [n] of its candidates, in their order.
+
+    Dropped ones have no finite reward. `best`: the key of the one that it found best; `nfe`: what was spent.
+    """
+
+    keys: list[int]
+    rewards: Tensor
+    best: int
+    nfe: int
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The keys of the best and of the worst candidate."""
+        return self.best, self.keys[int(self.rewards.masked_fill(~self.rewards.isfinite(), torch.inf).argmin())]
+
+    @property
+    def figures(self) -> list[float]:
+        """Rewards of the best and the worst, the mean, and the number, as of `select_samples`."""
+        finite = self.rewards[self.rewards.isfinite()]
+        return [float(self.rewards[self.keys.index(self.best)]), float(finite.min()), float(finite.mean()), len(finite)]
 
 
-def _search_each(
+def search_each(
     sampler: Sampler,
     verifier: Verifier,
     keys: Tensor,
     n: int,
     steps: int,
     search: MakeSearch | None,
-    batch_size: int | None,
-) -> tuple[list[tuple[End, End]], Tensor]:
-    """Search once for each row of `sampler`, with the budget of `n` candidates of `steps`.
-
-    Returns which candidates have the best and the worst reward, and the figures float64 [B, 4] of `select_samples`.
-    """
+    batch_size: int | None = None,
+) -> list[Found]:
+    """Search once for each row of `sampler`, with the budget of `n` candidates of `steps`, and the row's key."""
     if isinstance(verifier, NeedsIntermediateX0 | SetVerifier):
         raise DiffscaleError(f"Verifier {verifier.name!r} cannot reward single predictions: train with another.")
     if n < 1 or steps < 1:
@@ -180,11 +200,8 @@ def _search_each(
 
     results = run_searches(tasks, sampler, verifier, batch_size, [observe])
     aggregate = verifier.aggregate if isinstance(verifier, PoolVerifier) else None
-    ends, figures = [], []
+    found = []
     for row, result in enumerate(results):
         rewards = aggregate_pool(result.pool if aggregate else result.pool[:, 0], aggregate)
-        finite = rewards.isfinite()
-        worst = int(rewards.masked_fill(~finite, torch.inf).argmin())
-        ends.append(((row, result.best.key), (row, candidates[row][worst])))
-        figures.append([result.best.score, float(rewards[worst]), float(rewards[finite].mean()), int(finite.sum())])
-    return ends, torch.tensor(figures, dtype=torch.float64)
+        found.append(Found(candidates[row], rewards, result.best.key, result.ledger.nfe))
+    return found

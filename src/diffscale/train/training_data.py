@@ -14,12 +14,13 @@ from diffscale._util.progress import Progress, silent
 from diffscale.registry import plugins
 from diffscale.samplers.windowed.pipeline import WindowedPipeline
 from diffscale.train.base import Base
-from diffscale.train.configs import Cropped, TrainConfig
 from diffscale.train.data import sources
 from diffscale.train.data.batches import Batch, Batches, Order
 from diffscale.train.data.dataset import Dataset
 from diffscale.train.data.encodings import Embeddings, Framing, Latents, encode_dataset, encode_texts
 from diffscale.train.data.hub import HubOptions
+from diffscale.train.settings import TrainConfig
+from diffscale.train.traits import Cropped, InnerEpochs
 
 SHOWN: Final = 4
 """Prompts of the data that are sampled before and after, where no others are given."""
@@ -144,7 +145,7 @@ def prepare(
     # Settings that guide the one and not the other may change what is encoded.
     unguided, guided = ({**base.call.args, "guided": each} for each in (False, True))
     prompts = PromptCache([base.policy.sampler.pipeline], [*dataset.prompts, ""], folder, unguided, progress)
-    sampled = settings.method == "sharpen-rlhf" or getattr(settings, "refine_by", None) is not None
+    sampled = isinstance(settings, InnerEpochs) or getattr(settings, "refine_by", None) is not None
     own_prompts = [*shown, *dataset.prompts] if sampled else shown
     own = PromptCache([base.sampler.pipeline, base.own.pipeline], own_prompts, folder, guided, progress)
     if prompts.embeddings is not None and own.embeddings is not None:

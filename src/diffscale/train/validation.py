@@ -17,8 +17,8 @@ from diffscale.engine import noise
 from diffscale.report import pictures
 from diffscale.suites.pictures import Pictures
 from diffscale.train.base import Base
-from diffscale.train.configs import TrainConfig
 from diffscale.train.rewards import Reward
+from diffscale.train.settings import TrainConfig
 from diffscale.train.training_data import TrainingData
 from diffscale.verifiers.heldout import heldout_scores, judge_name
 

@@ -30,8 +30,8 @@ from diffscale.engine import noise
 from diffscale.models import dtypes
 from diffscale.models.options import LoadOptions
 from diffscale.train import loop
-from diffscale.train.configs import TrainConfig
 from diffscale.train.run_directory import LOG_FILE, list_checkpoints, read_log
+from diffscale.train.settings import TrainConfig
 
 STEPS = 3
 

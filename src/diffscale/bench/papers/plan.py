@@ -22,8 +22,8 @@ from diffscale.bench.papers.recipe import Part, Setting, of_shapes
 from diffscale.bench.series import PromptRepeat
 from diffscale.models.options import LoadOptions
 from diffscale.train import loop
-from diffscale.train.configs import TrainConfig
 from diffscale.train.output import peak_memory
+from diffscale.train.settings import TrainConfig
 from diffscale.types import NeedsIntermediateX0, SetVerifier
 from diffscale.verifiers import check as check_verifier
 

@@ -27,8 +27,9 @@ from diffscale.models.options import LoadOptions
 from diffscale.registry import DataSet, plugins
 from diffscale.train import configs, loop, run_directory
 from diffscale.train.base import DTYPES
-from diffscale.train.configs import SharpenRlhfConfig, TrainConfig
 from diffscale.train.output import read_result
+from diffscale.train.settings import TrainConfig
+from diffscale.train.traits import InnerEpochs
 
 FOLDER: Final = "trainings"
 """In the cache of an output folder, and beside recipes, the settings that several share."""
@@ -214,7 +215,7 @@ def read_logs(
 
     def again(settings: TrainConfig, step: int) -> bool:
         first = (step - 1) * settings.gradient_accumulation_steps
-        return isinstance(settings, SharpenRlhfConfig) and settings.place_in_round(first)[1] > 0
+        return isinstance(settings, InnerEpochs) and settings.place_in_round(first)[1] > 0
 
     rows = {}
     for name, kept in raw.get("trainings", {}).items():

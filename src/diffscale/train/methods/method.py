@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from diffscale.engine import noise
-from diffscale.train.configs import TrainConfig
 from diffscale.train.data.batches import Batch
 from diffscale.train.rewards import Mixture, Reward
+from diffscale.train.settings import TrainConfig
 from diffscale.train.training_data import TrainingData
 
 
@@ -64,6 +64,11 @@ class Method(ABC):
 
     def __init__(self, context: TrainContext) -> None:
         self.context, self.settings, self.policy = context, context.settings, context.data.base.policy
+
+    @staticmethod
+    def combined(rewards: list[Reward]) -> Reward | Mixture:
+        """Return several rewards as one."""
+        return Mixture(rewards)
 
     @property
     def passes(self) -> int:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
-from diffscale.train.configs import SamplingRounds
 from diffscale.train.methods.method import RoundMethod, TrainContext
 from diffscale.train.policy import Policy
 from diffscale.train.rewards import PooledReward
+from diffscale.train.traits import SamplingRounds
 
 ETA = 1.0
 

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from diffscale._util.errors import DiffscaleError, unknown
 from diffscale.searches import choose_search
-from diffscale.train.configs import Sharpening, SharpenRlhfConfig
+from diffscale.train.configs import SharpenRlhfConfig
 from diffscale.train.methods.method import Method, RoundMethod, TrainContext
 from diffscale.train.policy import Policy
 from diffscale.train.selection import MakeSearch, Selection, make_trajectories, select_samples, select_trajectories
+from diffscale.train.traits import Sharpening
 from diffscale.train.trajectories import Data, Form, Trajectory, batch_of, followed_errors
 
 
@@ -117,13 +118,7 @@ class SharpenSft(Method):
 class SharpenRlhf(RoundMethod, SharpenSft):
     """Each pass on the best and worst trajectories from samples that the model makes for a batch of prompts.
 
-    A round makes the samples of some batches and learns from each of them once in every inner epoch, noised anew. With
-    two batches in a round and two inner epochs:
-
-        pass     0 1 2 3 | 4 5 6 7
-        epoch    0 0 1 1 | 0 0 1 1    epoch 0 makes samples, the others take those that were made
-        batch    0 1 0 1 | 2 3 2 3
-
+    A round makes the samples of some batches and learns from each of them once in every inner epoch, noised anew.
     By default all trajectories of a row begin from one sample. Where each has a sample of its own (`own_samples` each)
     the selection is by the rewards of the samples, and made with them: at high noise a prediction says little of its
     sample. In the authors' code (`own_samples` published) each begins from an unguided sample of its own, noised with
