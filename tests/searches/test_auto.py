@@ -16,7 +16,7 @@ from diffscale.searches import auto as auto_file
 from diffscale.searches import choose_search
 from diffscale.searches.agreements import TYPICAL
 from diffscale.searches.looks import Agreement, Look
-from diffscale.searches.policies import _expected, policies
+from diffscale.searches.policies import _expected, _simulated, policies
 from diffscale.testing import NearPoint as Near
 from diffscale.types import Decide, Draft, Evaluate
 
@@ -37,6 +37,20 @@ def test_a_look_that_agrees_so_far_is_worth_so_much():
     for r in (0.3, 0.8):
         alone = Agreement((Look(5),), (0.25,), ((1.0, r), (r, 1.0)))
         assert _expected(alone, (0,), (20, 1)) == pytest.approx(r * best_of_normals(20), abs=0.12)
+
+
+def test_what_is_expected_is_what_rounds_find_on_the_simulated_scores():
+    """Prompt by prompt, with a sort of the candidates in each round, as `rounds.halve` has it."""
+    scores = _simulated(TYPICAL).transpose(1, 2, 0)
+    for numbers, sizes in (((5,), (30, 4)), ((5, 2), (40, 9, 1)), ((1, 3), (300, 60, 60)), ((4,), (2, 1))):
+        best = []
+        for prompt in scores:
+            alive = prompt[: sizes[0]]
+            for number, kept in enumerate(sizes[1:], 1):
+                worth = alive[:, numbers[:number]] @ TYPICAL.weights(numbers[:number]).numpy()
+                alive = alive[np.argsort(-worth)[:kept]]
+            best.append(alive[:, -1].max())
+        assert _expected(TYPICAL, numbers, sizes) == pytest.approx(np.mean(best), abs=1e-12)
 
 
 def test_weights_are_those_of_a_regression():

@@ -2,7 +2,6 @@
 
 from pydantic import PositiveInt
 
-from diffscale._util.errors import DiffscaleError
 from diffscale.searches.agreements import TYPICAL
 from diffscale.searches.looks import Look
 from diffscale.searches.rounds import chosen_sizes, halve, predictions
@@ -34,10 +33,5 @@ def draft(
     """
     wanted = steps or (env.draft_steps(via),)
     looks = [Look(each, via) for each in wanted] + predictions(env, at)
-    if not set(at) <= set(env.predicts):  # told before the drafts are paid for
-        raise DiffscaleError(
-            f"Predictions after {tuple(at)} steps cannot be scored here, as the model is run whole, or the verifier "
-            "compares finished pictures with predictions: leave at out."
-        )
     sizes = chosen_sizes(env, looks, n, finals, share, usual=1 / 4 if both_ends else 1 / 12)
     yield from halve(env, looks, sizes, TYPICAL, both_ends=both_ends)

@@ -95,13 +95,14 @@ def _expected(agreement: Agreement, numbers: tuple[int, ...], sizes: tuple[int, 
     """The mean of the best finished score over simulated prompts, whose scores are jointly normal by `agreement`."""
     scale = max(1.0, sizes[0] / _MOST)
     sizes = tuple(max(1, round(size / scale)) for size in sizes)
-    scores = _simulated(agreement)[:, : sizes[0]]
-    rows, alive = np.arange(_TRIALS)[:, None], np.tile(np.arange(sizes[0]), (_TRIALS, 1))
-    for round_, kept in enumerate(sizes[1:]):
-        seen = list(numbers[: round_ + 1])
-        worth = scores[rows, alive][..., seen] @ agreement.weights(seen).numpy()
-        alive = np.take_along_axis(alive, np.argsort(-worth, 1, kind="stable")[:, :kept], 1)
-    best = float(scores[rows, alive][..., -1].max(1).mean())
+    *looks, final = (_simulated(agreement)[i, :, : sizes[0]] for i in (*numbers, -1))
+    for round_, kept in enumerate(sizes[1:], 1):
+        weights = agreement.weights(numbers[:round_]).tolist()
+        worth = sum(weight * look for weight, look in zip(weights, looks, strict=False))
+        # Which are kept matters, and in what order they are does not: a partition takes a third of the time of a sort.
+        alive = np.argpartition(-worth, kept - 1, 1)[:, :kept]
+        *looks, final = (np.take_along_axis(each, alive, 1) for each in (*looks, final))
+    best = float(final.max(1).mean())
     # Of a pool that is larger by a factor the best is higher by about what that adds to the best of so many normals.
     return best + (_best_normal(sizes[0] * scale) - _best_normal(sizes[0]) if scale > 1 else 0.0)
 
@@ -113,8 +114,8 @@ def _best_normal(n: float) -> float:
 
 @lru_cache(maxsize=4)
 def _simulated(agreement: Agreement) -> NDArray[np.float64]:
-    """Scores of looks and finished samples [_TRIALS, _MOST, K + 1]; the same draws for every agreement."""
+    """Scores of looks and finished samples [K + 1, _TRIALS, _MOST]; the same draws for every agreement."""
     values, vectors = np.linalg.eigh(np.array(agreement.matrix))
     root = vectors * np.sqrt(np.maximum(values, 0))
     draws = np.random.default_rng(0).standard_normal((_TRIALS, _MOST, len(values)))
-    return np.asarray(draws @ root.T)
+    return np.ascontiguousarray(np.moveaxis(draws @ root.T, -1, 0))

@@ -28,9 +28,16 @@ def price(env: Environment, looks: Sequence[Look], sizes: Sequence[int]) -> int:
 
 
 def predictions(env: Environment, at: Sequence[int]) -> list[Look]:
-    """Looks at x0-predictions after these numbers of steps; raises DiffscaleError unless they rise below all."""
+    """Looks at x0-predictions after these numbers of steps; raises DiffscaleError, before anything is paid for, unless
+    they rise below all and can be had."""
     if list(at) != sorted(set(at)) or not all(0 < each < env.steps for each in at):
         raise DiffscaleError(f"Steps to look at rise and stay below {env.steps}, but these do not: {tuple(at)}.")
+    if not set(at) <= set(env.predicts):
+        raise DiffscaleError(
+            f"Predictions after {', '.join(map(str, at))} steps cannot be scored here: the model is run whole, or the "
+            "verifier compares finished pictures with predictions, or the tape has none. Look after other steps, or at "
+            "none of them."
+        )
     return [Look(each, on_the_way=True) for each in at]
 
 
