@@ -92,6 +92,7 @@ def test_a_checkpoint_whose_state_is_broken_is_told(tmp_path: Path) -> None:
         "processes": 1,
         "statistics": [],
         "mixture": None,
+        "validations": [],
     }
     text = json.dumps(whole)
     (tmp_path / "state.json").write_text(text, encoding="utf-8")

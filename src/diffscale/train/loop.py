@@ -1,7 +1,8 @@
 """One loop for all methods, on accelerate: steps, checkpoints, stops, and what is left at the end."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -19,8 +20,9 @@ from diffscale._util.files import locked
 from diffscale._util.progress import Progress, silent
 from diffscale._util.signals import signals_noted
 from diffscale.searches import choose_search
-from diffscale.train import optimisation, output, rewards, run_directory, training_data, validation
+from diffscale.train import guards, optimisation, output, rewards, run_directory, training_data, validation
 from diffscale.train.base import Base, load_base
+from diffscale.train.guards import Guard
 from diffscale.train.methods import METHODS
 from diffscale.train.methods.method import TrainContext
 from diffscale.train.optimisation import Losses, Optimisation
@@ -80,8 +82,9 @@ def _train(config: TrainConfig, accelerator: Accelerator, resumed: Path | None, 
 
 def check_names(config: TrainConfig) -> None:
     """Raises DiffscaleError for names that are none and libraries that are missing, before anything is loaded."""
-    for text in config.rewards:
+    for text in (*config.rewards, *config.validation_verifier):
         verifiers.check(rewards.split_weight(text)[0])
+    guards.check(config)
     if isinstance(config, Searching) and config.search is not None:
         choose_search(config.search)
     run_directory.check_trackers(config.report_to)
@@ -119,12 +122,18 @@ class _Training:
         method = METHODS[config.method]
         if self.rewards:  # a single one as it is, in its own units
             self.reward = self.rewards[0] if len(self.rewards) == 1 else method.combined(self.rewards)
+        self.validators = rewards.load(config.validation_verifier, accelerator.device, base.name)
+        self.extract = validation.load_features(config, base.name, accelerator.device)
+        weights = {reward.name: reward.weight for reward in self.rewards}
+        held_out = self.validators[0].name if self.validators else None
+        self.guard = Guard(weights, held_out, config.keep_best, config.patience)
+        self.why_stopped, self.validated = "", -1
         self.method = method(TrainContext(config, data, self.rewards, self.reward))
         accelerator.gradient_accumulation_steps = self.method.passes
         losses = Losses(base.policy.networks.values(), accelerator.device.type)
         self.optimisation = Optimisation(accelerator, config, list(base.trainable.values()), losses)
         self.checkpoints = Checkpoints(
-            accelerator, config, base, self.optimisation, self.method, self.reward, self.state
+            accelerator, config, base, self.optimisation, self.method, self.reward, self.guard, self.state
         )
         _measure_decoding(base, self.state.decoding)
 
@@ -135,9 +144,12 @@ class _Training:
         self.log = run_directory.Log(self.accelerator, self.config, self.state.step)
         if resumed is None:
             self._validate("before")
+        elif self.guard.seen:
+            self.validated = int(self.guard.seen[-1]["step"])
+            self._validate_if_due()  # a checkpoint is written before its pictures are made
         with signals_noted() as terminated:
             last_saved = self.state.step
-            while not self._is_over():
+            while not self._is_over() and not self.why_stopped:
                 self._step(terminated.is_set())
                 step = self.state.step
                 if self.stop or step % self.config.checkpointing_steps == 0:
@@ -146,16 +158,19 @@ class _Training:
                 if self.stop:
                     self.accelerator.end_training()
                     return Ended("stopped", step, self.config.output_dir)
-                if self.config.validation_steps and step % self.config.validation_steps == 0:
-                    self._check_finite()
-                    self._validate(f"step-{step}")
+                self._validate_if_due()
             if last_saved != self.state.step:
                 self._save()
-        self._validate("after")
+        if self.config.keep_best and self.validated != self.state.step:
+            self._validate(f"step-{self.state.step}")
+        stopped = self.why_stopped
+        self._validate("after", given=True)
         result: dict[str, Any] = {}
         if self.accelerator.is_main_process:
-            with self.optimisation.averaged():
-                result = output.write(self.config, self.base, self.data, self.state, self.log.lines)
+            with self._given_weights():
+                result = output.write(
+                    self.config, self.base, self.data, self.state, self.log.lines, self.guard.seen, stopped
+                )
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return Ended("finished", self.state.step, self.config.output_dir, result)
@@ -210,17 +225,34 @@ class _Training:
             "a lower learning rate or another reward."
         )
 
-    def _validate(self, name: str) -> None:
-        """Sample the validation prompts, in the first process, and keep the pictures with their scores."""
+    def _validate_if_due(self) -> None:
+        step, every = self.state.step, self.config.validation_steps
+        if every and step and step % every == 0 and self.validated != step:
+            self._check_finite()
+            self._validate(f"step-{step}")
+
+    def _validate(self, name: str, given: bool = False) -> None:
+        """Sample the validation prompts, in the first process, and keep the pictures with their scores.
+
+        `given`: with the weights that the run gives, which are no more to be guarded.
+        """
+        why = ""
         if self.accelerator.is_main_process:
-            with self.optimisation.averaged():
+            with self._given_weights() if given else self.optimisation.averaged():
                 images = validation.sample(self.base, self.data, self.config)
+                weights = {name: each.detach().clone() for name, each in self.base.trainable.items()}
             with self.method.original_rewards():
                 prompts = validation.prompts_of_samples(self.data, self.config)
                 try:
-                    scores = validation.score(images, prompts, self.rewards, self.base.name, self.accelerator.device)
+                    verifiers = [*self.rewards, *self.validators]
+                    scores = validation.score(images, prompts, verifiers, self.base.name, self.accelerator.device)
                 except BadReward as error:
                     raise self._stopped(self.state.step, str(error)) from error
+            if not given:
+                before = validation.load(self.config.output_dir, "before")
+                base = images if before is None else before.images
+                spread = {} if self.extract is None else guards.spread(self.extract, base, images, prompts)
+                why = self.guard.see(self.state.step, scores, spread, weights)
             try:
                 validation.save(self.config.output_dir, name, Validation(images, scores))
             except OSError as error:
@@ -228,7 +260,21 @@ class _Training:
                     f"Pictures cannot be written to {self.config.output_dir} ({error.strerror}): make room; "
                     f"{name_last_checkpoint(self.config.output_dir)}."
                 ) from error
-        self.accelerator.wait_for_everyone()
+        self.why_stopped, self.validated = gather_object([why])[0], self.state.step
+
+    @contextmanager
+    def _given_weights(self) -> Iterator[None]:
+        """Have the networks be what the run gives until the block ends: the best weights, the average, or the last."""
+        if not self.guard.best:
+            with self.optimisation.averaged():
+                yield
+            return
+        last = {name: each.detach().clone() for name, each in self.base.trainable.items()}
+        self.base.load_trainable(self.guard.best)
+        try:
+            yield
+        finally:
+            self.base.load_trainable(last)
 
 
 def _measure_decoding(base: Base, cost: Cost) -> None:

@@ -36,10 +36,17 @@ _ESSENTIAL = (
 
 
 def write(
-    settings: TrainConfig, base: Base, data: TrainingData, state: TrainState, lines: Sequence[dict[str, Any]]
+    settings: TrainConfig,
+    base: Base,
+    data: TrainingData,
+    state: TrainState,
+    lines: Sequence[dict[str, Any]],
+    validations: Sequence[dict[str, Any]],
+    why_stopped: str,
 ) -> dict[str, Any]:
     """Write all of it to the folder of the run, and return what `result.json` holds.
 
+    `validations`: what `Guard` saw on the way; `why_stopped`: a sentence, if the training ended by itself.
     What is drawn of the results is written after them. Raises DiffscaleError if the disk does not take these; the last
     checkpoint has the weights.
     """
@@ -47,7 +54,8 @@ def write(
     try:
         _write_weights(folder, settings, base)
         before, after = (validation.load(folder, name) for name in ("before", "after"))
-        result = _result(settings, base, data, state, lines)
+        result = _result(settings, base, data, state, lines) | {"validations": list(validations)}
+        result["notes"] += [why_stopped] if why_stopped else []
         if before is not None and after is not None:
             result["gains"] = validation.gains(before.scores, after.scores)
         write_json(folder / "result.json", result)

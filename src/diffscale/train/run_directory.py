@@ -26,6 +26,7 @@ from diffscale._util.errors import DiffscaleError, first_line
 from diffscale._util.files import read_json, read_text, replacing, split_lines, write_json, write_text
 from diffscale.train import configs
 from diffscale.train.base import Base
+from diffscale.train.guards import Guard
 from diffscale.train.methods.method import Method
 from diffscale.train.optimisation import Optimisation
 from diffscale.train.rewards import Cost, Mixture, Reward
@@ -115,6 +116,7 @@ def _is_foreign(folder: Path) -> bool:
 
 _WEIGHTS: Final = "trained.safetensors"
 _AVERAGE: Final = "average.safetensors"
+_BEST: Final = "best.safetensors"
 _STATE: Final = "state.json"
 
 
@@ -138,6 +140,7 @@ class _Saved(BaseModel):
     processes: int
     statistics: Any
     mixture: Any
+    validations: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ class Checkpoints:
     optimisation: Optimisation
     method: Method
     reward: Reward | Mixture | None
+    guard: Guard
     state: TrainState
 
     def __post_init__(self) -> None:
@@ -204,6 +208,8 @@ class Checkpoints:
                 raise ValueError(f"{_STATE} is broken")
             if (path / _AVERAGE).exists():
                 self.optimisation.load_average(load_file(path / _AVERAGE), content["step"])
+            self.guard.seen = content["validations"]
+            self.guard.best = load_file(path / _BEST) if (path / _BEST).exists() else {}
             own = path / self._samples_file
             self.method.load_state_dict(load_file(own) if own.exists() else {})
             if broken := self.not_finite():
@@ -234,6 +240,8 @@ class Checkpoints:
         save_file(_contiguous(self.base.trainable), folder / _WEIGHTS)
         if average := self.optimisation.average():
             save_file(_contiguous(average), folder / _AVERAGE)
+        if self.guard.best:
+            save_file(_contiguous(self.guard.best), folder / _BEST)
         if self.settings.adapter is not None:
             self.base.save_lora(folder)
         content = {
@@ -241,6 +249,7 @@ class Checkpoints:
             "processes": self.accelerator.num_processes,
             "statistics": self.method.statistics(),
             "mixture": self.reward.state_dict() if isinstance(self.reward, Mixture) else None,
+            "validations": self.guard.seen,
         }
         write_json(folder / _STATE, content, None)
 

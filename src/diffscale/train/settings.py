@@ -159,6 +159,15 @@ class OutputSettings(_Settings):
     """Of each validation prompt."""
     validation_steps: PositiveInt | None = None
     """Sample them so often too."""
+    validation_verifier: list[str] = []
+    """Verifiers that score validation pictures beside the rewards and the judge; the first decides on --keep_best and
+    --patience; repeatable."""
+    validation_features: Literal["dino", "inception"] | None = None
+    """Network in whose features recall and diversity of validation pictures are measured."""
+    keep_best: bool = False
+    """Give the weights whose validation pictures the first validation verifier liked best, in the place of the last."""
+    patience: PositiveInt | None = None
+    """Stop after so many validations in a row at which that verifier was below its best while the reward was higher."""
 
 
 class TrainConfig(ModelSettings, DataSettings, OptimisationSettings, OutputSettings):
@@ -208,7 +217,7 @@ class TrainConfig(ModelSettings, DataSettings, OptimisationSettings, OutputSetti
         """
         passing = {
             "max_train_steps", "max_train_seconds", "output_dir", "logging_dir", "report_to", "checkpointing_steps",
-            "checkpoints_total_limit", "resume_from_checkpoint", "validation_steps", "cache_dir",
+            "checkpoints_total_limit", "resume_from_checkpoint", "cache_dir",
             "gradient_checkpointing",
         }  # fmt: skip
         if self.lr_scheduler in ("linear", "cosine", "cosine_with_restarts", "polynomial"):

@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,10 @@ from diffscale.train.base import Base
 from diffscale.train.rewards import Reward
 from diffscale.train.settings import TrainConfig
 from diffscale.train.training_data import TrainingData
+from diffscale.verifiers.defaults import build
+from diffscale.verifiers.dino import load_dino
 from diffscale.verifiers.heldout import heldout_scores, judge_name
+from diffscale.verifiers.inception import load_inception
 
 FOLDER: Final = "validation"
 _SCORES: Final = "scores.json"
@@ -38,6 +41,16 @@ class Validation:
 def prompts_of_samples(data: TrainingData, settings: TrainConfig) -> list[str]:
     """The prompt of each picture of `sample`."""
     return [prompt for prompt in data.validation_prompts for _ in range(settings.num_validation_images)]
+
+
+def load_features(settings: TrainConfig, model: str, device: Any) -> Callable[[Tensor], Tensor] | None:
+    """What makes the features of `--validation_features`, for pictures of `model`; None where none is asked for."""
+    if settings.validation_features is None:
+        return None
+    loaders: dict[str, Any] = {"dino": load_dino, "inception": load_inception}
+    name = settings.validation_features
+    extract: Callable[[Tensor], Tensor] = build(loaders[name], {}, name, device=device, image_model=model)
+    return extract
 
 
 @torch.no_grad()
