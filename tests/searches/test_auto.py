@@ -190,3 +190,14 @@ def test_with_a_profile_there_is_no_pilot_and_no_choice_that_takes_longer(tmp_pa
     assert chosen(step=0.01, decode=0.5, verify=0.5).startswith("Chosen: random search of 20 samples")
     with pytest.raises(DiffscaleError, match="nowhere"):
         run_searches([task(choose_search("auto profile=nowhere").make(), 400)], ToySampler(steps=20), Near())
+
+
+def test_ways_of_drafting_that_it_does_not_try_are_told():
+    class Cached(ToySampler):
+        drafts = ("", "cache")
+
+    (found,) = run_searches([task(auto, 400)], Cached(steps=20), Near())
+    told = "Drafts by fewer steps alone were tried: search by draft via=cache for others."
+    assert found.decisions[0].endswith(told)
+    (plain,) = run_searches([task(auto, 400)], ToySampler(steps=20), Near())
+    assert f"{plain.decisions[0]} {told}" == found.decisions[0]

@@ -105,6 +105,7 @@ CONTRADICTIONS = {
     "draft n=3 finals=10": "Of n=3 candidates no more can be finished, but finals=10",
     "draft n=30 finals=10 share=0.5": "finals=10 and share=0.5 both say",
     "draft finals=10 share=0.5": "finals=10 and share=0.5 both say",
+    "draft finals=1 both_ends=true": "With both_ends a best and a worst one are finished",
     "halving n=3 finals=4": "Of n=3 candidates no more can be finished, but finals=4",
     "halving finals=1 share=0.125": "finals=1 and share=0.125 both say",
     "halving at=5,3": "rise and stay below 10",

@@ -13,7 +13,7 @@ from diffscale.searches.policies import can_draft, policies
 from diffscale.searches.profiles import Profile, read_profile
 from diffscale.searches.random import random
 from diffscale.searches.rounds import halve, looked, price
-from diffscale.types import Answer, Environment, Search, State
+from diffscale.types import FEWER_STEPS, Answer, Environment, Search, State
 
 _PILOT: Final = 0.1  # of the budget, at most
 _DRAFT, _PREDICTION = 0.2, 0.55  # shares of the steps that the pilot looks at
@@ -30,8 +30,8 @@ def auto(env: Environment, profile: str = "") -> Search:
     measures is weighed with what is typical (`agreements.TYPICAL`), every division of the rest is simulated by these
     correlations (`policies`), and the best is run. `profile`: a file of `diffscale tune auto`, which then needs no
     pilot; by the seconds in it no division is chosen that takes longer than random search would. Where a tenth of the
-    budget buys fewer than 4 drafts and there is no profile, or nothing can be drafted, it is random search. What was
-    chosen, and why, is told in `Result.decisions`.
+    budget buys fewer than 4 drafts and there is no profile, or nothing can be drafted, it is random search. Of ways to
+    draft it takes fewer steps alone. What was chosen, and why, is told in `Result.decisions`.
 
     Raises DiffscaleError for a file that is no profile.
     """
@@ -55,7 +55,9 @@ def auto(env: Environment, profile: str = "") -> Search:
     best = max(range(len(tried)), key=lambda i: tried[i].gain)
     best = best if tried[best].gain > tried[0].gain + _MARGIN else 0
     gains = f"{tried[best].gain:.2f} standard deviations above the mean, and of random search {tried[0].gain:.2f}"
-    best = yield from env.decide(best, f"Chosen: {tried[best]}, {why}; expected {gains}.")
+    others = [f"draft via={via}" for via in env.drafts if via != FEWER_STEPS]
+    told = f" Drafts by fewer steps alone were tried: search by {' or '.join(others)} for others." if others else ""
+    best = yield from env.decide(best, f"Chosen: {tried[best]}, {why}; expected {gains}.{told}")
     chosen = tried[best]
     if not chosen.looks:
         yield from random(env)

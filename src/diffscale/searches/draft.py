@@ -2,6 +2,7 @@
 
 from pydantic import PositiveInt
 
+from diffscale._util.errors import DiffscaleError
 from diffscale.searches.agreements import TYPICAL
 from diffscale.searches.looks import Look
 from diffscale.searches.rounds import chosen_sizes, halve, predictions
@@ -31,6 +32,8 @@ def draft(
     Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for a model that cannot be drafted so,
     and for options that contradict one another.
     """
+    if both_ends and finals == 1:
+        raise DiffscaleError("With both_ends a best and a worst one are finished: give finals=2 or more.")
     wanted = steps or (env.draft_steps(via),)
     looks = [Look(each, via) for each in wanted] + predictions(env, at)
     sizes = chosen_sizes(env, looks, n, finals, share, usual=1 / 4 if both_ends else 1 / 12)
