@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import bad_files
 import bad_inputs
 import pytest
 
@@ -22,7 +23,7 @@ MOST = 1000  # characters of a sentence, which may hold a long path twice
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
-    bad_inputs.make_files(folder)
+    bad_files.make_files(folder)
     return folder
 
 

@@ -14,10 +14,10 @@ from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, Diffscal
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
+from diffscale.engine.kept_pictures import KeptPictures
 from diffscale.engine.ledger import BudgetSpent
 from diffscale.engine.results import Result
 from diffscale.engine.scoring import DroppedCandidate
-from diffscale.engine.search_run import SearchRun
 from diffscale.engine.task import Task
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.samplers.toy import ToySampler
@@ -417,14 +417,14 @@ def test_the_best_few_come_in_full_size_best_first_and_no_others_are_held(verifi
     def observe(search, keys, scores, images, nfe):
         seen.update(zip(keys.tolist(), images, strict=True))
 
-    own = SearchRun._keep
+    own = KeptPictures.keep
 
-    def keep(run, number, picture):
+    def keep(pictures, *args):
         nonlocal most
-        own(run, number, picture)
-        most = max(most, len(run._pictures))
+        own(pictures, *args)
+        most = max(most, len(pictures._held))
 
-    monkeypatch.setattr(SearchRun, "_keep", keep)
+    monkeypatch.setattr(KeptPictures, "keep", keep)
     (result,) = run_searches([task(4 * 40)], ToySampler(steps=4), verifier, 8, [observe], keep_best=keep_best)
     values = result.pool[:, 0] if components == 1 else verifier.aggregate(result.pool).round(decimals=12)
     order = sorted(range(40), key=lambda i: (-float(values[i]), i))[:keep_best]

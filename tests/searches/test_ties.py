@@ -9,9 +9,9 @@ from toys import PRICED, same, task
 
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
+from diffscale.engine.kept_pictures import KeptPictures
 from diffscale.engine.results import Result
 from diffscale.engine.scoring import UndecidedPair
-from diffscale.engine.search_run import SearchRun
 from diffscale.engine.ties import MOST_TIED
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches.random import random
@@ -154,13 +154,13 @@ def test_a_larger_budget_goes_on_from_the_comparisons_of_a_smaller_one(tmp_path)
 
 
 def test_no_more_pictures_are_held_than_can_still_be_the_best(monkeypatch):
-    held, keep = [], SearchRun._keep
+    held, keep = [], KeptPictures.keep
 
-    def watch(self, number, picture):
-        keep(self, number, picture)
-        held.append(sum("image" in each for each in self._pictures.values()))
+    def watch(self, *args):
+        keep(self, *args)
+        held.append(sum("image" in each for each in self._held.values()))
 
-    monkeypatch.setattr(SearchRun, "_keep", watch)
+    monkeypatch.setattr(KeptPictures, "keep", watch)
     found([task(random, 600)], Coarse(1000.0))
     assert max(held) == MOST_TIED  # the baseline is one of them
 

@@ -19,7 +19,8 @@ from diffscale.engine.executors import Executor, InlineExecutor, Job, JobPart
 from diffscale.engine.journal import Journal, Reply
 from diffscale.engine.results import Observer, Result
 from diffscale.engine.scoring import check_chooser
-from diffscale.engine.search_run import SearchContext, SearchRun
+from diffscale.engine.search_context import SearchContext
+from diffscale.engine.search_run import SearchRun
 from diffscale.engine.task import Task
 from diffscale.engine.ties import Compare, Pair, Pairs
 from diffscale.engine.worker import Output, Worker

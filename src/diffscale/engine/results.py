@@ -38,7 +38,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A candidate as a contact sheet shows it. `image`: uint8 [3, h, w], at most `THUMBNAIL` of `search_run` a side."""
+    """A candidate as a contact sheet shows it. `image`: uint8 [3, h, w], at most `kept_pictures.THUMBNAIL` a side."""
 
     image: Tensor
     score: float

@@ -7,69 +7,24 @@ from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from diffscale._util.errors import AllCandidatesFailed, BudgetTooSmall, DiffscaleError, raised, users_line
 from diffscale._util.fingerprints import name_of
-from diffscale._util.pixels import eight_bit
 from diffscale.engine.answers import answer_of, answers_itself, finishes
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.environment import SearchEnvironment
-from diffscale.engine.journal import Journal, Reply
+from diffscale.engine.journal import Reply
+from diffscale.engine.kept_pictures import KeptPictures, to_keep
 from diffscale.engine.leaderboard import Leaderboard, Scores
 from diffscale.engine.ledger import BudgetSpent, Ledger, price
 from diffscale.engine.requests import check_request
-from diffscale.engine.results import Candidate, Observer, Result, Thumbnail
-from diffscale.engine.scoring import record_level
+from diffscale.engine.results import Candidate, Result, Thumbnail
+from diffscale.engine.search_context import SearchContext, aggregate_of
 from diffscale.engine.task import Task
-from diffscale.engine.ties import MOST_TIED, Pair, RoundRobin
-from diffscale.types import Aggregate, Compares, Decide, NeedsIntermediateX0, PoolVerifier, Request, Sampler, Verifier
+from diffscale.engine.ties import Pair, RoundRobin
+from diffscale.types import Decide, NeedsIntermediateX0, Request
 
-THUMBNAIL: Final = 256  # pixels a side
 _REFUSALS: Final = 100  # how often a search may ask for too much in a row before it is ended
-
-
-@dataclass(frozen=True)
-class SearchContext:
-    """What all searches of one call have in common.
-
-    `gallery`: how many thumbnails of each come back, `keep_best`: how many candidates in full size. `choose`: the
-    verifier that ranks finished candidates in the place of `verifier`, which steers the searches.
-    """
-
-    sampler: Sampler
-    verifier: Verifier
-    observers: tuple[Observer, ...]
-    gallery: int
-    journal: Journal | None
-    keep_best: int = 1
-    choose: Verifier | None = None
-
-    @property
-    def components(self) -> tuple[str, ...]:
-        """Names of the verifier's components, none for a verifier of one score."""
-        return tuple(self.verifier.components) if isinstance(self.verifier, PoolVerifier) else ()
-
-    @property
-    def aggregate(self) -> Aggregate | None:
-        """Of the scores that searches see."""
-        return _aggregate_of(self.verifier)
-
-    @property
-    def ranker(self) -> Verifier:
-        """Who ranks what is finished."""
-        return self.verifier if self.choose is None else self.choose
-
-    @property
-    def most_tied(self) -> int:
-        """How many of a search's candidates that share the best value are to be compared."""
-        compares = isinstance(self.ranker, Compares) and not isinstance(self.ranker, PoolVerifier)
-        return MOST_TIED if compares else 0
-
-    @property
-    def record(self) -> float | None:
-        """The noise level whose x0-prediction the verifier or the chooser asks for."""
-        return record_level(self.verifier, self.choose)
 
 
 @dataclass
@@ -96,7 +51,6 @@ class SearchRun:
     ties: RoundRobin = field(default_factory=RoundRobin)
     decisions: list[str] = field(default_factory=list)
     _first: int | None = None
-    _pictures: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _parts: list[Reply] = field(default_factory=list)
     _refused: str = ""
 
@@ -104,10 +58,11 @@ class SearchRun:
         self.sampler, self.journal = self.context.sampler, self.context.journal
         self.name = self.task.name or str(self.index)
         self.ledger = Ledger(self.task.budget)
+        self.pictures = KeptPictures(self.journal, self.name)
         context = self.context
         self.scores = Scores(context.aggregate)
         self.leaderboard = Leaderboard(
-            _aggregate_of(context.ranker), context.gallery, context.keep_best, context.most_tied
+            aggregate_of(context.ranker), context.gallery, context.keep_best, context.most_tied
         )
         chunk = self.chunk if self.journal is None else self.journal.chunk(self.name, self.chunk)
         predictable = getattr(self.sampler, "predictable", range(1, self.sampler.steps))
@@ -257,7 +212,7 @@ class SearchRun:
     def _gallery(self, scores: Tensor, values: Tensor) -> list[Thumbnail]:
         """The best candidates that can be shown, best first, as `_candidate` takes them."""
         order = self._best_first(self.leaderboard.thumbnails, values)
-        images = {number: self._kept(number).get("thumbnail") for number in order[: self.context.gallery]}
+        images = {number: self.pictures.of(number).get("thumbnail") for number in order[: self.context.gallery]}
         shown = [(n, image) for n, image in images.items() if image is not None]
         return [Thumbnail(image, float(scores[n]), float(values[n]), n) for n, image in shown]
 
@@ -284,7 +239,7 @@ class SearchRun:
         )
 
     def _whole(self, number: int) -> dict[str, Tensor]:
-        kept = self._kept(number)
+        kept = self.pictures.of(number)
         if "image" not in kept:
             self._forget()
             raise DiffscaleError(
@@ -292,26 +247,6 @@ class SearchRun:
                 "and that search is computed anew."
             )
         return kept
-
-    def _kept(self, number: int) -> dict[str, Tensor]:
-        """What is kept of a candidate, see `_picture`."""
-        if self.journal is None:
-            return self._pictures.get(number, {})
-        return self.journal.kept(self.name, number) or {}
-
-    def _keep(self, number: int, picture: dict[str, Tensor]) -> None:
-        """Keep a picture: in the journal, or in memory, where it is forgotten when it is overtaken for good."""
-        if self.journal is not None:
-            self.journal.keep(self.name, number, picture)
-            return
-        self._pictures[number] = picture
-        for other, tensors in list(self._pictures.items()):
-            if other not in self.leaderboard.thumbnails:
-                tensors.pop("thumbnail", None)
-            if other not in self.leaderboard.full_size and other != self._first:
-                self._pictures[other] = {name: each for name, each in tensors.items() if name == "thumbnail"}
-            if not self._pictures[other]:
-                del self._pictures[other]
 
     def _advance(self, answer: Any) -> None:
         """Hand over `answer` and take requests until one needs computing, or the search ends."""
@@ -428,32 +363,14 @@ class SearchRun:
             self._first = number if first else self._first
             if images is not None and latents is not None and (full_size or shown or first):
                 whole = {"latents": latents[i]} | ({} if state.step else {"noise": state.x[i]})
-                self._keep(number, _picture(images[i], whole if full_size or first else {}, shown))
+                picture = to_keep(images[i], whole if full_size or first else {}, shown)
+                best = {*self.leaderboard.full_size, *([] if self._first is None else [self._first])}
+                self.pictures.keep(number, picture, best, self.leaderboard.thumbnails)
         if images is not None:
             for observe in self.context.observers:
                 observe(self.index, keys, scores, images, nfe)
 
 
-def _aggregate_of(verifier: Verifier) -> Aggregate | None:
-    return verifier.aggregate if isinstance(verifier, PoolVerifier) else None
-
-
 def _by_rows(scores: Tensor) -> Tensor:
     """Scores [B] or [B, K] as [B, K]."""
     return scores.view(len(scores), -1)
-
-
-def _picture(image: Tensor, whole: dict[str, Tensor], shown: bool) -> dict[str, Tensor]:
-    """What is kept of a candidate: `image` with the tensors of `whole` if there are any, `thumbnail` if it is
-    `shown`."""
-    image = image.detach().float()
-    kept = {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
-    if whole:
-        kept["image"] = eight_bit(image)
-    if shown:
-        side = max(image.shape[1:])
-        if side > THUMBNAIL:
-            size = [max(1, round(s * THUMBNAIL / side)) for s in image.shape[1:]]
-            image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-        kept["thumbnail"] = eight_bit(image)
-    return kept
