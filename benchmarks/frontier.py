@@ -13,7 +13,8 @@ Printed and written as a page, for each verifier and budget: the multiplier (how
 for the same mean score); the difference to random search at equal NFE by the searched score and by the judge; and the
 multiplier with FLUX.1-dev's costs put in (counted operations of its denoiser, decoder and a CLIP ViT-L/14), and in the
 seconds of the tape. Then the bars: `auto` and `draft` at 16 and 64 candidates' worth, and `auto` against random search
-with 90% of its budget. A search that asks for more candidates than the tape has is left out.
+with 90% of its budget; the judge where `auto` searched by another verifier; and, by CLIPScore, a draft search of all
+candidates against the best budget of random search. Searches that ask for more than the tape has are left out.
 """
 
 from __future__ import annotations
@@ -39,9 +40,13 @@ from diffscale.searches import choose_search
 from diffscale.tape.curves import best_of, candidates_worth
 from diffscale.tape.replay import Found, gain, multiplier, replay
 from diffscale.tape.tape import Tape, load_tape
-from diffscale.tape.verifiers import finals
+from diffscale.tape.verifiers import finals, recorded_names
 
 JUDGE = "shapes-judge"
+MEMBERS = ("clip", "image_reward", "pick_score")
+ENSEMBLE = f"ensemble of={','.join(MEMBERS)}"
+WORST = -0.02
+"""How far below random search a held-out judge may be, at the lower end of its interval."""
 CANDIDATES = (4, 8, 16, 32, 64)
 SEARCHES = ("auto", "draft", "draft steps=4 at=11", "halving at=7,11")
 BARS = ((16, 1.4, 2.0), (64, 2.0, 3.0))
@@ -118,7 +123,8 @@ def tried(tape: Tape, search: str, verifier: str, budget: int, draws: int) -> Fo
 
 def own_costs(tape: Tape, verifier: str) -> Costs:
     """Seconds of one row, as they were measured when the tape was recorded."""
-    return Costs(tape.seconds["step"], tape.seconds["decode"] + tape.seconds[verifier])
+    names = recorded_names(tape, verifier)
+    return Costs(tape.seconds["step"], tape.seconds["decode"] + sum(tape.seconds[name] for name in names))
 
 
 def multiplier_in_costs(tape: Tape, row: Row, costs: Costs) -> float:
@@ -182,6 +188,27 @@ def no_regret(tape: Tape, found: list[Row]) -> Iterator[str]:
             yield f"* `auto` by {row.verifier} {against}: {shown(less, '+')}."
 
 
+def held_out(tape: Tape, found: list[Row]) -> Iterator[str]:
+    """`auto` less random search with the same budget by the judge, where it took no part."""
+    for row in found:
+        if row.search == "auto" and row.verifier != JUDGE:
+            more = gain(tape, row.found, row.verifier, row.budget, JUDGE)
+            ends = "" if more["low"] > WORST else f", whose lower end is below {WORST}"
+            yield f"* judge, searched by {row.verifier} with {row.budget} NFE: {shown(more, '+')}{ends}."
+
+
+def beyond(tape: Tape, draws: int) -> Iterator[str]:
+    """A draft search by CLIPScore with half of the tape's NFE less the best budget of random search, by the judge."""
+    half, drafted = tape.candidates // 2, tape.candidates * 4
+    search = f"draft n={tape.candidates} steps=4 finals={(half * tape.steps - drafted) // tape.steps}"
+    curve = np.stack([best_of(finals(tape, "clip"), k, finals(tape, JUDGE)) for k in range(1, tape.candidates + 1)], 1)
+    k = int(curve.mean(0).argmax()) + 1
+    if (found := tried(tape, search, "clip", half * tape.steps, draws)) is not None:
+        more = shown(interval(found.judged[JUDGE] - curve[:, k - 1]), "+")
+        budgets = f"with {half * tape.steps} NFE less the best of random search, at {k * tape.steps} NFE"
+        yield f"* judge, `{search}` by clip {budgets}: {more}."
+
+
 def random_points(tape: Tape, verifier: str, judge: str | None) -> list[tuple[float, dict[str, float]]]:
     """Random search's curve."""
     worth = None if judge is None else finals(tape, judge)
@@ -208,10 +235,12 @@ def main() -> None:
     tape, costs = load_tape(options.tape), flux_costs()
     name = f"{options.tape.stem}-{len(tape.prompts)}x{tape.candidates}"
     verifiers = [*(each for each in tape.scores if each != JUDGE), JUDGE]
+    verifiers += [ENSEMBLE] if set(MEMBERS) <= set(verifiers) else []
     found = list(rows(tape, verifiers, options.draws))
     size = f"{len(tape.prompts)} prompts x {tape.candidates} candidates"
     lines = [f"# {options.tape.stem}: searches on {size}, {options.draws} draws", "", *table(tape, found, costs), ""]
     lines += ["Bars, with half the 95% interval over prompts:", "", *bars(tape, options.draws), *no_regret(tape, found)]
+    lines += [*held_out(tape, found), *beyond(tape, options.draws)]
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / f"{name}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

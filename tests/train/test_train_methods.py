@@ -108,6 +108,21 @@ def test_the_folder_is_a_model_of_diffscale(
     assert found[0].shape == found[1].shape == (4, 8, 8) and (found[0] - found[1]).abs().max() > 0
 
 
+def test_what_was_trained_without_guidance_is_called_without_it(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    price = {}
+    for name, more in (("guided", []), ("unguided", ["--unguided"])):
+        out = tmp_path / name
+        assert tiny.cli(monkeypatch, *given(data, "raft", out, *METHODS["raft"], *more, "--max_train_steps", 1)) == 0
+        sampler = api.make_sampler(
+            str(out), ["a red tree"], steps=None, pipe_args={}, loading=LoadOptions(device="cpu")
+        )
+        price[name] = sampler.forwards_per_nfe
+        assert sampler.steps == 3
+    assert price == {"guided": 2, "unguided": 1}
+
+
 def test_what_was_trained_can_be_trained_further(
     data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

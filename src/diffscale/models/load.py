@@ -92,7 +92,10 @@ def load_pipeline(model: str, options: LoadOptions) -> Any:
     device = best_device(options.device)
     where, chain = locate(model), list(manifests(model))
     if len(chain) > 1:
-        return load_pipeline(chain[1][0], options.model_copy(update={"lora": [where, *options.lora]}))
+        pipe = load_pipeline(chain[1][0], options.model_copy(update={"lora": [where, *options.lora]}))
+        if "call" in (manifest := chain[0][1]):
+            pipe.diffscale_call = manifest["call"]  # in the place of what its base states
+        return pipe
     if is_sit(where):
         return _sit(where, options, device, _used(where, options, device))
     scheduler = None if options.scheduler is None else schedulers.parse_scheduler(options.scheduler)
@@ -205,8 +208,9 @@ def check_negative(pipe: Any, args: Mapping[str, Any]) -> None:
 
 
 def plain_call(pipe: Any) -> PlainCall:
-    """How figures call this pipeline: what the folder it was loaded from states, else the pipeline's own defaults."""
-    call = dict(read_manifest(str(getattr(pipe, "name_or_path", ""))).get("call", {}))
+    """How figures call this pipeline: what the folder of it, or of its LoRA, states, else the pipeline's own defaults."""
+    own = getattr(pipe, "diffscale_call", None)
+    call = dict(own or read_manifest(str(getattr(pipe, "name_or_path", ""))).get("call", {}))
     if "num_inference_steps" in call:
         return PlainCall(call.pop("num_inference_steps"), call)
     if isinstance(pipe, ClassModel):

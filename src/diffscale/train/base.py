@@ -15,10 +15,10 @@ from diffscale.models.load import PlainCall, load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.models.shipped import locate
 from diffscale.samplers.diffusers import DiffusersSampler
-from diffscale.train.policy import Policy
+from diffscale.train.policy import Policy, switch_guidance_off
 from diffscale.train.settings import TrainConfig
 from diffscale.train.times import Times
-from diffscale.train.traits import Noised, Sampling
+from diffscale.train.traits import InnerEpochs, Noised, Sampling
 
 DTYPES: Final = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")
@@ -95,7 +95,8 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
         pipe.fuse_lora()
         pipe.unload_lora_weights()
     sized = {} if settings.resolution is None else {"height": settings.resolution, "width": settings.resolution}
-    call = PlainCall(call.steps, {**call.args, **sized})
+    unguided = switch_guidance_off(pipe) if isinstance(settings, InnerEpochs) and settings.unguided else {}
+    call = PlainCall(call.steps, {**call.args, **sized, **unguided})
     steps = (settings.sample_steps if isinstance(settings, Sampling) else None) or call.steps
     gamma = settings.snr_gamma if isinstance(settings, Noised) else None
     try:

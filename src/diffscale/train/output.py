@@ -86,12 +86,12 @@ def _write_weights(folder: Path, settings: TrainConfig, base: Base) -> None:
     manifest: dict[str, Any] = {"description": f"{METHODS[settings.method]}, of {base.name}"}
     with TemporaryDirectory(prefix=".weights-", dir=folder) as name:
         fresh = Path(name)
+        manifest["call"] = {"num_inference_steps": base.call.steps, **base.call.args}
         if settings.adapter is not None:
             base.save_lora(fresh)
             manifest["base"] = base.name
         else:
             base.pipe.save_pretrained(fresh)
-            manifest["call"] = {"num_inference_steps": base.call.steps, **base.call.args}
         write_json(fresh / "diffscale.json", manifest)
         for path in sorted(fresh.iterdir()):
             with replacing(folder / path.name) as place:

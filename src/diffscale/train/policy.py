@@ -43,7 +43,7 @@ class Policy:
         adapter: str | None = None,
         snr_gamma: float | None = None,
     ) -> None:
-        args = {**(pipe_args or {}), **_unguided(pipe)}
+        args = {**(pipe_args or {}), **switch_guidance_off(pipe)}
         self._embedded = bool(embeddings(args))
         self.sampler = DiffusersSampler(pipe, self._with_empty(prompts), steps, args)
         if self.sampler.forwards_per_nfe != 1:
@@ -168,7 +168,7 @@ class Policy:
         return [*prompts] if self._embedded or "" in prompts else [*prompts, ""]
 
 
-def _unguided(pipe: Any) -> dict[str, float]:
+def switch_guidance_off(pipe: Any) -> dict[str, float]:
     """The arguments that switch classifier-free guidance off; a scale that the network is told stays."""
     taken = call_parameters(pipe)
     if "true_cfg_scale" in taken:
