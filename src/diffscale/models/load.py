@@ -208,7 +208,7 @@ def check_negative(pipe: Any, args: Mapping[str, Any]) -> None:
 
 
 def plain_call(pipe: Any) -> PlainCall:
-    """How figures call this pipeline: what the folder of it, or of its LoRA, states, else the pipeline's own defaults."""
+    """How figures call this pipeline: as the folder of it, or of its LoRA, states, else by the pipeline's defaults."""
     own = getattr(pipe, "diffscale_call", None)
     call = dict(own or read_manifest(str(getattr(pipe, "name_or_path", ""))).get("call", {}))
     if "num_inference_steps" in call:
