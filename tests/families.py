@@ -76,7 +76,7 @@ def _pair(name: str, make: Any, guided: bool, negative: str = "negative_{}") -> 
     return {name: make(), **({negative.format(name): make()} if guided else {})}
 
 
-def _flux_net(guidance: bool, channels: int = 4) -> FluxTransformer2DModel:
+def _flux_net(guidance: bool, channels: int = 4, pooled: int = 32) -> FluxTransformer2DModel:
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=channels,
@@ -85,7 +85,7 @@ def _flux_net(guidance: bool, channels: int = 4) -> FluxTransformer2DModel:
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=32,
-        pooled_projection_dim=32,
+        pooled_projection_dim=pooled,
         axes_dims_rope=[4, 4, 8],
         guidance_embeds=guidance,
     ).eval()

@@ -25,7 +25,8 @@ def _resolve(file: Path | None, flags: dict[str, Any]) -> TrainConfig:
 def train(settings: TrainConfig) -> None:
     """Train METHOD on --train_data_dir, --dataset_name or --train_prompts.
 
-    Flags are those of diffusers' training scripts, with _ or - between words. With several processes:
+    Flags are those of diffusers' training scripts, with _ or - between words. Recipes, with published settings for a
+    GPU: --config sdxl, sd3.5-medium or flux.1-dev, of group-dpo, nft and awm. With several processes:
     accelerate launch -m diffscale train METHOD ...
     """
     # Imported late: diffusers takes seconds, and wrong flags should be told at once.

@@ -14,6 +14,7 @@ from diffscale.models.class_conditional import ClassModel
 from diffscale.models.load import PlainCall, load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.models.shipped import locate
+from diffscale.samplers.arguments import call_parameters
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.train.policy import Policy, switch_guidance_off
 from diffscale.train.settings import TrainConfig
@@ -95,8 +96,7 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
         pipe.fuse_lora()
         pipe.unload_lora_weights()
     sized = {} if settings.resolution is None else {"height": settings.resolution, "width": settings.resolution}
-    unguided = switch_guidance_off(pipe) if isinstance(settings, InnerEpochs) and settings.unguided else {}
-    call = PlainCall(call.steps, {**call.args, **sized, **unguided})
+    call = PlainCall(call.steps, {**call.args, **sized, **_guidance(pipe, settings)})
     steps = (settings.sample_steps if isinstance(settings, Sampling) else None) or call.steps
     gamma = settings.snr_gamma if isinstance(settings, Noised) else None
     try:
@@ -118,6 +118,20 @@ def load_base(settings: TrainConfig, precision: str, device: str) -> Base:
     own = sampler if steps == call.steps else DiffusersSampler(pipe, [""], steps, call.args)
     name = str(Path(locate(given)).resolve()) if Path(given).expanduser().is_dir() else given
     return Base(name, pipe, call, policy, sampler, own)
+
+
+def _guidance(pipe: Any, settings: TrainConfig) -> dict[str, float]:
+    """The arguments by which samples are guided as `settings` say; empty where the model's own call decides."""
+    if not isinstance(settings, InnerEpochs):
+        return {}
+    off = switch_guidance_off(pipe) if settings.unguided else {}
+    if settings.guidance_scale is None:
+        return off
+    if "guidance_scale" in off:
+        raise DiffscaleError("Samples without guidance have no scale of it: leave unguided or guidance_scale out.")
+    if "guidance_scale" not in call_parameters(pipe):
+        raise DiffscaleError(f"{type(pipe).__name__} takes no guidance_scale: leave it out.")
+    return {"guidance_scale": settings.guidance_scale, **off}
 
 
 def _make_trainable(pipe: Any, policy: Policy, settings: TrainConfig) -> None:

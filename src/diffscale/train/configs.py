@@ -5,13 +5,14 @@ What all methods go by is in `settings`, and what several share in `traits`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from diffscale._util import config
-from diffscale._util.errors import DiffscaleError, check_name
+from diffscale._util.errors import DiffscaleError, check_name, unknown
 from diffscale.train.settings import METHODS, Beta, EmptyShare, LearningRate, SampleSteps, TrainConfig
 from diffscale.train.traits import (
     Advantaged,
@@ -205,14 +206,32 @@ CONFIGS: Final[dict[str, type[TrainConfig]]] = {
     "raft": RaftConfig,
 }
 
+_RECIPES: Final = Path(__file__).parent / "recipes"
+
+
+def recipes(method: str) -> dict[str, Path]:
+    """The method's recipes by name, a file each: settings for real models, with the numbers of papers."""
+    return {file.stem: file for file in sorted((_RECIPES / method).glob("*.yaml"))}
+
+
+def _file_of(method: str, given: Path) -> Path:
+    """The file of a recipe, or `given`; raises UnknownName for a word that is neither."""
+    known = recipes(method)
+    if str(given) in known:
+        return known[str(given)]
+    if len(given.parts) == 1 and given.suffix not in (".yaml", ".yml") and not os.path.exists(given):
+        raise unknown(f"configuration (neither a file, nor a recipe of {method}):", str(given), known)
+    return given
+
 
 def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> TrainConfig:
     """The method's defaults, overridden by the settings of `file`, and those by the flags that were given (not None).
 
-    Raises UnknownName for a method that does not exist, DiffscaleError for settings that are wrong.
+    `file`: YAML, or the name of one of the method's `recipes`. Raises UnknownName for a method or a recipe that does
+    not exist, DiffscaleError for settings that are wrong.
     """
     check_name("method", method, METHODS)
-    settings = {} if file is None else config.read(file)
+    settings = {} if file is None else config.read(_file_of(method, file))
     if settings.pop("method", method) != method:
         raise DiffscaleError(f"{file} holds the settings of another method: give that one, or leave its method out.")
     settings |= {name: value for name, value in flags.items() if value not in (None, [])}

@@ -179,6 +179,8 @@ class InnerEpochs(SamplingRounds):
     unguided: bool = False
     """Of sharpen-rlhf, group-dpo, nft, awm and raft: own samples are made without classifier-free guidance, and the
     trained model is called so, which halves its price."""
+    guidance_scale: float | None = Field(None, ge=0, le=1000)
+    """Of the same: own samples are made with this, and so the trained model is called. Default: as models are."""
 
     def place_in_round(self, number: int) -> tuple[int, int, int]:
         """Round, inner epoch and batch of the round of pass `number`, all from 0; epoch 0 makes the samples."""
