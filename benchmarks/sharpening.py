@@ -1,16 +1,21 @@
-"""Does a model that was sharpened give at the plain cost what the base gives by search? Seven methods at equal time.
+"""Does a model that was sharpened give at the plain cost what the base gives by search? All methods at equal FLOPs.
 
-    python benchmarks/sharpening.py [--seconds 600] [--seeds 3] [--limit 100] [--jobs 2] [--output outputs/reproduction]
+    python benchmarks/sharpening.py [--model shapes-sdxl] [--tflop 31] [--seeds 3] [--limit 300] [--jobs 1]
+        [--methods group-dpo nft ...] [--reward clip] [--output outputs/sharpening]
 
-Every method of `diffscale train` trains a LoRA of shapes-sdxl for the same wall time, in processes of one thread, with
-clip as the reward where it takes one, from each of the seeds and with the settings of
-bench/papers/recipes/trainings/B.yaml: those of seed 0 are the trainings of B.table1. Then each is called as
-the base is, once for every copy of every prompt of the suite `shapes` (none of which is in the data), from the base's
-noises. Beside them the base itself, and the best of 4 and of 16 of its samples by clip. What is told: the judge, which
-nothing was trained or searched by; clip, which is no fair judge here; recall as benchmarks/verifier_hacking.py has it.
+Every method of `diffscale train` trains a LoRA with the settings of sharpening.yaml, with `--reward` where it takes
+one, from each of the seeds, in processes of one thread. Each has as many optimiser steps as make up `--tflop` counted
+operations (denoiser, decoder and rewards, forwards and backwards): 31 are what `sharpen-rlhf` did in ten minutes of
+one core of the first machine. Then each is called as the base is, for every prompt of the suite `shapes` (none of
+which is in the data), from the base's noises. Beside them the base itself, and the best of 4 and of 16 of its samples
+by the reward.
 
-Gains are paired by prompt and noise. The standard error adds up two parts: between prompts, and between seeds.
-Trainings are kept where `diffscale reproduce --output` of the same folder has them: a call that was killed goes on.
+What is told: the judge, which nothing was trained or searched by, at 1x and for the best of 4 and 16 by clip of the
+trained model itself; other verifiers; recall as benchmarks/verifier_hacking.py has it; diversity, 1 less the mean
+cosine of two pictures of a prompt in the same features; the operations, steps and seconds of training, and after how
+many pictures it has paid for itself: how many searches of the base, with as many candidates as it takes to be as good
+by the judge, have as many operations as the training. Gains are paired by prompt and noise. The standard error adds
+up two parts: between prompts, and between seeds. A call that was killed goes on.
 """
 
 from __future__ import annotations
@@ -20,9 +25,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -33,91 +40,151 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from verifier_hacking import truth
 
+from diffscale._util import config
+from diffscale._util.files import write_json
 from diffscale._util.pixels import eight_bit
 from diffscale.bench.papers.recipe import RECIPES
-from diffscale.bench.papers.trainings import draw, expanded, make
+from diffscale.bench.papers.trainings import config_of, draw, expanded, id_of, make
 from diffscale.engine import noise
+from diffscale.engine.flops import count_flops
 from diffscale.metrics.distances import recall
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.suites import prompts as prompt_files
+from diffscale.tape.curves import best_of, candidates_worth
+from diffscale.train.traits import InnerEpochs
 from diffscale.verifiers import load
 from diffscale.verifiers.inception import load_inception
 
-MODEL: Final = "shapes-sdxl"
-REWARD: Final = "clip"
-JUDGES: Final = ("shapes-judge", REWARD, "image_reward", "aesthetic")
+SETTINGS: Final = Path(__file__).with_suffix(".yaml")
+JUDGE: Final = "shapes-judge"
+JUDGES: Final = (JUDGE, "clip", "image_reward", "aesthetic")
 BATCH: Final = 64
-METHODS: Final = ["sft", "dpo", "ddpo", "d3po", "iterpo", "sharpen-sft", "sharpen-rlhf"]
 COPIES: Final = 2  # of every prompt, for each seed
 POOL: Final = 16  # candidates of a search at most
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--model", default="shapes-sdxl")
+    parser.add_argument("--tflop", type=float, default=31)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=100)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--reward", action="append")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=Path("outputs/reproduction"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/sharpening"))
     options = parser.parse_args()
+    options.methods = options.methods or list(config.read(SETTINGS)[options.model])
+    options.reward = options.reward or ["clip"]
     if options.one:
         method, seed = options.one
-        make(settings(method, int(seed), options.seconds), method, options.output / "cache")
+        make(settings(options, method, int(seed)), method, options.output / "cache")
         return
-    for data in ("plain", "pairs"):
+    for data in sorted({given(options, method)["data"] for method in options.methods}):
         draw(data, options.output / "cache" / "data")
-    # Seed 0 last, as reproduce may be at it.
-    runs = [(method, seed) for seed in reversed(range(options.seeds)) for method in options.methods]
+    runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+    for method in options.methods:
+        flops_of(options, method)
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(partial(train, options), runs))
     texts = prompt_files.load("shapes", options.limit)
-    copies = options.seeds * COPIES
-    kept = options.output / "sharpening" / f"{len(texts)} prompts"
-    base = scored(kept / "base", MODEL, texts, range(max(copies, POOL)))
+    kept = options.output / f"{options.model}, {len(texts)} prompts"
+    base = scored(kept / "base", options.model, options.model, texts, range(max(options.seeds * COPIES, POOL)))
+    sample = flops_of_sample(options.model)
     rows = [row_of("base", [base[:, seed * COPIES : (seed + 1) * COPIES] for seed in range(options.seeds)], base)]
-    rows += [searched(n, base, options.seeds) for n in (4, POOL)]
+    rows += [searched(f"best of {n} by clip", n, base, base, options.seeds) for n in (4, POOL)]
     for method in options.methods:
-        found, told = [], []
+        found, told, best = [], [], []
         for seed in range(options.seeds):
-            folder = make(settings(method, seed, options.seconds), method, options.output / "cache")
+            folder = make(settings(options, method, seed), method, options.output / "cache")
+            of = kept / folder.parent.name
             own = range(seed * COPIES, (seed + 1) * COPIES)
-            found.append(scored(kept / folder.parent.name, str(folder), texts, own))
+            found.append(scored(of / "1x", options.model, str(folder), texts, own))
+            if seed == 0:
+                best.append(scored(of / f"{POOL}x", options.model, str(folder), texts, range(POOL)))
             told.append(json.loads((folder / "result.json").read_text()))
-        rows.append(row_of(method, found, base) | cost_of(told))
+        row = row_of(method, found, base) | cost_of(told) | {"tflop": options.tflop}
+        row["pays after"] = pays_after(row, base, options.tflop * 1e12, sample)
+        rows.append(row)
+        rows += [searched(f"best of {n} of it", n, best[0], base, 1) for n in (4, POOL)]
     true = truth(texts)
     for row in rows:
-        row["recall"] = float(np.mean([recall(true, each, k=1) for each in row.pop("features")]))
-    (kept / "sharpening.json").write_text(json.dumps(rows, indent=2) + "\n")
-    table = as_table(rows, options.seconds, options.seeds, len(texts))
+        features = row.pop("features")
+        row["recall"] = float(np.mean([recall(true, each, k=1) for each in features]))
+        row["diversity"] = diversity(features)
+    write_json(kept / "sharpening.json", rows)
+    table = as_table(options, rows, len(texts))
     (kept / "sharpening.md").write_text(table)
     print(table)
 
 
-def settings(method: str, seed: int, seconds: float) -> dict[str, Any]:
-    """Those of the recipes, for another seed and time."""
-    given = {"like": method, "seed": seed, "max_train_seconds": seconds}
-    return expanded({method: given}, RECIPES, "B", "shapes")[method]
+def settings(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
+    """Those of a training with all its steps."""
+    steps = options.tflop * 1e12 / flops_of(options, method)
+    return {**given(options, method), "seed": seed, "max_train_steps": max(1, round(steps))}
+
+
+def given(options: argparse.Namespace, method: str) -> dict[str, Any]:
+    """The settings of a method in sharpening.yaml, some of which are those of paper B, with the rewards asked for."""
+    own = expanded({method: config.read(SETTINGS)[options.model][method]}, RECIPES, "B", "shapes")[method]
+    own |= {"max_train_seconds": None, "checkpointing_steps": 50}
+    return own | {"reward": options.reward} if "reward" in own else own
+
+
+def flops_of(options: argparse.Namespace, method: str) -> float:
+    """Counted operations of an optimiser step, over a whole round of samples; they are counted once and kept.
+
+    Those of a run of two rounds less those of one: without loading, encoding and validation.
+    """
+    own = given(options, method)
+    path = options.output / "flops" / f"{id_of(own)}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        full = config_of(own)
+        passes = full.batches_per_round * full.num_inner_epochs if isinstance(full, InnerEpochs) else 1
+        steps = max(1, passes // full.gradient_accumulation_steps)
+        counted = []
+        for rounds in (1, 2):
+            with TemporaryDirectory() as folder, count_flops() as flops:
+                (Path(folder) / "data").symlink_to((options.output / "cache" / "data").resolve())
+                make({**own, "max_train_steps": rounds * steps}, method, Path(folder))
+            counted.append(flops.total)
+        write_json(path, (counted[1] - counted[0]) / steps)
+    return float(json.loads(path.read_text()))
+
+
+@torch.no_grad()
+def flops_of_sample(model: str) -> float:
+    """Counted operations of a sample, with its decoding and its score by clip."""
+    pipe = load_pipeline(model, LoadOptions(device="cpu"))
+    call = plain_call(pipe)
+    sampler, clip = DiffusersSampler(pipe, ["a red circle"], call.steps, call.args), load("clip", image_model=model)
+    one = torch.zeros(1, dtype=torch.int64)
+    with count_flops() as flops:
+        clip(sampler.decode(sampler.run(sampler.prior(one, one)).x), ["a red circle"])
+    return float(flops.total)
 
 
 def train(options: argparse.Namespace, run: tuple[str, int]) -> None:
     """One training, or what is left of it, in a process of one thread."""
-    given = ["--seconds", str(options.seconds), "--output", str(options.output), "--one", run[0], str(run[1])]
+    same = ["--model", options.model, "--tflop", str(options.tflop), "--output", str(options.output)]
+    same += [part for reward in options.reward for part in ("--reward", reward)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, __file__, *given], check=True, env=environment, stdout=subprocess.DEVNULL)
+    command = [sys.executable, __file__, *same, "--one", run[0], str(run[1])]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
 @torch.no_grad()
-def scored(folder: Path, model: str, prompts: list[str], copies: range) -> NDArray[np.float64]:
+def scored(folder: Path, base: str, model: str, prompts: list[str], copies: range) -> NDArray[np.float64]:
     """What every judge says, and after that features, [prompts, copies, judges + D]; one sample of each."""
     path = folder / "scores.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         pictures = sampled(folder, model, prompts, copies)
-        judges, extractor = [load(name, image_model=MODEL) for name in JUDGES], load_inception("shapes-inception")
+        judges, extractor = [load(name, image_model=base) for name in JUDGES], load_inception("shapes-inception")
         found = []
         for prompt, made in zip(prompts, pictures.float() / 255, strict=True):
             said = [judge(made, [prompt] * len(made)).double().flatten() for judge in judges]
@@ -152,15 +219,15 @@ def row_of(name: str, found: list[NDArray[np.float64]], base: NDArray[np.float64
     }
 
 
-def searched(n: int, base: NDArray[np.float64], seeds: int) -> dict[str, Any]:
-    """The best of each `n` candidates of the base by the reward."""
-    parts = base.reshape(len(base), -1, n, base.shape[-1]) if base.shape[1] % n == 0 else base[:, None, :n]
-    best = parts[..., JUDGES.index(REWARD)].argmax(2)
+def searched(name: str, n: int, pool: NDArray[np.float64], base: NDArray[np.float64], seeds: int) -> dict[str, Any]:
+    """The best of each `n` candidates of a model's `pool` by clip; gains are over the base."""
+    parts = pool.reshape(len(pool), -1, n, pool.shape[-1]) if pool.shape[1] % n == 0 else pool[:, None, :n]
+    best = parts[..., JUDGES.index("clip")].argmax(2)
     picked = np.take_along_axis(parts, best[:, :, None, None], 2)[:, :, 0]
     groups = [picked[:, i::seeds] for i in range(min(seeds, picked.shape[1]))]
     features = [picked[:, i, len(JUDGES) :] for i in range(picked.shape[1])]
     means = [each.mean(1) for each in groups]
-    return _row(f"best of {n} by {REWARD}", means, [base.mean(1)] * len(means)) | {"cost": n, "features": features}
+    return _row(name, means, [base.mean(1)] * len(means)) | {"cost": n, "features": features}
 
 
 def _row(name: str, after: list[NDArray[np.float64]], before: list[NDArray[np.float64]]) -> dict[str, Any]:
@@ -178,36 +245,53 @@ def _row(name: str, after: list[NDArray[np.float64]], before: list[NDArray[np.fl
     return {"row": name, "judges": heldout_scores}
 
 
+def pays_after(row: Mapping[str, Any], base: NDArray[np.float64], training: float, sample: float) -> float | None:
+    """How many pictures by search cost as much as a training, each as good by the judge; None if one sample is."""
+    clip, judge = (base[..., JUDGES.index(name)] for name in ("clip", JUDGE))
+    curve = np.array([best_of(clip, k, judge).mean() for k in range(1, POOL + 1)])
+    candidates = candidates_worth(curve, row["judges"][JUDGE]["mean"])
+    return training / ((candidates - 1) * sample) if candidates > 1 else None
+
+
+def diversity(features: list[NDArray[np.float64]]) -> float | None:
+    """1 less the mean cosine of two pictures of the same prompt; None where there is but one."""
+    if len(features) < 2:
+        return None
+    unit = np.stack([each / np.linalg.norm(each, axis=1, keepdims=True) for each in features])
+    pairs = [(i, j) for j in range(len(unit)) for i in range(j)]
+    return float(1 - np.mean([(unit[i] * unit[j]).sum(1).mean() for i, j in pairs]))
+
+
 def cost_of(told: list[dict[str, Any]]) -> dict[str, Any]:
     """What training took, means over seeds."""
     return {
         "steps": float(np.mean([each["steps"] for each in told])),
-        "seconds_per_step": float(np.mean([each["seconds_per_step"] for each in told])),
-        "reward_share": float(np.mean([each.get("reward", {}).get("share_of_time", 0.0) for each in told])),
+        "seconds": float(np.mean([each["seconds"] for each in told])),
         "peak_bytes": float(np.mean([each["peak_memory_bytes"] for each in told])),
     }
 
 
-def as_table(rows: list[dict[str, Any]], seconds: float, seeds: int, prompts: int) -> str:
+def as_table(options: argparse.Namespace, rows: list[dict[str, Any]], prompts: int) -> str:
     """Markdown: a row a method."""
     lines = [
-        f"LoRAs of {MODEL}, {seconds:.0f} s of training each, {seeds} seeds, {prompts} prompts, {COPIES} samples a",
-        "prompt and seed from the noises of the base. Gains are of the judge, held out, with standard errors; cost is",
-        "that of sampling. The reward is clip, so that clip is what was trained for.",
+        f"LoRAs of {options.model}, {options.tflop:g} TFLOP of training each by {', '.join(options.reward)},",
+        f"{options.seeds} seeds, {prompts} prompts, {COPIES} samples a prompt and seed from the noises of the base.",
+        "Gains are of the judge, held out, with standard errors; cost is that of sampling. The best of 4 and 16 of a",
+        f"trained model are of seed 0, by clip, from {POOL} samples a prompt.",
         "",
-        "| | cost | judge | gain | gain / error | recall | clip | image_reward | aesthetic | steps | s a step | "
-        "reward | peak MB |",
+        "| | cost | judge | gain | recall | diversity | clip | image_reward | aesthetic | steps | seconds | peak MB | "
+        "pays after |",
         "| --- |" + " --- |" * 12,
     ]
     for row in rows:
-        judge = row["judges"]["shapes-judge"]
-        ratio = f"{judge['gain'] / judge['standard_error']:.1f}" if judge["standard_error"] else ""
+        judge = row["judges"][JUDGE]
         cells = [row["row"], f"{row['cost']}x", f"{judge['mean']:.3f}"]
-        cells += [f"{judge['gain']:+.3f} ± {judge['standard_error']:.3f}", ratio, f"{row['recall']:.2f}"]
+        cells += [f"{judge['gain']:+.3f} ± {judge['standard_error']:.3f}", f"{row['recall']:.2f}"]
+        cells += ["" if row["diversity"] is None else f"{row['diversity']:.3f}"]
         cells += [f"{row['judges'][name]['mean']:.3f}" for name in JUDGES[1:]]
         if "steps" in row:
-            cells += [f"{row['steps']:.0f}", f"{row['seconds_per_step']:.2f}", f"{row['reward_share']:.0%}"]
-            cells += [f"{row['peak_bytes'] / 1e6:.0f}"]
+            cells += [f"{row['steps']:.0f}", f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 1e6:.0f}"]
+            cells += ["never" if row["pays after"] is None else f"{row['pays after']:,.0f} pictures"]
         lines.append("| " + " | ".join([*cells, *[""] * (13 - len(cells))]) + " |")
     return "\n".join(lines) + "\n"
 

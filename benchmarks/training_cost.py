@@ -20,9 +20,9 @@ from typing import Any, Final
 
 import numpy as np
 from scipy.stats import t
-from sharpening import settings
 
-from diffscale.bench.papers.trainings import draw, make
+from diffscale.bench.papers.recipe import RECIPES
+from diffscale.bench.papers.trainings import draw, expanded, make
 
 BATCHES: Final = 8  # of own samples in a round
 STEPS: Final = 3 * BATCHES
@@ -52,7 +52,8 @@ def short(method: str, seed: int, batch: int) -> dict[str, Any]:
     """The settings of the recipes for a few steps of that batch."""
     changed = {"max_train_seconds": None, "max_train_steps": STEPS, "train_batch_size": batch, "data": "plain size=256"}
     own = {"samples_per_round": BATCHES * batch} if method == "sharpen-rlhf" else {}
-    return {**settings(method, seed, 0), **changed, **own}
+    like = expanded({method: {"like": method, "seed": seed}}, RECIPES, "B", "shapes")[method]
+    return {**like, **changed, **own}
 
 
 def run(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
