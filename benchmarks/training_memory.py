@@ -133,10 +133,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that a pass keeps: inputs of blocks and all outside of them, and what is within each block."""
+    """Bytes that a pass keeps: inputs of blocks and all outside of them, and what is within each block.
+
+    `whole`: what it keeps without gradient checkpointing, which is less than the sum, since no inputs need be kept.
+    """
 
     between: int
     within: list[int]
+    whole: int
 
 
 def activations(network: Any, call: dict[str, Any]) -> Activations:
@@ -145,20 +149,25 @@ def activations(network: Any, call: dict[str, Any]) -> Activations:
     between, within = Kept(weights), []
 
     def block(module: nn.Module, *args: Any) -> Any:
-        inside = Kept(weights)
-        for each in args:
-            if isinstance(each, Tensor):
-                between.add(each)
+        given = [between.add(each) for each in args if isinstance(each, Tensor)]
+        inside = Kept([*weights, *given])
         with torch.autograd.graph.saved_tensors_hooks(inside.add, lambda tensor: tensor):
             found = module(*args)
         within.append(inside.bytes)
         return found
 
-    network.train()
     network.enable_gradient_checkpointing(block)
-    with Autocast(), torch.autograd.graph.saved_tensors_hooks(between.add, lambda tensor: tensor):
+    _called(network, call, between)
+    network.disable_gradient_checkpointing()
+    whole = Kept(weights)
+    _called(network, call, whole)
+    return Activations(between.bytes, within, whole.bytes)
+
+
+def _called(network: Any, call: dict[str, Any], kept: Kept) -> None:
+    """Call the network, and keep what autograd does."""
+    with Autocast(), torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
         network(timestep=torch.empty(len(next(iter(call.values())))), **call)
-    return Activations(between.bytes, within)
 
 
 @dataclass(frozen=True)
@@ -173,13 +182,17 @@ class Row:
 
     @property
     def total(self) -> float:
-        return self.weights + COPIES * FLOAT * self.trained + self.activations.between + max(self.activations.within)
+        return self.without_activations + self.activations.between + max(self.activations.within)
+
+    @property
+    def without_activations(self) -> int:
+        return self.weights + COPIES * FLOAT * self.trained
 
     @property
     def cells(self) -> list[str]:
         kept = self.activations
         sizes = [self.weights, COPIES * FLOAT * self.trained, kept.between, max(kept.within), self.total]
-        whole = self.total - max(kept.within) + sum(kept.within)
+        whole = self.without_activations + kept.whole
         return [
             self.name,
             str(self.rows),
@@ -219,7 +232,7 @@ here was measured on a GPU.
   way back with gradient checkpointing, which is the inputs of all blocks, and all that is within one while it goes
   back through it. Counted by `torch.autograd.graph.saved_tensors_hooks` on torch's meta device, each storage once,
   with the types of CUDA's autocast and an attention that keeps no matrix.
-* **together** is the sum of these. **without checkpointing** is the same with all blocks kept.
+* **together** is the sum of these. **without checkpointing** is the same with all that a pass keeps then.
 
 What is left out: the networks of rewards (PickScore's has a billion numbers: 2 to 4 GB), text encoders, which leave
 the GPU once the prompts are encoded (T5 of the two transformers takes 9.5 GB until then), sampling and decoding,
