@@ -46,7 +46,7 @@ def sample_groups(
 
     `search` finishes samples with the NFE of `size` whole ones; by default it is random search for `size`. Of these the
     best and the worst `kept` / 2 are learned from, or the best `kept` alone, without `both_ends`: the samples that
-    differ most say most (Max-variance subsets, Xu et al. 2025, arXiv 2512.15347). A search that finishes fewer has all
+    differ most say most (high-variance subsets, arXiv 2512.15347). A search that finishes fewer has all
     of them learned from.
 
     Raises DiffscaleError for a verifier that scores more than single pictures and where a search finishes but one,

@@ -13,7 +13,7 @@ class LaggingWeights:
     """A moving average of `parameters`, which follows them by `update`, and can take their place.
 
     At update number i, from 0, its decay is min(`rate` i, `most`), as in the authors' code of DiffusionNFT (Zheng et
-    al. 2025, arXiv 2509.16117, section 3.3) and of DGPO (Luo et al. 2025, arXiv 2510.08425). So it begins as a copy,
+    al. 2025, arXiv 2509.16117) and of DGPO (Luo et al. 2025, arXiv 2510.08425). So it begins as a copy,
     and with a rate of 0 it is the weights at the last update.
     """
 

@@ -11,7 +11,7 @@ from diffscale.train.methods.grouped import LaggedMethod, NoisedGroups
 def awm_loss(errors: Tensor, lagging: Tensor, advantage: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
     """mean of max(-A r, -A clip(r, 1 - c, 1 + c)) with r = exp(error_old - error), and the ratios r [S].
 
-    Xue et al. 2025 (arXiv 2509.25050, equation 10). `errors`, `lagging`: weighted squared errors [S] of the trained
+    Xue et al. 2025 (arXiv 2509.25050). `errors`, `lagging`: weighted squared errors [S] of the trained
     network and of the one that sampled; `advantage`: float64 [S]. A `clip_range` of 0 clips nothing.
     """
     weight, ratio = advantage.to(errors), (lagging - errors).exp()

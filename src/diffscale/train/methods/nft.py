@@ -11,7 +11,7 @@ from diffscale.train.policy import Policy
 def nft_loss(policy: Policy, groups: NoisedGroups, output: Tensor, old: Tensor, beta: float) -> Tensor:
     """MOST / beta (r |x+ - x0|^2 / m+ + (1 - r) |x- - x0|^2 / m-), mean over samples, with r = (1 + A / MOST) / 2.
 
-    Zheng et al. 2025 (arXiv 2509.16117, section 3.2). x+ and x- are the x0-predictions of the implicit networks
+    Zheng et al. 2025 (arXiv 2509.16117). x+ and x- are the x0-predictions of the implicit networks
     v+- = v_old +- beta (v - v_old), of the `output` of the trained network and of the one that sampled (`old`), both
     [S, ...]; m+- are the mean distances |x+- - x0| without gradient, which weigh all times alike; A are advantages.
     """

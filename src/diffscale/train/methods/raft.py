@@ -7,7 +7,7 @@ from diffscale.train.methods.grouped import GroupMethod, NoisedGroups
 
 
 class Raft(GroupMethod):
-    """The denoising loss on the best of each group; see arXiv 2304.06767, algorithm 1."""
+    """The denoising loss on the best of each group; see arXiv 2304.06767."""
 
     settings: RaftConfig
     shared_noise = False
