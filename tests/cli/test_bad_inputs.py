@@ -17,6 +17,7 @@ import pytest
 from diffscale.cli.main import run
 
 CASES = bad_inputs.every_case()
+PARTS = 12  # so that several workers share them
 MOST = 1000  # characters of a sentence, which may hold a long path twice
 
 
@@ -47,12 +48,16 @@ def fault(code: object, said: str) -> str:
     return "a long sentence" if len(sentence) > MOST else ""
 
 
-def test_every_bad_input_is_told_in_a_sentence(home, monkeypatch, capsys):
+def test_there_are_many_bad_inputs():
     assert len(CASES) >= 500 and len({tuple(case) for case in CASES}) > 0.95 * len(CASES)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_bad_input_is_told_in_a_sentence(part, home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # or each would wait for the network
     before, faults = contents(home), []
-    for case in CASES:
+    for case in CASES[part::PARTS]:
         monkeypatch.setattr(sys, "argv", ["diffscale", *case])
         code: object = 0
         with warnings.catch_warnings():

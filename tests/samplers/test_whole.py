@@ -81,7 +81,11 @@ def computed(monkeypatch):
     return watch
 
 
-@pytest.mark.parametrize("name", families.WHOLE)
+# All of them are made in the same way, and each takes seconds.
+ONE_BY_ONE = [name if name == "flux_inpaint" else pytest.param(name, marks=pytest.mark.slow) for name in families.WHOLE]
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_what_a_draft_costs_is_known_without_computing_it(name, computed):
     """It is what another sampler of as many steps finds out by a whole run."""
     t, _ = made(name)

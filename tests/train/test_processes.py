@@ -48,7 +48,7 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batches(
         assert shared["lr"] == pytest.approx(alone["lr"])
 
 
-@pytest.mark.parametrize("method", ["ddpo", "nft"])
+@pytest.mark.parametrize("method", [pytest.param("ddpo", marks=pytest.mark.slow), "nft"])
 def test_rounds_in_two_processes_go_on_bit_by_bit(method: str, data: SimpleNamespace, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = [*(GROUPS if method == "nft" else REWARDED), "--reward", "tiny:darkness", "--lr_scheduler", "constant"]

@@ -27,7 +27,6 @@ from diffscale.train.run_directory import list_checkpoints, step_of
 MIXED = [*SHARPENED, "--reward", "tiny:darkness", "--n", "2", "--m", "2", "--proportion_empty_prompts", "0.5"]
 CASES: dict[str, list[Any]] = {
     "sft": ["--use_ema", "--gradient_accumulation_steps", 2, "--lr_scheduler", "cosine", "--random_flip"],
-    "sharpen-rlhf": MIXED,
     "sharpen-rlhf in rounds": [
         *MIXED,
         "--own_samples",
