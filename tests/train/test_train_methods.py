@@ -70,6 +70,9 @@ def test_every_method_gives_a_lora_that_plain_diffusers_loads(
     result = json.loads((out / "result.json").read_text())
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert result["steps"] == len(log) == 2
+    # Two rounds, or one that is gone over twice, of two prompts x 4 samples of 3 steps.
+    rounds = {"group-dpo": 1, "nft": 2, "awm": 2, "raft": 2}.get(method, 0)
+    assert result["nfe"] == rounds * 2 * 4 * 3
     assert result["peak_memory_bytes"] > 1e6 and result["seconds_per_step"] > 0
     rewarded = "reward" in configs.CONFIGS[method].model_fields
     assert (result["reward"]["pictures"] > 0) == rewarded == (out / "rewards.png").exists()

@@ -162,6 +162,7 @@ def _result(
         },
         "peak_memory_bytes": peak_memory(),
         "trained_parameters": sum(p.numel() for p in base.trainable.values()),
+        "nfe": int(sum(line.get("nfe", 0) for line in lines)),  # of the groups that were learned from
         "rows": len(data.dataset),
         "dropped_evaluation_prompts": {"rows": leaked.count, "suites": leaked.suites, "first": list(leaked.first)},
         "notes": list(data.dataset.notes),

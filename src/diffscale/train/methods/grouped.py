@@ -113,11 +113,12 @@ class GroupMethod(RoundMethod):
     def _keep(self, batches: list[list[Group]]) -> None:
         """Hold what passes need: of each batch the samples and their advantages."""
         every = [group for groups in batches for group in groups]
-        total = torch.stack(gather_object([moments(every)])).sum(0)
+        gathered = gather_object([(moments(every), sum(group.nfe for group in every))])
+        total = torch.stack([of_rewards for of_rewards, _ in gathered]).sum(0)
         self._told = {
             "reward": float(total[1] / total[0]),
             "reward_std": float(deviation_of(total)),
-            "nfe": float(sum(group.nfe for group in every)),
+            "nfe": float(sum(nfe for _, nfe in gathered)),
         }
         self.samples = {}
         for place, groups in enumerate(batches):
