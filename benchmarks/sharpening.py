@@ -47,7 +47,7 @@ from diffscale.bench.papers.recipe import RECIPES
 from diffscale.bench.papers.trainings import config_of, draw, expanded, id_of, make
 from diffscale.engine import noise
 from diffscale.engine.flops import count_flops
-from diffscale.metrics.distances import recall
+from diffscale.metrics.distances import diversity, recall
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
@@ -114,7 +114,7 @@ def main() -> None:
     for row in rows:
         features = row.pop("features")
         row["recall"] = float(np.mean([recall(true, each, k=1) for each in features]))
-        row["diversity"] = diversity(features)
+        row["diversity"] = diversity(np.concatenate(features), [*range(len(texts))] * len(features))
     write_json(kept / "sharpening.json", rows)
     table = as_table(options, rows, len(texts))
     (kept / "sharpening.md").write_text(table)
@@ -251,15 +251,6 @@ def pays_after(row: Mapping[str, Any], base: NDArray[np.float64], training: floa
     curve = np.array([best_of(clip, k, judge).mean() for k in range(1, POOL + 1)])
     candidates = candidates_worth(curve, row["judges"][JUDGE]["mean"])
     return training / ((candidates - 1) * sample) if candidates > 1 else None
-
-
-def diversity(features: list[NDArray[np.float64]]) -> float | None:
-    """1 less the mean cosine of two pictures of the same prompt; None where there is but one."""
-    if len(features) < 2:
-        return None
-    unit = np.stack([each / np.linalg.norm(each, axis=1, keepdims=True) for each in features])
-    pairs = [(i, j) for j in range(len(unit)) for i in range(j)]
-    return float(1 - np.mean([(unit[i] * unit[j]).sum(1).mean() for i, j in pairs]))
 
 
 def cost_of(told: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Features as metrics take them, and metrics by distances between them: precision, recall and CMMD."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -88,6 +88,14 @@ def recall(reference: Tensor | ArrayLike, generated: Tensor | ArrayLike, k: int 
     Raises DiffscaleError where the generated have no k neighbours.
     """
     return precision(generated, reference, k)
+
+
+def diversity(features: Tensor | ArrayLike, prompts: Sequence[Hashable]) -> float | None:
+    """1 less the mean cosine of two pictures of the same one of `prompts`, by `features` [N, D]; None without two."""
+    unit = _unit(matrix(features))
+    own = ([i for i, each in enumerate(prompts) if each == prompt] for prompt in dict.fromkeys(prompts))
+    cosines = np.concatenate([(unit[rows] @ unit[rows].T)[np.triu_indices(len(rows), 1)] for rows in own])
+    return float(1 - cosines.mean()) if len(cosines) else None
 
 
 def cmmd(reference: Tensor | ArrayLike, generated: Tensor | ArrayLike) -> float:

@@ -58,8 +58,9 @@ def sample_groups(
 
 
 def _group(row: int, found: Found, keeping: KeepingSampler, kept: int, both_ends: bool) -> Group:
-    usable = found.rewards.isfinite().nonzero().flatten()
-    order = usable[found.rewards[usable].argsort(descending=True, stable=True)]
+    usable = found.rewards.isfinite()
+    rewards, keys = found.rewards[usable], torch.tensor(found.keys)[usable]
+    order = rewards.argsort(descending=True, stable=True)
     if both_ends:
         if len(order) < 2:
             raise DiffscaleError(
@@ -69,10 +70,8 @@ def _group(row: int, found: Found, keeping: KeepingSampler, kept: int, both_ends
         half = min(kept, len(order)) // 2
         order = order if kept >= len(order) else torch.cat([order[:half], order[len(order) - half :]])
     chosen = order[:kept]
-    latents = torch.stack([keeping.finished[row, found.keys[i]] for i in chosen.tolist()])
-    place = torch.empty(len(found.rewards), dtype=torch.int64)
-    place[usable] = torch.arange(len(usable))
-    return Group(latents.float().cpu(), found.rewards[usable], place[chosen], found.nfe)
+    latents = torch.stack([keeping.finished[row, key] for key in keys[chosen].tolist()])
+    return Group(latents.float().cpu(), rewards, chosen, found.nfe)
 
 
 def advantages(groups: Sequence[Group], deviation: Tensor | None) -> list[Tensor]:

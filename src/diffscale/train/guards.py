@@ -11,10 +11,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from diffscale._util.errors import DiffscaleError
-from diffscale.metrics.distances import recall
+from diffscale.metrics.distances import diversity, recall
 from diffscale.train.rewards import split_weight
 from diffscale.train.settings import TrainConfig
 
@@ -42,20 +41,15 @@ def spread(
     """Recall and diversity of pictures [3, H, W] of `prompts` beside those of the `base`, in features that `extract`s.
 
     Recall is the share of the base's pictures that lie no further from one of the others than its `NEIGHBOURS`th
-    neighbour among these (Kynkaanniemi et al. 2019, arXiv 1904.06991); there must be more of them. Diversity is 1 less
-    the mean cosine of two pictures of the same prompt, where there are two.
+    neighbour among these (Kynkaanniemi et al. 2019, arXiv 1904.06991); there must be more of them. Diversity is as of
+    `metrics.distances`.
     """
     features, before = (extract(torch.stack([*each])).double().cpu() for each in (images, base))
     found = {}
     if len(images) > NEIGHBOURS:
         found["recall"] = recall(before, features, k=NEIGHBOURS)
-    unit = normalize(features, dim=1)
-    apart = [
-        1 - float(unit[i] @ unit[j])
-        for j in range(len(prompts)) for i in range(j) if prompts[i] == prompts[j]
-    ]  # fmt: skip
-    if apart:
-        found["diversity"] = float(np.mean(apart))
+    if (apart := diversity(features, prompts)) is not None:
+        found["diversity"] = apart
     return found
 
 
@@ -81,7 +75,7 @@ class Guard:
         """Take what was told of the pictures after `step`; returns why to stop, or nothing.
 
         `scores`: by verifier, of each picture; those of several components are left out. `spread`: as `spread` gives
-        it. `weights`: those that are trained, as they are now.
+        it. `weights`: copies of those that are trained, if the best are to be kept.
         """
         told = {name: values for name, values in scores.items() if np.ndim(values) == 1}
         self.seen.append({"step": step, **{name: float(np.mean(values)) for name, values in told.items()}, **spread})
@@ -92,7 +86,7 @@ class Guard:
         best = max(self.seen, key=lambda one: float(one[name]))
         if best is self.seen[-1]:
             if self.keep_best:
-                self.best = {key: each.detach().cpu().clone() for key, each in weights.items()}
+                self.best = dict(weights)
             return ""
         later = self.seen[self.seen.index(best) + 1 :]
         if self.patience is None or len(later) < self.patience:

@@ -240,7 +240,7 @@ class _Training:
         if self.accelerator.is_main_process:
             with self._given_weights() if given else self.optimisation.averaged():
                 images = validation.sample(self.base, self.data, self.config)
-                weights = {name: each.detach().clone() for name, each in self.base.trainable.items()}
+                weights = self._copied_weights("cpu") if self.config.keep_best and not given else {}
             with self.method.original_rewards():
                 prompts = validation.prompts_of_samples(self.data, self.config)
                 try:
@@ -249,9 +249,10 @@ class _Training:
                 except BadReward as error:
                     raise self._stopped(self.state.step, str(error)) from error
             if not given:
-                before = validation.load(self.config.output_dir, "before")
-                base = images if before is None else before.images
-                spread = {} if self.extract is None else guards.spread(self.extract, base, images, prompts)
+                spread = {}
+                if self.extract is not None:
+                    before = validation.load(self.config.output_dir, "before")
+                    spread = guards.spread(self.extract, before.images if before else images, images, prompts)
                 why = self.guard.see(self.state.step, scores, spread, weights)
             try:
                 validation.save(self.config.output_dir, name, Validation(images, scores))
@@ -269,12 +270,17 @@ class _Training:
             with self.optimisation.averaged():
                 yield
             return
-        last = {name: each.detach().clone() for name, each in self.base.trainable.items()}
+        last = self._copied_weights()
         self.base.load_trainable(self.guard.best)
         try:
             yield
         finally:
             self.base.load_trainable(last)
+
+    def _copied_weights(self, device: str | None = None) -> dict[str, Tensor]:
+        """What is trained as it is now, on `device` or where it is."""
+        trainable = self.base.trainable.items()
+        return {name: torch.empty_like(each, device=device).copy_(each.detach()) for name, each in trainable}
 
 
 def _measure_decoding(base: Base, cost: Cost) -> None:

@@ -13,6 +13,7 @@ from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.engine.task import Task
+from diffscale.searches import choose_search
 from diffscale.searches.random import random
 from diffscale.train.policy import Policy
 from diffscale.train.trajectories import Data, Trajectory, TrajectorySampler, step_length
@@ -28,6 +29,11 @@ from diffscale.types import (
 )
 
 MakeSearch = Callable[[Environment], Search]
+
+
+def search_of(text: str | None) -> MakeSearch | None:
+    """The search that `--search` names, None where it is left out."""
+    return None if text is None else choose_search(text).make()
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,10 @@ class Noised(TrainConfig):
 
     panel = "Method"
     snr_gamma: PositiveFloat | None = None
-    """Of sft, dpo and sharpen: Min-SNR weights of errors; 5.0 is recommended. Sharpening with m over 1 gains most: its
-    targets run away where noise is low."""
+    """Of all but ddpo, d3po and iterpo: Min-SNR weights of errors; 5.0 is recommended. Sharpening with m over 1 gains
+    most: its targets run away where noise is low."""
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = "none"
-    """Of sft, dpo and sharpen: times drawn more often: earlier (less noise), later, or a range."""
+    """Of the same: times drawn more often: earlier (less noise), later, or a range."""
     timestep_bias_multiplier: float = Field(1.0, gt=0, le=1e9)
     """How much more often."""
     timestep_bias_portion: float = Field(0.25, gt=0, le=1)
@@ -102,7 +102,7 @@ class Searching(TrainConfig):
     panel = "Method"
     search: str | None = None
     """What makes the trajectories of sharpen, as "zero_order n=2", or the groups of group-dpo, nft, awm and raft, as
-    "extremes". Default: random noises."""
+    "draft both_ends=true". Default: random noises."""
 
 
 class Sharpening(Searching, Rewarded, Noised):
@@ -139,8 +139,8 @@ class SamplingRounds(Sampling):
 
     panel = "Method"
     samples_per_round: PositiveInt | None = None
-    """Of ddpo, d3po and sharpen-rlhf: rows that a process samples before steps are taken on them more than once.
-    Default: for two steps, sharpen-rlhf for one."""
+    """Of methods with own samples, but iterpo: rows that a process samples before steps are taken on them more than
+    once. Default: for one step, ddpo and d3po for two."""
     steps_per_round: ClassVar[int] = 2
 
     @property

@@ -29,8 +29,7 @@ class Awm(LaggedMethod):
 
     def advantage_loss(self, groups: NoisedGroups, output: Tensor) -> tuple[Tensor, dict[str, float]]:
         settings = self.settings
-        with self.lagging.used():
-            old = self.policy.output(groups.x, groups.time, groups.rows)
+        old = self.lagging_output(groups)
         errors, before = (self.policy.distances(each, groups.time, groups.target) for each in (output, old))
         loss, ratio = awm_loss(errors, before, groups.advantage / MOST, settings.clip_range)
         if settings.lag_kl_beta:

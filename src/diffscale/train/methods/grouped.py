@@ -8,13 +8,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffscale.engine import noise
-from diffscale.searches import choose_search
 from diffscale.train.groups import Group, advantages, deviation_of, moments, sample_groups
 from diffscale.train.lagging import LaggingWeights
 from diffscale.train.methods.method import RoundMethod, TrainContext
 from diffscale.train.policy import Policy
 from diffscale.train.rewards import Mixture, PooledReward, Reward
-from diffscale.train.selection import MakeSearch
+from diffscale.train.selection import search_of
 from diffscale.train.traits import Advantaged, Grouped
 from diffscale.verifiers.ensemble import Weighted
 
@@ -23,8 +22,8 @@ from diffscale.verifiers.ensemble import Weighted
 class NoisedGroups:
     """S samples of several groups, noised: latents `x`, `x0` and the perfect output `target` [S, ...] at `time` [S].
 
-    `advantage`: float64 [S]; `rows` int64 [S]: prompts; `group` int64 [S]: numbers from 0, which rise; in a group the
-    best come first.
+    `advantage`: float64 [S]; `group` int64 [S]: numbers from 0, which rise, and are those of its prompts; in a group
+    the best come first.
     """
 
     x: Tensor
@@ -32,8 +31,12 @@ class NoisedGroups:
     target: Tensor
     time: Tensor
     advantage: Tensor
-    rows: Tensor
     group: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """The prompts of the samples, int64 [S]."""
+        return self.group
 
     def sums(self, values: Tensor) -> Tensor:
         """The sums of `values` [S] over each group [G]."""
@@ -52,12 +55,11 @@ def noise_groups(
     own = keys[group]
     time = policy.times.draw(noise.fold_rows(own, "time"))
     if not shared:
-        first = torch.cat([torch.zeros(1, dtype=torch.bool), group[1:] == group[:-1]]).logical_not()
-        place = torch.arange(len(group)) - torch.arange(len(group))[first][group]
-        own = torch.stack([noise.fold_rows(own[i : i + 1], int(place[i]))[0] for i in range(len(own))])
+        places = [place for size in group.bincount().tolist() for place in range(size)]
+        own = torch.cat([noise.fold_rows(key[None], place) for key, place in zip(own, places, strict=True)])
     eps = policy.prior(noise.fold_rows(own, "noise")).to(x0)
     x, target = policy.times.noised(x0, eps, time), policy.times.target(x0, eps, time)
-    return NoisedGroups(x, x0, target, time, advantage, group, group)
+    return NoisedGroups(x, x0, target, time, advantage, group)
 
 
 class GroupMethod(RoundMethod):
@@ -69,9 +71,7 @@ class GroupMethod(RoundMethod):
 
     def __init__(self, context: TrainContext) -> None:
         super().__init__(context)
-        self.search: MakeSearch | None = None
-        if self.settings.search is not None:
-            self.search = choose_search(self.settings.search).make()
+        self.search = search_of(self.settings.search)
         self._told: dict[str, float] = {}
 
     @staticmethod
@@ -169,6 +169,11 @@ class LaggedMethod(GroupMethod):
             distance = (output - base).square().mean()
             loss, logs["kl"] = loss + self.settings.kl_beta * distance, float(distance.detach())
         return loss, logs
+
+    def lagging_output(self, groups: NoisedGroups) -> Tensor:
+        """What the weights as they were say of noised groups, [S, ...]."""
+        with self.lagging.used():
+            return self.policy.output(groups.x, groups.time, groups.rows)
 
     @abstractmethod
     def advantage_loss(self, groups: NoisedGroups, output: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -35,7 +35,6 @@ class Nft(LaggedMethod):
             return super().sample_batch(number)
 
     def advantage_loss(self, groups: NoisedGroups, output: Tensor) -> tuple[Tensor, dict[str, float]]:
-        with self.lagging.used():
-            old = self.policy.output(groups.x, groups.time, groups.rows)
+        old = self.lagging_output(groups)
         loss = nft_loss(self.policy, groups, output, old, self.settings.beta)
         return loss, {"moved": float((output - old).detach().square().mean())}

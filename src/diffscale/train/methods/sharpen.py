@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffscale._util.errors import DiffscaleError, unknown
-from diffscale.searches import choose_search
 from diffscale.train.configs import SharpenRlhfConfig
 from diffscale.train.methods.method import Method, RoundMethod, TrainContext
 from diffscale.train.policy import Policy
-from diffscale.train.selection import MakeSearch, Selection, make_trajectories, select_samples, select_trajectories
+from diffscale.train.selection import Selection, make_trajectories, search_of, select_samples, select_trajectories
 from diffscale.train.traits import Sharpening
 from diffscale.train.trajectories import Data, Form, Trajectory, batch_of, followed_errors
 
@@ -93,9 +92,7 @@ class SharpenSft(Method):
 
     def __init__(self, context: TrainContext) -> None:
         super().__init__(context)
-        self.search: MakeSearch | None = None
-        if self.settings.search is not None:
-            self.search = choose_search(self.settings.search).make()
+        self.search = search_of(self.settings.search)
 
     def gather(self, number: int) -> Selection:
         """The trajectories from the data of the batch that are selected."""
