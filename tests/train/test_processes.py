@@ -14,7 +14,7 @@ import tiny
 import torch
 from commands import forked
 from safetensors.torch import load_file
-from test_train_methods import REWARDED, given
+from test_train_methods import GROUPS, REWARDED, given
 
 
 def free_port() -> int:
@@ -48,11 +48,12 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batches(
         assert shared["lr"] == pytest.approx(alone["lr"])
 
 
-def test_rounds_in_two_processes_go_on_bit_by_bit(data: SimpleNamespace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["ddpo", pytest.param("nft", marks=pytest.mark.slow)])
+def test_rounds_in_two_processes_go_on_bit_by_bit(method: str, data: SimpleNamespace, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    more = [*REWARDED, "--reward", "tiny:darkness", "--lr_scheduler", "constant"]
-    together(*given(data, "ddpo", whole, *more, "--max_train_steps", 3))
-    together(*given(data, "ddpo", cut, *more, "--max_train_steps", 1))
-    together(*given(data, "ddpo", cut, *more, "--max_train_steps", 3, "--resume", "latest"))
+    more = [*(GROUPS if method == "nft" else REWARDED), "--reward", "tiny:darkness", "--lr_scheduler", "constant"]
+    together(*given(data, method, whole, *more, "--max_train_steps", 3))
+    together(*given(data, method, cut, *more, "--max_train_steps", 1))
+    together(*given(data, method, cut, *more, "--max_train_steps", 3, "--resume", "latest"))
     before, after = (load_file(out / "checkpoint-3" / "trained.safetensors") for out in (whole, cut))
     assert all(torch.equal(before[name], after[name]) for name in before)

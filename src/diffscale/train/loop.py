@@ -1,6 +1,7 @@
 """One loop for all methods, on accelerate: steps, checkpoints, stops, and what is left at the end."""
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ from diffscale.train.validation import Validation
 PATIENCE: Final = timedelta(days=7)
 """How long a process waits for the others: the first one encodes the data and samples alone, for hours where there are
 many; by default the others would give up after ten minutes on GPUs."""
+GLOO_LETS_GO: Final = 0.2
+"""Seconds in which gloo's thread has let go of the last collective."""
 _SHARDED: Final = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 
 
@@ -156,7 +159,7 @@ class _Training:
                     self._save()
                     last_saved = step
                 if self.stop:
-                    self.accelerator.end_training()
+                    self._end()
                     return Ended("stopped", step, self.config.output_dir)
                 self._validate_if_due()
             if last_saved != self.state.step:
@@ -172,8 +175,16 @@ class _Training:
                     self.config, self.base, self.data, self.state, self.log.lines, self.guard.seen, stopped
                 )
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self._end()
         return Ended("finished", self.state.step, self.config.output_dir, result)
+
+    def _end(self) -> None:
+        """End the process's part in the training; the process group is destroyed when this object is."""
+        if self.accelerator.num_processes > 1:
+            # gloo's thread needs the GIL to let go of the last collective, and holds a lock meanwhile that destroying
+            # the process group waits for with the GIL held (torch 2.13): without a pause both wait for ever at times.
+            time.sleep(GLOO_LETS_GO)
+        self.accelerator.end_training()
 
     def _step(self, terminated: bool) -> None:
         """Take one optimiser step; `stop` is set if any process was told to end."""
