@@ -22,8 +22,9 @@ from diffscale.verifiers import check as check_verifier
 
 MAY_BE_0 = {
     "zero_order cosine", "zero_order iterations", "free2guide guided", "free2guide temperature", "fk strength",
-    "fk ess", "fk eta", "svdd eta", "composition threshold", "detector threshold", "llm_grader price_in",
-    "llm_grader price_out",
+    "fk ess", "fk eta", "svdd eta", "beam eta", "bfs strength", "bfs eta", "das strength", "das ess", "das eta",
+    "vasr strength", "vasr eta", "funnel strength", "funnel ess", "funnel eta", "composition threshold",
+    "detector threshold", "llm_grader price_in", "llm_grader price_out",
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from scipy import stats
-from toys import task
+from toys import Tilt, plain, task
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
@@ -35,12 +35,6 @@ def test_neighbours_have_the_cosine_and_the_norm():
     many = noise.neighbours(x[:1].expand(4000, -1, -1, -1), torch.arange(4000), 0.5).flatten(1)
     off = many - 0.5 * x[:1].flatten(1)
     assert off.mean(0).abs().max() < 5 * off.std() / 4000**0.5
-
-
-def plain(n, process="flow", eta=1.0, steps=10):
-    """States of n plain samples: (sampler, prior states)."""
-    sampler = ToySampler(steps=steps, process=process, eta=eta)
-    return sampler, sampler.prior(torch.arange(n), torch.zeros(n, dtype=torch.int64))
 
 
 def noised_data(sampler, process, level, n, seed):
@@ -114,23 +108,14 @@ def test_effective_sample_size():
 STRENGTH = 3.0
 
 
-class Tilt:
-    """A reward between 0 and 1 that prefers the right."""
-
-    name = "right"
-
-    def __call__(self, images, prompts):
-        return images[:, 0, 0, 0].double()
-
-
 def clouds(runs, k, potential, resampler, threshold):
     """Finished clouds of `runs` independent particle runs on the toy."""
     found = []
 
     def search(env):
         cloud = yield from steer(
-            env, k, children=1, potential=potential, strength=lambda step, values: STRENGTH,
-            resample=RESAMPLERS[resampler], threshold=threshold, interval=2, eta=1.0,
+            env, [k] * env.steps, at=range(2, env.steps, 2), potential=potential, strength=lambda *_: STRENGTH,
+            resample=RESAMPLERS[resampler], threshold=threshold, eta=1.0,
         )  # fmt: skip
         found.append(cloud)
 
@@ -149,7 +134,7 @@ def law():
     return float(z), float(weight.std() / len(x) ** 0.5), float(mean)
 
 
-@pytest.mark.parametrize("potential", ["max", "difference", "sum", "current"])
+@pytest.mark.parametrize("potential", ["max", "difference", "sum", "current", "tempered"])
 @pytest.mark.parametrize(("resampler", "threshold"), [("systematic", 0.5), ("ssp", 1.0), ("multinomial", 0.7)])
 def test_the_normalising_constant_is_unbiased(law, potential, resampler, threshold):
     z, z_error, _ = law
@@ -239,7 +224,8 @@ def test_zero_order_pays_for_no_pivot_twice():
     [
         "zero_order n=0", "zero_order cosine=1", "zero_order policy=bold", "paths forward=0.9", "paths n=0",
         "first_order rate=0", "demon k=0", "demon weights=relu", "free2guide temperature=-1", "fk k=0", "fk ess=2",
-        "fk resampler=top", "svdd b=0", "bayes n=0", "fk k=x",
+        "fk resampler=top", "svdd b=0", "bayes n=0", "fk k=x", "bfs interval=5", "das gamma=0", "vasr select=best",
+        "funnel narrow=0", "beam m=0",
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_before_anything_runs(wrong):
@@ -288,7 +274,7 @@ def test_all_requests_off_the_grid():
     assert result.ledger.nfe == 2 * (3 + 1 + 1 + 4 * 1 + 1)
 
 
-@pytest.mark.parametrize("potential", ["max", "difference", "sum"])
+@pytest.mark.parametrize("potential", ["max", "difference", "sum", "tempered"])
 def test_particles_that_were_all_dropped_go_on(potential):
     class Blind(Tilt):
         calls = 0

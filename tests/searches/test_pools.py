@@ -127,7 +127,7 @@ def test_predictions_are_recorded_in_flight_and_cost_nothing(setting, process):
     assert result.ledger.decodes >= 2 * result.candidates
 
 
-@pytest.mark.parametrize("setting", ["paths", "demon", "free2guide", "fk", "svdd"])
+@pytest.mark.parametrize("setting", ["paths", "demon", "free2guide", "fk", "svdd", "beam", "das"])
 def test_unfinished_pictures_cannot_be_compared_with_predictions_of_them(setting):
     with pytest.raises(DiffscaleError, match="search over noises"):
         run_searches([task(setting, 300)], ToySampler(steps=10), Steady())

@@ -6,6 +6,7 @@ import torch
 
 from diffscale.engine import noise
 from diffscale.engine.task import Task
+from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
 from diffscale.testing import assert_same, points
 from diffscale.types import concat
@@ -26,6 +27,21 @@ def evolution(env, parents=2, children=4, cosine=0.8, generations=None):
 def near_of_lists(images, prompts):
     """A verifier as others write one: what `Near` gives, as a list of numbers."""
     return [-((x - 4.2) ** 2 + (y - 0.3) ** 2) for x, y in points(images).tolist()]
+
+
+class Tilt:
+    """A reward between 0 and 1 that prefers the right."""
+
+    name = "right"
+
+    def __call__(self, images, prompts):
+        return images[:, 0, 0, 0].double()
+
+
+def plain(n, process="flow", eta=1.0, steps=10):
+    """States of n plain samples: (sampler, prior states)."""
+    sampler = ToySampler(steps=steps, process=process, eta=eta)
+    return sampler, sampler.prior(torch.arange(n), torch.zeros(n, dtype=torch.int64))
 
 
 PLUG_INS = {"evolution": evolution}
@@ -53,6 +69,14 @@ PRICED = {
     ),
     "halving": ({"n": 6, "finals": 2, "at": (2, 4)}, lambda s: 6 * 2 + 3 * (4 - 2) + 2 * (s - 4)),
     "svdd": ({"b": 2, "m": 3}, lambda s: 2 + 2 * 3 * (s - 1)),
+    "beam": ({"k": 3, "m": 2}, lambda s: 3 + 3 * 2 * (s - 1)),
+    "beam interval": ({"k": 2, "m": 3, "interval": 2}, lambda s: 2 * s + 2 * 2 * ((s - 1) // 2)),
+    "bfs": ({"k": 6}, lambda s: 6 * s),
+    "das": ({"k": 5}, lambda s: 5 * s),
+    "vasr": ({"k": 5}, lambda s: 5 * s),
+    "vasr max": ({"k": 4, "select": "max", "interval": 2}, lambda s: 4 * s),
+    "funnel": ({"k": 6, "interval": 2}, lambda s: 6 * s),
+    "funnel constant": ({"k": 5, "temperature": "constant", "narrow": 0.1, "interval": 3}, lambda s: 5 * s),
     "evolution": ({"generations": 3}, lambda s: 4 * (1 + 3) * s),
 }
 

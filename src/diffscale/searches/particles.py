@@ -1,21 +1,24 @@
 """The engine of particle methods: branch, predict, weigh by the scores of x0-predictions, resample.
 
 A method is a setting of it: FK steering (one child, product of potentials, resampling when the weights degenerate),
-SVDD (many children, the best of each parent goes on at once), and others by other schedules and resamplers.
+SVDD (many children, the best of each parent goes on at once), and others by other schedules, counts and resamplers.
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Container, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from diffscale._util.errors import DiffscaleError
+from diffscale.searches.budget import afford
 from diffscale.searches.resampling import Resampler, effective_sample_size
 from diffscale.types import Environment, State
 
-Potential = Literal["max", "difference", "sum", "current"]
+Potential = Literal["max", "difference", "sum", "current", "tempered"]
+Units = Literal["std", "raw"]
 
 
 @dataclass(frozen=True)
@@ -44,39 +47,72 @@ class Cloud:
         return replace(self, state=state, **{name: getattr(self, name).repeat_interleave(n) for name in own})
 
 
+def scored_steps(env: Environment, interval: int | None) -> range:
+    """The steps whose x0-predictions are scored: every `interval`, by default every fifth of all.
+
+    Raises DiffscaleError for an `interval` that scores nothing.
+    """
+    if interval is not None and interval >= env.steps > 1:
+        raise DiffscaleError(
+            f"Nothing is scored on the way with interval={interval}, as a sample has {env.steps} steps: give less."
+        )
+    every = max(1, env.steps // 5) if interval is None else interval
+    return range(every, env.steps, every)
+
+
+def affordable(env: Environment, k: int | None, what: str) -> list[int]:
+    """k particles at each step, by default as many as the budget pays; raises BudgetTooSmall, naming `what`."""
+    k = max(1, env.nfe_left // env.steps) if k is None else k
+    afford(env, k * env.steps, f"{what} with k={k}")
+    return [k] * env.steps
+
+
+def in_units(units: Units, strength: Callable[[int], float]) -> Callable[[int, Tensor], float]:
+    """The strength at a step for some values: as it is (`raw`), or over their standard deviation (`std`)."""
+
+    def scaled(step: int, values: Tensor) -> float:
+        finite = values[values.isfinite()]
+        spread = float(finite.std()) if units == "std" and len(finite) > 1 else 0.0
+        return strength(step) / spread if spread else strength(step)
+
+    return scaled
+
+
 def steer(
     env: Environment,
-    k: int,
+    counts: Sequence[int],
     *,
-    children: int,
+    at: Container[int],
     potential: Potential,
     strength: Callable[[int, Tensor], float],
     resample: Resampler,
     threshold: float,
-    interval: int,
     eta: float | None,
+    children: int = 1,
 ) -> Generator[Any, Any, Cloud]:
-    """Run k particles to the end; costs k + k children (steps - 1) NFE and returns the finished cloud.
+    """Run particles to the end and return the finished cloud; `counts`: how many go on from each of the steps.
 
-    Every `interval` steps the x0-predictions are scored. With r the scores along a particle's ancestry, its
-    log-potential is strength(step, v) v, where v is max r, r_now - r_before, sum r or r_now. The cloud is resampled
-    when its effective sample size falls below `threshold` (a share of its size; 1 for always), and always when there
-    are more children than parents. The last potential is exp(strength r) over the product of all before, so that the
-    weighted cloud is a sample of p(x) exp(strength r(x)), and the normalising constant is unbiased, if the strength
-    does not depend on the scores (Singhal et al. 2025, arXiv 2501.06848, section 4).
+    At the steps in `at` a particle has `children`, else one, and their x0-predictions are scored; so it costs
+    counts[0] + sum of counts[s - 1] (`children` or 1) over s = 1 ... steps - 1. With r the scores along a particle's
+    ancestry, its log-potential is strength(step, v) v, where v is max r, r_now - r_before, sum r or r_now; where it is
+    `tempered` that of r_now is divided by all potentials before. The cloud is resampled when its effective sample size
+    falls below `threshold` (a share of its size; 1 for always), and always when not all go on. The last potential is
+    exp(strength r) over the product of all before, so that the weighted cloud is a sample of p(x) exp(strength r(x)),
+    and the normalising constant is unbiased, if the strength does not depend on the scores (Singhal et al. 2025, arXiv
+    2501.06848, section 4).
     """
-    first = yield from env.predict(env.prior(k))
-    zero = torch.zeros(k, dtype=torch.float64)
+    first = yield from env.predict(env.prior(counts[0]))
+    zero = torch.zeros(counts[0], dtype=torch.float64)
     cloud = Cloud(first, zero, zero, zero - math.inf, zero, zero)
     for step in range(1, env.steps):
-        state = env.step(env.branch(cloud.state, children), eta=eta)
-        cloud = cloud.repeat(children, (yield from env.predict(state)))
-        if step % interval == 0:
+        parents, many = len(cloud.state), children if step in at else 1
+        state = env.step(env.branch(cloud.state, many), eta=eta)
+        cloud = cloud.repeat(many, (yield from env.predict(state)))
+        if step in at:
             cloud = _weighed(cloud, env.value((yield from env.score(cloud.state))), potential, strength, step)
-            if children > 1 or effective_sample_size(cloud.log_weight) < threshold * len(cloud.state) or threshold >= 1:
-                cloud = _resampled(env, cloud, k, resample)
-        elif children > 1:
-            cloud = _resampled(env, cloud, k, resample)
+            fewer = len(cloud.state) != counts[step]
+            if fewer or threshold >= 1 or effective_sample_size(cloud.log_weight) < threshold * len(cloud.state):
+                cloud = _resampled(env, cloud, parents, counts[step], resample)
     state = env.step(cloud.state, eta=eta)
     scores = env.value((yield from env.score(state)))
     last = torch.where(scores.isfinite(), strength(env.steps, scores) * scores - cloud.spent, -math.inf)
@@ -90,8 +126,9 @@ def _weighed(
     usable = scores.isfinite()
     highest = torch.maximum(cloud.highest, scores)
     total = torch.where(usable, cloud.total + scores, cloud.total)
-    value = {"max": highest, "difference": scores - cloud.last, "sum": total, "current": scores}[potential]
-    log_g = torch.where(usable, strength(step, value) * value, 0.0)
+    value = {"max": highest, "difference": scores - cloud.last, "sum": total}.get(potential, scores)
+    taken_back = cloud.spent if potential == "tempered" else torch.zeros_like(scores)
+    log_g = torch.where(usable, strength(step, value) * value - taken_back, 0.0)
     # A dropped candidate has weight 0. If all are dropped they go on as if they had not been scored.
     return replace(
         cloud,
@@ -103,9 +140,9 @@ def _weighed(
     )
 
 
-def _resampled(env: Environment, cloud: Cloud, k: int, resample: Resampler) -> Cloud:
+def _resampled(env: Environment, cloud: Cloud, parents: int, k: int, resample: Resampler) -> Cloud:
     log_z = cloud.log_z + _log_mean(cloud.log_weight)
-    kept = cloud[resample(env, cloud.log_weight.view(k, -1), k)]
+    kept = cloud[resample(env, cloud.log_weight.view(parents, -1), k)]
     return replace(kept, log_weight=torch.zeros(k, dtype=torch.float64), log_z=log_z)
 
 

@@ -21,6 +21,6 @@ def svdd(env: Environment, b: PositiveInt = 1, m: PositiveInt | None = None, eta
         m = max(1, (env.nfe_left - b) // (b * max(1, env.steps - 1)))
     afford(env, b + b * m * (env.steps - 1), f"SVDD with b={b}, m={m}")
     yield from steer(
-        env, b, children=m, potential="current", strength=lambda step, values: 1.0, resample=per_parent, threshold=1,
-        interval=1, eta=eta,
+        env, [b] * env.steps, at=range(1, env.steps), children=m, potential="current", strength=lambda *_: 1.0,
+        resample=per_parent, threshold=1, eta=eta,
     )  # fmt: skip
