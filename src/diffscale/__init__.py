@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         NeedsIntermediateX0,
         PoolVerifier,
         Predict,
+        PredictGradient,
         Request,
         Run,
         Sampler,
@@ -65,6 +66,7 @@ __all__ = [
     "NeedsIntermediateX0",
     "PoolVerifier",
     "Predict",
+    "PredictGradient",
     "Request",
     "Result",
     "Run",
@@ -119,6 +121,7 @@ _HOMES = {
             "NeedsIntermediateX0",
             "PoolVerifier",
             "Predict",
+            "PredictGradient",
         ),
         *(
             "Request",

@@ -170,6 +170,18 @@ class Gradient:
     state: State
 
 
+@dataclass(frozen=True)
+class PredictGradient:
+    """Predict, judge the x0-predictions, and differentiate their scores with respect to the latents.
+
+    Answer: the State with `x0` and `model_output` set; scores [B], as of Score; gradients [B, ...] shaped like
+    `state.x`, through this one evaluation and the decoder. Costs 3 NFE a row: forward, and twice that for backward, as
+    nothing is recomputed.
+    """
+
+    state: State
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 InnerLevel = Annotated[float, Field(gt=0, lt=1)]
@@ -177,7 +189,7 @@ InnerLevel = Annotated[float, Field(gt=0, lt=1)]
 levels between clean and pure noise. What users type, and the keywords of a partial function, are held to them.
 """
 
-Request = Run | Solve | Predict | Score | Evaluate | Draft | Gradient
+Request = Run | Solve | Predict | Score | Evaluate | Draft | Gradient | PredictGradient
 
 
 @dataclass(frozen=True)
@@ -278,11 +290,17 @@ class Sampler(Protocol):
         """Pictures of clean latents: float32 [B, 3, H, W] in [0, 1]; of videos the frames to score [B, F, 3, H, W]."""
 
     def gradient(
-        self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
+        self,
+        state: State,
+        score: Callable[[Tensor, Tensor | None], Tensor],
+        record: float | None = None,
+        of_prediction: bool = False,
     ) -> tuple[State, Tensor, Tensor, Tensor]:
         """Finished state, pictures, scores [B] and the scores' gradients with respect to `state.x`.
 
         `score` is given the pictures, and those of the recorded x0-predictions if there is something to `record`.
+        `of_prediction`: the same of the x0-predictions that one evaluation of the denoiser makes of `state`, which is
+        then returned with these; raises DiffscaleError where a solver evaluates the denoiser elsewhere than at `x`.
         """
 
 
@@ -471,9 +489,9 @@ class World(Protocol):
 class Environment(Protocol):
     """All that a search sees of the world.
 
-    `evaluate`, `score`, `run`, `solve`, `predict`, `draft` and `gradient` ask for the request of that name, and cost
-    what it does: `scores = yield from env.evaluate(state)` is `scores = yield Evaluate(state)` with a type. All else is
-    free.
+    `evaluate`, `score`, `run`, `solve`, `predict`, `draft`, `gradient` and `predict_gradient` ask for the request of
+    that name, and cost what it does: `scores = yield from env.evaluate(state)` is `scores = yield Evaluate(state)` with
+    a type. All else is free.
 
     `steps`: NFE of one whole trajectory. `levels`: noise levels of the grid, steps + 1 of them. `nfe_left`: what the
     budget still pays. `chunk`: how many rows to ask for at once, so that memory stays bounded; `most_rows`: how many
@@ -551,4 +569,5 @@ class Environment(Protocol):
     def predict(self, state: State) -> Answer[State]: ...
     def draft(self, state: State, steps: int, via: str = "") -> Answer[Tensor]: ...
     def gradient(self, state: State) -> Answer[tuple[Tensor, Tensor]]: ...
+    def predict_gradient(self, state: State) -> Answer[tuple[State, Tensor, Tensor]]: ...
     def decide(self, choice: int, why: str) -> Answer[int]: ...

@@ -74,8 +74,8 @@ def test_without_shapes_a_command_says_how_to_get_a_model(environment: Path, tmp
 
 def test_a_plug_in_is_used_by_its_names(environment: Path, tmp_path: Path) -> None:
     listed = run(environment / "diffscale", "list", "searches", cwd=tmp_path).stdout
-    assert "evolution" in listed and "diffscale-example" in listed
-    arguments = ["--model", "example-tiny-sd", "--search", "evolution population=4", "--verifier", "sharpness power=2"]
+    assert "survival" in listed and "diffscale-example" in listed
+    arguments = ["--model", "example-tiny-sd", "--search", "survival population=4", "--verifier", "sharpness power=2"]
     done = run(
         environment / "diffscale", "generate", "rain", *arguments, "--budget", "80", "--output", "one", cwd=tmp_path
     )
@@ -90,7 +90,7 @@ def test_a_plug_in_is_used_by_its_names(environment: Path, tmp_path: Path) -> No
 
 
 def test_a_plug_in_s_search_survives_a_kill(environment: Path, tmp_path: Path) -> None:
-    command = [environment / "diffscale", "generate", "snow", "--model", "example-tiny-sd", "--search", "evolution"]
+    command = [environment / "diffscale", "generate", "snow", "--model", "example-tiny-sd", "--search", "survival"]
     command += ["--verifier", "sharpness", "--budget", "1200", "--batch-size", "2", "--output"]
     killed = subprocess.Popen([*map(str, command), "killed"], env=CLEAN, cwd=tmp_path, stderr=subprocess.PIPE)
     journal, deadline = tmp_path / "killed" / "journal.sqlite", time.monotonic() + 120

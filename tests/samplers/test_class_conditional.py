@@ -30,6 +30,8 @@ SEARCHED = [
     ("bayes dimensions=2 initial=2 n=2", lambda s: 40 // s * s),
     ("fk k=4", lambda s: 4 * s),
     ("svdd b=2 m=2", lambda s: 2 + 4 * (s - 1)),
+    ("evolution n=1 first=1 at=0,2", lambda s: s + s + s - 2),
+    ("spectral n=3", lambda s: 40 // s * s),
 ]
 
 

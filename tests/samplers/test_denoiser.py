@@ -218,6 +218,33 @@ def test_gradients_are_those_of_finite_differences(solver):
     assert images.shape == (6, 3, 2, 2) and images.dtype == torch.float32
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_gradients_of_predictions_are_those_of_finite_differences(solver, steps):
+    sampler = gaussian("vp", "v", 4, solver=solver, null_condition=2, guidance_scale=2.0, decode=lambda x: x / 8 + 0.5)
+    state = sampler.run(prior(sampler), steps)
+
+    def gradient(state):
+        return sampler.gradient(state, lambda images, _: images.double().square().sum((1, 2, 3)), of_prediction=True)
+
+    if "start" in state.solver:  # in the middle of a step of two evaluations
+        with pytest.raises(DiffscaleError, match="evaluates the network elsewhere than at the latents"):
+            gradient(state)
+        state = sampler.renoise(state, sampler.levels[steps], torch.zeros_like(state.x))
+    before = sampler.forwards
+    predicted, _, _, grad = gradient(state)
+    assert sampler.forwards - before == 2 * len(state) and predicted.step == steps
+
+    def value(x):
+        x0 = sampler.predict(replace(state, x=x)).x0
+        return (x0 / 8 + 0.5).expand(-1, 3, -1, -1).square().sum((1, 2, 3))
+
+    torch.testing.assert_close(predicted.x0, sampler.predict(state).x0)
+    along = noise.normal(KEYS + 5, state.x.shape[1:]).double()
+    slope = (value(state.x + 1e-4 * along) - value(state.x - 1e-4 * along)) / 2e-4
+    torch.testing.assert_close((grad * along).sum((1, 2, 3)), slope, rtol=1e-4, atol=1e-6)
+
+
 def test_search_takes_it_by_prompt():
     labels = [ClassLabel("seven", 7), ClassLabel("two", 2)]
     network = torch.nn.Conv2d(3, 3, 1)

@@ -140,6 +140,27 @@ def test_gradients_reach_the_noise(name):
     assert torch.allclose((up - down) / 4e-3, grad.norm().expand(1), rtol=0.1, atol=5e-3)
 
 
+@pytest.mark.parametrize("name", families.WINDOWED)
+def test_gradients_of_predictions_are_through_one_evaluation(name):
+    guided = families.WINDOWED[name][2][0]
+    t, sampler = made(name, guided)
+
+    def score(pictures, recorded=None):
+        return pictures.flatten(1).mean(1) * 100
+
+    state = sampler.run(sampler.prior(KEYS[:1], ROWS[:1]), sampler.steps // 2)
+    before = sampler.forwards
+    predicted, _, _, grad = sampler.gradient(state, score, of_prediction=True)
+    assert sampler.forwards - before == t.forwards
+    plain = sampler.predict(state)
+    assert close(predicted.x0, plain.x0) and close(predicted.model_output, plain.model_output)
+    assert not predicted.x0.requires_grad and not predicted.model_output.requires_grad
+    assert grad.shape == state.x.shape and float(grad.norm()) > 0
+    step = 2e-3 * grad / grad.norm()
+    up, down = (score(sampler.decode(sampler.predict(replace(state, x=state.x + d)).x0)) for d in (step, -step))
+    assert torch.allclose((up - down) / 4e-3, grad.norm().expand(1), rtol=0.1, atol=5e-3)
+
+
 @pytest.mark.parametrize("name", ["flux2_klein", "wan22", "flux_image"])
 @pytest.mark.parametrize("search", ["random", "zero_order", "fk"])
 def test_the_ledger_has_what_the_network_ran(name, search, rows_of):

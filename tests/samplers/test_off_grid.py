@@ -131,7 +131,8 @@ def test_gradients_are_those_of_finite_differences_and_counted_twice(tiny, sched
 @pytest.mark.parametrize(
     "search",
     ["random", "zero_order policy=greedy", "paths m=2 length=2", "first_order", "demon k=3", "free2guide k=3", "fk k=4",
-     "svdd b=2 m=2", "bayes dimensions=2 initial=2 n=2"],
+     "svdd b=2 m=2", "bayes dimensions=2 initial=2 n=2", "evolution", "spectral n=3", "pcn chains=2", "cma n=4", "reno",
+     "dps"],
 )  # fmt: skip
 def test_every_search_runs_on_networks_alike_in_any_micro_batch(search, verifier):
     t = tiny_flux_true_cfg(FlowMatchEulerDiscreteScheduler())

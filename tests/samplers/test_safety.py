@@ -96,7 +96,9 @@ def test_real_checkers_that_flag_everything_leave_nothing():
         run_searches([Task(SEARCHES["random"], 1, 0, 8)], sampler_of(t.pipe, PROMPTS, 2, t.args), Darkness())
 
 
-@pytest.mark.parametrize(("search", "budget"), [("svdd b=1 m=2", 30), ("first_order rate=0.1", 60), ("fk k=2", 30)])
+@pytest.mark.parametrize(
+    ("search", "budget"), [("svdd b=1 m=2", 30), ("first_order rate=0.1", 60), ("fk k=2", 30), ("dps n=2", 30)]
+)
 def test_predictions_and_gradients_go_around_the_checker(search, budget):
     t = tiny_sd(DDIMScheduler(clip_sample=False, steps_offset=1))
     seen = guard(t.pipe, every=1000)

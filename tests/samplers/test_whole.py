@@ -119,14 +119,14 @@ def test_searches_over_noises_run_and_others_are_refused_in_a_sentence(rows_of):
     t, _ = made("sd_blended")
     sampler = sampler_of(t.pipe, PROMPTS, STEPS, t.args)
     count_flops = rows_of(t.net)
-    for name in ("random", "zero_order"):
+    for name in ("random", "zero_order", "evolution"):
         task = Task(SEARCHES[name], 1, noise.fold(noise.root(0), 1), 4 * STEPS)
         before = sum(count_flops)
         (result,) = run_searches([task], sampler, Brightness())
         assert result.ledger.nfe == 4 * STEPS and result.candidates == 4
         assert sum(count_flops) - before == result.ledger.network_forwards == 2 * result.ledger.nfe
         assert result.best.score >= result.baseline.score
-    for name in ("paths", "first_order", "demon", "free2guide", "fk", "svdd"):
+    for name in ("paths", "first_order", "reno", "dps", "demon", "free2guide", "fk", "svdd"):
         with pytest.raises(DiffscaleError, match=r"can only be run whole .* use a search over noises"):
             run_searches([Task(SEARCHES[name], 1, 0, 20 * STEPS)], sampler, Brightness())
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import PROMPTS
-from toys import PLUG_INS, PRICED, forwards, make, near_of_lists, same, task
+from toys import GRADIENTS, PLUG_INS, PRICED, ROWS, forwards, make, near_of_lists, same, task
 
 from diffscale.cli import list as listed
 from diffscale.engine.driver import run_searches
@@ -33,8 +33,7 @@ def test_costs_what_it_says(setting, process):
     if setting == "paths":  # two paths, down to level 0.11: the ninth step of an even grid
         price += 2 * (next(i for i, level in enumerate(sampler.levels) if level <= 0.11) - 9)
     assert result.ledger.nfe == price
-    # A gradient step is 4 NFE of work, and 2 rows through the network: there, and again on the way back.
-    assert result.ledger.network_forwards == forwards(sampler) == (price // 2 if setting == "first_order" else price)
+    assert result.ledger.network_forwards == forwards(sampler) == (ROWS[setting](10) if setting in ROWS else price)
     assert result.ledger.flops == price * sampler.flops_per_forward
 
 
@@ -195,7 +194,7 @@ def test_replies_are_placed_by_rows_whoever_computes_them_and_in_whatever_order(
     assert replayed.forwards == 0 and all(same(a, b) for a, b in zip(again, wanted, strict=True))
 
 
-@pytest.mark.parametrize("setting", [name for name in QUICK if name != "first_order"])
+@pytest.mark.parametrize("setting", [name for name in QUICK if name not in GRADIENTS])
 def test_a_verifier_that_is_a_function_of_others_drives_every_algorithm(setting):
     own, others = (
         run_searches([task(setting, 300)], ToySampler(steps=6), verifier, 5, gallery=3, keep_best=3)[0]

@@ -12,7 +12,7 @@ from pipelines import PROMPTS
 from test_all import SLOW, FragileToy, Killed
 from test_pools import Apart, Named, Steady, pair
 from test_ties import Coarse, found
-from toys import PRICED, same, task
+from toys import GRADIENTS, PRICED, same, task
 
 from diffscale._util.errors import AllCandidatesFailed, DiffscaleError, Unsuited
 from diffscale.engine.driver import run_searches
@@ -103,7 +103,7 @@ def sorted_in_memory(pool, choices, chooser):
     st.integers(0, 50), st.integers(1, 4), st.sampled_from([1, 3, 7, None]),
 )  # fmt: skip
 def test_what_is_chosen_is_what_sorting_all_candidates_by_the_chooser_gives(by, name, how, seed, few, size):
-    if by == "first_order" and name == "ensemble":
+    if by in GRADIENTS and name == "ensemble":
         return  # which has no gradient
     chooser, seen = CHOOSERS[how](), Seen()
     plain = search(by, VERIFIERS[name](), None, seed=seed, size=size, gallery=few + 1, keep_best=few)
@@ -188,7 +188,7 @@ def test_killed_anywhere_it_pays_for_nothing_twice(tmp_path_factory, setting, ho
         assert same(one, other) and one.ledger.verifier_calls == other.ledger.verifier_calls
 
 
-@pytest.mark.parametrize("setting", ["random", "svdd", "first_order", "paths"])
+@pytest.mark.parametrize("setting", ["random", "svdd", "first_order", "dps", "paths"])
 def test_only_finished_pictures_are_shown_to_the_chooser_and_all_calls_are_counted(setting):
     chooser = North()
     plain, found = search(setting, Near(), None), search(setting, Near(), chooser)
@@ -229,7 +229,7 @@ def test_a_set_cannot_choose_and_a_set_that_is_searched_is_told_what_was_chosen(
     assert all(each.best.value == each.ranking.max() for each in results)
 
 
-@pytest.mark.parametrize("setting", ["random", "zero_order", "svdd", "fk", "demon", "first_order"])
+@pytest.mark.parametrize("setting", ["random", "zero_order", "svdd", "fk", "demon", "first_order", "dps", "evolution"])
 def test_a_chooser_sees_predictions_that_the_verifier_does_not_ask_for(setting):
     """Steered at unfinished pictures by a verifier that needs no predictions, they are recorded for the chooser."""
     chooser, seen = Steady(), Seen()

@@ -25,6 +25,7 @@ MAY_BE_0 = {
     "fk ess", "fk eta", "svdd eta", "beam eta", "bfs strength", "bfs eta", "das strength", "das ess", "das eta",
     "vasr strength", "vasr eta", "funnel strength", "funnel ess", "funnel eta", "composition threshold",
     "detector threshold", "llm_grader price_in", "llm_grader price_out",
+    "evolution at", "pcn cosine", "pcn strength", "reno weight", "reno momentum",
 }  # fmt: skip
 
 
@@ -42,7 +43,10 @@ def _alternatives(annotation):
 LOOKING = {"auto", "draft", "halving"}  # in several pools
 
 
-@pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"random", "zero_order", "first_order", "bayes", *LOOKING}))
+ENDLESS = {name for name in SEARCHES if choose_search(name).declares("anytime")}  # a few rows at a time
+
+
+@pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"bayes", *ENDLESS, *LOOKING}))
 def test_a_huge_budget_asks_for_no_memory_that_it_would_pay_for(name):
     """Each of these takes as many rows as the budget pays for, where it is not told how many."""
     began = torch.zeros(1)  # torch is loaded before memory is measured
@@ -103,6 +107,10 @@ def test_the_kinds_are_all_there():
 
 
 CONTRADICTIONS = {
+    "cma n=1": "from 2 candidates or more, not in 2 from n=1",
+    "cma dimensions=1": "learns in 2 dimensions or more",
+    "evolution at=10": "at lists steps below 10 that do not fall",
+    "evolution at=4,2": "at lists steps below 10 that do not fall",
     "draft n=3 finals=10": "Of n=3 candidates no more can be finished, but finals=10",
     "draft n=30 finals=10 share=0.5": "finals=10 and share=0.5 both say",
     "draft finals=10 share=0.5": "finals=10 and share=0.5 both say",

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from scipy import stats
-from toys import Tilt, plain, task
+from toys import GRADIENTS, Tilt, plain, task
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
@@ -226,6 +226,8 @@ def test_zero_order_pays_for_no_pivot_twice():
         "first_order rate=0", "demon k=0", "demon weights=relu", "free2guide temperature=-1", "fk k=0", "fk ess=2",
         "fk resampler=top", "svdd b=0", "bayes n=0", "fk k=x", "bfs interval=5", "das gamma=0", "vasr select=best",
         "funnel narrow=0", "beam m=0",
+        "evolution rate=0", "spectral elites=0", "cma n=0",
+        "pcn cosine=1", "pcn strength=-1", "reno momentum=1", "reno clip=0", "dps strength=0", "dps guidance=none",
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_before_anything_runs(wrong):
@@ -236,13 +238,14 @@ def test_settings_out_of_range_are_refused_before_anything_runs(wrong):
     assert sampler.forwards == 0
 
 
-def test_a_verifier_without_gradient_is_told():
+@pytest.mark.parametrize("setting", sorted(GRADIENTS))
+def test_a_verifier_without_gradient_is_told(setting):
     class Hard(Near):
         def __call__(self, images, prompts):
             return super().__call__(images, prompts).detach()
 
     with pytest.raises(DiffscaleError, match="has no gradient"):
-        run_searches([task("first_order")], ToySampler(steps=5), Hard())
+        run_searches([task(setting)], ToySampler(steps=5), Hard())
 
 
 def test_a_search_that_never_gives_in_is_ended():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import PROMPTS
 from test_all import SLOW, FragileToy, Killed, same
-from toys import PRICED, task
+from toys import GRADIENTS, PRICED, task
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.driver import run_searches
@@ -65,7 +65,7 @@ class Apart:
         return torch.stack([(points(images) - one).norm(dim=1) for one in self.chosen]).amin(0)
 
 
-NO_POOLS = {"first_order"}
+NO_POOLS = GRADIENTS
 QUICK = [name for name in PRICED if name not in SLOW | NO_POOLS]
 
 
@@ -86,9 +86,10 @@ def test_ensembles_drive_every_algorithm_whatever_the_batch(setting, kind):
     assert result.baseline.score <= result.best.score
 
 
-def test_a_gradient_of_ranks_is_refused():
+@pytest.mark.parametrize("setting", sorted(GRADIENTS))
+def test_a_gradient_of_ranks_is_refused(setting):
     with pytest.raises(DiffscaleError, match="has no gradient"):
-        run_searches([task("first_order", 200)], ToySampler(steps=6), pair())
+        run_searches([task(setting, 200)], ToySampler(steps=6), pair())
 
 
 def test_a_component_that_fails_drops_the_candidate_from_the_pool():

@@ -77,7 +77,7 @@ def check(result, images, verifier):
     return len(tied)
 
 
-@pytest.mark.parametrize("setting", ["many", "random", "zero_order greedy", "evolution"])
+@pytest.mark.parametrize("setting", ["many", "random", "zero_order greedy", "breed"])
 def test_the_best_of_those_that_share_the_best_score_is_found(setting):
     tasks = [task(random if setting == "many" else setting, 240, row) for row in range(3)]
     shared = []

@@ -12,7 +12,7 @@ from diffscale.testing import assert_same, points
 from diffscale.types import concat
 
 
-def evolution(env, parents=2, children=4, cosine=0.8, generations=None):
+def breed(env, parents=2, children=4, cosine=0.8, generations=None):
     """A search as others write one: the best parents of a population have mutated children."""
     population = env.prior(min(children, env.nfe_left // env.steps))
     scores = yield from env.evaluate(population)
@@ -44,7 +44,7 @@ def plain(n, process="flow", eta=1.0, steps=10):
     return sampler, sampler.prior(torch.arange(n), torch.zeros(n, dtype=torch.int64))
 
 
-PLUG_INS = {"evolution": evolution}
+PLUG_INS = {"breed": breed}
 # Settings with a price that is known, and that price, on a grid of `s` steps from level 1 to 0.
 PRICED = {
     "random": ({"n": 5}, lambda s: 5 * s),
@@ -53,6 +53,9 @@ PRICED = {
     "zero_order restart": ({"n": 2, "iterations": 6, "policy": "restart"}, lambda s: (6 * 2 + 1) * s),
     "paths": ({"n": 2, "m": 3, "length": 4}, lambda s: 2 * (s - s // 10) + 2 * 3 * (4 * 5 - 1)),
     "first_order": ({"iterations": 3}, lambda s: 4 * 3 * s),
+    "reno": ({"iterations": 2, "rate": 0.02}, lambda s: 4 * 2 * s),
+    "dps": ({"n": 3}, lambda s: 3 * (3 * (s - 1) + 1)),
+    "dps tilt": ({"n": 2, "guidance": "tilt", "strength": 0.5, "eta": 0.5}, lambda s: 2 * (3 * (s - 1) + 1)),
     "demon": ({"k": 4}, lambda s: 1 + 5 * (s - 1)),
     "demon softmax": ({"k": 3, "weights": "softmax", "temperature": 0.5}, lambda s: 1 + 4 * (s - 1)),
     "free2guide": ({"k": 4, "guided": 3}, lambda s: s + 3 * 3),
@@ -77,7 +80,22 @@ PRICED = {
     "vasr max": ({"k": 4, "select": "max", "interval": 2}, lambda s: 4 * s),
     "funnel": ({"k": 6, "interval": 2}, lambda s: 6 * s),
     "funnel constant": ({"k": 5, "temperature": "constant", "narrow": 0.1, "interval": 3}, lambda s: 5 * s),
-    "evolution": ({"generations": 3}, lambda s: 4 * (1 + 3) * s),
+    "breed": ({"generations": 3}, lambda s: 4 * (1 + 3) * s),
+    "evolution": ({"at": (0, 2, 2, 4), "n": 3, "first": 4}, lambda s: 4 * s + 3 * (s + 2 * (s - 2) + (s - 4))),
+    "spectral": ({"n": 5}, None),
+    "pcn": ({"chains": 3}, None),
+    "pcn raw": ({"chains": 2, "units": "raw", "strength": 0.5, "cosine": 0.5}, None),
+    "cma": ({"n": 5}, None),
+}
+
+
+# Settings that need a verifier with a gradient, and rows through the network, where that is not the price.
+GRADIENTS = {setting for setting in PRICED if setting.split()[0] in ("first_order", "reno", "dps")}
+ROWS = {
+    "first_order": lambda s: 2 * 3 * s,  # there, and again on the way back
+    "reno": lambda s: 2 * 2 * s,
+    "dps": lambda s: 3 * s,
+    "dps tilt": lambda s: 2 * s,
 }
 
 

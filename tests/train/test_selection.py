@@ -130,6 +130,11 @@ SETTINGS = {
     "free2guide": {},
     "first_order": {"rate": 0.3},
     "bayes": {"dimensions": 2, "n": 2, "initial": 4},
+    "evolution": {},
+    "dps": {},
+    "spectral": {"n": 3},
+    "pcn": {"chains": 2},
+    "cma": {"n": 3},
 }
 
 

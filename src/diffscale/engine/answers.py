@@ -7,7 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffscale.types import Draft, Evaluate, Gradient, Predict, Request, Run, Sampler, Score, State, nearest
+from diffscale.types import (
+    Draft,
+    Evaluate,
+    Gradient,
+    Predict,
+    PredictGradient,
+    Request,
+    Run,
+    Sampler,
+    Score,
+    State,
+    nearest,
+)
 
 
 def answer_tensors(request: Request, after: State) -> dict[str, Tensor]:
@@ -29,9 +41,10 @@ def answer_of(request: Request, tensors: dict[str, Tensor], sampler: Sampler, re
     if isinstance(request, Gradient):
         return tensors["scores"], tensors["grad"].to(state.x)
     if isinstance(request, Predict):
-        state = sampler.predicted(state, tensors["model_output"].to(state.x.device))
-        passes = record is not None and state.level is None and state.step == nearest(sampler.levels[:-1], record)
-        return replace(state, recorded=state.x0) if passes else state
+        return _predicted(state, tensors, sampler, record)
+    if isinstance(request, PredictGradient):
+        state = _predicted(state, tensors, sampler, record)
+        return state, tensors["scores"], tensors["grad"].to(state.x)
     level = float(tensors["level"][0])
     solver = {
         name.removeprefix("solver."): value.to(state.x.device) if value.ndim > 1 else value
@@ -48,6 +61,12 @@ def answer_of(request: Request, tensors: dict[str, Tensor], sampler: Sampler, re
         solver=solver,
         recorded=tensors["recorded"].to(state.x.device) if "recorded" in tensors else None,
     )
+
+
+def _predicted(state: State, tensors: dict[str, Tensor], sampler: Sampler, record: float | None) -> State:
+    state = sampler.predicted(state, tensors["model_output"].to(state.x.device))
+    passes = record is not None and state.level is None and state.step == nearest(sampler.levels[:-1], record)
+    return replace(state, recorded=state.x0) if passes else state
 
 
 def finishes(request: Request, sampler: Sampler) -> bool:

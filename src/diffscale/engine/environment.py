@@ -22,6 +22,7 @@ from diffscale.types import (
     Evaluate,
     Gradient,
     Predict,
+    PredictGradient,
     Run,
     Sampler,
     Score,
@@ -152,6 +153,10 @@ class SearchEnvironment:
     def gradient(self, state: State) -> Answer[tuple[Tensor, Tensor]]:
         scores_and_gradients: tuple[Tensor, Tensor] = yield Gradient(state)
         return scores_and_gradients
+
+    def predict_gradient(self, state: State) -> Answer[tuple[State, Tensor, Tensor]]:
+        answer: tuple[State, Tensor, Tensor] = yield PredictGradient(state)
+        return answer
 
     def decide(self, choice: int, why: str) -> Answer[int]:
         settled: int = yield Decide(choice, why)

@@ -8,7 +8,7 @@ from diffscale._util.errors import Unsuited
 from diffscale.engine.batching import MicroBatch
 from diffscale.engine.ties import Compare, Pairs
 from diffscale.engine.worker import Output, Worker
-from diffscale.types import Gradient, Request, Score, State
+from diffscale.types import Gradient, PredictGradient, Request, Score, State
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class InlineExecutor:
         def work(rows: slice) -> Output | Unsuited:
             return unsuited or self._worker.compute(job.request, job.state[rows])
 
-        kind = {Score: "score", Gradient: "gradient", Compare: "compare"}.get(type(job.request), "denoise")
+        kinds = {Score: "score", Gradient: "gradient", PredictGradient: "gradient", Compare: "compare"}
+        kind = kinds.get(type(job.request), "denoise")
         evaluations = 0 if isinstance(job.request, Compare) else self._worker.price_per_row(job.request)
         for rows, output in self._batches[kind].map(work, len(job.state), evaluations or kind in ("score", "compare")):
             unsuited = output if isinstance(output, Unsuited) else None

@@ -12,7 +12,20 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 from diffscale._util.errors import Unsuited
-from diffscale.types import Draft, Drafter, Drafts, Evaluate, Gradient, Predict, Request, Run, Sampler, Score, Solve
+from diffscale.types import (
+    Draft,
+    Drafter,
+    Drafts,
+    Evaluate,
+    Gradient,
+    Predict,
+    PredictGradient,
+    Request,
+    Run,
+    Sampler,
+    Score,
+    Solve,
+)
 
 
 class BudgetSpent(Exception):
@@ -88,7 +101,7 @@ def price(request: Request, sampler: Sampler) -> int:
     """NFE of `request`: evaluations a row times rows; scoring is free, and so is a prediction that the state holds.
 
     A draft costs what its `Drafter` says, rounded up over all rows. A gradient costs 4 NFE an evaluation (paper A's
-    rule): forward, forward again, and twice that for the way back.
+    rule): forward, forward again, and twice that for the way back; of a prediction 3, as nothing is recomputed.
     """
     state = request.state
     held = state.x0 is not None
@@ -104,6 +117,8 @@ def price(request: Request, sampler: Sampler) -> int:
             return math.ceil(round(len(state) * drafter_of(sampler, draft_steps, via).nfe, 9))
         case Gradient():
             return 4 * price(Run(state), sampler)
+        case PredictGradient():
+            return 3 * len(state)
         case Solve(_, _, steps):
             return len(state) * steps
         case Predict():
@@ -116,4 +131,5 @@ def scheduler_steps(request: Request, sampler: Sampler) -> int:
     """Steps of the time grid that each row of `request` goes through."""
     if isinstance(request, Draft):
         return drafter_of(sampler, request.steps, request.via).steps
-    return price(request, sampler) // len(request.state) // (4 if isinstance(request, Gradient) else 1)
+    work = 4 if isinstance(request, Gradient) else 3 if isinstance(request, PredictGradient) else 1
+    return price(request, sampler) // len(request.state) // work

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.fingerprints import name_of
 from diffscale.engine.ledger import drafter_of
-from diffscale.types import Decide, Draft, Request, Run, Sampler, Score, Solve, State
+from diffscale.types import Decide, Draft, PredictGradient, Request, Run, Sampler, Score, Solve, State
 
 
 def check_request(request: Any, sampler: Sampler, search: Callable[..., Any]) -> None:
@@ -50,6 +50,11 @@ def check_request(request: Any, sampler: Sampler, search: Callable[..., Any]) ->
             if not isinstance(steps, int) or steps < 1:
                 raise DiffscaleError(f"A draft takes a whole number of steps, 1 or more, not steps={steps}.")
             drafter_of(sampler, steps, via)
+        case PredictGradient() if state.step == sampler.steps:
+            raise DiffscaleError(
+                "A finished state has no prediction whose gradient could be taken: write `yield from env.gradient("
+                "state)`."
+            )
         case Score() if state.step < sampler.steps and state.x0 is None:
             raise DiffscaleError(
                 f"A state at step {state.step} of {sampler.steps} has no picture to score: write `state = yield from "

@@ -36,6 +36,7 @@ from diffscale.types import (
     Gradient,
     NeedsIntermediateX0,
     PoolVerifier,
+    PredictGradient,
     Request,
     Run,
     Sampler,
@@ -106,8 +107,8 @@ class Worker:
         runner = drafter_of(self.sampler, request.steps, request.via) if isinstance(request, Draft) else self.sampler
         self._counted_forwards.setdefault(runner, runner.forwards)
         try:
-            if isinstance(request, Gradient):
-                output = self._differentiate(state, clock)
+            if isinstance(request, Gradient | PredictGradient):
+                output = self._differentiate(state, clock, isinstance(request, PredictGradient))
             elif isinstance(request, Score):
                 output = self._score(state, clock)
             elif isinstance(runner, Drafter):
@@ -130,8 +131,9 @@ class Worker:
         # Counted from the last micro-batch that went well: rows lost to a lack of memory did run.
         output.forwards = runner.forwards - self._counted_forwards[runner]
         self._counted_forwards[runner] = runner.forwards
-        # Backward is worth two forwards, and a gradient's rows are counted twice already: there and recomputed.
-        output.flops_per_forward = runner.flops_per_forward * (2 if isinstance(request, Gradient) else 1)
+        # Backward is worth two forwards. Rows of a whole gradient are counted twice already: there and recomputed.
+        worth = 2 if isinstance(request, Gradient) else 3 if isinstance(request, PredictGradient) else 1
+        output.flops_per_forward = runner.flops_per_forward * worth
         output.scheduler_steps = scheduler_steps(request, self.sampler)
         output.seconds = clock.seconds
         return output
@@ -206,8 +208,11 @@ class Worker:
             )
         return [state.recorded]
 
-    def _differentiate(self, state: State, clock: _Clock) -> Output:
+    def _differentiate(self, state: State, clock: _Clock, of_prediction: bool) -> Output:
         prompts = self._prompts(state)
+        record = None if of_prediction else self.record
+        if of_prediction:
+            self._recorded(state, final=False)
         if isinstance(self.verifier, PoolVerifier):
             raise Unsuited(
                 f"Verifier {self.verifier.name!r} compares candidates with each other and has no gradient: search with "
@@ -238,9 +243,13 @@ class Worker:
                 raise without
             return raw
 
-        after, images, raw, grad = self.sampler.gradient(state, score, self.record)
+        after, images, raw, grad = self.sampler.gradient(state, score, record, of_prediction)
         clock.lap("denoise", grad)
-        scores, decodes = usable_scores(self.verifier, raw, prompts, finite), 1 if self.record is None else 2
+        scores, decodes = usable_scores(self.verifier, raw, prompts, finite), 1 if record is None else 2
+        if of_prediction:
+            assert after.model_output is not None
+            tensors = {"scores": scores, "grad": grad, "model_output": after.model_output}
+            return Output(tensors, decodes=decodes, verifier_flops=flops)
         if isinstance(self.sampler, ChecksPictures) and self.sampler.checks_pictures:
             images, flagged = self.sampler.decode_checked(after.x)
             warn_of_flagged(flagged, prompts)

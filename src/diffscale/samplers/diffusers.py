@@ -223,10 +223,14 @@ class DiffusersSampler(DraftingSampler, GridSampler):
         return self.pipeline.output(latents, state.prompt_index.tolist(), finished, output_type, return_dict)
 
     def gradient(
-        self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
+        self,
+        state: State,
+        score: Callable[[Tensor, Tensor | None], Tensor],
+        record: float | None = None,
+        of_prediction: bool = False,
     ) -> tuple[State, Tensor, Tensor, Tensor]:
         with self.pipeline.graph_kept():
-            return super().gradient(state, score, record)
+            return super().gradient(state, score, record, of_prediction)
 
     def _predict(self, state: State) -> State:
         off = None if self._is_on_grid(state) else [self._level(state), 0.0]

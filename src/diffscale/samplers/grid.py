@@ -27,24 +27,41 @@ class GridSampler(ABC):
     @abstractmethod
     def run(self, state: State, to: int | None = None, record: float | None = None) -> State: ...
     @abstractmethod
+    def predict(self, state: State) -> State: ...
+    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor: ...
 
     def gradient(
-        self, state: State, score: Callable[[Tensor, Tensor | None], Tensor], record: float | None = None
+        self,
+        state: State,
+        score: Callable[[Tensor, Tensor | None], Tensor],
+        record: float | None = None,
+        of_prediction: bool = False,
     ) -> tuple[State, Tensor, Tensor, Tensor]:
         """See `Sampler.gradient`: at the memory of one step, as each step, and the decoding, is recomputed on the way
-        back. The network's rows are counted when they are recomputed too.
+        back. The network's rows are counted when they are recomputed too; the one evaluation of a prediction is not.
         """
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         with torch.enable_grad(), set_checkpoint_early_stop(False):
             x = state.x.detach().clone().requires_grad_()
             now = replace(state, x=x)
-            for to in range(state.step + 1, self.steps + 1):
-                now = again(self.run, now, to, record)
-            images: Tensor = again(self.decode, now.x)
-            scores = score(images, None if now.recorded is None else again(self.decode, now.recorded))
+            if of_prediction:
+                now = self.predict(replace(now, x0=None, model_output=None))
+                if now.x0 is None or not now.x0.requires_grad:
+                    raise DiffscaleError(
+                        f"At step {state.step} the solver evaluates the network elsewhere than at the latents: take "
+                        "the step before with eta, or the gradient of the prediction at another step."
+                    )
+            else:
+                for to in range(state.step + 1, self.steps + 1):
+                    now = again(self.run, now, to, record)
+            images: Tensor = again(self.decode, now.x0 if of_prediction else now.x)
+            early = None if of_prediction else now.recorded
+            scores = score(images, None if early is None else again(self.decode, early))
             (grad,) = torch.autograd.grad(scores.sum(), x)
-        return replace(now, x=now.x.detach(), recorded=None), images.detach(), scores.detach(), grad
+        x0, output = (None if value is None else value.detach() for value in (now.x0, now.model_output))
+        end = replace(now, x=now.x.detach(), x0=x0, model_output=output, recorded=None)
+        return end, images.detach(), scores.detach(), grad
 
     def _level(self, state: State) -> float:
         return self.levels[state.step] if state.level is None else state.level

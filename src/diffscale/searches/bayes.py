@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, explained
 from diffscale.searches.ask_tell import ask_tell
+from diffscale.searches.subspaces import random_subspace
 from diffscale.types import Environment, Search
 
 _EDGE = 3.0  # the box in standard deviations of a noise's coordinate
@@ -34,7 +35,8 @@ def bayes(
     initial = 2 * dimensions if initial is None else initial
     with explained("The search bayes needs botorch: pip install 'diffscale[bo]'.", ImportError):
         import botorch  # noqa: F401
-    yield from ask_tell(env, partial(TrustRegion, env, initial), dimensions, n)
+    first = env.prior(1)
+    yield from ask_tell(env, first, random_subspace(env, first, dimensions), partial(TrustRegion, env, initial), n)
 
 
 class TrustRegion:

@@ -3,7 +3,9 @@
 import math
 
 from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
 
+from diffscale.searches.ascent import ascend
 from diffscale.types import Environment, Search, search_traits
 
 
@@ -17,14 +19,9 @@ def first_order(env: Environment, iterations: PositiveInt | None = None, rate: P
 
     A verifier without gradient ends it with Unsuited.
     """
-    state = env.prior(1)
-    while iterations != 0:
-        _, gradient = yield from env.gradient(state)
-        x, g = state.x.cpu().double(), gradient.cpu().double()
-        g = g - (g * x).sum() / x.square().sum() * x
-        if not g.norm() > 0:
-            state = env.prior(1)  # a plateau, or a dropped candidate: no way up from here
-        else:
-            turned = x * math.cos(rate) + g / g.norm() * x.norm() * math.sin(rate)
-            state = env.start(turned.to(state.x))
-        iterations = None if iterations is None else iterations - 1
+
+    def turn(x: Tensor, g: Tensor) -> Tensor | None:
+        g = g - (g @ x) / x.square().sum() * x
+        return x * math.cos(rate) + g / g.norm() * x.norm() * math.sin(rate) if g.norm() > 0 else None
+
+    yield from ascend(env, iterations, lambda: turn)

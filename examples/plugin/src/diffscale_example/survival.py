@@ -5,14 +5,14 @@ import torch
 from diffscale import DiffscaleError, Environment, Search, concat
 
 
-def evolution(env: Environment, population: int = 8, cosine: float = 0.9) -> Search:
+def survival(env: Environment, population: int = 8, cosine: float = 0.9) -> Search:
     """Evolution of noises: the better half survives, and each survivor has one mutant. Price: all of the budget.
 
     `population`: noises of a generation, 2 or more. `cosine`: the similarity of a mutant to its parent, in (-1, 1).
     Raises DiffscaleError for a population of less than 2.
     """
     if population < 2:
-        raise DiffscaleError(f"Evolution takes a population of 2 or more, not {population}.")
+        raise DiffscaleError(f"Survival takes a population of 2 or more, not {population}.")
     parents = env.prior(max(1, min(population, env.nfe_left // env.steps)))
     scores = yield from env.evaluate(parents)
     while (affordable := env.nfe_left // env.steps) > 0:
