@@ -20,13 +20,13 @@ from diffscale.registry.arguments import parse
 from diffscale.samplers.denoiser import DenoiserSampler
 from diffscale.samplers.noise_schedules import LinearFlow
 from diffscale.samplers.toy import ToySampler
-from diffscale.searches import SEARCHES
+from diffscale.searches import SEARCHES, choose_search
 from diffscale.searches.dps import guided
 from diffscale.searches.evolution import _winners
 from diffscale.searches.reno import Nesterov, log_law_of_norm_slope
 from diffscale.searches.subspaces import low_band
 from diffscale.testing import NearPoint as Near
-from diffscale.testing import points
+from diffscale.testing import check_anytime, points
 
 
 def environment(shape):
@@ -130,6 +130,13 @@ def test_the_first_candidate_is_the_plain_sample():
     for name in ("spectral", "cma", "pcn"):
         (result,) = run_searches([task(SEARCHES[name], 20)], ToySampler(steps=5), Near())
         assert result.baseline.score == pytest.approx(plain, abs=1e-9), name
+
+
+@pytest.mark.parametrize("budget", [84, 96, 108])  # 7, 8 and 9 candidates in the half of it
+@pytest.mark.parametrize("name", [name for name in SEARCHES if choose_search(name).declares("anytime")])
+def test_a_larger_budget_goes_on_from_a_smaller_one(name, budget):
+    n = {"zero_order": "n=5", "spectral": "n=5", "cma": "n=5", "pcn": "chains=5"}.get(name, "")
+    check_anytime(f"{name} {n}", budget)
 
 
 class NoiseItself(ToySampler):

@@ -32,7 +32,8 @@ def pcn(
     seen = yield from env.evaluate(here)
     at = torch.arange(len(here))  # where in `seen` the chains are
     while now := min(len(here), env.nfe_left // env.steps):
-        fresh = env.prior(now).x.float()
+        # For all chains, so that a last move of fewer is a part of the whole one.
+        fresh = env.prior(len(here)).x[:now].float()
         moved = env.start(cosine * here.x[:now].float() + (1 - cosine**2) ** 0.5 * fresh)
         seen = torch.cat([seen, (yield from env.evaluate(moved))])
         new = torch.arange(len(seen) - now, len(seen))

@@ -30,12 +30,12 @@ def spectral(
     """
     first = env.prior(1)
     band = low_band(env, first, levels)
-    make = partial(CrossEntropy, env, partial(_white, env, first, band), elites, smoothing)
+    make = partial(CrossEntropy, env, partial(_white, env, first, band, n), elites, smoothing)
     yield from ask_tell(env, first, band, make, n)
 
 
 class CrossEntropy:
-    """The optimiser: see `spectral`. `draw` gives n normal points [n, d], `first` [1, d] is the first point."""
+    """The optimiser: see `spectral`. `draw` gives a generation of normal points, `first` [1, d] is the first point."""
 
     def __init__(self, env: Environment, draw: partial[Tensor], elites: float, smoothing: float, first: Tensor) -> None:
         self.env, self.draw, self.elites, self.smoothing, self.first = env, draw, elites, smoothing, first
@@ -43,7 +43,7 @@ class CrossEntropy:
 
     def ask(self, n: int) -> Tensor:
         """Draws from the law as it is, all of the first point's norm; the first point itself is the very first."""
-        drawn = self.mean + self.std * self.draw(n)
+        drawn = self.mean + self.std * self.draw()[:n]  # of all, so that a last generation is a part of a whole one
         drawn = drawn / drawn.norm(dim=1, keepdim=True) * self.first.norm()
         if not self.asked:
             drawn[0] = self.first[0]

@@ -34,10 +34,12 @@ def zero_order(
     pivot_score = None if policy == "best" else (yield from env.evaluate(pivot))
     fresh = False
     while iterations != 0 and (now := min(n, env.nfe_left // env.steps)):
+        # As many as ever, so that a last iteration of fewer is a part of a whole one.
         if fresh:
-            near = concat([pivot, env.neighbours(pivot, now - 1, cosine)]) if now > 1 else pivot
+            near = concat([pivot, env.neighbours(pivot, n - 1, cosine)]) if n > 1 else pivot
         else:
-            near = env.neighbours(pivot, now, cosine)
+            near = env.neighbours(pivot, n, cosine)
+        near = near[:now]
         scores = yield from env.evaluate(near)
         # An ensemble ranks the pivot with its neighbours.
         values = env.value(scores if pivot_score is None else torch.cat([scores, pivot_score]))
