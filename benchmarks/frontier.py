@@ -7,22 +7,25 @@
 
 Searches run on the tape (`diffscale.tape`): the engine, the ledger and the candidates are those of a real run, and the
 scores are read instead of computed. Random search's curve is the U-statistic over all subsets of the same candidates.
-Every figure is over all prompts of the tape, with a 95% bootstrap interval over prompts; differences are paired.
+Every figure is over all prompts of the tape, with a 95% bootstrap interval over prompts; differences are paired. What
+was replayed is kept in outputs/frontier, by the tape's digest, so that a call that was stopped goes on.
 
 Printed and written as a page, for each verifier and budget: the multiplier (how many times the NFE random search needs
 for the same mean score); the difference to random search at equal NFE by the searched score and by the judge; and the
 multiplier with FLUX.1-dev's costs put in (counted operations of its denoiser, decoder and a CLIP ViT-L/14), and in the
 seconds of the tape. Then the bars: `auto` and `draft` at 16 and 64 candidates' worth, and `auto` against random search
-with 90% of its budget; the judge where `auto` searched by another verifier; and, by CLIPScore, a draft search of all
-candidates against the best budget of random search. Searches that ask for more than the tape has are left out.
+with 90% of its budget; the judge where `auto` searched by another verifier; and a draft search of all candidates
+against the best budget of random search. Searches that ask for more than the tape has are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from rich.progress import track
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from diffscale._util.errors import DiffscaleError
+from diffscale._util.files import replacing
 from diffscale.engine.flops import count_flops
 from diffscale.metrics.bootstrap import interval
 from diffscale.report import plots
@@ -45,7 +49,7 @@ from diffscale.tape.verifiers import finals, recorded_names
 JUDGE = "shapes-judge"
 MEMBERS = ("clip", "image_reward", "pick_score")
 ENSEMBLE = f"ensemble of={','.join(MEMBERS)}"
-ORDERS = 32
+ORDERS = 128
 """How many orders of the candidates are averaged over where `auto` is random search."""
 WORST = -0.02
 """How far below random search a held-out judge may be, at the lower end of its interval."""
@@ -104,23 +108,45 @@ class Row:
     found: Found
 
 
-def rows(tape: Tape, verifiers: list[str], draws: int) -> Iterator[Row]:
-    """All searches by all verifiers at all budgets that the tape can answer."""
-    budgets = [k * tape.steps for k in CANDIDATES if 3 * k <= tape.candidates]
-    for verifier in verifiers:
-        for budget in budgets:
-            for search in SEARCHES:
-                if (found := tried(tape, search, verifier, budget, draws)) is not None:
-                    yield Row(verifier, budget, search, found)
+@dataclass(frozen=True)
+class Replays:
+    """Searches on a tape, each replayed once in the life of the folder `kept`, `draws` times over all prompts."""
 
+    tape: Tape
+    draws: int
+    kept: Path
 
-def tried(tape: Tape, search: str, verifier: str, budget: int, draws: int) -> Found | None:
-    """What `search` finds; None where the tape does not hold what it asks for."""
-    try:
-        return replay(tape, choose_search(search).make(), verifier, budget, judges=[JUDGE], draws=draws)
-    except DiffscaleError as error:
-        print(f"{search} by {verifier} at {budget} NFE is left out: {error}")
-        return None
+    @property
+    def searched(self) -> str:
+        """The verifier that the bars are about, the first on the tape."""
+        return next(name for name in self.tape.scores if name != JUDGE)
+
+    def rows(self, verifiers: list[str]) -> Iterator[Row]:
+        """All searches by all verifiers at all budgets that the tape can answer."""
+        budgets = [k * self.tape.steps for k in CANDIDATES if 3 * k <= self.tape.candidates]
+        for verifier, budget, search in track([*product(verifiers, budgets, SEARCHES)], "replays"):
+            if (found := self.found(search, verifier, budget)) is not None:
+                yield Row(verifier, budget, search, found)
+
+    def found(self, search: str, verifier: str, budget: int) -> Found | None:
+        """What `search` finds; None where the tape does not hold what it asks for."""
+        try:
+            first = self._replay(search, verifier, budget, self.draws)
+            # Where `auto` finishes all that it samples it is random search, whose mean over a few orders is noisy.
+            same = search == "auto" and (first.finished * self.tape.steps >= budget).all()
+            return self._replay(search, verifier, budget, ORDERS) if same else first
+        except DiffscaleError as error:
+            print(f"{search} by {verifier} at {budget} NFE is left out: {error}")
+            return None
+
+    def _replay(self, search: str, verifier: str, budget: int, draws: int) -> Found:
+        path = self.kept / f"{search}, {verifier}, {budget}, {draws}.npz"
+        if not path.exists():
+            found = replay(self.tape, choose_search(search).make(), verifier, budget, judges=[JUDGE], draws=draws)
+            with replacing(path) as fresh, fresh.open("wb") as file:
+                np.savez(file, **{**vars(found), "judged": found.judged[JUDGE]})
+        with np.load(path) as kept:
+            return Found(**{**kept, "judged": {JUDGE: kept["judged"]}})
 
 
 def own_costs(tape: Tape, verifier: str) -> Costs:
@@ -161,14 +187,15 @@ def table(tape: Tape, found: list[Row], costs: Costs) -> list[str]:
     return lines
 
 
-def bars(tape: Tape, draws: int) -> Iterator[str]:
-    """Whether `auto` and `draft` are worth 16 and 64 candidates for a part of their NFE, by CLIPScore and the judge."""
-    for verifier in ("clip", JUDGE):
+def bars(replays: Replays) -> Iterator[str]:
+    """Whether `auto` and `draft` are worth 16 and 64 candidates for a part of their NFE, by the verifier and the judge."""
+    tape = replays.tape
+    for verifier in (replays.searched, JUDGE):
         for worth, least, aim in BARS:
             for part in (least, aim):
                 budget = int(worth * tape.steps / part)
                 for search in ("auto", "draft"):
-                    if 2 * worth > tape.candidates or (found := tried(tape, search, verifier, budget, draws)) is None:
+                    if 2 * worth > tape.candidates or (found := replays.found(search, verifier, budget)) is None:
                         yield f"* {search} by {verifier}, {worth} candidates: this tape is too small to tell."
                         continue
                     pool = best_of(finals(tape, verifier), worth)
@@ -184,10 +211,8 @@ def no_regret(tape: Tape, found: list[Row]) -> Iterator[str]:
     """`auto` less random search with 90% of its budget, rounded up to whole samples, by every verifier."""
     for row in found:
         if row.search == "auto":
-            samples, spent = math.ceil(0.9 * row.budget / tape.steps), row.found
-            if (spent.finished * tape.steps >= row.budget).all():  # random search in a few orders: a noisy mean
-                spent = replay(tape, choose_search("auto").make(), row.verifier, row.budget, draws=ORDERS)
-            less = interval(spent.score - best_of(finals(tape, row.verifier), samples))
+            samples = math.ceil(0.9 * row.budget / tape.steps)
+            less = interval(row.found.score - best_of(finals(tape, row.verifier), samples))
             against = f"with {row.budget} NFE less random search of {samples} samples"
             yield f"* `auto` by {row.verifier} {against}: {shown(less, '+')}."
 
@@ -201,16 +226,19 @@ def held_out(tape: Tape, found: list[Row]) -> Iterator[str]:
             yield f"* judge, searched by {row.verifier} with {row.budget} NFE: {shown(more, '+')}{ends}."
 
 
-def beyond(tape: Tape, draws: int) -> Iterator[str]:
-    """A draft search by CLIPScore with half of the tape's NFE less the best budget of random search, by the judge."""
+def beyond(replays: Replays) -> Iterator[str]:
+    """A draft search with half of the tape's NFE less the best budget of random search, by the judge."""
+    tape, verifier = replays.tape, replays.searched
     half, drafted = tape.candidates // 2, tape.candidates * 4
     search = f"draft n={tape.candidates} steps=4 finals={(half * tape.steps - drafted) // tape.steps}"
-    curve = np.stack([best_of(finals(tape, "clip"), k, finals(tape, JUDGE)) for k in range(1, tape.candidates + 1)], 1)
+    curve = np.stack(
+        [best_of(finals(tape, verifier), k, finals(tape, JUDGE)) for k in range(1, tape.candidates + 1)], 1
+    )
     k = int(curve.mean(0).argmax()) + 1
-    if (found := tried(tape, search, "clip", half * tape.steps, draws)) is not None:
+    if (found := replays.found(search, verifier, half * tape.steps)) is not None:
         more = shown(interval(found.judged[JUDGE] - curve[:, k - 1]), "+")
         budgets = f"with {half * tape.steps} NFE less the best of random search, at {k * tape.steps} NFE"
-        yield f"* judge, `{search}` by clip {budgets}: {more}."
+        yield f"* judge, `{search}` by {verifier} {budgets}: {more}."
 
 
 def random_points(tape: Tape, verifier: str, judge: str | None) -> list[tuple[float, dict[str, float]]]:
@@ -240,17 +268,20 @@ def main() -> None:
     name = f"{options.tape.stem}-{len(tape.prompts)}x{tape.candidates}"
     verifiers = [*(each for each in tape.scores if each != JUDGE), JUDGE]
     verifiers += [ENSEMBLE] if set(MEMBERS) <= set(verifiers) else []
-    found = list(rows(tape, verifiers, options.draws))
+    kept = Path("outputs/frontier") / hashlib.sha256(options.tape.read_bytes()).hexdigest()[:16]
+    kept.mkdir(parents=True, exist_ok=True)
+    replays = Replays(tape, options.draws, kept)
+    found = list(replays.rows(verifiers))
     size = f"{len(tape.prompts)} prompts x {tape.candidates} candidates"
     lines = [f"# {options.tape.stem}: searches on {size}, {options.draws} draws", "", *table(tape, found, costs), ""]
-    lines += ["Bars, with half the 95% interval over prompts:", "", *bars(tape, options.draws), *no_regret(tape, found)]
-    lines += [*held_out(tape, found), *beyond(tape, options.draws)]
+    lines += ["Bars, with half the 95% interval over prompts:", "", *bars(replays), *no_regret(tape, found)]
+    lines += [*held_out(tape, found), *beyond(replays)]
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / f"{name}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    for verifier in ("clip", JUDGE):
+    for verifier in (searched := replays.searched, JUDGE):
         figure(tape, found, verifier, None, options.output / f"{name}-{verifier}.png")
-    figure(tape, found, "clip", JUDGE, options.output / f"{name}-clip-judged.png")
+    figure(tape, found, searched, JUDGE, options.output / f"{name}-{searched}-judged.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Does a model that was sharpened give at the plain cost what the base gives by search? All methods at equal FLOPs.
 
     python benchmarks/sharpening.py [--model shapes-sdxl] [--tflop 31] [--seeds 3] [--limit 300] [--jobs 1]
-        [--methods group-dpo nft ...] [--reward clip] [--output outputs/sharpening]
+        [--methods group-dpo nft ...] [--reward clip] [--mixed_precision bf16] [--output outputs/sharpening]
 
 Every method of `diffscale train` trains a LoRA with the settings of sharpening.yaml, with `--reward` where it takes
 one, from each of the seeds, in processes of one thread. Each has as many optimiser steps as make up `--tflop` counted
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--reward", action="append")
+    parser.add_argument("--mixed_precision", default="no", choices=("no", "bf16"), help="of training; see --tflop")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=Path("outputs/sharpening"))
     options = parser.parse_args()
@@ -130,7 +131,7 @@ def settings(options: argparse.Namespace, method: str, seed: int) -> dict[str, A
 def given(options: argparse.Namespace, method: str) -> dict[str, Any]:
     """The settings of a method in sharpening.yaml, some of which are those of paper B, with the rewards asked for."""
     own = expanded({method: config.read(SETTINGS)[options.model][method]}, RECIPES, "B", "shapes")[method]
-    own |= {"max_train_seconds": None, "checkpointing_steps": 50}
+    own |= {"max_train_seconds": None, "checkpointing_steps": 50, "mixed_precision": options.mixed_precision}
     return own | {"reward": options.reward} if "reward" in own else own
 
 
@@ -171,6 +172,7 @@ def flops_of_sample(model: str) -> float:
 def train(options: argparse.Namespace, run: tuple[str, int]) -> None:
     """One training, or what is left of it, in a process of one thread."""
     same = ["--model", options.model, "--tflop", str(options.tflop), "--output", str(options.output)]
+    same += ["--mixed_precision", options.mixed_precision]
     same += [part for reward in options.reward for part in ("--reward", reward)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, *same, "--one", run[0], str(run[1])]
