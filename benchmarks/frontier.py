@@ -188,7 +188,7 @@ def table(tape: Tape, found: list[Row], costs: Costs) -> list[str]:
 
 
 def bars(replays: Replays) -> Iterator[str]:
-    """Whether `auto` and `draft` are worth 16 and 64 candidates for a part of their NFE, by the verifier and the judge."""
+    """Whether `auto` and `draft` are worth 16 and 64 candidates for a part of their NFE, by verifier and judge."""
     tape = replays.tape
     for verifier in (replays.searched, JUDGE):
         for worth, least, aim in BARS:
