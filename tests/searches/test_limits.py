@@ -24,8 +24,9 @@ MAY_BE_0 = {
     "zero_order cosine", "zero_order iterations", "free2guide guided", "free2guide temperature", "fk strength",
     "fk ess", "fk eta", "svdd eta", "beam eta", "bfs strength", "bfs eta", "das strength", "das ess", "das eta",
     "vasr strength", "vasr eta", "funnel strength", "funnel ess", "funnel eta", "composition threshold",
-    "detector threshold", "llm_grader price_in", "llm_grader price_out",
     "evolution at", "pcn cosine", "pcn strength", "reno weight", "reno momentum",
+    "dfs share", "dfs threshold", "dts strength", "dts explore", "dts eta", "detector threshold",
+    "llm_grader price_in", "llm_grader price_out",
 }  # fmt: skip
 
 
@@ -40,13 +41,12 @@ def _alternatives(annotation):
     return [annotation] if annotation in (int, float) else [each for one in inner for each in [one, *get_args(one)]]
 
 
+MAY_BE_NEGATIVE = {"dfs threshold"}  # as scores may
 LOOKING = {"auto", "draft", "halving"}  # in several pools
+ONE_BY_ONE = {name for name in SEARCHES if choose_search(name).declares("anytime")} | {"bayes", "dfs"}
 
 
-ENDLESS = {name for name in SEARCHES if choose_search(name).declares("anytime")}  # a few rows at a time
-
-
-@pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"bayes", *ENDLESS, *LOOKING}))
+@pytest.mark.parametrize("name", sorted(set(SEARCHES) - ONE_BY_ONE - LOOKING))
 def test_a_huge_budget_asks_for_no_memory_that_it_would_pay_for(name):
     """Each of these takes as many rows as the budget pays for, where it is not told how many."""
     began = torch.zeros(1)  # torch is loaded before memory is measured
@@ -87,7 +87,8 @@ RANGES = [
 def test_no_parameter_takes_a_number_without_sense(kind, name, parameter):
     """NaN, infinities and negative numbers make sense for none of them, and 0 only for those that say so."""
     check = choose_search if kind == "search" else check_verifier
-    for value in ("nan", "inf", "-inf", "-1", "1e400", "2" + "0" * 5000):
+    negative = () if f"{name} {parameter}" in MAY_BE_NEGATIVE else ("-1",)
+    for value in ("nan", "inf", "-inf", *negative, "1e400", "2" + "0" * 5000):
         with pytest.raises(DiffscaleError) as told:
             check(f"{name} {parameter}={value}")
         assert f"cannot take {parameter}=" in str(told.value) or f"takes {parameter} as" in str(told.value)

@@ -225,7 +225,7 @@ def test_zero_order_pays_for_no_pivot_twice():
         "zero_order n=0", "zero_order cosine=1", "zero_order policy=bold", "paths forward=0.9", "paths n=0",
         "first_order rate=0", "demon k=0", "demon weights=relu", "free2guide temperature=-1", "fk k=0", "fk ess=2",
         "fk resampler=top", "svdd b=0", "bayes n=0", "fk k=x", "bfs interval=5", "das gamma=0", "vasr select=best",
-        "funnel narrow=0", "beam m=0",
+        "funnel narrow=0", "beam m=0", "dfs at=3,2", "dts at=5", "rbf levels=cosine",
         "evolution rate=0", "spectral elites=0", "cma n=0",
         "pcn cosine=1", "pcn strength=-1", "reno momentum=1", "reno clip=0", "dps strength=0", "dps guidance=none",
     ],

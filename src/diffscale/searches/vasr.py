@@ -22,15 +22,15 @@ def vasr(
 
     Variance-aware systematic resampling (Shekhar et al. 2026, arXiv 2604.06779): the mass w exp(r) has the least
     variance of what comes after, systematic resampling that of the numbers of offspring. An offspring's weight is
-    w / mass = exp(-r), so that masses telescope as FK steering's `difference` does. `select`: `max` stands for the
-    paper's VASR-Max, which is biased towards high scores where early ones are noisy: the mass is exp(strength max r)
-    along a particle's ancestry, whatever it was resampled by before. That formula, resampling at every `interval` even
-    where masses are even, and `strength` by `units` (as of `fk`) are ours: we had the paper's abstract alone.
+    w / mass = exp(-r), which the next mass starts from (Potential `tempered`). `select`: `max` stands for the paper's
+    VASR-Max, which is biased towards high scores where early ones are noisy: the mass is exp(strength max r) along a
+    particle's ancestry, whatever it was resampled by before. That formula, resampling at every `interval` even where
+    masses are even, and `strength` by `units` (as of `fk`) are ours: we had the paper's abstract alone.
 
     Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for an `interval` that scores nothing.
     """
     at = scored_steps(env, interval)
     yield from steer(
-        env, affordable(env, k, "VASR"), at=at, potential="difference" if select == "mass" else "max",
+        env, affordable(env, k, "VASR"), at=at, potential="tempered" if select == "mass" else "max",
         strength=in_units(units, lambda _: strength), resample=systematic, threshold=1, eta=eta,
     )  # fmt: skip
