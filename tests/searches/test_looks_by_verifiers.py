@@ -105,9 +105,10 @@ ANYTIME = sorted(name for name in SEARCHES if declares(SEARCHES[name], "anytime"
 
 @pytest.mark.parametrize("search", [*ANYTIME, "zero_order policy=greedy", "zero_order policy=restart n=3"])
 def test_every_anytime_search_shares_a_budget_and_goes_on_where_it_was_killed(search, tmp_path):
+    sampler = ToySampler(["a point", "another", "a third"], steps=5)
+
     def shared(verifier, journal=None):
         tasks = [task(choose_search(search).make(), 150, row) for row in range(3)]
-        sampler = ToySampler(["a point", "another", "a third"], steps=5)
         rule = Threshold(chance=0.0)
         return run_searches(tasks, sampler, verifier, 8, journal=journal, allocation=rule, return_errors=True)
 
@@ -116,8 +117,8 @@ def test_every_anytime_search_shares_a_budget_and_goes_on_where_it_was_killed(se
     with pytest.raises(KeyboardInterrupt):
         shared(Killing(Near(), 9), Journal(tmp_path / "journal", {}))
     again = shared(Near(), Journal(tmp_path / "journal", {}))
-    for before, after in zip(whole, again, strict=True):
-        alone = run_searches([task(choose_search(search).make(), before.ledger.budget)], ToySampler(steps=5), Near(), 8)
+    for row, (before, after) in enumerate(zip(whole, again, strict=True)):
+        alone = run_searches([task(choose_search(search).make(), before.ledger.budget, row)], sampler, Near(), 8)
         assert after.best.key == before.best.key and torch.allclose(after.pool, before.pool)
         assert after.ledger.nfe == before.ledger.nfe and alone[0].ledger.nfe == before.ledger.nfe
 

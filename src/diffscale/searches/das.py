@@ -26,9 +26,9 @@ def das(
     Diffusion alignment as sampling (DAS, Kim et al. 2025, arXiv 2501.05803): after step s the particles stand for
     p exp(lambda_s strength r), with r the score of the x0-prediction now and lambda_s = min((1 + gamma)^s - 1, 1), so
     that a weight is exp(lambda_s r_s - lambda_(s-1) r_(s-1)) (Potential `tempered`). `gamma`: for a grid of 100 steps;
-    on others s is scaled to it (ours). Without the paper's proposals along the gradient of r, which cost 3 NFE more a
-    step and a verifier that has one: particles move by the model alone. `interval`: the paper weighs at every step.
-    `k`, `strength`, `units`, `ess` and `eta`: as of `fk`.
+    on others s is scaled to it (ours). Without the paper's proposals along the gradient of r, which cost more NFE a
+    step and take a verifier that has one: particles move by the model alone. `interval`: the paper weighs at every
+    step. `k`, `strength`, `units`, `ess` and `eta`: as of `fk`.
 
     Raises BudgetTooSmall if the budget does not pay for it, DiffscaleError for an `interval` that scores nothing.
     """

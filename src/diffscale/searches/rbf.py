@@ -53,7 +53,7 @@ def rbf(
         left, here = quota + unused, None
         while left:
             rows = 1 if step < steps else min(left, env.chunk)  # nothing rolls over from the last step
-            parents = env.branch(state, rows)
+            parents = state.repeat(rows)  # all their chance is drawn below, so it does not depend on the chunk
             children = env.renoise(parents, places[step]) if levels == "vp" else env.step(parents, eta=eta)
             children = yield from env.predict(children)
             scores = yield from env.score(children)
