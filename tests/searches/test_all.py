@@ -62,7 +62,8 @@ def test_only_the_seed_decides(setting, process):
     def run(tasks, size):
         return run_searches(tasks, ToySampler([*PROMPTS] * 6, 6, process), Near(), size, gallery=3, keep_best=3)
 
-    budget = 90 if setting in SLOW else 400
+    # Those without a price spend all of it.
+    budget = 90 if setting in SLOW else 400 if PRICED[setting][1] else 200
     tasks = [task(setting, budget, row) for row in range(3 if setting in SLOW else 16)]
     together = run(tasks, None)
     for size in (1, 7):
