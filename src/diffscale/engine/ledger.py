@@ -116,9 +116,9 @@ def price(request: Request, sampler: Sampler) -> int:
             # Rounded to a billionth first, so that 3 * 0.1 is no more than 0.3.
             return math.ceil(round(len(state) * drafter_of(sampler, draft_steps, via).nfe, 9))
         case Gradient():
-            return 4 * price(Run(state), sampler)
+            return _work(request) * price(Run(state), sampler)
         case PredictGradient():
-            return 3 * len(state)
+            return _work(request) * len(state)
         case Solve(_, _, steps):
             return len(state) * steps
         case Predict():
@@ -131,5 +131,9 @@ def scheduler_steps(request: Request, sampler: Sampler) -> int:
     """Steps of the time grid that each row of `request` goes through."""
     if isinstance(request, Draft):
         return drafter_of(sampler, request.steps, request.via).steps
-    work = 4 if isinstance(request, Gradient) else 3 if isinstance(request, PredictGradient) else 1
-    return price(request, sampler) // len(request.state) // work
+    return price(request, sampler) // len(request.state) // _work(request)
+
+
+def _work(request: Request) -> int:
+    """NFE that one evaluation of the network counts as."""
+    return 4 if isinstance(request, Gradient) else 3 if isinstance(request, PredictGradient) else 1

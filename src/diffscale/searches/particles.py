@@ -67,15 +67,15 @@ def affordable(env: Environment, k: int | None, what: str) -> list[int]:
     return [k] * env.steps
 
 
+def unit_of(units: Units, values: Tensor) -> float:
+    """What strengths are measured in: 1 (`raw`), or the standard deviation of the finite `values`, if they differ."""
+    finite = values[values.isfinite()]
+    return (float(finite.std()) if units == "std" and len(finite) > 1 else 0.0) or 1.0
+
+
 def in_units(units: Units, strength: Callable[[int], float]) -> Callable[[int, Tensor], float]:
     """The strength at a step for some values: as it is (`raw`), or over their standard deviation (`std`)."""
-
-    def scaled(step: int, values: Tensor) -> float:
-        finite = values[values.isfinite()]
-        spread = float(finite.std()) if units == "std" and len(finite) > 1 else 0.0
-        return strength(step) / spread if spread else strength(step)
-
-    return scaled
+    return lambda step, values: strength(step) / unit_of(units, values)
 
 
 def steer(

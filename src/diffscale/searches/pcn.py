@@ -1,11 +1,12 @@
 """Markov chains over noises, which never leave the law of noise but for the scores."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
+from diffscale.searches.particles import Units, unit_of
 from diffscale.types import Environment, Search, concat, search_traits
 
 
@@ -15,7 +16,7 @@ def pcn(
     chains: PositiveInt = 4,
     cosine: Annotated[float, Field(ge=0, lt=1)] = 0.9,
     strength: NonNegativeFloat = 4.0,
-    units: Literal["std", "raw"] = "std",
+    units: Units = "std",
 ) -> Search:
     """Metropolis and Hastings's chains over noises, by preconditioned Crank-Nicolson moves. Price: candidates * steps.
 
@@ -45,10 +46,8 @@ def pcn(
         here = concat([here, moved])[rows]
 
 
-def _log_ratio(values: Tensor, new: Tensor, old: Tensor, strength: float, units: str) -> Tensor:
-    finite = values[values.isfinite()]
-    spread = float(finite.std()) if units == "std" and len(finite) > 1 else 0.0
+def _log_ratio(values: Tensor, new: Tensor, old: Tensor, strength: float, units: Units) -> Tensor:
     gain = values[new] - values[old]
     # Where a chain begins at a dropped candidate, it moves on; to a dropped one it does not.
     gain = torch.where(gain.isnan(), 0.0, gain)
-    return torch.where(gain.isinf(), gain, strength * gain / (spread or 1.0))
+    return torch.where(gain.isinf(), gain, strength * gain / unit_of(units, values))
