@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 SEARCH = "--search", "zero_order n=4", "--budget", "160", "--batch-size", "2"
 # Row by row: what a kill leaves of a micro-batch runs in one of another size, where float32 sums round otherwise.
-CELLS = "--limit", "2", "--search", "random", "--search", "fk k=3", "--steps", "10", "--budget", "30", "--batch-size", "1"
+CELLS = (
+    "--limit", "2", "--search", "random", "--search", "fk k=3", "--steps", "10", "--budget", "30", "--batch-size", "1",
+)  # fmt: skip
 TRAINING = (
     "--model", "shapes-flux", "--train_data_dir", "data", "--max_train_steps", "8", "--rank", "2",
     "--checkpointing_steps", "1", "--num_validation_images", "1",
