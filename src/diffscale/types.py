@@ -442,6 +442,35 @@ class Refinable(Verifier, Protocol):
 
 
 @runtime_checkable
+class Teachable(Verifier, Protocol):
+    """A verifier from whose view of unfinished pictures a value model can learn, see `verifiers.valued`."""
+
+    def view(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """What its network sees of `images` [B, 3, H, W] in [0, 1] and their conditions, [B, F]; the last column is the
+        score."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far an unfinished picture is, which is `done` to a part in [0, 1].
+
+    That is, of an x0-prediction (`via` None), 1 less its noise level, and of a draft by `via`, see `Draft`, its steps
+    as a share of all.
+    """
+
+    done: float
+    via: str | None = None
+
+
+@runtime_checkable
+class JudgesUnfinished(Verifier, Protocol):
+    """A verifier that judges unfinished pictures by what will become of them, and finished ones as they are."""
+
+    def unfinished(self, stage: Stage) -> Verifier:
+        """What judges the pictures of that stage, on the same scale."""
+
+
+@runtime_checkable
 class Compares(Verifier, Protocol):
     """A verifier that can also compare pictures: it decides among a search's best where several share the best score.
 

@@ -12,6 +12,8 @@ from safetensors.torch import save
 
 from diffscale.tape.tape import Tape
 from diffscale.train.configs import CONFIGS
+from diffscale.types import Stage
+from diffscale.verifiers.valued import ValueModel
 
 MODULES = {
     "syntax.py": "def broken(:\n",
@@ -217,6 +219,10 @@ TAPES = {
     "another shape": save({"clip": torch.zeros(1, 4, 3)}, {"format": "diffscale tape 1", "tape": TOLD}),
     "a number": save({"clip": torch.tensor(1.0)}, {"format": "diffscale tape 1", "tape": TOLD}),
     "no candidates": save({"clip": torch.zeros(1, 0, 2)}, {"format": "diffscale tape 1", "tape": TOLD}),
+    "views of another shape": save(
+        {"clip": torch.zeros(1, 4, 2), "views of clip": torch.zeros(1, 4, 2, 3)},
+        {"format": "diffscale tape 1", "tape": TOLD},
+    ),
     "a wrong type": save(
         {"clip": torch.zeros(1, 4, 2)}, {"format": "diffscale tape 1", "tape": TOLD.replace("[1]", "{}")}
     ),
@@ -229,6 +235,7 @@ def wrong_tapes() -> Iterator[list[str]]:
         file = f"tapes/{name}"
         yield ["tape", "replay", file]
         yield ["tune", "auto", "--tape", file, "--output", "out/profile.json"]
+        yield ["tune", "value", file, "--output", "out/clip.value"]
     for name in ("empty", "text", "deep"):
         yield ["tape", "record", "shapes-mini", "--limit", "1", "--output", f"tapes/{name}"]
     for wrong in (
@@ -237,6 +244,7 @@ def wrong_tapes() -> Iterator[list[str]]:
         ["--drafts", "many"],
         ["--predictions", "1,"],
         ["--verifier", "ensemble of=clip,shapes-judge"],
+        ["--verifier", "aesthetic", "--views"],
     ):
         yield [*COMMANDS["tape record"][0], *wrong]
 
@@ -255,6 +263,7 @@ def make_files(folder: Path) -> None:
     _write(folder / "prompt files", PROMPT_FILES)
     _write(folder / "tapes", TAPES)
     Tape(["two red stars"], [1.0, 0.5, 0.0], 0, [1], [], {"clip": torch.rand(1, 4, 2)}).save(folder / "right.tape")
+    ValueModel("clip", [Stage(0.5)], torch.ones(1, 3), torch.zeros(1), {}).save(folder / "right.value")
     for name, files in MODELS.items():
         _write(folder / "models" / name, files)
     for name, files in PICTURES.items():

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from diffscale._util import config
 from diffscale._util.config import flag
 from diffscale.bench.config import BenchConfig, EvaluateConfig, GenerateConfig, ReproduceConfig
-from diffscale.bench.tape_config import ReplayConfig, TapeConfig, TuneConfig
+from diffscale.bench.tape_config import ReplayConfig, TapeConfig, TuneConfig, ValueConfig
 from diffscale.train.configs import CONFIGS
 
 LONG = "x" * 300  # longer than any file system's names
@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[list[str], type[BaseModel]]] = {
     ),
     "tape replay": (["tape", "replay", "right.tape", "--budget", "2", "--output", "out/results.json"], ReplayConfig),
     "tune auto": (["tune", "auto", "--tape", "right.tape", "--output", "out/profile.json"], TuneConfig),
+    "tune value": (["tune", "value", "right.tape", "--output", "out/clip.value"], ValueConfig),
     **{method: (["train", method, "--output_dir", "out"], settings) for method, settings in CONFIGS.items()},
 }
 """Of each command arguments that are right, and its settings."""
@@ -126,6 +127,13 @@ VERIFIERS = [
     "ensemble of=clip,shapes-judge weights=1",
     "weighted of=clip,aesthetic weights=1,-1",
     "ensemble of=clip,holds:Needs",
+    "valued",
+    "valued file=nowhere",
+    "valued file=right.tape",
+    "valued file=right.value of=pick_score",
+    "valued file=right.value of=aesthetic",
+    "valued file=right.value of=nope",
+    "ensemble of=aesthetic,valued:file=nowhere",
     "clip_ssl level=9",
     "detector threshold=2",
     "composition category=all",
@@ -168,6 +176,7 @@ def wrong_names() -> Iterator[list[str]]:
         yield [*COMMANDS["tape replay"][0], "--verifier", text]
         yield [*COMMANDS["tape replay"][0], "--judge", text]
         yield [*COMMANDS["tune auto"][0], "--verifier", text]
+        yield [*COMMANDS["tune value"][0], "--verifier", text]
         yield ["reproduce", text, "--output", "out"]
         yield ["list", text]
 
@@ -250,6 +259,7 @@ def wrong_outputs() -> Iterator[list[str]]:
         if place != "prompts.txt":
             yield [*COMMANDS["tape replay"][0], "--output", place]
             yield [*COMMANDS["tune auto"][0], "--output", place]
+            yield [*COMMANDS["tune value"][0], "--output", place]
         yield [*COMMANDS["tape record"][0], "--output", place]
         yield ["reproduce", "A.table2", "--quick", "--output", place]
         yield ["train", "sft", "--train_data_dir", "pictures", "--output_dir", place]

@@ -1,6 +1,7 @@
 """`diffscale tape` and `diffscale tune auto` on Shapes: what is written, told and refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from diffscale.tape.profile import measured
 from diffscale.tape.record import Plan, record
 from diffscale.tape.tape import Tape, load_tape
 from diffscale.testing import NearPoint
+from diffscale.verifiers.valued import read_value
 
 RECORD = ["tape", "record", "shapes-mini", "--limit", "2", "--candidates", "4", "--steps", "4", "--drafts", "2,3"]
 RECORD += ["--verifier", "clip", "--verifier", "aesthetic", "--dtype", "float32", "--output"]
@@ -163,3 +165,31 @@ def test_drafts_are_numbers_of_steps_and_ways(given, tmp_path, monkeypatch, caps
     assert run_diffscale(monkeypatch, "tape", "record", "shapes-mini", "--limit", "1", *more) == 2
     said = capsys.readouterr().err
     assert ("after 1 to 1 steps, not after 7" if given == "3 " else "The setting drafts.") in said
+
+
+def test_a_value_model_is_learned_from_a_tape_and_searched_with(tmp_path, monkeypatch, capsys):
+    tape, value = tmp_path / "a.tape", tmp_path / "clip.value"
+    record = ["tape", "record", "shapes-mini", "--limit", "8", "--candidates", "4", "--steps", "4", "--drafts", "2"]
+    assert run_diffscale(monkeypatch, *record, "--views", "--dtype", "float32", "--output", tape) == 0
+    assert load_tape(tape).views["clip"].shape == (8, 4, 3, 257)
+    assert run_diffscale(monkeypatch, "tune", "value", tape, "--output", value) == 0
+    said = capsys.readouterr().out
+    assert "predictions after 3 steps" in said and "drafts of 2 steps" in said and "a quarter of the prompts" in said
+    text = f"valued file={value} of=clip"
+    assert text in said.replace("\n", "")
+    replay = ["tape", "replay", tape, "--verifier", text, "--search", "halving at=3", "--budget", "8"]
+    assert run_diffscale(monkeypatch, *replay) == 0
+    prompt = load_tape(tape).prompts[0]
+    search = ["--search", "draft steps=2 n=4", "--budget", "16", "--steps", "4", "--dtype", "float32"]
+    generate = ["generate", prompt, *search, "--verifier", text, "--output", tmp_path / "g"]
+    assert run_diffscale(monkeypatch, *generate) == 0
+    result = json.loads((tmp_path / "g" / "result.json").read_text())
+    finals = load_tape(tape).finals("clip")[0]  # of the same noises
+    assert float((finals - result["best"]["score"]).abs().min()) < 1e-4
+    # Another model in the file makes it another run.
+    (tmp_path / "g" / "result.json").unlink()
+    learned = read_value(value)
+    replace(learned, bias=learned.bias + 1).save(value)
+    capsys.readouterr()
+    assert run_diffscale(monkeypatch, *generate) == 2
+    assert f"file {value} has changed since this run began" in " ".join(capsys.readouterr().err.split())

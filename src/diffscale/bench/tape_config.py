@@ -1,4 +1,4 @@
-"""The settings of `diffscale tape record`, `tape replay` and `tune auto`, as flags and as a file."""
+"""The settings of `diffscale tape record`, `tape replay`, `tune auto` and `tune value`, as flags and as a file."""
 
 from __future__ import annotations
 
@@ -54,6 +54,9 @@ class TapeConfig(RecordedConfig):
     verifier: list[VerifierText] = Field(["clip"], min_length=1, description="What scores everything; repeatable.")
     limit: int | None = Field(None, gt=0, description="Prompts, evenly over the suite. Default: all.")
     candidates: int = Field(64, gt=0, description="Noises of each prompt.")
+    views: bool = Field(
+        False, description="Keep what verifiers see of predictions and drafts too, for `diffscale tune value`."
+    )
 
     @property
     def verifiers(self) -> list[str]:
@@ -78,6 +81,15 @@ class TuneConfig(RecordedConfig):
     def verifiers(self) -> list[str]:
         """What scores everything."""
         return ["clip" if self.verifier is None else self.verifier]
+
+
+class ValueConfig(BaseModel):
+    """Which tape a value model is learned from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tape: Annotated[Path, Flag(argument="FILE.tape")] = Field(description="What `diffscale tape record --views` wrote.")
+    verifier: VerifierText | None = Field(None, description="Verifier the model is of. Default: the tape's first.")
 
 
 class ReplayConfig(BaseModel):

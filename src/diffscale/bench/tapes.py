@@ -72,7 +72,8 @@ def _plan(settings: TapeConfig | TuneConfig, sampler: Sampler) -> Plan:
     if drafts is None and isinstance(sampler, Drafts):
         drafts = [(steps, "") for steps in short_drafts(sampler.steps)]
         drafts += [(sampler.draft_steps(via), via) for via in sampler.drafts if via]
-    return Plan(settings.candidates, settings.seed, sorted(set(predictions)), list(dict.fromkeys(drafts or [])))
+    views = isinstance(settings, TapeConfig) and settings.views
+    return Plan(settings.candidates, settings.seed, sorted(set(predictions)), list(dict.fromkeys(drafts or [])), views)
 
 
 def _judge_name(model: str, sampler: Sampler) -> str | None:

@@ -1,4 +1,4 @@
-"""`diffscale tune`: measure on a model what searches choose by."""
+"""`diffscale tune`: measure on a model what searches choose by, and learn what they judge by."""
 
 from functools import partial
 from pathlib import Path
@@ -9,16 +9,13 @@ import typer
 from diffscale._util.files import check_writable
 from diffscale._util.numbers import rounded
 from diffscale.bench.config import check_names
-from diffscale.bench.tape_config import TuneConfig
+from diffscale.bench.tape_config import TuneConfig, ValueConfig
 from diffscale.cli.flags import settings_from_flags
-from diffscale.cli.terminal import print_dtype, print_table, progress_bars, quiet_console
+from diffscale.cli.terminal import plain_console, print_dtype, print_table, progress_bars, quiet_console
 
-app = typer.Typer(no_args_is_help=True, help="Measure on a model what searches choose by.")
-
-
-@app.callback()  # without one an app of one command would be that command
-def tune() -> None:
-    """Measure on a model what searches choose by."""
+app = typer.Typer(
+    no_args_is_help=True, help="Measure on a model what searches choose by, and learn what they judge by."
+)
 
 
 @app.command()
@@ -53,3 +50,25 @@ def auto(
     rows = [(str(look), rounded(each, 2)) for look, each in zip(profile.agreement.looks, last, strict=False)]
     print_table(console, ("look", "agreement"), rows, ("agreement",))
     console.print(f"rank correlations of {verifier} with the finished samples; the profile is in {output}")
+
+
+@app.command()
+@settings_from_flags(ValueConfig)
+def value(
+    settings: ValueConfig,
+    output: Annotated[Path, typer.Option(help="File of the value model.")] = Path("outputs/clip.value"),
+) -> None:
+    """Learn from a tape what unfinished candidates will score, for the verifier "valued file=..."."""
+    # Imported late: torch takes seconds.
+    from diffscale.tape.tape import load_tape
+    from diffscale.tape.value import learn
+
+    check_writable(output)
+    console, tape = plain_console(), load_tape(settings.tape)
+    verifier = next(iter(tape.scores)) if settings.verifier is None else settings.verifier
+    model, learned = learn(tape, verifier)
+    model.save(output)
+    rows = [(str(each.look), rounded(each.plain, 2), rounded(each.valued, 2)) for each in learned]
+    print_table(console, ("look", verifier, "value"), rows, (verifier, "value"))
+    console.print("rank correlations with the finished samples, on a quarter of the prompts that was not learned from")
+    console.print(f'the value model is in {output}: search by --verifier "valued file={output} of={verifier}"')

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, Unsuited, raised
 from diffscale.engine.batching import out_of_memory
-from diffscale.types import Compares, NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
+from diffscale.types import Compares, JudgesUnfinished, NeedsIntermediateX0, PoolVerifier, SetVerifier, Stage, Verifier
 
 _NOT_FINITE: Final = "decoding gave no finite picture"
 
@@ -44,6 +44,11 @@ def check_chooser(verifier: Verifier, choose: Verifier | None) -> None:
             "another one, or search with it."
         )
     record_level(verifier, choose)
+
+
+def at_stage(verifier: Verifier, stage: Stage) -> Verifier:
+    """What judges pictures of that stage in the place of `verifier`: itself, unless it judges by what they become."""
+    return verifier.unfinished(stage) if isinstance(verifier, JudgesUnfinished) else verifier
 
 
 def call_verifier(verifier: Verifier, images: Tensor, prompts: list[str], *recorded: Tensor) -> Any:

@@ -16,6 +16,7 @@ from diffscale.engine.batching import out_of_memory
 from diffscale.engine.flops import count_flops
 from diffscale.engine.ledger import drafter_of, price, scheduler_steps
 from diffscale.engine.scoring import (
+    at_stage,
     finite_pictures,
     frame_strip,
     record_level,
@@ -42,6 +43,7 @@ from diffscale.types import (
     Sampler,
     Score,
     Solve,
+    Stage,
     State,
     Verifier,
 )
@@ -112,9 +114,10 @@ class Worker:
             elif isinstance(request, Score):
                 output = self._score(state, clock)
             elif isinstance(runner, Drafter):
+                assert isinstance(request, Draft)
                 after = runner.run(state, self.record)
                 clock.lap("denoise", after.x)
-                output = self._score(after, clock, runner)
+                output = self._score(after, clock, runner, request)
             else:
                 after = self._denoise(request, state)
                 clock.lap("denoise", after.x)
@@ -157,8 +160,9 @@ class Worker:
             case _:
                 return self.sampler.predict(state)
 
-    def _score(self, state: State, clock: _Clock, drafter: Drafter | None = None) -> Output:
-        """Score pictures, which are finished candidates if the `state` is at its end and no `drafter` made it."""
+    def _score(self, state: State, clock: _Clock, drafter: Drafter | None = None, draft: Draft | None = None) -> Output:
+        """Score pictures, which are finished candidates if the `state` is at its end and no `drafter` made it, as that
+        `draft`."""
         final = state.step == self.sampler.steps
         latents = state.x if final else state.x0
         assert latents is not None  # see `check_request`
@@ -168,12 +172,21 @@ class Worker:
         images, flagged = self._pictures(decode, latents, finished)
         early = [decode(x0) for x0 in recorded]
         clock.lap("decode", images)
+        verifier = self.verifier if finished else self._unfinished(state, draft)
         with count_flops() as counter:
-            scores = score_unflagged(flagged, self.verifier, images, prompts, *_asked(self.verifier, early))
+            scores = score_unflagged(flagged, verifier, images, prompts, *_asked(verifier, early))
             choice = self._choice(scores, images, prompts, early) if finished else {}
         clock.lap("verify", images)
         output = Output({"scores": scores, **choice}, decodes=1 + len(early), verifier_flops=counter.total)
         return replace(output, images=frame_strip(images), latents=latents) if finished else output
+
+    def _unfinished(self, state: State, draft: Draft | None = None) -> Verifier:
+        """What judges the x0-predictions of `state`, or its pictures as those of a `draft`."""
+        if draft is not None:
+            return at_stage(self.verifier, Stage(draft.steps / self.sampler.steps, draft.via))
+        return at_stage(
+            self.verifier, Stage(1 - (self.sampler.levels[state.step] if state.level is None else state.level))
+        )
 
     def _choice(
         self, scores: Tensor, images: Tensor, prompts: list[str], recorded: Sequence[Tensor]
@@ -221,6 +234,7 @@ class Worker:
         without = Unsuited(
             f"Verifier {self.verifier.name!r} has no gradient: search with another verifier, or by another algorithm."
         )
+        verifier = self._unfinished(state) if of_prediction else self.verifier
         flops, finite = 0, torch.ones(0)
         early: list[Tensor] = []
 
@@ -229,11 +243,11 @@ class Worker:
             early = [] if recorded is None else [recorded]
             with count_flops() as counter:
                 # The verifier sees no picture that is not finite: black ones instead, whose scores are not used.
-                seen = [images, *_asked(self.verifier, early)]
+                seen = [images, *_asked(verifier, early)]
                 finite = finite_pictures(*seen)
                 shown = [_black_unless(finite, given) for given in seen]
                 try:
-                    raw = score_images(self.verifier, shown[0], prompts, *shown[1:])
+                    raw = score_images(verifier, shown[0], prompts, *shown[1:])
                 except RuntimeError as error:
                     if "requires grad" not in str(error):
                         raise
@@ -245,7 +259,7 @@ class Worker:
 
         after, images, raw, grad = self.sampler.gradient(state, score, record, of_prediction)
         clock.lap("denoise", grad)
-        scores, decodes = usable_scores(self.verifier, raw, prompts, finite), 1 if record is None else 2
+        scores, decodes = usable_scores(verifier, raw, prompts, finite), 1 if record is None else 2
         if of_prediction:
             assert after.model_output is not None
             tensors = {"scores": scores, "grad": grad, "model_output": after.model_output}

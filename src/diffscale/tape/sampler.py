@@ -134,11 +134,11 @@ class _TapeDrafter:
 
 
 class TapeVerifier:
-    """What verifier `name` said when `tape` was recorded."""
+    """What verifier `name` said when `tape` was recorded, or, in the place of that, `scores` [P, N, C]."""
 
-    def __init__(self, tape: Tape, name: str) -> None:
+    def __init__(self, tape: Tape, name: str, scores: Tensor | None = None) -> None:
         check_name("verifier of the tape", name, tape.scores)
-        self.name, self._scores = name, tape.scores[name].double()
+        self.name, self.scores = name, tape.scores[name].double() if scores is None else scores
         self._rows = {prompt: row for row, prompt in enumerate(tape.prompts)}
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -146,4 +146,4 @@ class TapeVerifier:
         if (numbers[:, 1] < 0).any():
             raise DiffscaleError("The tape has no prediction after that many steps: record it, or score after others.")
         rows = torch.tensor([self._rows[prompt] for prompt in prompts])
-        return self._scores[rows, numbers[:, 0], numbers[:, 1]]
+        return self.scores[rows, numbers[:, 0], numbers[:, 1]]

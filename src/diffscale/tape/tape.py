@@ -16,6 +16,7 @@ from diffscale._util.errors import DiffscaleError, check_name, explained
 from diffscale._util.files import replacing
 
 _FORMAT: Final = "diffscale tape 1"
+_VIEWS: Final = "views of "  # before a verifier's name: what the file calls a tensor of views
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Tape:
     x0-prediction was scored), then those of `drafts`, then the finished sample. Candidate i of a prompt is the i-th
     that random search samples from `seed`. `levels`: the grid's noise levels, one more than steps. `seconds`: means for
     one row: of a `step`, of `decode` and of each verifier. `about`: what was recorded, as settings; of these `judge` is
-    the verifier that is the judge of the model's world.
+    the verifier that is the judge of the model's world. `views`: by verifier, where they were asked for, what it sees
+    of all columns but the finished samples (`types.Teachable`), float16 [P, N, C - 1, F]; NaN where it could not score.
     """
 
     prompts: Sequence[str]
@@ -47,6 +49,7 @@ class Tape:
     scores: Mapping[str, Tensor]
     seconds: Mapping[str, float] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    views: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -87,15 +90,18 @@ class Tape:
     def rows(self, chosen: slice | Sequence[int]) -> "Tape":
         """The tape of some of its prompts."""
         numbers = range(len(self.prompts))[chosen] if isinstance(chosen, slice) else chosen
-        scores = {name: each[list(numbers)] for name, each in self.scores.items()}
-        return Tape(**{**vars(self), "prompts": [self.prompts[i] for i in numbers], "scores": scores})
+        scores, views = (
+            {name: each[list(numbers)] for name, each in held.items()} for held in (self.scores, self.views)
+        )
+        return Tape(**{**vars(self), "prompts": [self.prompts[i] for i in numbers], "scores": scores, "views": views})
 
     def save(self, path: Path) -> None:
         """Write the tape to the safetensors file `path`, whole or not at all."""
         told = {**vars(self), "drafts": [asdict(kind) for kind in self.drafts]}
-        del told["scores"]
+        del told["scores"], told["views"]
         with replacing(path) as fresh:
             tensors = {name: each.float().contiguous() for name, each in self.scores.items()}
+            tensors |= {f"{_VIEWS}{name}": each.half().contiguous() for name, each in self.views.items()}
             save_file(tensors, fresh, metadata={"format": _FORMAT, "tape": json.dumps(told)})
 
     def _of(self, verifier: str) -> Tensor:
@@ -128,11 +134,17 @@ def load_tape(path: Path) -> Tape:
         # The file does not keep the order of its tensors, which the measured seconds have.
         measured = [*told.seconds]
         names = sorted(file.keys(), key=lambda name: measured.index(name) if name in measured else len(measured))
-        tape = Tape(**vars(told), scores={name: file.get_tensor(name) for name in names})
+        seen = [name for name in names if name.startswith(_VIEWS)]
+        scores = {name: file.get_tensor(name) for name in names if name not in seen}
+        views = {name.removeprefix(_VIEWS): file.get_tensor(name) for name in seen}
+        tape = Tape(**vars(told), scores=scores, views=views)
         counts = {len(each[0]) if each.ndim == 3 and len(each) else 0 for each in tape.scores.values()}
         wanted = len(tape.prompts), max(counts, default=0), tape.width
         if not wanted[1] or any(each.shape != wanted for each in tape.scores.values()):
             raise ValueError("its scores have another shape than it says")
+        looks = (*wanted[:2], wanted[2] - 1)
+        if any(each.ndim != 4 or each.shape[:3] != looks or name not in scores for name, each in views.items()):
+            raise ValueError("its views have another shape than it says")
         return tape
 
 
@@ -148,7 +160,8 @@ def joined(tapes: Sequence[Tape]) -> Tape:
     """One tape of the prompts of all, which were recorded alike; `seconds` are means over them."""
     first = tapes[0]
     scores = {name: torch.cat([tape.scores[name] for tape in tapes]) for name in first.scores}
+    views = {name: torch.cat([tape.views[name] for tape in tapes]) for name in first.views}
     count = sum(len(tape.prompts) for tape in tapes)
     seconds = {name: sum(tape.seconds[name] * len(tape.prompts) for tape in tapes) / count for name in first.seconds}
     prompts = [prompt for tape in tapes for prompt in tape.prompts]
-    return Tape(**{**vars(first), "prompts": prompts, "scores": scores, "seconds": seconds})
+    return Tape(**{**vars(first), "prompts": prompts, "scores": scores, "seconds": seconds, "views": views})

@@ -57,11 +57,15 @@ class Clip:
 
     def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Cosine similarity [B] of each picture and its prompt, in [-1, 1]."""
+        return F.cosine_similarity(self.features(images), self._read(prompts))
+
+    def _read(self, prompts: list[str]) -> Tensor:
+        """Projected text embeddings [B, D], not normalised, each computed once."""
         for prompt in prompts:
             if prompt not in self._texts:
                 with uncounted():
                     self._texts[prompt] = self.encode([prompt])[0]
-        return F.cosine_similarity(self.features(images), torch.stack([self._texts[prompt] for prompt in prompts]))
+        return torch.stack([self._texts[prompt] for prompt in prompts])
 
     @property
     def scale(self) -> Tensor:
@@ -80,17 +84,39 @@ class Clip:
 
 
 @dataclass
-class ClipScore(Clip):
+class CosineScore(Clip):
+    """Verifier over a `CLIPModel`: a function of the cosine of picture and prompt, differentiable in the pictures."""
+
+    name: str = "cosine"
+
+    def rated(self, cosines: Tensor) -> Tensor:
+        """The scores [B] of cosines [B]."""
+        return cosines
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
+        return self.rated(self.cosine(images, prompts))
+
+    def view(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """See `types.Teachable`: the normalised picture embedding, its products with that of the prompt, which add up
+        to the cosine, and the score, [B, 2 D + 1]."""
+        picture = F.normalize(self.features(images), dim=-1)
+        products = picture * F.normalize(self._read(prompts), dim=-1)
+        return torch.cat([picture, products, self.rated(products.sum(-1, keepdim=True))], -1)
+
+
+@dataclass
+class ClipScore(CosineScore):
     """Verifier over a `CLIPModel`: CLIPScore (Hessel et al. 2021, equation 1), 2.5 max(cos, 0) of picture and text.
 
-    Scores lie in [0, 2.5], published CLIPs stay mostly within [0.3, 1]. Differentiable in the pictures.
+    Scores lie in [0, 2.5], published CLIPs stay mostly within [0.3, 1].
     """
 
     name: str = "clip"
 
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
-        return 2.5 * self.cosine(images, prompts).clamp(min=0)
+    def rated(self, cosines: Tensor) -> Tensor:
+        """The scores [B] of cosines [B]."""
+        return 2.5 * cosines.clamp(min=0)
 
 
 def clip(model: str = MODEL, *, device: Any = "cpu") -> Verifier:
@@ -99,19 +125,19 @@ def clip(model: str = MODEL, *, device: Any = "cpu") -> Verifier:
 
 
 @dataclass
-class PickScore(Clip):
+class PickScore(CosineScore):
     """Verifier over a `CLIPModel`: PickScore (Kirstain et al. 2023, arXiv 2305.01569), exp(logit_scale) cos.
 
     A CLIP ViT-H/14 was trained on people's choices of two pictures, and its scale, which is about 100. Scores lie in
     [-100, 100] and mostly within [16, 26]; the softmax of two pictures' scores is the probability that people choose
-    one over the other for the prompt. Differentiable in the pictures.
+    one over the other for the prompt.
     """
 
     name: str = "pick_score"
 
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
-        return self.scale * self.cosine(images, prompts)
+    def rated(self, cosines: Tensor) -> Tensor:
+        """The scores [B] of cosines [B]."""
+        return self.scale * cosines
 
 
 def pick_score(model: str = PICK_SCORE, processor: str | None = None, *, device: Any = "cpu") -> Verifier:

@@ -6,17 +6,17 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
 from diffscale._util.errors import DiffscaleError, explained
-from diffscale.engine.scoring import call_verifier, shaped_scores
+from diffscale.engine.scoring import at_stage, call_verifier, shaped_scores
 from diffscale.models.shipped import verifier_networks
 from diffscale.registry.arguments import rejoined
-from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Verifier
+from diffscale.types import NeedsIntermediateX0, PoolVerifier, SetVerifier, Stage, Verifier
 
 _USUAL: Final = "aesthetic,clip,image_reward"  # as in paper A
 _ARGUMENT: Final = re.compile(r":(?=[A-Za-z_]\w*=)")
@@ -58,6 +58,10 @@ class Combined:
         """
         each = [shaped_scores(member, call_verifier(member, images, prompts), prompts) for member in self.members]
         return torch.stack([scores.detach().cpu().double() for scores in each], 1)
+
+    def unfinished(self, stage: Stage) -> Self:
+        """See `types.JudgesUnfinished`: each member judges as it does alone."""
+        return type(self)(self.name, [at_stage(member, stage) for member in self.members], self.weights)
 
 
 class Ensemble(Combined):
@@ -109,10 +113,10 @@ def check_members(of: str = _USUAL, weights: str | None = None) -> None:
 
     for member in (texts := _split(of)):
         try:
-            check(_alone(member))
+            check(alone(member))
         except DiffscaleError as error:
             # What to write has colons here, where a verifier alone has spaces.
-            said = str(error).replace(f"write {_alone(member)} ", f"write {member}:")
+            said = str(error).replace(f"write {alone(member)} ", f"write {member}:")
             raise type(error)(f"In of={of}: {said}") from error
     _shares(weights, len(texts))
 
@@ -133,10 +137,10 @@ def members(
     Raises DiffscaleError for names and weights that are none.
     """
     shares = _shares(weights, len(texts := _split(of)))
-    return [load(_alone(text)) for text in texts], shares
+    return [load(alone(text)) for text in texts], shares
 
 
-def _alone(member: str) -> str:
+def alone(member: str) -> str:
     """A member as a verifier is named alone: with spaces before its arguments, and quotation marks around their own."""
     parts = _ARGUMENT.split(member)
     return " ".join(shlex.quote(part) if any(sign in part for sign in " '\"") else part for part in parts)

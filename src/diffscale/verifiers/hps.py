@@ -10,7 +10,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.models.files import fetch, load_into, load_state, pretrained, renamed
 from diffscale.types import Verifier
-from diffscale.verifiers.clip import Clip
+from diffscale.verifiers.clip import CosineScore
 from diffscale.verifiers.preprocess import Preprocessing
 
 MODEL: Final = "xswu/HPSv2"
@@ -44,12 +44,11 @@ KEYS: Final = (
 
 
 @dataclass
-class Hps(Clip):
+class Hps(CosineScore):
     """Verifier over a `CLIPModel`: cos of picture and prompt, in [-1, 1] and mostly within [0.15, 0.35].
 
     This is the number that hpsv2.score returns (github.com/tgxs002/HPSv2, hpsv2/img_score.py); hpsv2's benchmark tables
-    print it times 100. As there, the whole picture is seen, with black bars if it is not square. Differentiable in the
-    pictures. Text features are computed once per prompt.
+    print it times 100. As there, the whole picture is seen, with black bars if it is not square.
     """
 
     name: str = "hps"
@@ -57,10 +56,6 @@ class Hps(Clip):
     def pixels(self, images: Tensor) -> Tensor:
         """What the vision tower takes, [B, 3, side, side], of `images` [B, 3, H, W] in [0, 1]."""
         return self.preprocessing.letterbox(images)
-
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
-        return self.cosine(images, prompts)
 
 
 def hps(

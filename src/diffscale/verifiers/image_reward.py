@@ -6,7 +6,7 @@ The network is made of transformers' BLIP, and the published names are mapped to
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 import transformers
@@ -100,13 +100,17 @@ class ImageRewardNet(nn.Module):
 
     def rate(self, seen: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """The head's outputs [B, K], K its last width, for vision features `seen` [B, N, D] and texts [B, L]."""
+        return self.head(self.read(seen, tokens, mask))
+
+    def read(self, seen: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """What the head is given [B, D] of vision features `seen` [B, N, D] and texts [B, L]."""
         read = self.text(
             input_ids=tokens,
             attention_mask=mask,
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
         ).last_hidden_state
-        return self.head(read[:, 0])
+        return cast(Tensor, read[:, 0])
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +133,15 @@ class ImageReward:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score [B] of `images` [B, 3, H, W] in [0, 1] for their prompts; higher is better."""
-        rating = self.net(*self.prepared(images, prompts))
+        return self._scaled(self.net(*self.prepared(images, prompts)))
+
+    def view(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """See `types.Teachable`: what the head is given, and the score, [B, D + 1]."""
+        pixels, tokens, mask = self.prepared(images, prompts)
+        read = self.net.read(self.net.vision(pixel_values=pixels).last_hidden_state, tokens, mask)
+        return torch.cat([read, self._scaled(self.net.head(read)[:, :1])], -1)
+
+    def _scaled(self, rating: Tensor) -> Tensor:
         return (rating - self.net.config["mean"]) / self.net.config["std"]
 
     def weights(self) -> list[Parameter]:
