@@ -30,13 +30,21 @@ from diffscale.engine.task import Task
 from diffscale.engine.worker import Worker
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import choose_search
-from diffscale.types import Compares, PoolVerifier, Verifier
+from diffscale.types import Compares, PoolVerifier, Verifier, Wording
 from diffscale.verifiers import load as load_verifier
 
 PROCESSES: Final = ("flow", "vp", "ve")
 """Noise schedules that a search is tried on; the prior of `ve` has a standard deviation of 80."""
 _PROMPTS: Final = ("a point", "another point", "a third point")
 _EXTENT: Final = 6.0
+
+
+class WordedToy(ToySampler):
+    """A ToySampler each of whose prompts has two other wordings, behind all prompts, for searches that reword."""
+
+    def __init__(self, prompts: Sequence[str] = _PROMPTS, *args: Any, **kwargs: Any) -> None:
+        others = [Wording(f"{prompt}, {how}", prompt) for prompt in dict.fromkeys(prompts) for how in ("said", "told")]
+        super().__init__([*prompts, *others], *args, **kwargs)
 
 
 class NearPoint:
@@ -85,7 +93,7 @@ class ShuffledWorkers:
     def __init__(
         self, count: int, batch_size: int | None, prompts: Sequence[str] = _PROMPTS, verifier: Verifier | None = None
     ) -> None:
-        self.samplers = [ToySampler(prompts, steps=6) for _ in range(count)]
+        self.samplers = [WordedToy(prompts, steps=6) for _ in range(count)]
         scored_by = verifier or NearPoint()
         self._executors = [InlineExecutor(Worker(sampler, scored_by), batch_size) for sampler in self.samplers]
         self._order = torch.Generator().manual_seed(0)
@@ -152,7 +160,7 @@ def check_budget(
 
     `process`, `dtype`: the noise schedule and the latents of the model that it is tried on.
     """
-    sampler = ToySampler(_PROMPTS, 6, process, dtype=dtype)
+    sampler = WordedToy(_PROMPTS, 6, process, dtype=dtype)
     result: Result = run_searches(tasks(search, budget, 1), sampler, NearPoint())[0]
     spent, ran = result.ledger.nfe, sampler.forwards
     assert 0 < spent <= budget, f"The search spent {spent} of {budget} NFE."
@@ -163,7 +171,7 @@ def check_determinism(search: str | Callable[..., Any], budget: int = 120, rows:
     """The result is a function of the seed: at any batch size, alone and among others; and another seed has another."""
 
     def run(chosen: Sequence[Task], batch_size: int | None) -> list[Result]:
-        return run_searches(chosen, ToySampler(_PROMPTS * rows, 6), NearPoint(), batch_size, gallery=3)
+        return run_searches(chosen, WordedToy(_PROMPTS * rows, 6), NearPoint(), batch_size, gallery=3)
 
     every = tasks(search, budget, rows)
     together = run(every, None)
@@ -179,9 +187,9 @@ def check_determinism(search: str | Callable[..., Any], budget: int = 120, rows:
 def check_order_of_replies(search: str | Callable[..., Any], budget: int = 120) -> None:
     """The result does not depend on who computes replies, nor on the order in which they come."""
     every = tasks(search, budget, 2)
-    wanted = run_searches(every, ToySampler(_PROMPTS, 6), NearPoint(), 6, gallery=3)
+    wanted = run_searches(every, WordedToy(_PROMPTS, 6), NearPoint(), 6, gallery=3)
     executor: Executor = ShuffledWorkers(3, 2)
-    found = run_searches(every, ToySampler(_PROMPTS, 6), NearPoint(), 6, gallery=3, executor=executor)
+    found = run_searches(every, WordedToy(_PROMPTS, 6), NearPoint(), 6, gallery=3, executor=executor)
     for one, other in zip(wanted, found, strict=True):
         assert_same(one, other, "one worker and three")
 
@@ -194,10 +202,10 @@ def check_resume(
     A finished run is replayed without computing anything.
     """
     every = tasks(search, budget, 2)
-    whole = run_searches(every, ToySampler(_PROMPTS, 6), NearPoint(), batch_size, gallery=3)
+    whole = run_searches(every, WordedToy(_PROMPTS, 6), NearPoint(), batch_size, gallery=3)
     with tempfile.TemporaryDirectory() as folder:
         for verifier in (_KilledVerifier(calls), NearPoint(), NearPoint()):
-            journal, sampler = Journal(Path(folder, "journal.sqlite"), {}), ToySampler(_PROMPTS, 6)
+            journal, sampler = Journal(Path(folder, "journal.sqlite"), {}), WordedToy(_PROMPTS, 6)
             try:
                 resumed = run_searches(every, sampler, verifier, batch_size, gallery=3, journal=journal)
             except Killed:
@@ -213,7 +221,7 @@ def check_dropped_candidates(search: str | Callable[..., Any], budget: int = 120
     """Pictures that cannot be scored cost themselves alone: the search goes on, or says in a sentence why it cannot."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DroppedCandidate)
-        outcomes = run_searches(tasks(search, budget, 3), ToySampler(_PROMPTS, 6), _MoodyVerifier(), return_errors=True)
+        outcomes = run_searches(tasks(search, budget, 3), WordedToy(_PROMPTS, 6), _MoodyVerifier(), return_errors=True)
     for outcome in outcomes:
         found = isinstance(outcome, Result) and outcome.best.components.isfinite().all()
         assert found or isinstance(outcome, DiffscaleError), f"A search with dropped candidates gave {outcome}."
@@ -228,7 +236,7 @@ def check_anytime(search: str | Callable[..., Any], budget: int = 120) -> None:
         def observe(search: int, keys: Tensor, scores: Tensor, images: Tensor, nfe: list[int]) -> None:
             found.extend(zip(keys.tolist(), scores.tolist(), strict=True))
 
-        run_searches(tasks(search, nfe, 1), ToySampler(_PROMPTS, 6), NearPoint(), observers=[observe])
+        run_searches(tasks(search, nfe, 1), WordedToy(_PROMPTS, 6), NearPoint(), observers=[observe])
         return found
 
     few, many = candidates(budget // 2), candidates(budget)

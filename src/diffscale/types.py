@@ -213,17 +213,23 @@ Answer = Generator[Request | Decide, Any, T]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def search_traits(*, anytime: bool = False, independent: bool = False) -> Callable[[F], F]:
+TRAITS: Final = ("anytime", "independent", "rewords")
+"""What a search may say of itself by `search_traits`."""
+
+
+def search_traits(*, anytime: bool = False, independent: bool = False, rewords: bool = False) -> Callable[[F], F]:
     """A decorator by which a search says what holds of it, so that its users can do less work.
 
     `anytime`: a larger budget only goes on from a smaller one, so that runs of both share their replies.
     `independent`: it only samples whole pictures, the first, second, third ... noise of the task's key, one like the
     other; so its first candidate is the plain sample that every search is compared with, and searches with other
-    verifiers share its samples. A class says the same by attributes of these names.
+    verifiers share its samples. `rewords`: it draws from several wordings of a prompt, which are then found for it, see
+    `Environment.wordings`. A class says the same by attributes of these names.
     """
 
     def declare(search: F) -> F:
-        search.anytime, search.independent = anytime, independent  # type: ignore[attr-defined]
+        for trait, holds in zip(TRAITS, (anytime, independent, rewords), strict=True):
+            setattr(search, trait, holds)
         return search
 
     return declare
@@ -238,7 +244,8 @@ def declares(search: Callable[..., Any], trait: str) -> bool:
 class Sampler(Protocol):
     """One model with its time grid, solver, guidance and prompts.
 
-    `steps`: denoiser evaluations of one whole trajectory. `prompts`: what `State.prompt_index` points into.
+    `steps`: denoiser evaluations of one whole trajectory. `prompts`: what `State.prompt_index` points into; other
+    wordings of some of them may be among them, each a `Wording`.
     `levels`: the noise level at each of the steps + 1 grid points, see `samplers.formulas`.
     `forwards`: rows sent through the network so far, guidance's extra rows included; only grows.
     `flops_per_forward`: floating point operations of one row through the network.
@@ -377,6 +384,27 @@ class ClassLabel(str):
         return str(self), self.class_id
 
 
+class Wording(str):
+    """Another wording of a prompt, in which a model is asked. `own`: the user's own, which alone verifiers see."""
+
+    own: str
+
+    def __new__(cls, text: str, own: str) -> Wording:
+        """The wording `text` of the prompt `own`."""
+        wording = super().__new__(cls, text)
+        wording.own = own
+        return wording
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        """So that a copy, or what another process is sent, has the user's own too."""
+        return str(self), self.own
+
+
+def own_prompt(prompt: str) -> str:
+    """The prompt as its user gave it: that of a Wording, or `prompt` itself."""
+    return prompt.own if isinstance(prompt, Wording) else prompt
+
+
 Aggregate = Callable[[Tensor], Tensor]
 """Values [n] of a pool's components [n, K], all finite; a value rises with each component."""
 
@@ -502,6 +530,9 @@ class World(Protocol):
     def prompt_key(self, prompt: str) -> str | None:
         """A text that is equal for two prompts which ask for the same; None for one that the judge cannot read."""
 
+    def wordings(self, prompt: str) -> Sequence[str]:
+        """Some other texts that ask for the same, always the same ones; none for a prompt that it cannot read."""
+
     def category(self, prompt: str) -> str:
         """The category of a prompt; empty for one that the judge cannot read."""
 
@@ -524,10 +555,11 @@ class Environment(Protocol):
 
     `steps`: NFE of one whole trajectory. `levels`: noise levels of the grid, steps + 1 of them. `nfe_left`: what the
     budget still pays. `chunk`: how many rows to ask for at once, so that memory stays bounded; `most_rows`: how many
-    can be made at once at all. `wanted`: how many finished candidates its user wants to keep. `drafts`: ways of
-    drafting, see `Draft`; empty where the model has none. `predicts`: after which numbers of steps x0-predictions can
-    be had and scored; empty for pipelines that are run whole, and for verifiers that compare with them. Every draw is
-    fresh: the same call twice gives two draws.
+    can be made at once at all. `wanted`: how many finished candidates its user wants to keep. `wordings`: those of the
+    prompt that the model can be asked in, see `reword`; the first is the user's own. `drafts`: ways of drafting, see
+    `Draft`; empty where the model has none. `predicts`: after which numbers of steps x0-predictions can be had and
+    scored; empty for pipelines that are run whole, and for verifiers that compare with them. Every draw is fresh: the
+    same call twice gives two draws.
     """
 
     @property
@@ -542,6 +574,8 @@ class Environment(Protocol):
     def most_rows(self) -> int: ...
     @property
     def wanted(self) -> int: ...
+    @property
+    def wordings(self) -> Sequence[str]: ...
     @property
     def drafts(self) -> Sequence[str]: ...
     @property
@@ -562,8 +596,13 @@ class Environment(Protocol):
         They are brought to the dtype and device of these; raises DiffscaleError for another shape.
         """
 
+    def reword(self, state: State, wordings: Sequence[int]) -> State:
+        """The rows of `state` [B], for which the model is asked in these of the `wordings`, by their numbers, from then
+        on; verifiers see the user's own. Raises DiffscaleError for a number of none, or fewer numbers than rows.
+        """
+
     def neighbours(self, state: State, n: int, cosine: float) -> State:
-        """`n` noises around each noise of `state`: of the same norm, at that cosine similarity, [B * n].
+        """`n` noises around each noise of `state`: of the same norm and wording, at that cosine similarity, [B * n].
 
         The neighbours of a draw of the prior are draws of the prior, at whatever scale that has (`prior` of a schedule
         with sigma 80 is 80 times as large as `noise`). Raises DiffscaleError for a `state` after step 0, and for a

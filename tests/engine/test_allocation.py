@@ -17,9 +17,9 @@ from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
 from diffscale.engine.task import Task
 from diffscale.registry.arguments import made
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES, choose_search
 from diffscale.testing import Killed, NearPoint, ShuffledWorkers, assert_same, points
+from diffscale.testing import WordedToy as ToySampler
 from diffscale.types import Evaluate, search_traits
 from diffscale.verifiers.ensemble import Ensemble
 from diffscale.verifiers.function import FunctionVerifier

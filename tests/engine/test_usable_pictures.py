@@ -10,9 +10,9 @@ from diffscale.engine.driver import run_searches
 from diffscale.engine.results import Result
 from diffscale.engine.scoring import DroppedCandidate, safe_score
 from diffscale.engine.task import Task
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES, choose_search
 from diffscale.testing import NearPoint
+from diffscale.testing import WordedToy as ToySampler
 from diffscale.train.rewards import Reward
 from diffscale.types import State
 from diffscale.verifiers import load

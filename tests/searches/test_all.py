@@ -13,10 +13,10 @@ from diffscale.cli import list as listed
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
 from diffscale.engine.results import Result
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES
 from diffscale.testing import NearPoint as Near
 from diffscale.testing import ShuffledWorkers
+from diffscale.testing import WordedToy as ToySampler
 from diffscale.verifiers import load as load_verifier
 
 SLOW = {"bayes"}

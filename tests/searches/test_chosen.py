@@ -19,9 +19,9 @@ from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
 from diffscale.engine.results import Result
 from diffscale.engine.ties import MOST_TIED
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches.random import random
 from diffscale.testing import NearPoint as Near
+from diffscale.testing import WordedToy as ToySampler
 from diffscale.testing import points
 from diffscale.types import PoolVerifier
 from diffscale.verifiers.ensemble import Ensemble, Weighted

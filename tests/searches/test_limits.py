@@ -12,10 +12,10 @@ import torch
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.driver import run_searches
 from diffscale.engine.task import Task
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES, choose_search
 from diffscale.searches.fk import fk
 from diffscale.testing import NearPoint as Near
+from diffscale.testing import WordedToy as ToySampler
 from diffscale.types import State
 from diffscale.verifiers import VERIFIERS
 from diffscale.verifiers import check as check_verifier

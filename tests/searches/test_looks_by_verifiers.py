@@ -8,9 +8,9 @@ from diffscale._util.errors import DiffscaleError
 from diffscale.engine.allocation import Threshold
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES, choose_search
 from diffscale.testing import NearPoint as Near
+from diffscale.testing import WordedToy as ToySampler
 from diffscale.testing import points
 from diffscale.types import declares
 from diffscale.verifiers.ensemble import Ensemble, Weighted

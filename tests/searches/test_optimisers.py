@@ -19,13 +19,13 @@ from diffscale.engine.task import Task
 from diffscale.registry.arguments import parse
 from diffscale.samplers.denoiser import DenoiserSampler
 from diffscale.samplers.noise_schedules import LinearFlow
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES, choose_search
 from diffscale.searches.dps import guided
 from diffscale.searches.evolution import _winners
 from diffscale.searches.reno import Nesterov, log_law_of_norm_slope
 from diffscale.searches.subspaces import low_band
 from diffscale.testing import NearPoint as Near
+from diffscale.testing import WordedToy as ToySampler
 from diffscale.testing import check_anytime, points
 
 

@@ -7,6 +7,7 @@ from toys import PRICED, forwards, same, task
 from diffscale.engine.driver import run_searches
 from diffscale.samplers.denoiser import DenoiserSampler
 from diffscale.samplers.noise_schedules import EDM, LinearFlow
+from diffscale.types import Wording
 from diffscale.verifiers.function import FunctionVerifier
 
 SPREAD = 0.2
@@ -33,7 +34,8 @@ def grey(images, prompts):
 def test_every_search_at_its_price_in_any_micro_batch(setting, schedule):
     def run(size):
         sampler = DenoiserSampler(
-            network(schedule), SCHEDULES[schedule], "data", (1, 2, 2), 10, ["a", "b"], conditions=torch.arange(2),
+            network(schedule), SCHEDULES[schedule], "data", (1, 2, 2), 10,
+            ["a", "b", Wording("a, too", "a"), Wording("b, too", "b")], conditions=torch.tensor([0, 1, 1, 0]),
             null_condition=2, guidance_scale=1.5, guidance_interval=(0, 0.5), dtype=torch.float64,
         )  # fmt: skip
         tasks = [task(setting, 90 if setting == "bayes" else 400, row) for row in range(2)]

@@ -11,9 +11,9 @@ from toys import GRADIENTS, PRICED, task
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches.random import random
 from diffscale.testing import NearPoint as Near
+from diffscale.testing import WordedToy as ToySampler
 from diffscale.testing import points
 from diffscale.types import ClassLabel
 from diffscale.verifiers.ensemble import Ensemble, Weighted

@@ -13,9 +13,9 @@ from diffscale.engine.kept_pictures import KeptPictures
 from diffscale.engine.results import Result
 from diffscale.engine.scoring import UndecidedPair
 from diffscale.engine.ties import MOST_TIED
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches.random import random
 from diffscale.testing import Killed, NearPoint, ShuffledWorkers
+from diffscale.testing import WordedToy as ToySampler
 from diffscale.types import Compares
 from diffscale.verifiers.ensemble import Ensemble
 

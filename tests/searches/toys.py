@@ -96,6 +96,8 @@ PRICED = {
     "pcn": ({"chains": 3}, None),
     "pcn raw": ({"chains": 2, "units": "raw", "strength": 0.5, "cosine": 0.5}, None),
     "cma": ({"n": 5}, None),
+    "rewrites": ({"n": 3}, None),
+    "rewrites two": ({"wordings": 2, "n": 1}, None),
 }
 
 

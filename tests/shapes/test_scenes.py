@@ -8,7 +8,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from diffscale_shapes.captions import parse_caption, write_caption
+from diffscale_shapes.captions import other_wordings, parse_caption, write_caption
 from diffscale_shapes.judge import judge_image
 from diffscale_shapes.negatives import describes, hard_negatives
 from diffscale_shapes.prompts import held_out, suite, training_example
@@ -160,3 +160,20 @@ def test_every_class_is_drawn_and_recognised() -> None:
 def test_other_labels_are_refused() -> None:
     with pytest.raises(IndexError, match="0 to 47"):
         class_description(48)
+
+
+@given(categories, seeds)
+def test_other_wordings_ask_for_the_same_in_other_words_and_are_always_the_same(category, seed):
+    rng = Random(seed)
+    description = draw_description(rng, category)
+    text = write_caption(description, rng)
+    found = other_wordings(text)
+    assert found == other_wordings(text) and text not in found and len(set(found)) == len(found) <= 7
+    assert {parse_caption(each).key() for each in found} == {description.key()}
+    assert max(len(each.replace(",", " ,").split()) for each in found) <= 23  # what the networks read
+    assert len(found) == 7 or category == "numeracy"
+
+
+def test_what_the_grammar_cannot_read_has_no_other_wordings():
+    assert other_wordings("a bear on a skateboard") == []
+    assert set(other_wordings("a red circle")) == {"a picture of a red circle", "an image of a red circle"}

@@ -182,7 +182,7 @@ def test_another_wording_is_another_question(
 
 def test_what_was_paid_for_is_kept_when_the_call_fails(server: ChatServer, make_grader: Make) -> None:
     server.script = lambda asked: Reply("{}", 401) if asked.prompt == "stop" else by_prompt(asked)
-    with pytest.raises(DiffscaleError, match="refuses every picture"):
+    with pytest.raises(DiffscaleError, match="refuses every request"):
         make_grader()(pictures(3), ["1", "2", "stop"])
     server.script = by_prompt
     assert make_grader()(pictures(3), ["1", "2", "3"]).tolist() == [1.0, 2.0, 3.0]
@@ -207,7 +207,7 @@ def test_options_reach_it_from_a_command(server: ChatServer, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("llm_grader base_url=http://x/v1", "needs a model"),
+        ("llm_grader base_url=http://x/v1", "needs a name"),
         ("llm_grader model=m", "needs an address"),
         ("llm_grader model=m base_url=localhost:8000", "not an http"),
         ("llm_grader model=m base_url=http://x/v1 concurrency=0", "concurrency=0: it should be greater than 0"),

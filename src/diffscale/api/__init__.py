@@ -12,10 +12,11 @@ from diffscale._util.errors import DiffscaleError, unknown
 from diffscale._util.fingerprints import described
 from diffscale._util.numbers import whole
 from diffscale._util.progress import Counter, silent
+from diffscale.api.wordings import Given, arguments_with_wordings, check_rewords, wordings_of
 from diffscale.engine import noise
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.driver import run_searches
-from diffscale.engine.journal import Journal, recorded_settings
+from diffscale.engine.journal import Journal, recorded_settings, recorded_sources
 from diffscale.engine.results import Observer, Result, among
 from diffscale.engine.scoring import check_chooser
 from diffscale.engine.task import Task, baseline_task
@@ -36,7 +37,7 @@ from diffscale.samplers.arguments import explain_failure
 from diffscale.samplers.solvers import SOLVERS
 from diffscale.samplers.whole import sampler_of
 from diffscale.searches import choose_search
-from diffscale.types import Sampler, Search, Verifier
+from diffscale.types import Sampler, Search, Verifier, Wording
 from diffscale.verifiers import check as check_verifier
 from diffscale.verifiers import load as load_verifier
 from diffscale.verifiers import name_of_verifier
@@ -56,8 +57,9 @@ def make_sampler(
 ) -> Sampler:
     """The sampler of a pipeline or model name, called as its folder states where `steps` and `pipe_args` are silent.
 
-    The `prompts` of class-conditional models are names or ids of classes, and become ClassLabels. `load` gives the
-    pipeline of a name, None: as `load_pipeline` does. `drafting`: further ways of drafting.
+    The `prompts` of class-conditional models are names or ids of classes, and become ClassLabels; of others, Wordings
+    may come after all that are none. `load` gives the pipeline of a name, None: as `load_pipeline` does. `drafting`:
+    further ways of drafting.
     Raises DiffscaleError if it cannot be loaded, or does not run as `loading` says.
     """
     drafting.check(loading)
@@ -70,6 +72,11 @@ def make_sampler(
     args = {**call.args, **pipe_args}
     if by_class is None:
         check_negative(pipe, args)
+        args = arguments_with_wordings(args, prompts)
+    elif any(isinstance(prompt, Wording) for prompt in prompts):
+        raise DiffscaleError(
+            "A class-conditional model takes a class, which has no other wordings: take another search."
+        )
     elif loading.scheduler is not None:
         raise DiffscaleError(
             "A class-conditional model runs on solvers of diffscale: leave the scheduler out and choose by --pipe-arg "
@@ -128,6 +135,7 @@ def search(
     draft_model: Any = None,
     draft_cache: Any = None,
     draft_decoder: Any = None,
+    wordings: Given = None,
 ) -> Result:
     """Search for the sample of `prompt` that the verifier likes best; or, of what it leads to, that `choose` does.
 
@@ -151,7 +159,10 @@ def search(
     with the NFE spent so far, the budget and the `best` value. `choose`: another verifier, given in the same ways, by
     which the best of the finished candidates is chosen: the search, which it does not steer, cannot exploit it. Scores
     and traces stay those of `verifier`; `Candidate.value` is what the candidates are ranked by. `draft_model`,
-    `draft_cache`, `draft_decoder`: what searches such as "draft via=cache" draft by, see `DraftOptions`.
+    `draft_cache`, `draft_decoder`: what searches such as "draft via=cache" draft by, see `DraftOptions`. `wordings`:
+    for searches that draw from several wordings of the prompt, such as "rewrites": {prompt: [texts]}, a JSONL file,
+    "llm model=NAME ..." (see `Rewriter`), or None for those that the world of the model's pictures has. Verifiers see
+    `prompt` alone; `Result.wordings` says what each candidate was drawn from.
 
     `Result.baseline` is one plain sample of the first noise, with `number` -1 and not in the ledger if the search did
     not sample it. The result is a function of the arguments up to `dtype` and of what of `loading` is decisive, not of
@@ -168,19 +179,27 @@ def search(
     check_verifier(verifier)
     if choose is not None:
         check_verifier(choose)
+    check_rewords(wordings, chosen.declares("rewords"))
     if isinstance(pipe_or_id, str):
         recorded = {} if journal is None else recorded_settings(Path(journal))
         loading = settle_dtype(pipe_or_id, loading, recorded.get("dtype"))
     # A ClassLabel is a string, and stays what it is.
     condition = prompt if isinstance(prompt, str) else str(prompt)
     prompt_index, drafting = 0, DraftOptions(draft_model, draft_cache, draft_decoder)
+    name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
+    others: list[Wording] = []
+    worded: dict[str, str] = {}
     if isinstance(pipe_or_id, Sampler):
-        if drafting != _PLAIN or steps is not None or pipe_args or loading.asked().keys() - {"device"}:
+        made = drafting != _PLAIN or steps is not None or pipe_args or wordings is not None
+        if made or loading.asked().keys() - {"device"}:
             raise DiffscaleError("A Sampler is used as it was made: give steps and other settings where it is made.")
         sampler, prompt_index = pipe_or_id, _prompt_index(pipe_or_id, condition)
     else:
+        if chosen.declares("rewords"):
+            known = {} if journal is None else recorded_sources(Path(journal))
+            others = wordings_of(wordings, name).find([condition], known, worded.update)
         sampler = make_sampler(
-            pipe_or_id, [condition], steps=steps, pipe_args=pipe_args or {}, loading=loading, drafting=drafting
+            pipe_or_id, [condition, *others], steps=steps, pipe_args=pipe_args or {}, loading=loading, drafting=drafting
         )
     settings = {
         "model": pipe_or_id if isinstance(pipe_or_id, str) else type(pipe_or_id).__name__,
@@ -203,14 +222,13 @@ def search(
     if cached := getattr(sampler, "caches", None):
         settings["caches"] = cached
     # After the model: what is wrong with its name, or its call, is told before another network loads.
-    name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
     loaded = load_verifier(verifier, device=device, image_model=name)
     chooser = None if choose is None else load_verifier(choose, device=device, image_model=name)
     check_chooser(loaded, chooser)  # before a journal is there, which other settings could not use
     # A class by its id and by its name is the same search.
     key = noise.fold(noise.root(seed), sampler.prompts[prompt_index], 0)
     task = Task(chosen.make(device=device), prompt_index=prompt_index, key=key, budget=nfe)
-    written = sources(search, verifier, *([] if choose is None else [choose]))
+    written = sources(search, verifier, *([] if choose is None else [choose])) | worded
     opened = nullcontext() if journal is None else closing(Journal(Path(journal), settings, written))
     with opened as kept:
         (result,) = run_searches(

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.numbers import whole
 from diffscale.api import make_sampler, merged_options
+from diffscale.api.wordings import Given, check_rewords, wordings_of
 from diffscale.engine import noise
 from diffscale.engine.allocation import ALLOCATIONS, Threshold, check_shareable
 from diffscale.engine.driver import run_searches
@@ -30,7 +31,7 @@ from diffscale.registry.arguments import made
 from diffscale.samplers.arguments import call_parameters, count_prompts, embeddings, not_a_pipeline, unknown_argument
 from diffscale.samplers.whole import WholeSampler
 from diffscale.searches import choose_search
-from diffscale.types import Search, State, Verifier
+from diffscale.types import Search, State, Verifier, Wording
 from diffscale.verifiers import check as check_verifier
 from diffscale.verifiers import load as load_verifier
 
@@ -50,7 +51,7 @@ _REFUSED: Final = {
 """Arguments of pipelines' calls that a search cannot heed, and why."""
 _OWN: Final = (
     "pipe", "results", "seeds", "_verifier", "_choose", "_make_search", "_independent", "_nfe", "_batch_size",
-    "_allocation", "_drafting",
+    "_allocation", "_drafting", "_wordings", "_worded",
 )  # fmt: skip
 """Attributes of a `Searched` that are not its pipeline's."""
 
@@ -65,7 +66,7 @@ class Searched:
     and `dtype` are short for its fields. `search`, `verifier`, `choose`, `batch_size`: as of `diffscale.search`.
     `nfe`: the budget for each prompt of a call, in denoiser evaluations. `allocation`: how the prompts of a call share
     the budgets of all, as "threshold score=.9", see `Threshold`; None: each has its own. `draft_model`, `draft_cache`,
-    `draft_decoder`: as of `diffscale.search`.
+    `draft_decoder`, `wordings`: as of `diffscale.search`; a language model is asked once for each prompt.
 
     A call takes what the pipeline's own takes, in its order, and gives its output: the best `num_images_per_prompt` (or
     `num_videos_per_prompt`) samples of each prompt, best first, prompt by prompt. Prompts are searched together. The
@@ -100,6 +101,7 @@ class Searched:
         draft_model: Any = None,
         draft_cache: Any = None,
         draft_decoder: Any = None,
+        wordings: Given = None,
     ) -> None:
         nfe, batch_size = whole("nfe", nfe, 1), None if batch_size is None else whole("batch_size", batch_size, 1)
         chosen, options = choose_search(search), merged_options(loading, device, dtype)
@@ -108,6 +110,7 @@ class Searched:
         drafting.check(options)
         if choose is not None:
             check_verifier(choose)
+        check_rewords(wordings, chosen.declares("rewords"))
         shared = made(allocation, "allocation", ALLOCATIONS)
         if shared is not None:
             check_shareable(chosen.name, chosen.declares("anytime"))
@@ -123,6 +126,8 @@ class Searched:
             raise not_a_pipeline(pipe)
         name = pipe_or_id if by_name else str(getattr(pipe, "name_or_path", ""))
         self.pipe, self.results, self.seeds = pipe, [], []
+        self._wordings = wordings_of(wordings, name) if chosen.declares("rewords") else None
+        self._worded: dict[str, str] = {}
         self._drafting = drafting.loaded(pipe, options)
         self._verifier = load_verifier(verifier, device=device, image_model=name)
         self._choose = None if choose is None else load_verifier(choose, device=device, image_model=name)
@@ -142,9 +147,10 @@ class Searched:
         if call.generator is None:
             _log.warning("No generator was given: the seed is %d, as of torch.manual_seed(%d).", seeds[0], seeds[0])
         self.results, self.seeds = [], seeds
+        others = [] if self._wordings is None else self._wordings.find(prompts, self._worded, self._worded.update)
         sampler = make_sampler(
             self.pipe,
-            prompts,
+            [*prompts, *others],
             steps=call.inference_steps,
             pipe_args=call.pipe_args,
             loading=LoadOptions(),
@@ -315,6 +321,7 @@ def _output(sampler: Any, row: int, candidate: Candidate, call: _Call) -> Any:
             "This pipeline can only be run whole, and the search gave finished samples without their noise: use a "
             "search that yields Evaluate, such as random or zero_order."
         )
+    row = sampler.prompts.index(candidate.wording) if isinstance(candidate.wording, Wording) else row
     state = State(x[None], 0 if whole else sampler.steps, torch.tensor([candidate.key]), torch.tensor([row]))
     return sampler.pipeline_output(state, call.output_type, call.return_dict)
 

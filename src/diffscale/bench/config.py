@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 SearchText = Annotated[str, AfterValidator(lambda text: plugins("searches").short(text))]
 VerifierText = Annotated[str, AfterValidator(lambda text: plugins("verifiers").short(text))]
 """A search and a verifier as users type them; `package/name` becomes the name that listings show."""
+_WORDINGS: Final = (
+    'For searches such as rewrites: a JSONL file with prompt and wordings, or "llm model=NAME". Default: those of the '
+    "model's world."
+)
 _CHOOSE: Final = "Verifier for the final choice among what the search finished. Default: the one searched with."
 
 
@@ -93,6 +97,7 @@ class GenerateConfig(ModelConfig):
     verifier: VerifierText = Field("clip", description='Verifier, as "clip" or "clip model=ID".')
     budget: int = Field(1280, gt=0, description="Total NFE, final denoising included.")
     choose: VerifierText | None = Field(None, description=_CHOOSE)
+    wordings: str | None = Field(None, description=_WORDINGS)
 
     @property
     def verifiers(self) -> list[str]:
@@ -120,6 +125,7 @@ class BenchConfig(ModelConfig):
     repeats: int = Field(1, gt=0, description="Searches a prompt, each from its own noise.")
     limit: int | None = Field(None, gt=0, description="Prompts, evenly over the suite. Default: all.")
     choose: VerifierText | None = Field(None, description=_CHOOSE)
+    wordings: str | None = Field(None, description=_WORDINGS)
     allocation: str | None = Field(
         None, description='How all prompts share one budget, as "threshold score=.9". Default: each has its own.'
     )

@@ -16,8 +16,9 @@ from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import locked, read_json, replacing, write_json
 from diffscale._util.numbers import rounded
 from diffscale._util.progress import Progress, silent
+from diffscale.api.wordings import check_rewords, wordings_of
 from diffscale.bench.config import GenerateConfig, check_names
-from diffscale.bench.series import costs_of
+from diffscale.bench.series import costs_of, wordings_in
 from diffscale.engine.journal import check_sources, recorded_settings
 from diffscale.engine.results import Candidate, Result
 from diffscale.models.dtypes import DtypeChoice
@@ -26,6 +27,7 @@ from diffscale.models.options import AUTO
 from diffscale.registry.sources import sources
 from diffscale.report import pictures, plots
 from diffscale.report.text import drawing
+from diffscale.searches import choose_search
 from diffscale.verifiers.heldout import heldout_scores, judge_name
 
 _DRAWN = ("candidates.png", "scaling.png")
@@ -76,6 +78,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     """
     check_names([settings.search], settings.verifiers)
     settings.drafting.check(settings)
+    check_rewords(settings.wordings, choose_search(settings.search).declares("rewords"))
     saved, done = folder / "config.yaml", folder / "result.json"
     if os.path.exists(saved):  # no error for names that no file system takes
         # Settings that could not be met leave nothing that was paid for.
@@ -84,7 +87,10 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
             raise DiffscaleError(
                 f"{folder} holds another run ({changed}): choose another --output, or remove the folder."
             )
-        check_sources(folder / "journal.sqlite", sources(settings.search, *settings.verifiers))
+        written = sources(settings.search, *settings.verifiers)
+        if choose_search(settings.search).declares("rewords"):
+            written |= wordings_of(settings.wordings, settings.model).records([settings.prompt])
+        check_sources(folder / "journal.sqlite", written)
         summary: dict[str, Any] | None = read_json(done, _Summary)
         # Killed between the result and what is drawn of it, it goes on from the journal, for nothing.
         drawn = all((folder / name).exists() for name in _DRAWN) or not (folder / "journal.sqlite").exists()
@@ -116,7 +122,7 @@ def _run(settings: GenerateConfig, folder: Path, progress: Progress) -> dict[str
         seed=settings.seed, steps=settings.steps, pipe_args=settings.call_args, batch_size=settings.batch_size,
         loading=settings, gallery=SHOWN, journal=folder / "journal.sqlite", progress=partial(progress, "searching"),
         choose=settings.choose, draft_model=settings.draft_model, draft_cache=settings.draft_cache,
-        draft_decoder=settings.draft_decoder,
+        draft_decoder=settings.draft_decoder, wordings=settings.wordings,
     )  # fmt: skip
     summary = _summary(settings, result)
     title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{result.prompt}”"
@@ -175,6 +181,7 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
         "traces": {name: [[nfe, score] for nfe, score in points] for name, points in result.traces.items()},
         "compared": [list(each) for each in result.compared],
         **({"decisions": result.decisions} if result.decisions else {}),
+        **wordings_in(result),
         # What judges say of both pictures, and whether the search or the choice was by them.
         "judges": {judge: {**by_judge, **scores}} if scores else {},
     }

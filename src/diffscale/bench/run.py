@@ -20,15 +20,25 @@ from diffscale._util.fingerprints import array_digest
 from diffscale._util.pixels import as_float, pixels, read_picture
 from diffscale._util.progress import Counter, Progress, silent
 from diffscale.api import make_sampler
+from diffscale.api.wordings import check_rewords, wordings_of
 from diffscale.bench.config import BenchConfig, check_names
 from diffscale.bench.hacking import spread
 from diffscale.bench.networks import Networks
-from diffscale.bench.series import Cell, PromptRepeat, condition_of, costs_of, rows_of, safe_name, tasks_of
+from diffscale.bench.series import (
+    Cell,
+    PromptRepeat,
+    condition_of,
+    costs_of,
+    rows_of,
+    safe_name,
+    tasks_of,
+    wordings_in,
+)
 from diffscale.bench.shared_samples import SharedSampler
 from diffscale.engine import noise
 from diffscale.engine.allocation import ALLOCATIONS, check_shareable
 from diffscale.engine.driver import run_searches
-from diffscale.engine.journal import Journal, recorded_settings
+from diffscale.engine.journal import Journal, recorded_settings, recorded_sources
 from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.engine.results import Candidate, Result, among
 from diffscale.engine.scoring import check_chooser, safe_score
@@ -39,7 +49,16 @@ from diffscale.registry import PLAIN_SEARCH
 from diffscale.registry.arguments import made
 from diffscale.registry.sources import sources
 from diffscale.report.pictures import to_pil
-from diffscale.types import Environment, Evaluate, NeedsIntermediateX0, PoolVerifier, Sampler, Search, SetVerifier
+from diffscale.types import (
+    Environment,
+    Evaluate,
+    NeedsIntermediateX0,
+    PoolVerifier,
+    Sampler,
+    Search,
+    SetVerifier,
+    Wording,
+)
 from diffscale.verifiers.function import FunctionVerifier
 from diffscale.verifiers.heldout import can_judge
 
@@ -79,8 +98,10 @@ def run(
     """
     check_names(settings.search, [], settings.allocation)
     settings.drafting.check(settings)
-    settings = settle(settings, folder)
     chosen = cells(settings) if only is None else only
+    rewords = any(cell.declares("rewords") for cell in chosen)
+    check_rewords(settings.wordings, rewords)
+    settings = settle(settings, folder)
     # Opened even if all is done: it knows whether the folder is of this model and seed.
     with locked(folder):
         bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
@@ -90,6 +111,9 @@ def run(
                 if cell.allocation:
                     verifier = bench.verifiers[cell.verifier]
                     check_shareable(cell.search, cell.declares("anytime"), verifier, bench.chooser)
+            if rewords:
+                others = wordings_of(settings.wordings, bench.source)
+                bench.others = others.find(bench.prompts, recorded_sources(journal.path), journal.add_sources)
             for cell in chosen:
                 bench.run_cell(cell, journal, partial(progress, cell.name))
     return [bench.done[name] for cell in chosen for name in bench.names(cell)]
@@ -162,6 +186,7 @@ class _Bench:
         self.done = {sample["name"]: sample for sample in kept}
         self.wanted = [PromptRepeat(prompt, repeat) for prompt in prompts for repeat in range(settings.repeats)]
         self.prompts, self.rows = rows_of(self.wanted)
+        self.others: list[Wording] = []
         self.world = world_of(source)
         self.first: dict[tuple[str, PromptRepeat], Candidate] = {}
         self._scored: dict[tuple[str, str], float] = {}
@@ -174,7 +199,7 @@ class _Bench:
     def _sampler(self, steps: int | None) -> Sampler:
         settings = self.settings
         return make_sampler(
-            self.source, self.prompts, steps=steps, pipe_args=settings.call_args, loading=settings,
+            self.source, [*self.prompts, *self.others], steps=steps, pipe_args=settings.call_args, loading=settings,
             load=self.networks.pipeline, drafting=settings.drafting,
         )  # fmt: skip
 
@@ -279,7 +304,7 @@ class _Bench:
                 )
             elif isinstance(outcome, Result):
                 best, name = outcome.best, f"{task.name} | {cell.name} | again"
-                found = partial(_sample_noise, best.noise, best.key, scale)
+                found = partial(_sample_noise, best.noise, best.key, best.wording, scale)
                 again[i] = replace(task, search=found, budget=sampler.steps, name=name)
         sampled = run_searches(
             list(again.values()), sampler, self.verifiers[""], self.settings.batch_size, journal=journal
@@ -338,6 +363,7 @@ class _Bench:
             "traces": outcome.traces,
             "pool": [[value if math.isfinite(value) else None for value in row] for row in outcome.pool.tolist()],
             "image": str(picture),
+            **wordings_in(outcome),
         }
 
     def _score_by_others(self, sample: dict[str, Any], row: int) -> None:
@@ -401,6 +427,6 @@ def read_found(sample: Mapping[str, Any], folder: Path) -> Tensor:
     )
 
 
-def _sample_noise(noise: Any, key: int, scale: float, env: Environment) -> Search:
-    start = env.prior(1)
+def _sample_noise(noise: Any, key: int, wording: str, scale: float, env: Environment) -> Search:
+    start = env.reword(env.prior(1), [env.wordings.index(wording)])
     yield Evaluate(replace(start, x=scale * noise[None].to(start.x), key=torch.tensor([key])))

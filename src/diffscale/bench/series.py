@@ -1,6 +1,7 @@
 """What all series of searches have in common: their cells, prompts with repeats, tasks, and what searches cost."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -110,6 +111,12 @@ def costs_of(result: Result) -> dict[str, Any]:
     names = ("nfe", "network_forwards", "flops", "decodes", "verifier_calls", "verifier_flops", "comparisons")
     costs = {name: getattr(result.ledger, name) for name in names}
     return {**costs, "candidates": result.candidates, "dropped": result.dropped}
+
+
+def wordings_in(result: Result) -> dict[str, Any]:
+    """What the best candidate was drawn from, and how many each wording had, for JSON; empty for one wording alone."""
+    counts = Counter(result.wordings)
+    return {"wording": result.best.wording, "wordings": counts} if len(counts) > 1 else {}
 
 
 def safe_name(text: str) -> str:

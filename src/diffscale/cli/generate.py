@@ -50,6 +50,8 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
         console.print(f"{choose.split()[0]}, which chose: first sample {rounded(before, 4)}, chosen {gain}")
     for decision in summary.get("decisions", []):
         console.print(decision)
+    if "wording" in summary:
+        console.print(f"the best was asked for as {summary['wording']!r}", markup=False)
     if summary["dropped"]:
         print_warning(console, f"{summary['dropped']} of {summary['candidates']} candidates could not be scored")
     if compared := summary["compared"]:

@@ -28,6 +28,7 @@ from diffscale.types import (
     Score,
     Solve,
     State,
+    Wording,
 )
 
 _DRAWS_A_ROW: Final = 64  # uniform draws that count as a row, since they are single numbers
@@ -67,6 +68,10 @@ class SearchEnvironment:
     def drafts(self) -> Sequence[str]:
         return self.sampler.drafts if isinstance(self.sampler, Drafts) else ()
 
+    @property
+    def wordings(self) -> Sequence[str]:
+        return [self.sampler.prompts[row] for row in self._rows]
+
     def draft_nfe(self, steps: int, via: str = "") -> float:
         return drafter_of(self.sampler, steps, via).nfe
 
@@ -83,7 +88,16 @@ class SearchEnvironment:
             given = f"shaped {list(x.shape)}" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
             shape = ", ".join(map(str, ("rows", *like.shape[1:])))
             raise DiffscaleError(f"env.start takes latents shaped [{shape}], as env.prior gives them, not {given}.")
-        return self._at_start(x.to(like))
+        return self._at_start(x.to(like), torch.full((len(x),), self.prompt_index))
+
+    def reword(self, state: State, wordings: Sequence[int]) -> State:
+        if len(wordings) != len(state) or not all(0 <= number < len(self._rows) for number in wordings):
+            raise DiffscaleError(
+                f"env.reword takes the number of a wording, 0 to {len(self._rows) - 1}, for each of the {len(state)} "
+                f"rows, not {list(wordings)}."
+            )
+        rows = torch.tensor([self._rows[number] for number in wordings], dtype=torch.int64)
+        return replace(state, prompt_index=rows, x0=None, model_output=None)
 
     def neighbours(self, state: State, n: int, cosine: float) -> State:
         if state.step or state.level is not None:
@@ -95,7 +109,7 @@ class SearchEnvironment:
             raise DiffscaleError(f"A cosine between noises is from -1 to 1, not {cosine}.")
         check_rows(len(state) * n, state.row_bytes)
         near = noise.neighbours(state.x.repeat_interleave(n, 0), self._fresh_keys(len(state) * n), cosine)
-        return self._at_start(near)
+        return self._at_start(near, state.prompt_index.repeat_interleave(n))
 
     def mutate(self, state: State, cosine: float) -> State:
         return self.neighbours(state, 1, cosine)
@@ -167,8 +181,15 @@ class SearchEnvironment:
         """A noise of one row, as all of this sampler are shaped, typed and placed."""
         return self.sampler.prior(torch.tensor([self.key]), torch.tensor([self.prompt_index]))
 
-    def _at_start(self, x: Tensor) -> State:
-        return State(x, 0, self._fresh_keys(len(x)), torch.full((len(x),), self.prompt_index))
+    @cached_property
+    def _rows(self) -> list[int]:
+        """The sampler's rows of this prompt: the user's own, and those of other wordings."""
+        own, prompts = self.sampler.prompts[self.prompt_index], self.sampler.prompts
+        others = [row for row, each in enumerate(prompts) if isinstance(each, Wording) and each.own == own]
+        return [self.prompt_index, *others]
+
+    def _at_start(self, x: Tensor, prompt_index: Tensor) -> State:
+        return State(x, 0, self._fresh_keys(len(x)), prompt_index)
 
     def _fresh_keys(self, n: int) -> Tensor:
         first, self.drawn = self.drawn, self.drawn + n

@@ -67,8 +67,8 @@ class Journal:
     """The journal in the file `path`, made if it is not there.
 
     `settings`: all that decides the results, as JSON holds it; `sources`: digests of code that users
-    wrote and of files that they named, by what they are called. Raises DiffscaleError if the file is a journal of other
-    settings, or none, or if one of `sources` has changed since something was paid for.
+    wrote and of files that they named, and wordings of prompts, by what they are called. Raises DiffscaleError if the
+    file is a journal of other settings, or none, or if one of `sources` has changed since something was paid for.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> None:
@@ -85,11 +85,15 @@ class Journal:
                 "--output, or remove the folder."
             )
         try:
-            _check_sources(self._store, sources or {})
+            self.add_sources(sources or {})
         except DiffscaleError:
             self._store.close()
             raise
-        self._store.write("INSERT OR REPLACE INTO sources VALUES (?, ?)", list((sources or {}).items()))
+
+    def add_sources(self, sources: Mapping[str, str]) -> None:
+        """Record `sources`; raises DiffscaleError if one of them has changed since something was paid for."""
+        _check_sources(self._store, sources)
+        self._store.write("INSERT OR REPLACE INTO sources VALUES (?, ?)", list(sources.items()))
 
     def chunk(self, search: str, chunk: int) -> int:
         """The chunk that the search began with: the one recorded, or `chunk`, which is then recorded.
@@ -190,6 +194,17 @@ def _check_sources(store: SqliteStore, sources: Mapping[str, str]) -> None:
             f"The {' and the '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since this run began: "
             "choose another --output, or remove the folder."
         )
+
+
+def recorded_sources(path: Path) -> dict[str, str]:
+    """The sources that the journal in the file `path` has; empty where there is none.
+
+    Raises DiffscaleError for a file that cannot be read.
+    """
+    if not os.path.exists(path):
+        return {}
+    with closing(SqliteStore(path, _TABLES, **_FILE)) as store:
+        return dict(store.read("SELECT name, digest FROM sources"))
 
 
 def recorded_settings(path: Path) -> dict[str, Any]:

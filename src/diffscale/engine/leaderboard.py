@@ -67,15 +67,17 @@ class Components:
 
 @dataclass
 class Scores(Components):
-    """What the verifier gave the finished candidates of one search, their keys, and the NFE that had been spent."""
+    """What the verifier gave the finished candidates of one search, their keys, the rows of the sampler's prompts that
+    they are of, and the NFE that had been spent."""
 
     _nfe: dict[int, int] = field(default_factory=dict, init=False)
     _keys: dict[int, int] = field(default_factory=dict, init=False)
+    _prompts: dict[int, int] = field(default_factory=dict, init=False)
 
-    def add(self, number: int, components: Tensor, nfe: int, key: int) -> None:
+    def add(self, number: int, components: Tensor, nfe: int, key: int, prompt_index: int) -> None:
         """Take the components [K] of candidate `number`."""
         self._put(number, components)
-        self._nfe[number], self._keys[number] = nfe, key
+        self._nfe[number], self._keys[number], self._prompts[number] = nfe, key, prompt_index
 
     def trace(self) -> list[tuple[int, int, float]]:
         """(number, NFE, value) of every candidate that was better than all before it, by the final values."""
@@ -94,6 +96,10 @@ class Scores(Components):
     def key(self, number: int) -> int:
         """A candidate's key."""
         return self._keys[number]
+
+    def prompt_index(self, number: int) -> int:
+        """Which of the sampler's prompts a candidate is of."""
+        return self._prompts[number]
 
 
 @dataclass

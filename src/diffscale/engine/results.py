@@ -21,7 +21,7 @@ class Candidate:
     `number`: how many candidates were finished before it. `components`: float64 [K], the verifier's own scores; `score`
     is their value among all candidates of the search. `ranking`: float64 [R], what the final choice is made by: the
     chooser's own scores, without a chooser the verifier's; `value` is their value among all candidates, by which the
-    best is the best.
+    best is the best. `wording`: what the model was asked: the prompt, or a `types.Wording` of it.
     """
 
     image: Tensor
@@ -33,6 +33,7 @@ class Candidate:
     components: Tensor
     value: float
     ranking: Tensor
+    wording: str
     noise: Tensor | None = None
 
 
@@ -62,7 +63,8 @@ class Result:
     samplers of one's own are run. `compared`: where several candidates shared the best value and who ranks them can
     compare pictures, their numbers pair by pair and the probability that the first is better, by which they stand in
     the order that they have in `best_candidates` and in `gallery`. `decisions`: what the search settled on by itself,
-    and why, in sentences.
+    and why, in sentences. `wordings`: what the model was asked for each candidate, by its number, as
+    `Candidate.wording`.
     """
 
     best: Candidate
@@ -80,6 +82,7 @@ class Result:
     dtype: str = ""
     compared: list[tuple[int, int, float]] = field(default_factory=list)
     decisions: list[str] = field(default_factory=list)
+    wordings: list[str] = field(default_factory=list)
 
 
 def among(result: Result, candidate: Candidate, verifier: Verifier, choose: Verifier | None) -> Candidate:

@@ -175,6 +175,7 @@ class SearchRun:
             self.sampler.prompts[self.task.prompt_index],
             compared=self.ties.compared,
             decisions=list(self.decisions),
+            wordings=[self._wording(number) for number in range(self.scores.count)],
         )
 
     def _forget(self) -> None:
@@ -235,8 +236,12 @@ class SearchRun:
             table.components[number].clone(),
             float(values[number]),
             self.leaderboard.components[number].clone(),
+            self._wording(number),
             kept.get("noise"),
         )
+
+    def _wording(self, number: int) -> str:
+        return self.sampler.prompts[self.scores.prompt_index(number)]
 
     def _whole(self, number: int) -> dict[str, Tensor]:
         kept = self.pictures.of(number)
@@ -356,7 +361,7 @@ class SearchRun:
         ranking = ranking.masked_fill(~rows.isfinite().all(1, keepdim=True), -math.inf)
         for i in range(len(rows)):
             number = self.finished + reply.start + i
-            self.scores.add(number, rows[i], nfe[i], int(keys[i]))
+            self.scores.add(number, rows[i], nfe[i], int(keys[i]), int(state.prompt_index[i]))
             full_size, shown = self.leaderboard.add(number, ranking[i])
             # In whatever order they come, the baseline is the first of them that can be chosen.
             first = bool(ranking[i].isfinite().all()) and (self._first is None or number < self._first)

@@ -46,6 +46,7 @@ from diffscale.types import (
     Stage,
     State,
     Verifier,
+    own_prompt,
 )
 
 
@@ -280,7 +281,8 @@ class Worker:
         )
 
     def _prompts(self, state: State | Pairs) -> list[str]:
-        return [self.sampler.prompts[row] for row in state.prompt_index.tolist()]
+        """What verifiers are told: the users' own prompts, in whatever wording the model was asked."""
+        return [own_prompt(self.sampler.prompts[row]) for row in state.prompt_index.tolist()]
 
 
 def _asked(verifier: Verifier, recorded: Sequence[Tensor]) -> Sequence[Tensor]:

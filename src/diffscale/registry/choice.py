@@ -14,7 +14,7 @@ from diffscale._util.errors import DiffscaleError, UnknownName, explained, raise
 from diffscale._util.fingerprints import name_of
 from diffscale.registry import Registry
 from diffscale.registry.arguments import check_keywords, parse, required, signature, takes_inputs
-from diffscale.types import declares, search_traits
+from diffscale.types import TRAITS, declares, search_traits
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Choice:
             mend = f"give the class a method __call__(self, {inputs})" if isinstance(self.thing, type) else mend
             what = f"gives {type(made).__name__}, which cannot be called"
             raise DiffscaleError(f"The {self.kind} {self.name} {what}: {mend}.")
-        traits = {trait: True for trait in ("anytime", "independent") if self.declares(trait)}
+        traits = {trait: True for trait in TRAITS if self.declares(trait)}
         # What a factory makes is told from others by what the factory declares.
         return search_traits(**traits)(partial(made)) if traits else made
 

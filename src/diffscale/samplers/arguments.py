@@ -116,7 +116,8 @@ def arguments_of_rows(args: Mapping[str, Any], rows: Sequence[int], prompts: Seq
             return [value[row] for row in rows]
         return value
 
-    given = args if embedded else {**args, "prompt": prompts}
+    # Plain strings: some pipelines ask that all texts are of one type.
+    given = args if embedded else {**args, "prompt": [str(prompt) for prompt in prompts]}
     return {name: of_rows(name, value) for name, value in given.items()}
 
 

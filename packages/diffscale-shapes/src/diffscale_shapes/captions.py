@@ -5,11 +5,12 @@ descriptions), and so gives the judge the meaning of a prompt that a user typed.
 """
 
 import re
+from dataclasses import replace
 from itertools import chain
 from random import Random
 from typing import Final
 
-from diffscale_shapes.scenes import COLOURS, MAX_COUNT, SHAPES, Description, Spec
+from diffscale_shapes.scenes import COLOURS, INVERSE, MAX_COUNT, SHAPES, Description, Spec
 
 NUMBERS: Final = ("one", "two", "three", "four", "five", "six")
 _SIZE_WORDS: Final = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
@@ -55,6 +56,31 @@ def _write_spec(spec: Spec, rng: Random) -> str:
         words[-3:-1] = words[-2], words[-3]  # "red striped" as well as "striped red"
     article = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([NUMBERS[spec.count - 1] if spec.count > 1 else article, *words])
+
+
+def other_wordings(text: str, most: int = 7) -> list[str]:
+    """At most so many other captions that ask for what `text` asks for: its objects in another order, a relation told
+    from its other side, other words. Always the same ones; none for a text that cannot be read, few for a simple one.
+    """
+    meaning = parse_caption(text)
+    if meaning is None:
+        return []
+    rng, found = Random(f"wordings of {meaning.key()}"), dict[str, None]()
+    for _ in range(40 * most):
+        found[write_caption(_retold(meaning, rng), rng)] = None
+    found.pop(text, None)
+    return list(found)[:most]
+
+
+def _retold(meaning: Description, rng: Random) -> Description:
+    """The same meaning, with what is said told in a random order."""
+    if meaning.relation is None:
+        return replace(meaning, specs=tuple(rng.sample(meaning.specs, len(meaning.specs))))
+    first, second, *rest = meaning.specs
+    rest = rng.sample(rest, len(rest))
+    if rng.random() < 0.5:
+        return replace(meaning, specs=(second, first, *rest), relation=INVERSE[meaning.relation])
+    return replace(meaning, specs=(first, second, *rest))
 
 
 _MEANING: Final = {

@@ -35,7 +35,8 @@ GAP: Final = 2
 MARGIN: Final = 1
 """Least number of background pixels between a bounding box and the edge of the canvas."""
 
-_OPPOSITE: Final = {"right of": "left of", "below": "above"}
+INVERSE: Final = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+"""What the second object is to the first one where that has a relation to it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -94,8 +95,8 @@ class Description:
         if relation is None:
             return "&".join(sorted(specs))
         first, second, *rest = specs
-        if relation in _OPPOSITE:
-            first, second, relation = second, first, _OPPOSITE[relation]
+        if relation in ("right of", "below"):
+            first, second, relation = second, first, INVERSE[relation]
         return f"{first} {relation} {second}&" + "&".join(sorted(rest))
 
 

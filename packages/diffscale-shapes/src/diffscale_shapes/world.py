@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffscale_shapes.captions import parse_caption
+from diffscale_shapes.captions import other_wordings, parse_caption
 from diffscale_shapes.judge import judge_image
 from diffscale_shapes.render import render
 from diffscale_shapes.scenes import CANVAS, CATEGORIES, CLASSES, draw_class_scene
@@ -28,6 +28,9 @@ class ShapesWorld:
 
     def prompt_key(self, prompt: str) -> str | None:
         return meaning.key() if (meaning := parse_caption(prompt)) else None
+
+    def wordings(self, prompt: str) -> Sequence[str]:
+        return other_wordings(prompt)
 
     def category(self, prompt: str) -> str:
         return meaning.category if (meaning := parse_caption(prompt)) else ""

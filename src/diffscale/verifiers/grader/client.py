@@ -226,7 +226,8 @@ class Client:
             return Unanswered(reason, response.headers.get("Retry-After"))
         else:
             return Refused(reason)
-        return DiffscaleError(f"The grader's server {self._endpoint.url} refuses every picture ({reason}): {what}.")
+        server = f"The language model's server {self._endpoint.url}"
+        return DiffscaleError(f"{server} refuses every request ({reason}): {what}.")
 
     def _shown(self, text: str) -> str:
         # Hidden before it is cut: half a key is one too many.

@@ -77,26 +77,26 @@ def resolve(model: str | None, base_url: str | None, key_env: str, key: str | No
     """
     model = model or os.environ.get("DIFFSCALE_GRADER_MODEL", "")
     if not model:
-        raise DiffscaleError("The grader needs a model: give model=NAME, or set DIFFSCALE_GRADER_MODEL.")
+        raise DiffscaleError("The language model needs a name: give model=NAME, or set DIFFSCALE_GRADER_MODEL.")
     base = _address(base_url or os.environ.get("OPENAI_BASE_URL", ""))
     return Endpoint(base, model, _key(_variable(key_env), key), key_env)
 
 
 def _address(given: str) -> str:
     if not given:
-        raise DiffscaleError(f"The grader needs an address: {_HOW}.")
+        raise DiffscaleError(f"The language model needs an address: {_HOW}.")
     try:
         url = httpx2.URL(given)
     except httpx2.InvalidURL:
         # Not quoted, here and below: there may be a key in it.
-        raise DiffscaleError(f"The grader's base URL cannot be read: {_HOW}.") from None
+        raise DiffscaleError(f"The language model's base URL cannot be read: {_HOW}.") from None
     if url.userinfo or url.query or url.fragment:
         raise DiffscaleError(
-            "The grader's base URL must hold no user, password, query or fragment: put the key in an environment "
-            "variable and name it with key_env."
+            "The language model's base URL must hold no user, password, query or fragment: put the key in an "
+            "environment variable and name it with key_env."
         )
     if url.scheme not in ("http", "https") or not url.host:
-        raise DiffscaleError(f"The grader's base URL is not an http or https address: {_HOW}.")
+        raise DiffscaleError(f"The language model's base URL is not an http or https address: {_HOW}.")
     return str(url).rstrip("/")
 
 
@@ -119,7 +119,7 @@ def _written_address(given: str) -> str:
     address = _address(given)
     if _keys_in(address):
         raise DiffscaleError(
-            "The grader's base URL may hold a key in its path, and is written to files: set the address in "
+            "The language model's base URL may hold a key in its path, and is written to files: set the address in "
             "OPENAI_BASE_URL instead, which is written nowhere."
         )
     return address

@@ -5,18 +5,19 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
 from diffscale._util.files import private
 from diffscale._util.store import SqliteStore, keep_private
 
+Form = TypeVar("Form", bound=BaseModel)
 Points = Annotated[float, Field(ge=0, le=10, strict=True, allow_inf_nan=False)]
 
 
 class MalformedGrade(ValueError):
-    """An answer that is no whole grade within its range; the text says what is wrong with it."""
+    """An answer that is not what was asked for, such as a whole grade; the text says what is wrong with it."""
 
 
 class Aspect(BaseModel):
@@ -58,18 +59,22 @@ SCORES: Final = (*ASPECTS, "overall", "mean")
 
 
 def parse_grade(answer: str) -> Grade:
-    """The grade in a model's answer: a JSON object, alone, in a code fence or amid prose.
+    """The grade in a model's answer, see `parse_object`: numbers are neither guessed nor clipped."""
+    return parse_object(answer, Grade)
 
-    Raises MalformedGrade for anything but exactly one whole grade: numbers are neither guessed nor clipped, and of a
-    name that is given twice neither value counts.
+
+def parse_object(answer: str, kind: type[Form]) -> Form:
+    """The JSON object of that `kind` in a model's answer, alone, in a code fence or amid prose.
+
+    Raises MalformedGrade for anything but exactly one whole object; of a name that is given twice neither value counts.
     """
     # Thinking out loud comes first and may hold drafts.
     text = answer.rpartition("</think>")[2]
     text = text[text.find("{") : text.rfind("}") + 1]
     try:
-        grade = Grade.model_validate_json(text)
+        found = kind.model_validate_json(text)
         json.loads(text, object_pairs_hook=_each_once, parse_int=str)  # the last of a name wins elsewhere
-        return grade
+        return found
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the answer"
@@ -125,13 +130,13 @@ _FORM: Final = {name: {"reason": "...", "score": "number from 0 to 10"} for name
 }
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
+def json_object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
 
 
 # No minimum and maximum: some servers refuse a strict schema with them, and the range is checked here anyway.
-_ASPECT: Final = _object({"reason": {"type": "string"}, "score": {"type": "number"}})
-SCHEMA: Final = _object({**dict.fromkeys(ASPECTS, _ASPECT), "overall": {"type": "number"}})
+_ASPECT: Final = json_object({"reason": {"type": "string"}, "score": {"type": "number"}})
+SCHEMA: Final = json_object({**dict.fromkeys(ASPECTS, _ASPECT), "overall": {"type": "number"}})
 """JSON schema of a grade, within what strict structured outputs allow."""
 
 
@@ -160,13 +165,14 @@ def chat_messages(png: bytes, prompt: str) -> list[dict[str, Any]]:
     return user_message(_question(prompt), png)
 
 
-FORMATS: Final[tuple[dict[str, Any], ...]] = (
-    {"response_format": {"type": "json_schema", "json_schema": {"name": "grade", "strict": True, "schema": SCHEMA}}},
-    {"response_format": {"type": "json_object"}},
-    {},
-)
-"""What holds the answer to JSON, strictest first: some servers know no schemas (DeepSeek), others nothing but schemas
-(LM Studio refuses `json_object`), some neither. The question itself shows the form in any case."""
+def json_formats(name: str, schema: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """What holds an answer to JSON, strictest first: some servers know no schemas (DeepSeek), others nothing but
+    schemas (LM Studio refuses `json_object`), some neither. The question itself shows the form in any case."""
+    strict = {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
+    return {"response_format": strict}, {"response_format": {"type": "json_object"}}, {}
+
+
+FORMATS: Final = json_formats("grade", SCHEMA)
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS grades (

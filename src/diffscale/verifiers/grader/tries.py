@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from diffscale._util.errors import DiffscaleError
 from diffscale.verifiers.grader.client import Client, Refused, Tally, Unanswered, Written
 from diffscale.verifiers.grader.endpoint import Endpoint
-from diffscale.verifiers.grader.grade import FORMATS, Grade, MalformedGrade, chat_messages, parse_grade
+from diffscale.verifiers.grader.grade import FORMATS, Grade, MalformedGrade, chat_messages, parse_grade, user_message
 from diffscale.verifiers.grader.preference import LOGPROBS, pair_messages, preference
 
 T = TypeVar("T")
@@ -109,13 +109,13 @@ class Outage:
             if self._failures:
                 return
         raise DiffscaleError(
-            f"The grader's server {self._url} gave no answer for {_OUTAGE} pictures in a row ({reason}): check it, its "
-            "quota and that the model takes pictures, then give the same command again."
+            f"The language model's server {self._url} gave no answer for {_OUTAGE} pictures in a row ({reason}): check "
+            "it, its quota and that the model takes pictures, then give the same command again."
         )
 
 
 @dataclass
-class _Forms:
+class Forms:
     """Options of a request, best first; `known`: those before this one the server refuses."""
 
     options: Sequence[dict[str, Any]]
@@ -123,7 +123,7 @@ class _Forms:
 
 
 class RetryingClient:
-    """Asks `Client` for grades and preferences; for many threads at once.
+    """Asks `Client` for grades, preferences and texts; for many threads at once.
 
     `timeout`, `tally`: as for `Client`. `per_minute`: as for `RateLimit`. `tries`: how often a picture is asked for
     before it is given up, the first time included.
@@ -132,13 +132,13 @@ class RetryingClient:
     def __init__(
         self, endpoint: Endpoint, timeout: float, per_minute: float | None, tries: int, tally: Tally, timing: Timing
     ) -> None:
-        self._client = Client(endpoint, timeout, tally)
+        self._url, self._client = endpoint.url, Client(endpoint, timeout, tally)
         self._limit = RateLimit(per_minute, timing.clock)
         self._outage = Outage(endpoint.url)
         self._tries = tries
         self._tally = tally
         self._timing = timing
-        self._formats, self._choices = _Forms(FORMATS), _Forms(LOGPROBS)
+        self._formats, self._choices = Forms(FORMATS), Forms(LOGPROBS)
         self._refused_pairs = 0
 
     def close(self) -> None:
@@ -172,8 +172,18 @@ class RetryingClient:
         self._refused_pairs = 0
         return answer
 
+    def text(self, question: str, forms: Forms, read: Callable[[Written], T]) -> T:
+        """What `read` reads in what the model writes to `question`; raises DiffscaleError where that cannot be had."""
+        try:
+            return self._retried(user_message(question), forms, read, threading.Event())
+        except (MalformedGrade, Unanswered, Refused) as error:
+            raise DiffscaleError(
+                f"The language model's server {self._url} gave no usable answer ({error}): check it, its quota and the "
+                "model, then give the same command again."
+            ) from None
+
     def _answer(
-        self, messages: list[dict[str, Any]], forms: _Forms, read: Callable[[Written], T], stop: threading.Event
+        self, messages: list[dict[str, Any]], forms: Forms, read: Callable[[Written], T], stop: threading.Event
     ) -> T | str:
         """What `read` reads in what the model writes, or why there is nothing; raises Refused."""
         try:
@@ -189,7 +199,7 @@ class RetryingClient:
         return answer
 
     def _retried(
-        self, messages: list[dict[str, Any]], forms: _Forms, read: Callable[[Written], T], stop: threading.Event
+        self, messages: list[dict[str, Any]], forms: Forms, read: Callable[[Written], T], stop: threading.Event
     ) -> T:
         """What `read` reads; waits for its turn and between tries.
 
@@ -206,7 +216,7 @@ class RetryingClient:
                     self._wait(stop, self._pause(attempt, error))
             attempt += 1
 
-    def _complete(self, messages: list[dict[str, Any]], forms: _Forms, stop: threading.Event, again: bool) -> Written:
+    def _complete(self, messages: list[dict[str, Any]], forms: Forms, stop: threading.Event, again: bool) -> Written:
         """What the model writes, asked in the first form that the server knows; found out once."""
         first = forms.known
         for level in range(first, len(forms.options)):
@@ -231,8 +241,8 @@ class RetryingClient:
             return seconds
         if after > _LONGEST_RETRY_AFTER:
             raise DiffscaleError(
-                f"The grader's server asks to be left alone for {after:.0f} s ({error}): wait or raise the quota, then "
-                "give the same command again."
+                f"The language model's server asks to be left alone for {after:.0f} s ({error}): wait or raise the "
+                "quota, then give the same command again."
             )
         self._limit.pause(after)
         return after + seconds
