@@ -229,6 +229,11 @@ OPTIONS = [
     ["--choose", "dino_ssl level=0.2", "--verifier", "clip_ssl"],
     ["--negative-prompt", "blurry", "--pipe-arg", "negative_prompt=grey"],
     *(["--budget", "1000000000", "--search", name] for name in ("svdd", "fk")),
+    ["--wordings", "prompts.txt"],  # which random search does not draw from
+    *(["--search", "rewrites", "--wordings", given] for given in ("", " ", LONG, ".", "prompts.txt", "~nobody-here/x")),
+    *(["--search", "rewrites", "--wordings", f"llm{given}"] for given in ("", " model", " nope=1", " model=m n=0")),
+    ["--search", "rewrites", "--wordings", "llm model=m base_url=nowhere"],
+    ["--search", "rewrites", "--model", "shapes-sit-s"],
 ]
 
 

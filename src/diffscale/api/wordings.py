@@ -89,7 +89,7 @@ def wordings_of(given: Given, model: str) -> Wordings:
         with explained("Give wordings as a dictionary of prompts, with a list of texts for each.", ValidationError):
             texts = _Texts.validate_python(lists, strict=True)
     else:
-        texts = _read(Path(given).expanduser())
+        texts = _read(Path(given))
     return Wordings(lambda prompt: texts.get(prompt, ()))
 
 
@@ -135,8 +135,8 @@ def _read(path: Path) -> dict[str, list[str]]:
         f'The wordings {str(path)!r} cannot be read ({{why}}): give a JSONL file, or "llm model=NAME" to have them '
         "written."
     )
-    with explained(unreadable, OSError, UnicodeDecodeError, ValueError):
-        text = read_text(path)
+    with explained(unreadable, OSError, ValueError, RuntimeError):  # RuntimeError: a user without a home
+        text = read_text(path.expanduser())
     found: dict[str, list[str]] = {}
     for number, row in enumerate(parse_jsonl(text, path), 1):
         line = checked(_Line, row, path)
