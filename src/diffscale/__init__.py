@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         State,
         Teachable,
         Verifier,
+        Wording,
         concat,
         search_traits,
     )
@@ -85,6 +86,7 @@ __all__ = [
     "Unsuited",
     "VariancePreserving",
     "Verifier",
+    "Wording",
     "concat",
     "load_verifier",
     "make_sampler",
@@ -136,6 +138,7 @@ _HOMES = {
             "State",
             "Teachable",
             "Verifier",
+            "Wording",
             "concat",
             "search_traits",
         ),
