@@ -65,7 +65,8 @@ def learn(tape: Tape, verifier: str) -> tuple[ValueModel, list[Learned]]:
         views = tape.views[verifier][:, :, column].double()
         usable = views.isfinite().all(-1) & finals.isfinite()
         fit = _Regression(views, finals, usable)
-        tried = {penalty: fit.weights(~held_out, penalty) for penalty in _PENALTIES}
+        moments = fit.moments(~held_out)
+        tried = {penalty: _solved(moments, penalty) for penalty in _PENALTIES}
         agreement = {penalty: fit.agreement(held_out, weights) for penalty, weights in tried.items()}
         best = max(reversed(_PENALTIES), key=agreement.__getitem__)  # the largest of equals
         plain = torch.zeros(views.shape[-1], dtype=torch.float64)
@@ -86,19 +87,17 @@ class _Regression:
     finals: Tensor
     usable: Tensor
 
-    def weights(self, prompts: Tensor, penalty: float) -> Tensor:
-        """[F], learned from the chosen `prompts` (bool [P]); `penalty` is per standard deviation of each column."""
+    def moments(self, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the chosen `prompts` (bool [P]): the correlations of columns [F, F], their covariances with the end [F]
+        and their standard deviations [F]."""
         x, y = (self._centred(each)[self.usable & prompts[:, None]] for each in (self.views, self.finals))
         scale = x.std(0, correction=0).clamp(min=1e-6)
-        x = x / scale
-        penalties = torch.full((x.shape[1],), penalty, dtype=torch.float64)
-        penalties[-1] = _FREE
-        rows = max(1, len(x))
-        return torch.linalg.solve(x.T @ x / rows + penalties.diag(), x.T @ y / rows) / scale
+        x, rows = x / scale, max(1, len(x))
+        return x.T @ x / rows, x.T @ y / rows, scale
 
     def whole(self, penalty: float) -> tuple[Tensor, Tensor]:
         """Weights and bias, learned from all prompts."""
-        weights = self.weights(torch.ones(len(self.views), dtype=torch.bool), penalty)
+        weights = _solved(self.moments(torch.ones(len(self.views), dtype=torch.bool)), penalty)
         return weights, (self.finals[self.usable] - self.views[self.usable] @ weights).mean()
 
     def agreement(self, prompts: Tensor, weights: Tensor) -> float:
@@ -117,6 +116,14 @@ class _Regression:
         kept = self.usable.view(*self.usable.shape, *[1] * (values.ndim - 2))
         usable = torch.where(kept, values, 0.0)
         return usable - usable.sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp(min=1)
+
+
+def _solved(moments: tuple[Tensor, Tensor, Tensor], penalty: float) -> Tensor:
+    """The weights [F] of a ridge regression, whose `penalty` is on columns of standard deviation 1."""
+    among, with_the_end, scale = moments
+    penalties = torch.full_like(scale, penalty)
+    penalties[-1] = _FREE
+    return torch.linalg.solve(among + penalties.diag(), with_the_end) / scale
 
 
 def foretold(tape: Tape, model: ValueModel) -> Tensor:
