@@ -2,8 +2,8 @@
 
     diffscale tape record train.txt --model shapes-flux --candidates 8 --predictions 5,7,9,11 --drafts 3,4,5 --views \
         --output outputs/value/train.tape
-    diffscale tape record shapes-mini --model shapes-flux --candidates 32 --predictions 5,7,9,11 --drafts 3,4,5 --views \
-        --output outputs/value/held-out.tape
+    diffscale tape record shapes-mini --model shapes-flux --candidates 32 --predictions 5,7,9,11 --drafts 3,4,5 \
+        --views --output outputs/value/held-out.tape
     python benchmarks/value_model.py outputs/value/train.tape outputs/value/held-out.tape \
         benchmarks/tapes/shapes-flux-suite.tape [--output docs/frontier/shapes-flux-values-60x32.md]
 
