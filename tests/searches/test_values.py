@@ -7,9 +7,9 @@ from toys import task
 from diffscale.engine.driver import run_searches
 from diffscale.engine.scoring import at_stage
 from diffscale.engine.worker import Worker
-from diffscale.samplers.toy import ToySampler
 from diffscale.searches import SEARCHES, choose_search
 from diffscale.testing import NearPoint, assert_same, points
+from diffscale.testing import WordedToy as ToySampler
 from diffscale.types import Draft, JudgesUnfinished, Score, Stage
 from diffscale.verifiers.ensemble import Ensemble
 from diffscale.verifiers.valued import Valued, ValueModel
