@@ -489,6 +489,16 @@ class Stage:
     done: float
     via: str | None = None
 
+    @classmethod
+    def of_prediction(cls, level: float) -> Stage:
+        """That of an x0-prediction at that noise level in [0, 1]."""
+        return cls(1 - level)
+
+    @classmethod
+    def of_draft(cls, steps: int, whole: int, via: str) -> Stage:
+        """That of a draft of `steps` by `via`, of a model whose samples take `whole` steps."""
+        return cls(min(1.0, steps / whole), via)
+
 
 @runtime_checkable
 class JudgesUnfinished(Verifier, Protocol):

@@ -184,10 +184,9 @@ class Worker:
     def _unfinished(self, state: State, draft: Draft | None = None) -> Verifier:
         """What judges the x0-predictions of `state`, or its pictures as those of a `draft`."""
         if draft is not None:
-            return at_stage(self.verifier, Stage(draft.steps / self.sampler.steps, draft.via))
-        return at_stage(
-            self.verifier, Stage(1 - (self.sampler.levels[state.step] if state.level is None else state.level))
-        )
+            return at_stage(self.verifier, Stage.of_draft(draft.steps, self.sampler.steps, draft.via))
+        level = self.sampler.levels[state.step] if state.level is None else state.level
+        return at_stage(self.verifier, Stage.of_prediction(level))
 
     def _choice(
         self, scores: Tensor, images: Tensor, prompts: list[str], recorded: Sequence[Tensor]

@@ -168,10 +168,11 @@ class _Recorder:
             state = self._timed("step", len(start), partial(self.sampler.predict, state))
             if step + 1 in self.plan.predictions:
                 assert state.x0 is not None
-                predicted.append(self._seen(self.sampler.decode, state.x0, state, Stage(1 - self.sampler.levels[step])))
+                stage = Stage.of_prediction(self.sampler.levels[step])
+                predicted.append(self._seen(self.sampler.decode, state.x0, state, stage))
             state = self.sampler.step(state)
         for steps, via in self.plan.drafts:
-            drafter, stage = drafter_of(self.sampler, steps, via), Stage(steps / self.sampler.steps, via)
+            drafter, stage = drafter_of(self.sampler, steps, via), Stage.of_draft(steps, self.sampler.steps, via)
             drafts.append(self._seen(drafter.decode, drafter.run(start).x, start, stage))
         looks, final = [*predicted, *drafts], self._seen(self.sampler.decode, state.x, state)
         scores = {name: torch.stack([each[name] for each, _ in (*looks, final)], -1) for name in self.verifiers}

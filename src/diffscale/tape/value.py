@@ -33,8 +33,8 @@ class Learned:
 
 def stages(tape: Tape) -> list[Stage]:
     """Those of the tape's looks, in the order of its columns."""
-    predictions = [Stage(1 - tape.levels[steps - 1]) for steps in tape.predictions]
-    return predictions + [Stage(min(1.0, kind.steps / tape.steps), kind.via) for kind in tape.drafts]
+    predictions = [Stage.of_prediction(tape.levels[steps - 1]) for steps in tape.predictions]
+    return predictions + [Stage.of_draft(kind.steps, tape.steps, kind.via) for kind in tape.drafts]
 
 
 def is_held_out(prompt: str) -> bool:
