@@ -1,21 +1,22 @@
 """Does a model that was sharpened give at the plain cost what the base gives by search? All methods at equal FLOPs.
 
-    python benchmarks/sharpening.py [--model shapes-sdxl] [--tflop 31] [--seeds 3] [--limit 300] [--jobs 1]
+    python benchmarks/sharpening.py [--model shapes-sdxl] [--tflop 31 ...] [--seeds 3] [--limit 300] [--jobs 1]
         [--methods group-dpo nft ...] [--reward clip] [--mixed_precision bf16] [--output outputs/sharpening]
 
 Every method of `diffscale train` trains a LoRA with the settings of sharpening.yaml, with `--reward` where it takes
 one, from each of the seeds, in processes of one thread. Each has as many optimiser steps as make up `--tflop` counted
 operations (denoiser, decoder and rewards, forwards and backwards): 31 are what `sharpen-rlhf` did in ten minutes of
-one core of the first machine. Then each is called as the base is, for every prompt of the suite `shapes` (none of
-which is in the data), from the base's noises. Beside them the base itself, and the best of 4 and of 16 of its samples
-by the reward.
+one core of the first machine. Of several `--tflop`, the longer trainings go on with the shorter ones. Then each is
+called as the base is, for every prompt of the suite `shapes` (none of which is in the data), from the base's noises.
+Beside them the base itself, and the best of 4 and of 16 of its samples by the reward.
 
 What is told: the judge, which nothing was trained or searched by, at 1x and for the best of 4 and 16 by clip of the
-trained model itself; other verifiers; recall as benchmarks/verifier_hacking.py has it; diversity, 1 less the mean
-cosine of two pictures of a prompt in the same features; the operations, steps and seconds of training, and after how
-many pictures it has paid for itself: how many searches of the base, with as many candidates as it takes to be as good
-by the judge, have as many operations as the training. Gains are paired by prompt and noise. The standard error adds
-up two parts: between prompts, and between seeds. A call that was killed goes on.
+trained model itself, and how much better that is than the same search on the base; other verifiers; recall as
+benchmarks/verifier_hacking.py has it; diversity, 1 less the mean cosine of two pictures of a prompt in the same
+features; the operations, steps and seconds of training, and after how many pictures it has paid for itself: how many
+searches of the base, with as many candidates as it takes to be as good by the judge, have as many operations as the
+training. Gains are paired by prompt and noise. The standard error adds up two parts: between prompts, and between
+seeds. A call that was killed goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -41,10 +43,10 @@ from torch import Tensor
 from verifier_hacking import truth
 
 from diffscale._util import config
-from diffscale._util.files import write_json
+from diffscale._util.files import replacing, write_json
 from diffscale._util.pixels import eight_bit
 from diffscale.bench.papers.recipe import RECIPES
-from diffscale.bench.papers.trainings import config_of, draw, expanded, id_of, make
+from diffscale.bench.papers.trainings import config_of, draw, expanded, folder_of, id_of, make
 from diffscale.engine import noise
 from diffscale.engine.flops import count_flops
 from diffscale.metrics.distances import diversity, recall
@@ -53,6 +55,7 @@ from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.suites import prompts as prompt_files
 from diffscale.tape.curves import best_of, candidates_worth
+from diffscale.train.run_directory import list_checkpoints
 from diffscale.train.traits import InnerEpochs
 from diffscale.verifiers import load
 from diffscale.verifiers.inception import load_inception
@@ -63,12 +66,13 @@ JUDGES: Final = (JUDGE, "clip", "image_reward", "aesthetic")
 BATCH: Final = 64
 COPIES: Final = 2  # of every prompt, for each seed
 POOL: Final = 16  # candidates of a search at most
+BUDGETS: Final = (1, 2, 4, 8, POOL)  # candidates
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="shapes-sdxl")
-    parser.add_argument("--tflop", type=float, default=31)
+    parser.add_argument("--tflop", type=float, nargs="+", default=[31.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=1)
@@ -80,9 +84,10 @@ def main() -> None:
     options = parser.parse_args()
     options.methods = options.methods or list(config.read(SETTINGS)[options.model])
     options.reward = options.reward or ["clip"]
+    options.tflop.sort()
     if options.one:
         method, seed = options.one
-        make(settings(options, method, int(seed)), method, options.output / "cache")
+        train_in_turn(options, method, int(seed))
         return
     for data in sorted({given(options, method)["data"] for method in options.methods}):
         draw(data, options.output / "cache" / "data")
@@ -94,37 +99,45 @@ def main() -> None:
     texts = prompt_files.load("shapes", options.limit)
     kept = options.output / f"{options.model}, {len(texts)} prompts"
     base = scored(kept / "base", options.model, options.model, texts, range(max(options.seeds * COPIES, POOL)))
+    for tflop in options.tflop:
+        compare(options, tflop, texts, base, kept)
+
+
+def compare(options: argparse.Namespace, tflop: float, texts: list[str], base: NDArray[np.float64], kept: Path) -> None:
+    """Print and keep the table of what trainings of `tflop` give, beside the base and searches on it."""
     sample = flops_of_sample(options.model)
     rows = [row_of("base", [base[:, seed * COPIES : (seed + 1) * COPIES] for seed in range(options.seeds)], base)]
     rows += [searched(f"best of {n} by clip", n, base, base, options.seeds) for n in (4, POOL)]
     for method in options.methods:
-        found, told, best = [], [], []
+        found, told = [], []
         for seed in range(options.seeds):
-            folder = make(settings(options, method, seed), method, options.output / "cache")
+            folder = make(settings(options, method, seed, tflop), method, options.output / "cache")
             of = kept / folder.parent.name
             own = range(seed * COPIES, (seed + 1) * COPIES)
             found.append(scored(of / "1x", options.model, str(folder), texts, own))
             if seed == 0:
-                best.append(scored(of / f"{POOL}x", options.model, str(folder), texts, range(POOL)))
+                pool = scored(of / f"{POOL}x", options.model, str(folder), texts, range(POOL))
             told.append(json.loads((folder / "result.json").read_text()))
-        row = row_of(method, found, base) | cost_of(told) | {"tflop": options.tflop}
-        row["pays after"] = pays_after(row, base, options.tflop * 1e12, sample)
+        row = row_of(method, found, base) | cost_of(told) | {"tflop": tflop}
+        row["pays after"] = pays_after(row, base, tflop * 1e12, sample)
+        row["search on it"] = {n: gain_of_search(n, pool, base) for n in BUDGETS}
         rows.append(row)
-        rows += [searched(f"best of {n} of it", n, best[0], base, 1) for n in (4, POOL)]
+        rows += [searched(f"best of {n} of it", n, pool, base, 1) for n in (4, POOL)]
     true = truth(texts)
     for row in rows:
         features = row.pop("features")
         row["recall"] = float(np.mean([recall(true, each, k=1) for each in features]))
         row["diversity"] = diversity(np.concatenate(features), [*range(len(texts))] * len(features))
-    write_json(kept / "sharpening.json", rows)
-    table = as_table(options, rows, len(texts))
-    (kept / "sharpening.md").write_text(table)
+    name = f"{tflop:g} TFLOP by {' and '.join(options.reward)}"
+    write_json(kept / f"{name}.json", rows)
+    table = as_table(options, tflop, rows, len(texts))
+    (kept / f"{name}.md").write_text(table)
     print(table)
 
 
-def settings(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
+def settings(options: argparse.Namespace, method: str, seed: int, tflop: float) -> dict[str, Any]:
     """Those of a training with all its steps."""
-    steps = options.tflop * 1e12 / flops_of(options, method)
+    steps = tflop * 1e12 / flops_of(options, method)
     return {**given(options, method), "seed": seed, "max_train_steps": max(1, round(steps))}
 
 
@@ -170,13 +183,28 @@ def flops_of_sample(model: str) -> float:
 
 
 def train(options: argparse.Namespace, run: tuple[str, int]) -> None:
-    """One training, or what is left of it, in a process of one thread."""
-    same = ["--model", options.model, "--tflop", str(options.tflop), "--output", str(options.output)]
+    """The trainings of a method and seed, or what is left of them, in a process of one thread."""
+    same = ["--model", options.model, "--tflop", *map(str, options.tflop), "--output", str(options.output)]
     same += ["--mixed_precision", options.mixed_precision]
     same += [part for reward in options.reward for part in ("--reward", reward)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, *same, "--one", run[0], str(run[1])]
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+def train_in_turn(options: argparse.Namespace, method: str, seed: int) -> None:
+    """Each training begins with what the next shorter one has learned, as its own first steps are the same."""
+    before = None
+    for tflop in options.tflop:
+        own, cache = settings(options, method, seed, tflop), options.output / "cache"
+        folder = folder_of(id_of(own), cache)
+        if before and not list_checkpoints(folder):
+            last = list_checkpoints(before)[-1]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(before / "config.yaml", folder)
+            with replacing(folder / last.name) as fresh:
+                shutil.copytree(last, fresh)
+        before = make(own, method, cache)
 
 
 @torch.no_grad()
@@ -232,6 +260,14 @@ def searched(name: str, n: int, pool: NDArray[np.float64], base: NDArray[np.floa
     return _row(name, means, [base.mean(1)] * len(means)) | {"cost": n, "features": features}
 
 
+def gain_of_search(n: int, pool: NDArray[np.float64], base: NDArray[np.float64]) -> tuple[float, float]:
+    """The judge of the best of `n` by clip of a trained model less that of the base; mean and standard error."""
+    clip, judge = JUDGES.index("clip"), JUDGES.index(JUDGE)
+    after, before = (best_of(each[:, :POOL, clip], n, each[:, :POOL, judge]) for each in (pool, base))
+    gains = after - before
+    return float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5)
+
+
 def _row(name: str, after: list[NDArray[np.float64]], before: list[NDArray[np.float64]]) -> dict[str, Any]:
     heldout_scores = {}
     for number, judge in enumerate(JUDGES):
@@ -264,10 +300,10 @@ def cost_of(told: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def as_table(options: argparse.Namespace, rows: list[dict[str, Any]], prompts: int) -> str:
+def as_table(options: argparse.Namespace, tflop: float, rows: list[dict[str, Any]], prompts: int) -> str:
     """Markdown: a row a method."""
     lines = [
-        f"LoRAs of {options.model}, {options.tflop:g} TFLOP of training each by {', '.join(options.reward)},",
+        f"LoRAs of {options.model}, {tflop:g} TFLOP of training each by {', '.join(options.reward)},",
         f"{options.seeds} seeds, {prompts} prompts, {COPIES} samples a prompt and seed from the noises of the base.",
         "Gains are of the judge, held out, with standard errors; cost is that of sampling. The best of 4 and 16 of a",
         f"trained model are of seed 0, by clip, from {POOL} samples a prompt.",
@@ -286,6 +322,12 @@ def as_table(options: argparse.Namespace, rows: list[dict[str, Any]], prompts: i
             cells += [f"{row['steps']:.0f}", f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 1e6:.0f}"]
             cells += ["never" if row["pays after"] is None else f"{row['pays after']:,.0f} pictures"]
         lines.append("| " + " | ".join([*cells, *[""] * (13 - len(cells))]) + " |")
+    lines += ["", "The judge of the best of n by clip, of a trained model less of the base.", ""]
+    lines += ["| n | " + " | ".join(map(str, BUDGETS)) + " |", "| --- |" + " --- |" * len(BUDGETS)]
+    for row in rows:
+        if "search on it" in row:
+            gains = [f"{gain:+.3f} ± {error:.3f}" for gain, error in row["search on it"].values()]
+            lines.append("| " + " | ".join([row["row"], *gains]) + " |")
     return "\n".join(lines) + "\n"
 
 
