@@ -1,6 +1,7 @@
 """What particle methods promise: laws, constants and counts, against plain sampling and by hand."""
 
 import math
+import random
 from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
@@ -213,6 +214,49 @@ def test_depth_first_search_backtracks_until_the_threshold_is_met_or_its_tries_a
     assert len(looks) == 1 + tries and torch.equal(sampler.began[0], looks[min(tries, 2)])
 
 
+def walked(scores, at, back, backtracks, threshold, budget):
+    """Depth-first search as its authors' loop over the steps of one sample: (steps in the order in which they are
+    evaluated, numbers of the evaluations from which what passes a place that is looked at goes on)."""
+    scores, evaluated, passed, buffer, i = iter(scores), [], [], {}, 0
+    while i < STEPS:
+        evaluated.append(i)
+        i += 1
+        if i not in at:
+            continue
+        score = next(scores)
+        buffer.setdefault(i, []).append((score, len(evaluated) - 1))
+        up = max(0, i - 1 - back)
+        if score < threshold and backtracks and budget - len(evaluated) >= STEPS - up:
+            backtracks, i = backtracks - 1, up
+        else:
+            passed.append(max(buffer[i])[1] if score < threshold else len(evaluated) - 1)
+    return evaluated, passed
+
+
+def test_depth_first_search_looks_again_on_its_way_down_and_goes_back_to_the_best_of_a_place():
+    # Worked by hand: from step 5 to step 1, and so past the first place again, where what is worse than the threshold,
+    # and has no tries left, gives way to what was there in the first place.
+    by_hand = [0, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert walked([5, 0, 1, 3], (3, 6), 4, 1, 2, 100) == (by_hand, [2, 2, 10])
+    draw = random.Random(0)
+    repeated = []
+    for _ in range(60):
+        at = tuple(sorted(draw.sample(range(1, STEPS), draw.randint(1, 4))))
+        settings = {"at": at, "back": draw.randint(1, STEPS), "backtracks": draw.randint(1, 6), "threshold": 50.0}
+        settings["budget"] = draw.choice([15, 25, 10_000])
+        scores = draw.sample(range(100), 60)
+        sampler = Watched(steps=STEPS)
+        result = ran("dfs", Scripted(*map(float, scores)), sampler, n=1, **settings)
+        evaluated, passed = walked(scores, **settings)
+        assert [step for step, *_ in sampler.evaluated] == evaluated, settings
+        assert result.ledger.nfe == len(evaluated)
+        assert len(sampler.began) == len(passed)
+        for x, number in zip(sampler.began, passed, strict=True):
+            assert torch.equal(x, sampler.evaluated[number][2]), settings
+        repeated.append(len(set(passed)) < len(passed))
+    assert sum(repeated) > 5  # or hardly any came again to what it had been before
+
+
 def test_depth_first_search_by_what_was_seen_before():
     # Of the second sample the first look is worse than half of those seen, the second is better than all.
     sampler = Watched(steps=STEPS)
@@ -221,9 +265,9 @@ def test_depth_first_search_by_what_was_seen_before():
     assert result.ledger.nfe == 2 * STEPS + 4 and result.best.score == 9.0
     assert [step for step, *_ in sampler.evaluated].count(3) == 3
     # With share=0 every look is good enough, and what is left is random search.
-    random = ran("random", Near(), ToySampler(steps=6), 40)
+    plain_search = ran("random", Near(), ToySampler(steps=6), 40)
     free = ran("dfs", Near(), ToySampler(steps=6), 40, share=0.0)
-    assert torch.equal(random.pool, free.pool)
+    assert torch.equal(plain_search.pool, free.pool)
 
 
 def test_rollover_budget_forcing_spends_later_what_a_step_did_not_need():

@@ -22,11 +22,13 @@ def dfs(
     """Denoise one sample; where its x0-prediction looks bad, noise it again and retry. Price: all of the budget.
 
     Depth-first search (Zhang et al. 2025, arXiv 2505.23614). `at`: numbers of steps after which the x0-prediction is
-    scored, by default 40% and 60% of all. Below the threshold the sample is noised `back` steps up, by default half of
-    all, and comes down again; each sample has so many `backtracks`, and when they are spent, the best that was seen at
-    this place goes on. `threshold`: in units of the verifier; by default (ours) a sample has to be better than the
-    `share` of all that this search has seen at that place. `n`: samples that are finished, by default as many as the
-    budget pays.
+    scored, by default (ours) 40% and 60% of all. Below the threshold the sample is noised `back` steps up, by default
+    (ours) half of all, and comes down again past all the places on that way, where it is scored anew. A sample has so
+    many `backtracks` in all; when they are spent, or (ours) the budget does not pay for another, what is below the
+    threshold gives way to the best that was seen of this sample at this place. `threshold`: in units of the verifier,
+    as in the paper's experiments the same at all places; by default (ours) a sample has to be better than the `share`
+    of all that this search has seen at that place. `n`: samples that are finished one after the other (ours: the paper
+    makes one), by default as many as the budget pays.
 
     Raises BudgetTooSmall if the budget does not pay for one sample, DiffscaleError for steps that do not rise.
     """
@@ -36,20 +38,21 @@ def dfs(
     back = max(1, env.steps // 2) if back is None else back
     seen: dict[Look, Tensor] = {}
     while n != 0 and env.nfe_left >= env.steps:
-        state, left = env.prior(1), backtracks
-        for look in looks:
+        state, left, ahead = env.prior(1), backtracks, looks
+        buffer: dict[Look, list[tuple[State, Tensor]]] = {look: [] for look in looks}
+        while ahead:
+            look, *ahead = ahead
+            state, scores = yield from looked(env, state, look)
+            buffer[look].append((state, scores))
+            good = _is_good(env, scores, seen.get(look), threshold, share)
+            seen[look] = torch.cat([seen[look], scores]) if look in seen else scores
             up = max(0, look.steps - 1 - back)
-            tried: list[tuple[State, Tensor]] = []
-            while True:
-                state, scores = yield from looked(env, state, look)
-                tried.append((state, scores))
-                good = _is_good(env, scores, seen.get(look), threshold, share)
-                seen[look] = torch.cat([seen[look], scores]) if look in seen else scores
-                if good or not left or env.nfe_left < env.steps - up:
-                    break
+            if not good and left and env.nfe_left >= env.steps - up:
                 left -= 1
                 state = env.renoise(state, env.levels[up]) if up else env.prior(1)
-            state = tried[-1 if good else int(env.value(torch.cat([each for _, each in tried])).argmax())][0]
+                ahead = [each for each in looks if each.steps > up]
+            elif not good:
+                state = buffer[look][int(env.value(torch.cat([each for _, each in buffer[look]])).argmax())][0]
         yield from env.evaluate(state)
         n = None if n is None else n - 1
 

@@ -45,12 +45,13 @@ def dts(
     Diffusion tree search, and sampling with greedy=false (Jain et al. 2025, arXiv 2506.20701). Its nodes are samples
     on their way after the numbers of steps `at` (ours: the paper branches at every step; by default a quarter, half
     and three quarters of all). Each round goes down the tree until a node has fewer children than `widening`
-    visits^`power`, or is the last, which gets another child, denoised to its end; all that lies between joins the tree.
-    V of a finished sample is its score, and V of a node is log mean exp(strength V(child)) / strength. The way down is
-    drawn by softmax(strength V); or, greedy, it maximises V + explore sqrt(log visits / visits of the child).
-    `strength` (the inverse of the paper's temperature) and `explore` are in `raw` units of the verifier, or in standard
-    deviations of all finished scores (`std`, ours). `n`: samples, by default as many as the budget pays. `eta`: share
-    of fresh noise in each step.
+    visits^`power`, or is the last (ours: the paper limits its children too, and then counts a visit of a finished one,
+    which costs nothing and teaches nothing); it gets another child, denoised to its end; all that lies between joins
+    the tree. V of a finished sample is its score, and V of a node is log mean exp(strength V(child)) / strength. The
+    way down is drawn by softmax(strength V); or, greedy, it maximises V + explore sqrt(log visits / visits of the
+    child). `strength` (the paper's lambda) and `explore` are in `raw` units of the verifier, or in standard deviations
+    of all finished scores (`std`, ours). `n`: samples, by default as many as the budget pays. `eta`: share of fresh
+    noise in each step. The defaults are ours.
 
     Raises BudgetTooSmall if the budget does not pay for one sample, DiffscaleError for steps that do not rise.
     """
