@@ -115,14 +115,14 @@ def test_reaches_a_known_optimum(name, process):
     """The best picture of the noises of the norm at which the search starts: its angle is to be found."""
     algorithm, options = parse(name, "search", SEARCHES)
     sampler, verifier = ToySampler(steps=4, process=process), Near((2.9, 2.9))
-    tried = task(partial(SEARCHES[algorithm], **options), 1200, seed=3)
+    tried = task(partial(SEARCHES[algorithm], **options), 600, seed=3)
     (result,) = run_searches([tried], sampler, verifier)
     start = sampler.prior(torch.tensor([noise.fold(tried.key, "candidate", 0)]), torch.tensor([0]))
     angle = torch.linspace(0, 2 * math.pi, 1000, dtype=torch.float64)
     ring = start.x.norm() * torch.stack([angle.cos(), angle.sin()], -1)
     every = verifier(sampler.decode(sampler.run(replace(start, x=ring)).x), [])
     best, typical = float(every.max()), float(every.median())
-    assert result.best.score >= best - 0.03 * (best - typical)
+    assert result.best.score >= best - 0.002 * (best - typical)
 
 
 def test_the_first_candidate_is_the_plain_sample():
@@ -159,7 +159,8 @@ def test_chains_leave_the_tilted_law_of_noise_as_it_is(process, strength):
 
     sampler = NoiseItself(steps=1, process=process)
     search = partial(SEARCHES["pcn"], chains=1000, cosine=0.5, strength=strength, units="raw")
-    run_searches([Task(search, 0, 5, 1000 * 17)], sampler, Right(), 4096)
+    # After 8 moves next to nothing is left of where the chains began.
+    run_searches([Task(search, 0, 5, 1000 * 9)], sampler, Right(), 4096)
     assert stats.kstest(sampler.asked[:, 0].numpy(), "norm", args=(0.5 * strength, 1)).pvalue > 1e-3
     assert stats.kstest(sampler.asked[:, 1].numpy(), "norm").pvalue > 1e-3
 
@@ -275,16 +276,15 @@ def test_guidance_shifts_by_its_strength_or_keeps_the_norm():
         assert torch.equal(unguided, z[2:])
 
 
-@pytest.mark.parametrize("guidance", ["shift", "tilt"])
 @pytest.mark.parametrize("process", ["flow", "vp", "ve"])
-def test_guided_samples_are_better_than_plain_ones(guidance, process):
-    search = partial(SEARCHES["dps"], n=200, strength=0.5, guidance=guidance)
-    plain = partial(SEARCHES["svdd"], b=200, m=1)  # the same stochastic steps
-    found, wanted = (
+def test_guided_samples_are_better_than_plain_ones(process):
+    guided = [partial(SEARCHES["dps"], n=100, strength=0.5, guidance=each) for each in ("shift", "tilt")]
+    plain = partial(SEARCHES["svdd"], b=100, m=1)  # the same stochastic steps
+    *found, wanted = (
         run_searches([task(each, 20_000)], ToySampler(steps=10, process=process), Near())[0].pool.mean()
-        for each in (search, plain)
+        for each in (*guided, plain)
     )
-    assert found > wanted * 0.7  # both are negative squared distances
+    assert min(found) > wanted * 0.5  # all are negative squared distances
 
 
 def test_reno_rises_along_the_law_of_the_norm():

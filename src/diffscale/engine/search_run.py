@@ -359,12 +359,13 @@ class SearchRun:
         nfe = [self.finished_nfe + since * (i + 1) // size for i in range(reply.start, reply.stop)]
         # Whatever they are ranked by, those that the verifier drops are not chosen.
         ranking = ranking.masked_fill(~rows.isfinite().all(1, keepdim=True), -math.inf)
-        for i in range(len(rows)):
+        usable = ranking.isfinite().all(1).tolist()
+        for i, (key, prompt) in enumerate(zip(keys.tolist(), state.prompt_index.tolist(), strict=True)):
             number = self.finished + reply.start + i
-            self.scores.add(number, rows[i], nfe[i], int(keys[i]), int(state.prompt_index[i]))
+            self.scores.add(number, rows[i], nfe[i], key, prompt)
             full_size, shown = self.leaderboard.add(number, ranking[i])
             # In whatever order they come, the baseline is the first of them that can be chosen.
-            first = bool(ranking[i].isfinite().all()) and (self._first is None or number < self._first)
+            first = usable[i] and (self._first is None or number < self._first)
             self._first = number if first else self._first
             if images is not None and latents is not None and (full_size or shown or first):
                 whole = {"latents": latents[i]} | ({} if state.step else {"noise": state.x[i]})
