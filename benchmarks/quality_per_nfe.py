@@ -10,6 +10,13 @@ difference to random search at the same budget (paired by prompt), the verifier'
 prompts of the mean distance 1 - cos between shapes-clip features of its repeats' best pictures; - unless all have two),
 and the multiplier: how many times more NFE, and seconds, random search needs for the same judge mean (interpolated in
 log NFE, 95% bootstrap interval over prompts; `>`: its largest budget does not reach it, `<`: its smallest has it).
+The judge's difference to random search in equal seconds is that to its mean interpolated in log seconds, between those
+of one sample, which every pool's first candidate is, and of its budgets; the bootstrap draws scores and seconds of
+prompts (`<`: at most that, as the search took more seconds than random search was measured with, which would hardly be
+worse with more; `>`: at least that, as it took less than one sample). Cells that are compared by seconds have to be run
+on a machine that does nothing else, or the same. Two figures for each verifier show the differences at equal NFE and in
+equal seconds, of the judge and of the verifier's own score: first searches with the highest means in equal seconds,
+last those whose cells all took more seconds than random search.
 With the verifier shapes-judge the judge is what was searched with: an oracle, an upper bound for any verifier.
 """
 
@@ -76,7 +83,8 @@ def show(output: Path, limit: int) -> None:
         rows = [row_of(cell, samples, prompts, output / verifier) for cell in dict.fromkeys(map(cell_of, samples))]
         rows = [row for row in rows if row]
         for row in rows:
-            row |= multipliers(row, [r for r in rows if r["search"] == "random"])
+            random = [r for r in rows if r["search"] == "random"]
+            row |= multipliers(row, random) | in_equal_seconds(row, random)
         table += rows
     write_table(table, limit, output)
 
@@ -102,8 +110,10 @@ def row_of(cell: Cell, samples: list[dict[str, Any]], prompts: list[str], folder
     return row | {
         "judge": by_prompt(good, prompts, lambda s: s["scores"]["shapes-judge"]["best"]),
         "score": by_prompt(good, prompts, lambda s: s["score"]["best"]),
+        "first_judge": by_prompt(good, prompts, lambda s: s["scores"]["shapes-judge"]["baseline"]),
+        "first_score": by_prompt(good, prompts, lambda s: s["score"]["baseline"]),
         "nfe": float(np.mean([s["nfe"] for s in good])),
-        "seconds": float(np.mean([sum(s["seconds"].values()) for s in good])),
+        "seconds": by_prompt(good, prompts, lambda s: sum(s["seconds"].values())),
         "repeats": len(good) / len(prompts),
         "diversity": diversity(good, folder),
     }
@@ -139,14 +149,46 @@ def multipliers(row: dict[str, Any], random: list[dict[str, Any]]) -> dict[str, 
     if row["failed"] or any(r["failed"] for r in random):
         return {"times_nfe": "-", "times_seconds": "-"}
     heldout_scores, reached = np.array([r["judge"] for r in random]), row["judge"]
-    draws = np.random.default_rng(0).integers(len(reached), size=(1000, len(reached)))
     found = {}
     for kind in ("nfe", "seconds"):
-        cost = np.log([r[kind] for r in random]) - np.log(row[kind])
-        times = np.array([needed(reached[rows].mean(), heldout_scores[:, rows].mean(1), cost) for rows in draws])
+        cost = np.log([np.mean(r[kind]) for r in random]) - np.log(np.mean(row[kind]))
+        times = np.array(
+            [needed(reached[rows].mean(), heldout_scores[:, rows].mean(1), cost) for rows in draws(len(reached))]
+        )
         point = needed(reached.mean(), heldout_scores.mean(1), cost)
         low, high = np.quantile(times, (0.025, 0.975))
         found[f"times_{kind}"] = f"{times_of(point, cost)} [{times_of(low, cost)}, {times_of(high, cost)}]"
+    return found
+
+
+def draws(prompts: int) -> NDArray[np.int64]:
+    """The prompts of each draw of a bootstrap."""
+    return np.random.default_rng(0).integers(prompts, size=(1000, prompts))
+
+
+def in_equal_seconds(row: dict[str, Any], random: list[dict[str, Any]]) -> dict[str, Any]:
+    """How much more the judge's mean, and that of the own score, is than random search's in as many seconds.
+
+    The end of what was measured of `random` stands for what is outside of it: `<` says that the difference is at most
+    that, as the row took more seconds, `>` at least.
+    """
+    if row["failed"] or any(r["failed"] for r in random):
+        return {}
+    least = min(random, key=lambda r: r["nfe"])
+    seconds = np.stack([least["seconds"] * STEPS / least["nfe"], *(r["seconds"] for r in random)])
+    mine, measured = row["seconds"].mean(), seconds.mean(1)
+    found: dict[str, Any] = {"outside": "<" if mine > measured.max() else ">" if mine < measured.min() else ""}
+    for kind in ("judge", "score"):
+        values = np.stack([least[f"first_{kind}"], *(r[kind] for r in random)])
+
+        def gain(rows: Any, reached: Any = row[kind], values: Any = values) -> float:
+            cost, means = seconds[:, rows].mean(1), values[:, rows].mean(1)
+            rising = cost.argsort()
+            there = np.interp(np.log(row["seconds"][rows].mean()), np.log(cost[rising]), means[rising])
+            return float(reached[rows].mean() - there)
+
+        low, high = np.quantile([gain(rows) for rows in draws(len(row[kind]))], (0.025, 0.975))
+        found[f"{kind}_in_seconds"] = {"mean": gain(slice(None)), "low": float(low), "high": float(high)}
     return found
 
 
@@ -168,24 +210,26 @@ def times_of(value: float, cost: NDArray[np.float64]) -> str:
 def write_table(table: list[dict[str, Any]], prompts: int, folder: Path) -> None:
     lines = [f"shapes-flux, {prompts} prompts of shapes-mini, 95% bootstrap intervals over prompts", ""]
     lines += [
-        "| verifier | search | NFE | repeats | judge | minus random | own score | diversity | x NFE | x seconds |",
-        "|" + "---|" * 10,
+        "| verifier | search | NFE | repeats | judge | minus random | minus random in equal seconds | own score | "
+        "diversity | x NFE | x seconds |",
+        "|" + "---|" * 11,
     ]
     curves: dict[str, dict[str, list[tuple[float, dict[str, float]]]]] = {}
     for row in table:
         if row["failed"]:
             lines.append(
-                f"| {row['verifier']} | {row['search']} | {row['budget']} | | {row['failed']} failed | | | | | |"
+                f"| {row['verifier']} | {row['search']} | {row['budget']} | | {row['failed']} failed | | | | | | |"
             )
             continue
         (base,) = [
             r for r in table if (r["search"], r["verifier"], r["budget"]) == ("random", row["verifier"], row["budget"])
         ]
         judge, gain = interval(row["judge"]), interval(row["judge"] - base["judge"])
+        in_seconds = row["outside"] + shown(row["judge_in_seconds"]) if "outside" in row else "-"
         curves.setdefault(row["verifier"], {}).setdefault(row["search"], []).append((row["nfe"], judge))
         lines.append(
             f"| {row['verifier']} | {row['search']} | {row['nfe']:.0f} | {row['repeats']:.1f} | {shown(judge)} | "
-            f"{shown(gain)} | {row['score'].mean():.3f} | "
+            f"{shown(gain)} | {in_seconds} | {row['score'].mean():.3f} | "
             f"{row['diversity']:.3f} | {row['times_nfe']} | {row['times_seconds']} |".replace("| nan |", "| - |")
         )
     (folder / f"quality_per_nfe-{prompts}.md").write_text("\n".join(lines) + "\n")
@@ -194,10 +238,42 @@ def write_table(table: list[dict[str, Any]], prompts: int, folder: Path) -> None
         plots.curves(
             by_search, "judge mean", f"searched by {verifier}", folder / f"quality_per_nfe-{prompts}-{verifier}.png"
         )
+        mine = [row for row in table if row["verifier"] == verifier]
+        longer = all(row.get("outside") != ">" for row in mine)
+        for kind, name in (("judge", "judge"), ("score", "own score")):
+            plots.forest(
+                differences(mine, kind), ["at equal NFE", "in equal seconds"],
+                f"{name} minus that of random search, 95% intervals over {prompts} prompts, searched by {verifier}",
+                folder / f"quality_per_nfe-{prompts}-{verifier}-{kind}-minus-random.png",
+                "at most that, as random search was not measured in so many seconds" if longer else
+                "outside of the seconds in which random search was measured",
+            )  # fmt: skip
+
+
+def differences(rows: list[dict[str, Any]], kind: str) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """What `plots.forest` draws of the `rows` of one verifier: by search and budget at equal NFE, and in equal seconds.
+
+    Searches with the highest means of what was measured in equal seconds come first, those with no such cell last.
+    """
+    base = {row["budget"]: row for row in rows if row["search"] == "random"}
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for row in sorted(rows, key=lambda row: row["budget"]):
+        if row["search"] != "random" and "outside" in row:
+            there = row[f"{kind}_in_seconds"] | {"beyond": float(row["outside"] != "")}
+            mark = f"{row['budget']} NFE"
+            found.setdefault(row["search"], {})[mark] = [interval(row[kind] - base[row["budget"]][kind]), there]
+
+    def worth(search: str) -> tuple[bool, float]:
+        cells = [there for _, there in found[search].values()]
+        measured = [each["mean"] for each in cells if not each["beyond"]]
+        return bool(measured), float(np.mean(measured or [each["mean"] for each in cells]))
+
+    return {search: found[search] for search in sorted(found, key=worth, reverse=True)}
 
 
 def shown(values: dict[str, float]) -> str:
-    return f"{values['mean']:.3f} [{values['low']:.3f}, {values['high']:.3f}]"
+    mean, low, high = (f"{round(values[each], 3) + 0.0:.3f}" for each in ("mean", "low", "high"))  # no -0.000
+    return f"{mean} [{low}, {high}]"
 
 
 if __name__ == "__main__":

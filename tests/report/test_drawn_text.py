@@ -65,6 +65,13 @@ DRAWN: dict[str, Callable[[str, Path], Any]] = {
     "crowded": lambda typed, folder: plots.curves(
         {typed + str(i): [(4, WIDE), (8, WIDE)] for i in range(6)}, typed, typed, folder / "crowded.png"
     ),
+    "forest": lambda typed, folder: plots.forest(
+        {typed + str(i): {typed: [WIDE], typed + "x": [WIDE | {"beyond": 1}]} for i in range(4)},
+        [typed],
+        typed,
+        folder / "forest.png",
+        typed,
+    ),
     "training": lambda typed, folder: plots.training_curve([{"step": 1, typed: 1.0}], typed, typed, folder / "t.png"),
     "strips": _strips,
     "logs": _logs,

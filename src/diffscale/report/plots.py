@@ -21,13 +21,13 @@ _WINDOWS: Final = 100  # points of a smoothed curve
 
 
 @contextmanager
-def _plot(path: Path, title: str, xlabel: str, ylabel: str, width: float = 6.4) -> Iterator[Any]:
-    """Yields axes; what is drawn on them is written as a PNG to `path`."""
-    figure = Figure(figsize=(width, 0.3 * width + 2.1), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    yield axes
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(label(ylabel))
+def _figure(path: Path, title: str, width: float, height: float, panels: int = 1) -> Iterator[list[Any]]:
+    """Yields the axes of so many panels, side by side, of one scale; what is drawn is written as a PNG to `path`."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    every = list(figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0])
+    for axes in every:
+        clean_axes(axes)
+    yield every
     heading = figure.suptitle("", fontsize=10)
 
     def fits(text: str) -> bool:
@@ -35,8 +35,16 @@ def _plot(path: Path, title: str, xlabel: str, ylabel: str, width: float = 6.4) 
         return bool(heading.get_window_extent().width <= 0.98 * figure.bbox.width)
 
     set_text(heading, fitting(title, fits))
-    clean_axes(axes)
     save(figure, path)
+
+
+@contextmanager
+def _plot(path: Path, title: str, xlabel: str, ylabel: str, width: float = 6.4) -> Iterator[Any]:
+    """Yields axes; what is drawn on them is written as a PNG to `path`."""
+    with _figure(path, title, width, 0.3 * width + 2.1) as (axes,):
+        yield axes
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(label(ylabel))
 
 
 def clean_axes(axes: Any) -> None:
@@ -100,6 +108,50 @@ def curves(
             axes.figure.legend(loc="outside right center", fontsize=9, frameon=False)
         else:
             axes.legend(fontsize=8, frameon=False)
+
+
+def forest(
+    rows: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]], panels: Sequence[str], title: str, path: Path,
+    beyond: str = "",
+) -> None:  # fmt: skip
+    """Differences of one unit with their intervals beside a line at 0, a row a name, as a PNG at `path`.
+
+    `rows`: from top to bottom, by name and mark (such as a budget) an estimate {mean, low, high} for each of `panels`,
+    whose names stand below. An estimate that has a true `beyond` is drawn open, and `beyond` says what that means.
+    """
+    marks = list(dict.fromkeys(mark for by_mark in rows.values() for mark in by_mark))
+    height = 1.5 + len(rows) * (0.12 + 0.15 * len(marks))
+    with _figure(path, title, 1.6 + 3.4 * len(panels), height, len(panels)) as every:
+        every[0].figure.get_layout_engine().set(w_pad=0.08)
+        for panel, (axes, name) in enumerate(zip(every, panels, strict=True)):
+            axes.axvline(0, color="#444444", linewidth=1)
+            axes.grid(visible=False, axis="y")
+            axes.set_xlabel(label(name))
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+            for row, by_mark in enumerate(rows.values()):
+                if row % 2:
+                    axes.axhspan(row - 0.5, row + 0.5, color="#f3f3f3", linewidth=0, zorder=0)
+                for mark, estimates in by_mark.items():
+                    number, known = marks.index(mark), estimates[panel]
+                    at, colour = row + 0.8 * ((number + 0.5) / len(marks) - 0.5), f"C{number % 10}"
+                    axes.plot(
+                        [known["low"], known["high"]], [at, at], color=colour, linewidth=1.4, solid_capstyle="butt"
+                    )
+                    _draw_mark(axes, [known["mean"]], [at], number, open=bool(known.get("beyond")))
+        every[0].set_yticks(range(len(rows)), [label(name) for name in rows])
+        every[0].set_ylim(len(rows) - 0.5, -0.5)
+        for number, mark in enumerate(marks):
+            _draw_mark(every[0], [], [], number, mark)
+        if beyond:
+            every[0].plot([], [], "o", ms=6, mfc="white", color="#444444", label=label(f"open: {beyond}"))
+        every[0].figure.legend(loc="outside lower center", ncols=min(5, len(marks) + 1), fontsize=9, frameon=False)
+
+
+def _draw_mark(axes: Any, x: ArrayLike, y: ArrayLike, number: int, name: str = "", open: bool = False) -> None:
+    """Points of mark `number` of a plot, told apart from others by colour and shape."""
+    colour = f"C{number % 10}"
+    face = "white" if open else colour
+    axes.plot(x, y, _MARKERS[number % len(_MARKERS)], ms=6, color=colour, mfc=face, label=label(name) if name else None)
 
 
 def training_curve(lines: Sequence[dict[str, Any]], name: str, title: str, path: Path) -> bool:
