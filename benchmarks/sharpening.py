@@ -91,6 +91,7 @@ def main() -> None:
         return
     for data in sorted({given(options, method)["data"] for method in options.methods}):
         draw(data, options.output / "cache" / "data")
+    (options.output / "cache" / "encoded").mkdir(parents=True, exist_ok=True)
     runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
     for method in options.methods:
         flops_of(options, method)
@@ -163,7 +164,8 @@ def flops_of(options: argparse.Namespace, method: str) -> float:
         counted = []
         for rounds in (1, 2):
             with TemporaryDirectory() as folder, count_flops() as flops:
-                (Path(folder) / "data").symlink_to((options.output / "cache" / "data").resolve())
+                for shared in ("data", "encoded"):
+                    (Path(folder) / shared).symlink_to((options.output / "cache" / shared).resolve())
                 make({**own, "max_train_steps": rounds * steps}, method, Path(folder))
             counted.append(flops.total)
         write_json(path, (counted[1] - counted[0]) / steps)

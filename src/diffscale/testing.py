@@ -10,9 +10,10 @@ They run on an analytic model (`samplers.toy.ToySampler`), so that a check takes
 All checks raise AssertionError with a sentence that says what does not hold.
 """
 
+import random
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +23,14 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
-from diffscale.engine.executors import Executor, InlineExecutor, Job, JobPart
 from diffscale.engine.journal import Journal
+from diffscale.engine.pool import LostWorker, Pool
 from diffscale.engine.results import Result
 from diffscale.engine.scoring import DroppedCandidate, UndecidedPair, safe_compare, safe_score
 from diffscale.engine.task import Task
+from diffscale.engine.ties import Pairs
+from diffscale.engine.transport import Event, Joined, Lost, News, answer, attempt
+from diffscale.engine.work import Job, Kind
 from diffscale.engine.worker import Worker
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import choose_search
@@ -85,30 +89,62 @@ class _MoodyVerifier(NearPoint):
 
 
 class ShuffledWorkers:
-    """An Executor of `count` workers, each with its own sampler, whose parts come in an order by chance.
+    """A Transport to `count` workers, each with its own sampler, whose answers come in an order by chance.
 
+    An answer may come twice, and about one in `losses` is lost with its worker, for which another one joins.
     `verifier`: that of all of them; None: a NearPoint.
     """
 
-    def __init__(
-        self, count: int, batch_size: int | None, prompts: Sequence[str] = _PROMPTS, verifier: Verifier | None = None
-    ) -> None:
-        self.samplers = [WordedToy(prompts, steps=6) for _ in range(count)]
-        scored_by = verifier or NearPoint()
-        self._executors = [InlineExecutor(Worker(sampler, scored_by), batch_size) for sampler in self.samplers]
-        self._order = torch.Generator().manual_seed(0)
+    patient = True
 
-    def compute(self, jobs: Sequence[Job]) -> Iterator[JobPart]:
-        """See `Executor.compute`."""
-        parts = []
-        for number, job in enumerate(jobs):
-            size = -(-len(job.state) // len(self._executors))
-            for executor, start in zip(self._executors, range(0, len(job.state), size), strict=False):
-                for part in executor.compute([Job(job.request, job.state[start : start + size])]):
-                    rows = slice(part.rows.start + start, part.rows.stop + start)
-                    parts.append(JobPart(number, rows, part.output))
-        for i in torch.randperm(len(parts), generator=self._order).tolist():
-            yield parts[i]
+    def __init__(
+        self, count: int, prompts: Sequence[str] = _PROMPTS, verifier: Verifier | None = None, losses: int = 0,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.samplers = [WordedToy(prompts, steps=6) for _ in range(count)]
+        self._workers = {f"{i}": Worker.beside(each, verifier or NearPoint()) for i, each in enumerate(self.samplers)}
+        self._events: list[Event] = [Joined(name) for name in self._workers]
+        self._held: list[Any] = []
+        self._rows: dict[int, set[tuple[int, Kind]]] = {}
+        self._lost: set[tuple[int, Kind]] = set()
+        self._chance, self._losses = random.Random(seed), losses
+
+    def submit(self, worker: str, number: int, job: Job, pictures: Any = None) -> None:
+        """See `Transport.submit`."""
+        state = job.request.state
+        self._rows[number] = set() if isinstance(state, Pairs) else {(key, job.kind) for key in state.key.tolist()}
+        self._held.append(answer(worker, number, attempt(self._workers[worker], job)))
+
+    def tell(self, worker: str, news: Sequence[News]) -> None:
+        """See `Transport.tell`: the verifier is that of all."""
+
+    def wait(self, seconds: float | None) -> Sequence[Event]:
+        """See `Transport.wait`."""
+        if not self._events:
+            answer = self._held.pop(self._chance.randrange(len(self._held)))
+            rows = self._rows.pop(answer.number)
+            # No rows are lost twice, or they would be dropped.
+            if self._losses and not self._chance.randrange(self._losses) and not rows & self._lost:
+                self._lost |= rows
+                name = f"{len(self._workers)}"
+                self._workers[name] = self._workers[answer.worker]
+                self._events = [Lost(answer.worker, "it was unlucky"), Joined(name), answer]
+            else:
+                self._events = [answer] * (1 + self._chance.randrange(2))
+        events, self._events = self._events, []
+        return events
+
+    def replace(self, worker: str) -> None:
+        """See `Transport.replace`."""
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+
+
+def shuffled(count: int, batch_size: int | None = 2, **options: Any) -> Pool:
+    """An Executor with ShuffledWorkers."""
+    transport = ShuffledWorkers(count, **options)
+    return Pool(transport, transport.samplers[0], batch_size)
 
 
 def points(images: Tensor) -> Tensor:
@@ -185,13 +221,15 @@ def check_determinism(search: str | Callable[..., Any], budget: int = 120, rows:
 
 
 def check_order_of_replies(search: str | Callable[..., Any], budget: int = 120) -> None:
-    """The result does not depend on who computes replies, nor on the order in which they come."""
+    """The result does not depend on who computes replies, nor on their order, nor on workers that are lost."""
     every = tasks(search, budget, 2)
     wanted = run_searches(every, WordedToy(_PROMPTS, 6), NearPoint(), 6, gallery=3)
-    executor: Executor = ShuffledWorkers(3, 2)
-    found = run_searches(every, WordedToy(_PROMPTS, 6), NearPoint(), 6, gallery=3, executor=executor)
-    for one, other in zip(wanted, found, strict=True):
-        assert_same(one, other, "one worker and three")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LostWorker)
+        for executor in (shuffled(3), shuffled(3, losses=4)):
+            found = run_searches(every, WordedToy(_PROMPTS, 6), NearPoint(), 6, gallery=3, executor=executor)
+            for one, other in zip(wanted, found, strict=True):
+                assert_same(one, other, "one worker and three")
 
 
 def check_resume(

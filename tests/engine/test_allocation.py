@@ -18,7 +18,7 @@ from diffscale.engine.journal import Journal
 from diffscale.engine.task import Task
 from diffscale.registry.arguments import made
 from diffscale.searches import SEARCHES, choose_search
-from diffscale.testing import Killed, NearPoint, ShuffledWorkers, assert_same, points
+from diffscale.testing import Killed, NearPoint, assert_same, points, shuffled
 from diffscale.testing import WordedToy as ToySampler
 from diffscale.types import Evaluate, search_traits
 from diffscale.verifiers.ensemble import Ensemble
@@ -110,7 +110,7 @@ def test_it_is_the_same_in_any_batches_and_by_any_workers_and_computes_nothing_t
     wanted = run(tasks(search), sampler=sampler, gallery=2)
     assert sampler.forwards == sum(each.ledger.nfe for each in wanted)
     assert len({each.ledger.nfe for each in wanted}) > 1
-    workers = ShuffledWorkers(3, 2, PROMPTS)
+    workers = shuffled(3, prompts=PROMPTS)
     for found in (
         run(tasks(search), batch_size=1, gallery=2), run(tasks(search), batch_size=7, gallery=2),
         run(tasks(search), executor=workers, gallery=2),

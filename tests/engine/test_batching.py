@@ -16,12 +16,20 @@ class Clock:
         return self.now
 
     def run(self, batch, rows, each):
+        sizes = []
+        while rows:
+            sizes.append(min(batch.size, rows))
+            rows -= sizes[-1]
+            batch.succeeded(sizes[-1], sizes[-1] * each, sizes[-1] * each / self.pace(sizes[-1]))
+        return sizes
+
+    def map(self, batch, rows):
         def work(part):
             size = part.stop - part.start
-            self.now += size * each / self.pace(size)
+            self.now += size / self.pace(size)
             return size
 
-        return [size for _, size in batch.map(work, rows, each)]
+        return [size for _, size in batch.map(work, rows)]
 
 
 @pytest.fixture
@@ -38,6 +46,7 @@ def test_grows_while_it_pays(clock):
     saturating = clock(lambda rows: min(rows, 32))
     # 64 rows were no faster than 32, so it stays there.
     assert saturating.run(MicroBatch(), 400, 1) == [8, 16, 32, 64, 64, 64, 64, 64, 24]
+    assert saturating.map(MicroBatch(), 400) == [8, 16, 32, 64, 64, 64, 64, 64, 24]
     assert clock(lambda rows: 1.0).run(MicroBatch(), 48, 1) == [8, 16, 16, 8]
     assert clock(lambda rows: rows).run(MicroBatch(3), 8, 1) == [3, 3, 2]
 

@@ -12,6 +12,7 @@ from toys import GRADIENTS, PLUG_INS, PRICED, ROWS, forwards, make, near_of_list
 from diffscale.cli import list as listed
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
+from diffscale.engine.pool import Pool
 from diffscale.engine.results import Result
 from diffscale.searches import SEARCHES
 from diffscale.testing import NearPoint as Near
@@ -181,13 +182,14 @@ def test_is_described_with_its_price(name):
 def test_replies_are_placed_by_rows_whoever_computes_them_and_in_whatever_order(setting, tmp_path):
     tasks = [task(setting, 90 if setting in SLOW else 300, row) for row in range(2)]
     wanted = run_searches(tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3, keep_best=3)
-    executor = ShuffledWorkers(3, 2, PROMPTS)
+    workers = ShuffledWorkers(3, PROMPTS)
     journal = Journal(tmp_path / "journal.sqlite", {})
     found = run_searches(
-        tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3, keep_best=3, journal=journal, executor=executor
-    )
+        tasks, ToySampler(PROMPTS, steps=6), Near(), 6, gallery=3, keep_best=3, journal=journal,
+        executor=Pool(workers, workers.samplers[0], 2),
+    )  # fmt: skip
     assert all(same(a, b) for a, b in zip(found, wanted, strict=True))
-    assert sum(each.ledger.network_forwards for each in found) == sum(map(forwards, executor.samplers))
+    assert sum(each.ledger.network_forwards for each in found) == sum(map(forwards, workers.samplers))
     # What the journal holds was placed by rows too: replayed, it gives the same without computing anything.
     replayed = ToySampler(PROMPTS, steps=6)
     again = run_searches(tasks, replayed, Near(), 6, gallery=3, keep_best=3, journal=journal)

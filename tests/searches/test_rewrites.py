@@ -15,7 +15,7 @@ from diffscale.engine.driver import run_searches
 from diffscale.engine.task import Task
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches.rewrites import promising, rewrites
-from diffscale.testing import NearPoint, ShuffledWorkers, WordedToy
+from diffscale.testing import NearPoint, WordedToy, shuffled
 from diffscale.types import Compares, Wording, concat, own_prompt
 
 OWN = "a point"
@@ -193,6 +193,6 @@ def test_a_wording_is_the_same_wherever_it_is_sent():
     assert own_prompt(OWN) == OWN
     wanted, found = (
         run_searches([task(rewrites, 200)], WordedToy(steps=6), NearPoint(), 6, executor=executor)[0]
-        for executor in (None, ShuffledWorkers(3, 2))
+        for executor in (None, shuffled(3))
     )
     assert wanted.wordings == found.wordings

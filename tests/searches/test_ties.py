@@ -14,7 +14,7 @@ from diffscale.engine.results import Result
 from diffscale.engine.scoring import UndecidedPair
 from diffscale.engine.ties import MOST_TIED
 from diffscale.searches.random import random
-from diffscale.testing import Killed, NearPoint, ShuffledWorkers
+from diffscale.testing import Killed, NearPoint, shuffled
 from diffscale.testing import WordedToy as ToySampler
 from diffscale.types import Compares
 from diffscale.verifiers.ensemble import Ensemble
@@ -97,7 +97,7 @@ def test_only_the_seed_decides_whoever_compares_and_in_whatever_order(setting, t
     together, _ = found(tasks, Coarse())
     assert all(map(same, together, found(tasks, Coarse(), 5)[0]))
     assert same(together[1], *found([tasks[1]], Coarse())[0])
-    executor = ShuffledWorkers(3, 2, PROMPTS, Coarse())
+    executor = shuffled(3, prompts=PROMPTS, verifier=Coarse())
     journal = Journal(tmp_path / "journal.sqlite", {})
     assert all(map(same, together, found(tasks, Coarse(), journal=journal, executor=executor)[0]))
     # What the journal holds is replayed, comparisons too.

@@ -6,6 +6,7 @@ from toys import task
 
 from diffscale.engine.driver import run_searches
 from diffscale.engine.scoring import at_stage
+from diffscale.engine.work import Job
 from diffscale.engine.worker import Worker
 from diffscale.searches import SEARCHES, choose_search
 from diffscale.testing import NearPoint, assert_same, points
@@ -82,7 +83,7 @@ def test_off_the_grid_the_stage_is_of_the_level_there():
     verifier, sampler = Seen(), ToySampler(PROMPTS, 10)
     state = sampler.prior(torch.tensor([1]), torch.tensor([0]))
     there = sampler.predict(sampler.solve(state, 0.63, 2))
-    Worker(sampler, verifier).compute(Score(there), there)
+    Worker.beside(sampler, verifier).compute(Job(Score(there)))
     assert verifier.stages[0].done == pytest.approx(0.37)
 
 
@@ -129,5 +130,5 @@ def test_members_of_an_ensemble_judge_by_their_own_values():
 def test_what_a_value_costs_is_counted():
     sampler = ToySampler(PROMPTS, 10)
     state = sampler.prior(torch.arange(5), torch.zeros(5).long())
-    output = Worker(sampler, Valued(Near(), ITSELF)).compute(Draft(state, 3), state)
+    output = Worker.beside(sampler, Valued(Near(), ITSELF)).compute(Job(Draft(state, 3)))
     assert output.verifier_flops == 5 * 2 * 3 and output.costs(slice(0, 1), 5)["verifier_flops"] == 6

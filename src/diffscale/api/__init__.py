@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,12 +14,14 @@ from diffscale._util.fingerprints import described
 from diffscale._util.numbers import whole
 from diffscale._util.progress import Counter, silent
 from diffscale.api.wordings import Given, arguments_with_wordings, check_rewords, wordings_of
+from diffscale.api.workers import Crew, ModelRecipe, worker_options
 from diffscale.engine import noise
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal, recorded_settings, recorded_sources
+from diffscale.engine.pool import Executor
 from diffscale.engine.results import Observer, Result, among
-from diffscale.engine.scoring import check_chooser
+from diffscale.engine.scoring import check_chooser, recording_of
 from diffscale.engine.task import Task, baseline_task
 from diffscale.models.class_conditional import class_model
 from diffscale.models.drafting import DraftOptions
@@ -136,6 +139,8 @@ def search(
     draft_cache: Any = None,
     draft_decoder: Any = None,
     wordings: Given = None,
+    workers: str | None = None,
+    verifier_workers: int = 0,
 ) -> Result:
     """Search for the sample of `prompt` that the verifier likes best; or, of what it leads to, that `choose` does.
 
@@ -162,7 +167,10 @@ def search(
     `draft_cache`, `draft_decoder`: what searches such as "draft via=cache" draft by, see `DraftOptions`. `wordings`:
     for searches that draw from several wordings of the prompt, such as "rewrites": {prompt: [texts]}, a JSONL file,
     "llm model=NAME ..." (see `Rewriter`), or None for those that the world of the model's pictures has. Verifiers see
-    `prompt` alone; `Result.wordings` says what each candidate was drawn from.
+    `prompt` alone; `Result.wordings` says what each candidate was drawn from. `device` may name several, by commas or
+    as "cuda:all": each computes a part with a copy of the networks. `workers`: in their place those of Ray, on this
+    machine or a cluster: "ray", "ray://host:port", a number, or "ray n=4 gpus=1 cpus=2". `verifier_workers`: how many
+    workers more only score, so that a slow verifier does not hold up the others.
 
     `Result.baseline` is one plain sample of the first noise, with `number` -1 and not in the ledger if the search did
     not sample it. The result is a function of the arguments up to `dtype` and of what of `loading` is decisive, not of
@@ -175,7 +183,8 @@ def search(
     batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
     chosen = choose_search(search)
     loading = merged_options(loading, device, dtype)
-    device = best_device(loading.device)
+    where = worker_options(loading.device, workers, whole("verifier_workers", verifier_workers, 0))
+    device = best_device(loading.device) if where.is_inline else "cpu"
     check_verifier(verifier)
     if choose is not None:
         check_verifier(choose)
@@ -187,59 +196,67 @@ def search(
     condition = prompt if isinstance(prompt, str) else str(prompt)
     prompt_index, drafting = 0, DraftOptions(draft_model, draft_cache, draft_decoder)
     name = pipe_or_id if isinstance(pipe_or_id, str) else str(getattr(pipe_or_id, "name_or_path", ""))
-    others: list[Wording] = []
+    prompts: list[str] = [condition]
     worded: dict[str, str] = {}
     if isinstance(pipe_or_id, Sampler):
         made = drafting != _PLAIN or steps is not None or pipe_args or wordings is not None
         if made or loading.asked().keys() - {"device"}:
             raise DiffscaleError("A Sampler is used as it was made: give steps and other settings where it is made.")
-        sampler, prompt_index = pipe_or_id, _prompt_index(pipe_or_id, condition)
-    else:
-        if chosen.declares("rewords"):
-            known = {} if journal is None else recorded_sources(Path(journal))
-            others = wordings_of(wordings, name).find([condition], known, worded.update)
-        sampler = make_sampler(
-            pipe_or_id, [condition, *others], steps=steps, pipe_args=pipe_args or {}, loading=loading, drafting=drafting
-        )
-    settings = {
-        "model": pipe_or_id if isinstance(pipe_or_id, str) else type(pipe_or_id).__name__,
-        "prompt": sampler.prompts[prompt_index],
-        "search": chosen.text,
-        "verifier": name_of_verifier(verifier),
-        "nfe": nfe,
-        "seed": seed,
-        "steps": sampler.steps,
-        "pipe_args": {name: described(value) for name, value in (pipe_args or {}).items()},
-        "gallery": gallery,
-        **({} if keep_best == 1 else {"keep_best": keep_best}),
-        **({} if choose is None else {"choose": name_of_verifier(choose)}),
-        **drafting.decisive(),
-    }
-    if isinstance(pipe_or_id, str):
-        settings |= loading.decisive()
-    elif not isinstance(pipe_or_id, Sampler):
-        settings["dtype"] = dtype_of_pipeline(pipe_or_id)
-    if cached := getattr(sampler, "caches", None):
-        settings["caches"] = cached
-    # After the model: what is wrong with its name, or its call, is told before another network loads.
-    loaded = load_verifier(verifier, device=device, image_model=name)
-    chooser = None if choose is None else load_verifier(choose, device=device, image_model=name)
-    check_chooser(loaded, chooser)  # before a journal is there, which other settings could not use
-    # A class by its id and by its name is the same search.
-    key = noise.fold(noise.root(seed), sampler.prompts[prompt_index], 0)
-    task = Task(chosen.make(device=device), prompt_index=prompt_index, key=key, budget=nfe)
-    written = sources(search, verifier, *([] if choose is None else [choose])) | worded
-    opened = nullcontext() if journal is None else closing(Journal(Path(journal), settings, written))
-    with opened as kept:
-        (result,) = run_searches(
-            [task], sampler, loaded, batch_size, observers,
-            gallery=gallery, keep_best=keep_best, journal=kept, progress=progress,
-            choose=chooser,
-        )  # fmt: skip
-        result = replace(result, dtype=settings.get("dtype", ""))
-        if chosen.declares("independent"):
-            return result
-        return _with_baseline(result, task, sampler, loaded, chooser, batch_size, kept)
+        prompt_index = _prompt_index(pipe_or_id, condition)
+    elif chosen.declares("rewords"):
+        known = {} if journal is None else recorded_sources(Path(journal))
+        prompts += wordings_of(wordings, name).find([condition], known, worded.update)
+
+    @cache
+    def verifiers() -> tuple[Verifier, Verifier | None]:
+        loaded = load_verifier(verifier, device=device, image_model=name)
+        chooser = None if choose is None else load_verifier(choose, device=device, image_model=name)
+        check_chooser(loaded, chooser)
+        return loaded, chooser
+
+    asked = {"prompts": prompts, "steps": steps, "pipe_args": pipe_args or {}, "drafting": drafting}
+    recorded_by = recording_of(*verifiers()) if where.verifiers else None
+    recipe = ModelRecipe(pipe_or_id, loading, make_sampler, asked, verifier, choose, name, recorded_by)
+    with Crew(where) as crew:
+        sampler, executor = crew.serve(recipe, batch_size)
+        settings = {
+            "model": pipe_or_id if isinstance(pipe_or_id, str) else type(pipe_or_id).__name__,
+            "prompt": sampler.prompts[prompt_index],
+            "search": chosen.text,
+            "verifier": name_of_verifier(verifier),
+            "nfe": nfe,
+            "seed": seed,
+            "steps": sampler.steps,
+            "pipe_args": {name: described(value) for name, value in (pipe_args or {}).items()},
+            "gallery": gallery,
+            **({} if keep_best == 1 else {"keep_best": keep_best}),
+            **({} if choose is None else {"choose": name_of_verifier(choose)}),
+            **drafting.decisive(),
+        }
+        if isinstance(pipe_or_id, str):
+            settings |= loading.decisive()
+        elif not isinstance(pipe_or_id, Sampler):
+            settings["dtype"] = dtype_of_pipeline(pipe_or_id)
+        if cached := getattr(sampler, "caches", None):
+            settings["caches"] = cached
+        # After the model: what is wrong with its name, or its call, is told before another network loads.
+        # And before a journal is there, which other settings could not use.
+        loaded, chooser = verifiers()
+        # A class by its id and by its name is the same search.
+        key = noise.fold(noise.root(seed), sampler.prompts[prompt_index], 0)
+        task = Task(chosen.make(device=device), prompt_index=prompt_index, key=key, budget=nfe)
+        written = sources(search, verifier, *([] if choose is None else [choose])) | worded
+        opened = nullcontext() if journal is None else closing(Journal(Path(journal), settings, written))
+        with opened as kept:
+            (result,) = run_searches(
+                [task], sampler, loaded, batch_size, observers,
+                gallery=gallery, keep_best=keep_best, journal=kept, progress=progress, choose=chooser,
+                executor=executor,
+            )  # fmt: skip
+            result = replace(result, dtype=settings.get("dtype", ""))
+            if chosen.declares("independent"):
+                return result
+            return _with_baseline(result, task, sampler, loaded, chooser, batch_size, kept, executor)
 
 
 def _prompt_index(sampler: Sampler, prompt: str) -> int:
@@ -250,12 +267,13 @@ def _prompt_index(sampler: Sampler, prompt: str) -> int:
 
 def _with_baseline(
     result: Result, task: Task, sampler: Sampler, verifier: Verifier, choose: Verifier | None, batch_size: int | None,
-    journal: Journal | None,
+    journal: Journal | None, executor: Executor | None,
 ) -> Result:  # fmt: skip
     """`result` with a plain sample as its baseline: a search may never sample its first noise as it is."""
     (first,) = run_searches(
-        [baseline_task(task)], sampler, verifier, batch_size, journal=journal, return_errors=True, choose=choose
-    )
+        [baseline_task(task)], sampler, verifier, batch_size, journal=journal, return_errors=True, choose=choose,
+        executor=executor,
+    )  # fmt: skip
     if not isinstance(first, Result):  # the verifier fails on it alone
         return result
     return replace(result, baseline=replace(among(result, first.best, verifier, choose), number=-1))

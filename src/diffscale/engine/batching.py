@@ -21,10 +21,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class MicroBatch:
-    """Runs work on slices of rows; `size` is how many rows go at once.
+    """How many rows go at once (`size`), which finds itself.
 
     Without `fixed` the size starts at 8 and doubles as long as full micro-batches do at least
-    5% more work a second. Out of memory halves it for good, and only the failed slice is run again.
+    5% more work a second. Out of memory halves it for good.
     """
 
     def __init__(self, fixed: int | None = None) -> None:
@@ -32,12 +32,10 @@ class MicroBatch:
         self._growing = fixed is None
         self._pace = 0.0
 
-    def map(self, work: Callable[[slice], T], rows: int, each: int = 1) -> Iterator[tuple[slice, T]]:
-        """Yield (slice, work(slice)) over all `rows`, in order. Errors other than out-of-memory
-        pass through, and so does that one for a single row.
+    def map(self, work: Callable[[slice], T], rows: int) -> Iterator[tuple[slice, T]]:
+        """Yield (slice, work(slice)) over all `rows`, in order; what memory runs out for is run again in smaller ones.
 
-        `each`: how much work a row is, so that a long run after a short one does not look slow;
-        work of 0 says nothing about pace.
+        Errors other than out-of-memory pass through, and so does that one for a single row.
         """
         start = 0
         while start < rows:
@@ -50,24 +48,29 @@ class MicroBatch:
                     raise
                 failed = str(error)
             else:
-                self._grow(part.stop - part.start, each, time.perf_counter() - began)
+                self.succeeded(part.stop - part.start, part.stop - part.start, time.perf_counter() - began)
                 start = part.stop
                 yield part, done
                 continue
             # Outside the except block, where the traceback no longer holds the failed tensors.
-            self._shrink(part.stop - part.start, failed)
+            self.failed(part.stop - part.start, failed)
 
-    def _grow(self, rows: int, each: int, seconds: float) -> None:
-        if not self._growing or rows < self.size or not each:
+    def succeeded(self, rows: int, amount: int, seconds: float) -> None:
+        """Take note that a micro-batch of `rows` took that long.
+
+        `amount`: how much work it was, so that a long run after a short one does not look slow; 0 says nothing of pace.
+        """
+        if not self._growing or rows < self.size or not amount:
             return
-        pace = rows * each / max(seconds, 1e-9)
+        pace = amount / max(seconds, 1e-9)
         self._growing = self.size < _LARGEST and pace > self._pace * _GAIN
         self._pace = pace
         if self._growing:
             self.size *= 2
 
-    def _shrink(self, rows: int, failed: str) -> None:
+    def failed(self, rows: int, why: str) -> None:
+        """Take note that memory ran out, as `why` says, with that many `rows`."""
         self.size, self._growing = max(1, rows // 2), False
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"Out of memory with {rows} rows, going on with {self.size}: {failed}", stacklevel=4)
+        warnings.warn(f"Out of memory with {rows} rows, going on with {self.size}: {why}", stacklevel=4)

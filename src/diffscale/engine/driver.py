@@ -1,9 +1,9 @@
-"""The driver runs many searches at once: it groups what they ask for, has it computed, and deals out the replies."""
+"""The driver runs many searches at once: it queues what they ask for, has it computed, and deals out the replies."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,20 @@ from diffscale._util.errors import BudgetTooSmall, DiffscaleError, Unsuited
 from diffscale._util.fingerprints import name_of
 from diffscale._util.progress import Counter, silent
 from diffscale.engine.allocation import Account, Threshold, check_shareable
-from diffscale.engine.executors import Executor, InlineExecutor, Job, JobPart
 from diffscale.engine.journal import Journal, Reply
+from diffscale.engine.output import Output
+from diffscale.engine.pool import Deadly, Done, Executor, inline
 from diffscale.engine.results import Observer, Result
 from diffscale.engine.scoring import check_chooser
 from diffscale.engine.search_context import SearchContext
 from diffscale.engine.search_run import SearchRun
 from diffscale.engine.task import Task
 from diffscale.engine.ties import Compare, Pair, Pairs
-from diffscale.engine.worker import Output, Worker
-from diffscale.types import Sampler, SetVerifier, Verifier, concat, declares
+from diffscale.engine.work import Rows, WorkQueue
+from diffscale.engine.worker import Worker
+from diffscale.types import Sampler, SetVerifier, Verifier, declares, own_prompt
 
-_CHUNK = 64  # rows that all searches together are told to ask for, unless the micro-batch is given
+_CHUNK = 64  # rows that all searches together are told to ask for, for each worker, unless the micro-batch is given
 
 
 def run_searches(
@@ -74,7 +76,8 @@ def run_searches(
     context = SearchContext(sampler, verifier, tuple(observers), gallery, journal, keep_best, choose)
     one_by_one = isinstance(verifier, SetVerifier)
     # Fixed for the whole search, so that it asks for the same rows when it is resumed, or among others.
-    chunk = max(1, (batch_size or _CHUNK) // (1 if one_by_one else max(1, len(tasks))))
+    rows = (batch_size or _CHUNK) * (1 if executor is None else executor.size)
+    chunk = max(1, rows // (1 if one_by_one else max(1, len(tasks))))
     for task in tasks:
         if task.budget < sampler.steps:
             raise BudgetTooSmall(
@@ -85,8 +88,8 @@ def run_searches(
     if allocation is not None and tasks:
         tasks = [replace(task, budget=allocation.first(len(tasks), total, sampler.steps)) for task in tasks]
     searches = [SearchRun(index, task, context, chunk) for index, task in enumerate(tasks)]
-    worker = Worker(sampler, verifier, choose)
-    driver = _Driver(searches, executor or InlineExecutor(worker, batch_size), progress, total)
+    executor = executor or inline(Worker.beside(sampler, verifier, choose), batch_size)
+    driver = _Driver(searches, executor, progress, total)
     if isinstance(verifier, SetVerifier):
         _run_in_order(driver, sampler, verifier)
     else:
@@ -111,11 +114,13 @@ def run_searches(
 def _run_in_order(driver: _Driver, sampler: Sampler, verifier: SetVerifier) -> None:
     """Run one search after the other, and tell the verifier after each what was chosen."""
     verifier.begin()
+    driver.executor.begin()
     for search in driver.searches:
         driver.run([search])
         driver.break_ties([search])
         if (image := search.best_image()) is not None:
             verifier.choose(image, sampler.prompts[search.task.prompt_index])
+            driver.executor.choose(image, sampler.prompts[search.task.prompt_index])
 
 
 def _run_in_rounds(driver: _Driver, rule: Threshold) -> None:
@@ -149,14 +154,19 @@ class _Driver:
     total: int
 
     def run(self, searches: Sequence[SearchRun]) -> None:
-        """Run `searches` to their end, round by round: every round computes all that they wait for."""
+        """Run `searches` to their end: whatever one of them waits for is computed beside what the others wait for."""
+        queue = WorkQueue(images=bool(searches and searches[0].context.observers))
         for search in searches:
             search.start()
-        while groups := _alike(searches):
-            jobs = [_Group(members) for members in groups]
-            for part in self.executor.compute([group.job for group in jobs]):
-                jobs[part.job].deal(part)
-                self._report()
+            _wait(search, queue)
+        for done in self.executor.run(queue):
+            if isinstance(done.result, Unsuited):
+                for rows in queue.drop(done.work.group):  # it suits none of those that ask alike
+                    _fail(rows, done.result)
+            for rows, mine in done.work.shares():
+                if not rows.is_over:
+                    _deal(rows, mine, done, queue)
+            self._report()
 
     def break_ties(self, searches: Sequence[SearchRun]) -> None:
         """Have those compared that share the best score of their search, which is over; a few searches at a time."""
@@ -170,9 +180,14 @@ class _Driver:
         self._compare(waiting)
 
     def _compare(self, searches: Sequence[SearchRun]) -> None:
-        bouts = [_Bout(each) for each in _loaded(searches)]
-        for part in self.executor.compute([bout.job for bout in bouts]):
-            bouts[part.job].deal(part)
+        queue = WorkQueue()
+        for each in _loaded(searches):
+            bout = _Bout(each)
+            queue.add(Rows(bout, bout.request, 0, len(bout.request.state)))
+        for done in self.executor.run(queue):
+            for rows, mine in done.work.shares():
+                assert isinstance(rows.asker, _Bout)
+                rows.asker.deal(rows, mine, done)
             self._report()
 
     def _report(self) -> None:
@@ -182,14 +197,35 @@ class _Driver:
             self.progress(spent, self.total, best=max(bests, default=-math.inf))
 
 
-def _alike(searches: Sequence[SearchRun]) -> list[list[SearchRun]]:
-    """Those of `searches` that wait for something, grouped so that the requests of a group run together."""
-    groups: dict[Hashable, list[SearchRun]] = {}
-    for search in searches:
-        if (request := search.request) is not None:
-            asked = (*(getattr(request, name, None) for name in ("to", "level", "steps", "via")),)
-            groups.setdefault((type(request), asked, request.state.batch_key), []).append(search)
-    return list(groups.values())
+def _wait(search: SearchRun, queue: WorkQueue) -> None:
+    """Put what a search asks for into the queue, if it asks for anything."""
+    if search.request is not None:
+        for start, stop in search.missing:
+            queue.add(Rows(search, search.request, start, stop))
+
+
+def _fail(rows: Rows, error: DiffscaleError) -> None:
+    """End the search that `rows` are of, whose result is `error`."""
+    assert isinstance(rows.asker, SearchRun)
+    if not rows.is_over:
+        rows.asker.fail(error)
+
+
+def _deal(rows: Rows, mine: slice, done: Done, queue: WorkQueue) -> None:
+    """Give a search its `rows`, which are `mine` of what was computed, or the error that ends it."""
+    search = rows.asker
+    assert isinstance(search, SearchRun)
+    output = search.without(done.result.why) if isinstance(done.result, Deadly) else done.result
+    if isinstance(output, DiffscaleError):
+        _fail(rows, output)
+        return
+    size = sum(map(len, done.work.pieces))
+    tensors = {name: tensor[mine] for name, tensor in output.tensors.items()}
+    pictures = None if output.pictures is None else output.pictures[mine]
+    images = None if output.images is None else output.images[mine]
+    search.absorb(Reply(rows.start, rows.stop, tensors, output.costs(mine, size)), pictures, images)
+    if rows.is_over:
+        _wait(search, queue)
 
 
 def _loaded(searches: Sequence[SearchRun]) -> list[list[tuple[SearchRun, dict[int, Tensor]]]]:
@@ -210,64 +246,31 @@ def _loaded(searches: Sequence[SearchRun]) -> list[list[tuple[SearchRun, dict[in
 
 
 class _Bout:
-    """Searches some of whose candidates are to be compared: all their pairs, end to end, are one job."""
+    """Searches some of whose candidates are to be compared: all their pairs, end to end, are one request."""
 
     def __init__(self, members: Sequence[tuple[SearchRun, dict[int, Tensor]]]) -> None:
         self._rows: list[tuple[SearchRun, Pair]] = []
         pictures: list[Tensor] = []
-        sides, prompts = [], []
+        sides: list[list[int]] = []
+        prompts: list[str] = []
         for search, loaded in members:
             place = {number: len(pictures) + row for row, number in enumerate(loaded)}
             pictures += loaded.values()
             for pair in search.ties.missing:
                 self._rows.append((search, pair))
                 sides.append([place[number] for number in pair])
-                prompts.append(search.task.prompt_index)
-        pairs = Pairs(torch.stack(pictures), torch.tensor(sides), torch.tensor(prompts))
-        self.job = Job(Compare(pairs), pairs)
+                prompts.append(own_prompt(search.sampler.prompts[search.task.prompt_index]))
+        self.request = Compare(Pairs(torch.stack(pictures), torch.tensor(sides), prompts))
 
-    def deal(self, part: JobPart) -> None:
-        """Give every search what its pairs among the rows of `part` gave."""
-        assert isinstance(part.output, Output)
-        size = part.rows.stop - part.rows.start
-        for row, (search, pair) in enumerate(self._rows[part.rows]):
-            probability = float(part.output.tensors["probabilities"][row])
-            search.decide(pair, probability, part.output.costs(slice(row, row + 1), size))
+    def wanted(self, start: int) -> None:
+        """No pictures come back of comparisons."""
 
-
-class _Group:
-    """Searches that ask alike: the missing rows of their requests, laid end to end, are one job."""
-
-    def __init__(self, members: Sequence[SearchRun]) -> None:
-        # A search, the first of some missing rows of its request, and their first and last row in the job.
-        self._pieces: list[tuple[SearchRun, int, int, int]] = []
-        states, end = [], 0
-        for search in members:
-            assert search.request is not None
-            for start, stop in search.missing:
-                self._pieces.append((search, start, end, end + stop - start))
-                states.append(search.request.state[start:stop])
-                end += stop - start
-        assert members[0].request is not None
-        self.job = Job(members[0].request, concat(states))
-
-    def deal(self, part: JobPart) -> None:
-        """Give every search its rows of what was computed, or the error that ends it."""
-        output, size = part.output, part.rows.stop - part.rows.start
-        for search, rows, first in self._shares(part.rows):
-            if search.error is not None:
-                continue
-            if isinstance(output, Unsuited):
-                search.fail(output)
-                continue
-            mine = slice(first, first + rows.stop - rows.start)
-            tensors = {name: tensor[mine] for name, tensor in output.tensors.items()}
-            pictures = [None if each is None else each[mine] for each in (output.images, output.latents)]
-            search.absorb(Reply(rows.start, rows.stop, tensors, output.costs(mine, size)), *pictures)
-
-    def _shares(self, part: slice) -> Iterator[tuple[SearchRun, slice, int]]:
-        """The searches with rows in `part` of the job: which rows of its request, and where they begin in the part."""
-        for search, start, low, high in self._pieces:
-            first, last = max(low, part.start), min(high, part.stop)
-            if first < last:
-                yield search, slice(start + first - low, start + last - low), first - part.start
+    def deal(self, rows: Rows, mine: slice, done: Done) -> None:
+        """Give every search what its pairs among `rows`, which are `mine` of what was computed, gave."""
+        output, size = done.result, sum(map(len, done.work.pieces))
+        for row, (search, pair) in enumerate(self._rows[rows.start : rows.stop], mine.start):
+            if isinstance(output, Output):
+                probability = float(output.tensors["probabilities"][row])
+                search.decide(pair, probability, output.costs(slice(row, row + 1), size))
+            else:  # so dear is no comparison that it may end a search
+                search.decide(pair, 0.5, {})

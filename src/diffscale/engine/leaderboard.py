@@ -14,9 +14,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from diffscale.engine.wanted import Wanted
 from diffscale.types import Aggregate, PoolVerifier
 
 _ROWS: Final = 64  # rows that memory is first made for
+
+
+def by_rows(scores: Tensor) -> Tensor:
+    """Scores [B] or [B, K] as [B, K]."""
+    return scores.view(len(scores), -1)
 
 
 def aggregate_pool(scores: Tensor, aggregate: Aggregate | None) -> Tensor:
@@ -149,6 +155,11 @@ class Leaderboard(Components):
         if shown:
             self.thumbnails.add(number)
         return kept, shown
+
+    def wanted(self, first: bool) -> Wanted:
+        """Which of the pictures that are to come can be kept; `first`: see there."""
+        full, shown = (self.components[sorted(each)] for each in (self.full_size, self.thumbnails))
+        return Wanted(self.keep_best, full, self.shown, shown, first)
 
     def best(self) -> tuple[int, float] | None:
         """Number and value of the best candidate; None if none is usable."""

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +35,25 @@ def record_level(*verifiers: Verifier | None) -> float | None:
         told = " and ".join(f"{name!r} asks for {level}" for name, level in asking)
         raise DiffscaleError(f"One noise level is recorded on the way to a picture, but {told}: give both the same.")
     return asking[0][1] if asking else None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The x0-predictions at noise level `level` that are recorded on the way to a picture, for the verifier `by`.
+
+    `steers`: whether that is the one that is searched with, which then cannot score anything unfinished.
+    """
+
+    level: float
+    by: str
+    steers: bool
+
+
+def recording_of(verifier: Verifier, choose: Verifier | None) -> Recording | None:
+    """What the two ask for to be recorded, None if nothing; raises DiffscaleError as `record_level`."""
+    level, steers = record_level(verifier, choose), isinstance(verifier, NeedsIntermediateX0)
+    by = verifier if steers or choose is None else choose
+    return None if level is None else Recording(level, by.name, steers)
 
 
 def check_chooser(verifier: Verifier, choose: Verifier | None) -> None:

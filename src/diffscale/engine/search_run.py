@@ -1,7 +1,8 @@
 """One search on its way: its generator, its account, what it asks for, and the best so far."""
 
 import math
-from collections.abc import Generator, Iterable
+import warnings
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
@@ -14,15 +15,18 @@ from diffscale.engine.answers import answer_of, answers_itself, finishes
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.environment import SearchEnvironment
 from diffscale.engine.journal import Reply
-from diffscale.engine.kept_pictures import KeptPictures, to_keep
-from diffscale.engine.leaderboard import Leaderboard, Scores
+from diffscale.engine.kept_pictures import KeptPictures
+from diffscale.engine.leaderboard import Leaderboard, Scores, by_rows
 from diffscale.engine.ledger import BudgetSpent, Ledger, price
+from diffscale.engine.output import Output
 from diffscale.engine.requests import check_request
 from diffscale.engine.results import Candidate, Result, Thumbnail
+from diffscale.engine.scoring import DroppedCandidate, dropped_scores
 from diffscale.engine.search_context import SearchContext, aggregate_of
 from diffscale.engine.task import Task
 from diffscale.engine.ties import Pair, RoundRobin
-from diffscale.types import Decide, NeedsIntermediateX0, Request
+from diffscale.engine.wanted import Picture, Wanted
+from diffscale.types import Decide, Draft, Evaluate, NeedsIntermediateX0, Request, Score
 
 _REFUSALS: Final = 100  # how often a search may ask for too much in a row before it is ended
 
@@ -94,16 +98,41 @@ class SearchRun:
         """This search with another budget, not started; with a journal, one that is anytime goes on from this."""
         return type(self)(self.index, replace(self.task, budget=budget), self.context, self.chunk)
 
-    def absorb(self, reply: Reply, images: Tensor | None, latents: Tensor | None) -> None:
-        """Take rows of the answer, `images` and `latents` [rows, ...] of candidates that they finish."""
+    def wanted(self, start: int) -> Wanted | None:
+        """Which pictures of the rows of the request from `start` on can be kept; None where they finish none."""
+        if self.request is None or not finishes(self.request, self.sampler):
+            return None
+        return self.leaderboard.wanted(self._first is None or self.finished + start < self._first)
+
+    def absorb(self, reply: Reply, pictures: Sequence[Picture] | None = None, images: Tensor | None = None) -> None:
+        """Take rows of the answer, `pictures` and `images` [rows, ...] of candidates that they finish."""
         assert self.request is not None
         if finishes(self.request, self.sampler):
-            self._rank(reply, images, latents)
+            self._rank(reply, pictures, images)
         if self.journal is not None:
             self.journal.write(self.name, self.requests, type(self.request).__name__, reply)
         self._take(reply)
         if not self.missing:
             self._advance(self._answer())
+
+    def without(self, why: str) -> Output | DiffscaleError:
+        """What a row is worth that was dropped, as `why` says, since no worker could compute it.
+
+        It loses one candidate, or the search where others depend on it.
+        """
+        assert self.request is not None
+        if not isinstance(self.request, Score | Evaluate | Draft):
+            return DiffscaleError(f"The search {self.described} is over: two workers died of one of its rows ({why}).")
+        prompt = self.sampler.prompts[self.task.prompt_index]
+        warnings.warn(
+            f"Dropped a candidate of {prompt!r}: two workers died of it ({why}).", DroppedCandidate, stacklevel=2
+        )
+        tensors = {"scores": dropped_scores(self.context.verifier, 1)}
+        if not finishes(self.request, self.sampler):
+            return Output(tensors)
+        if self.context.choose is not None:
+            tensors["choice"] = dropped_scores(self.context.choose, 1)
+        return Output(tensors, pictures=[{}])
 
     def fail(self, error: DiffscaleError) -> None:
         """End the search, which has no result but `error`."""
@@ -327,7 +356,7 @@ class SearchRun:
         self.ledger.add(reply.costs)
         given = [reply.tensors[name] for name in ("scores", "choice") if name in reply.tensors]
         if given:
-            self.dropped += int(torch.stack([_by_rows(each)[:, 0].isinf() for each in given]).any(0).sum())
+            self.dropped += int(torch.stack([by_rows(each)[:, 0].isinf() for each in given]).any(0).sum())
         self._parts.append(reply)
         left = []
         for start, stop in self.missing:
@@ -342,18 +371,18 @@ class SearchRun:
             self.finished += len(request.state)
             self.finished_nfe = self.ledger.nfe
         parts = sorted(self._parts, key=lambda part: part.start)
-        joined = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        joined = {name: _joined([part.tensors[name] for part in parts]) for name in parts[0].tensors}
         return answer_of(request, joined, self.sampler, self.context.record)
 
-    def _rank(self, reply: Reply, images: Tensor | None, latents: Tensor | None) -> None:
-        """Enter the finished candidates; only pictures of those that can be kept, the baseline or shown are copied.
+    def _rank(self, reply: Reply, pictures: Sequence[Picture] | None, images: Tensor | None) -> None:
+        """Enter the finished candidates, and keep what can be kept of their `pictures`, see `wanted`.
 
-        `images` and `latents` are None where the journal is replayed, which has the pictures that were kept.
+        `pictures` are None where the journal is replayed, which has those that were kept.
         """
         assert self.request is not None
         state = self.request.state[reply.start : reply.stop]
         keys, scores = state.key, reply.tensors["scores"]
-        rows, ranking = _by_rows(scores), _by_rows(scores if self.context.choose is None else reply.tensors["choice"])
+        rows, ranking = by_rows(scores), by_rows(scores if self.context.choose is None else reply.tensors["choice"])
         since, size = self.ledger.nfe - self.finished_nfe, len(self.request.state)
         # The NFE since the last finished candidates, dealt out evenly, so that traces do not depend on the batch.
         nfe = [self.finished_nfe + since * (i + 1) // size for i in range(reply.start, reply.stop)]
@@ -367,16 +396,24 @@ class SearchRun:
             # In whatever order they come, the baseline is the first of them that can be chosen.
             first = usable[i] and (self._first is None or number < self._first)
             self._first = number if first else self._first
-            if images is not None and latents is not None and (full_size or shown or first):
-                whole = {"latents": latents[i]} | ({} if state.step else {"noise": state.x[i]})
-                picture = to_keep(images[i], whole if full_size or first else {}, shown)
-                best = {*self.leaderboard.full_size, *([] if self._first is None else [self._first])}
-                self.pictures.keep(number, picture, best, self.leaderboard.thumbnails)
+            if pictures is not None:
+                self._keep(number, pictures[i], full_size or first, shown, state.x[i] if state.step == 0 else None)
         if images is not None:
             for observe in self.context.observers:
                 observe(self.index, keys, scores, images, nfe)
 
+    def _keep(self, number: int, picture: Picture, full_size: bool, shown: bool, noise: Tensor | None) -> None:
+        """Keep of a candidate's `picture` what is wanted; of one that is behind others of its micro-batch none came."""
+        names = {*(("image", "latents") if full_size else ()), *(("thumbnail",) if shown else ())}
+        kept = {name: tensor for name, tensor in picture.items() if name in names}
+        if "latents" in kept and noise is not None:
+            kept["noise"] = noise.detach().cpu().clone()
+        if kept:
+            best = {*self.leaderboard.full_size, *([] if self._first is None else [self._first])}
+            self.pictures.keep(number, kept, best, self.leaderboard.thumbnails)
 
-def _by_rows(scores: Tensor) -> Tensor:
-    """Scores [B] or [B, K] as [B, K]."""
-    return scores.view(len(scores), -1)
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all `parts`; on the CPU where these are on several devices, as those of a journal are."""
+    together = len({part.device for part in parts}) == 1
+    return torch.cat([part if together else part.cpu() for part in parts])

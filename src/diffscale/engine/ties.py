@@ -26,18 +26,18 @@ Pair = tuple[int, int]
 class Pairs:
     """B pairs of pictures to compare: rows `sides` (int64 [B, 2]) of `pictures` (uint8 [N, 3, H, W], on the CPU).
 
-    `prompt_index`: index of each pair's prompt, int64 [B].
+    `prompts`: what verifiers are told of each pair.
     """
 
     pictures: Tensor
     sides: Tensor
-    prompt_index: Tensor
+    prompts: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.sides)
 
     def __getitem__(self, index: slice) -> Pairs:
-        return replace(self, sides=self.sides[index], prompt_index=self.prompt_index[index])
+        return replace(self, sides=self.sides[index], prompts=self.prompts[index])
 
     def side(self, which: int) -> Tensor:
         """The first (0) or the second (1) picture of each pair, float32 [B, 3, H, W] in [0, 1]."""

@@ -38,8 +38,12 @@ class PlainCall:
 
 
 def best_device(asked: str | None = None) -> str:
-    """`asked`, else cuda, else mps, else cpu; raises DiffscaleError for a device that is not there."""
+    """`asked`, else cuda, else mps, else cpu; the first of several, see `copies.devices_of`.
+
+    Raises DiffscaleError for a device that is not there.
+    """
     if asked is not None:
+        asked = "cuda:0" if asked == "cuda:all" else asked.partition(",")[0].strip()
         try:
             torch.device(asked)
         except RuntimeError as error:

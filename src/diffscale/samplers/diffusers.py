@@ -60,9 +60,9 @@ class DiffusersSampler(DraftingSampler, GridSampler):
         self._shape = self.pipeline.initial.noise_shape or start.shape[1:]
         self._take_grid(inference_steps)
         one = torch.zeros(1, dtype=torch.int64)
-        self.forwards_per_nfe, self.flops_per_forward = self.pipeline.probe(
-            self._with_noise_mixed(self.prior(one, one)).x
-        )
+        first = self._with_noise_mixed(self.prior(one, one)).x
+        # What else the pipeline hands its solver, which a state that others predicted is stepped with, too.
+        self.forwards_per_nfe, self.flops_per_forward, self._step_args = self.pipeline.probe(first)
 
     def _take_grid(self, inference_steps: int) -> None:
         self.intervals, self._scheduler = inference_steps, self.pipeline.scheduler
@@ -237,7 +237,6 @@ class DiffusersSampler(DraftingSampler, GridSampler):
         window = StepWindow(state.step, state.step + 1, state.key, state.solver, predict_only=True, levels=off)
         self.pipeline.run(state.x, state.prompt_index.tolist(), window)
         assert window.model_output is not None
-        self._step_args = window.step_args
         return self.predicted(state, window.model_output)
 
     def _run(self, state: State, to: int, recorded_step: int | None) -> State:

@@ -111,8 +111,10 @@ class WindowedPipeline:
             raise NotWindowed("it draws no noise for its picture")
         return drawn[0]
 
-    def probe(self, latents: Tensor) -> tuple[int, float]:
+    def probe(self, latents: Tensor) -> tuple[int, float, dict[str, Any]]:
         """(Rows per evaluation, FLOPs per row) of the denoiser, by one evaluation of one row of `latents` [1, ...].
+
+        And what else than latents the pipeline's call gives its solver.
 
         Finds out what is the denoiser, and raises NotWindowed for a pipeline whose steps are not the solver's alone.
         """
@@ -133,7 +135,7 @@ class WindowedPipeline:
         kind = type(called[-1][0])
         self._denoisers = [network for network in networks_of(self._pipe) if type(network) is kind]
         forwards = sum(rows for network, rows in called if type(network) is kind)
-        return forwards, flops.total / forwards
+        return forwards, flops.total / forwards, window.step_args
 
     def in_steps(self, inference_steps: int) -> "WindowedPipeline":
         """As this one, with its encodings, on the grid of another number of steps."""
