@@ -10,10 +10,13 @@ They run on an analytic model (`samplers.toy.ToySampler`), so that a check takes
 All checks raise AssertionError with a sentence that says what does not hold.
 """
 
+import copy
 import random
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,10 +29,12 @@ from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal
 from diffscale.engine.pool import LostWorker, Pool
 from diffscale.engine.results import Result
-from diffscale.engine.scoring import DroppedCandidate, UndecidedPair, safe_compare, safe_score
+from diffscale.engine.sampler_worker import SamplerWorker
+from diffscale.engine.scoring import DroppedCandidate, UndecidedPair, recording_of, safe_compare, safe_score
 from diffscale.engine.task import Task
 from diffscale.engine.ties import Pairs
-from diffscale.engine.transport import Event, Joined, Lost, News, answer, attempt
+from diffscale.engine.transport import Event, Joined, Lost, News, Role, answer, attempt
+from diffscale.engine.verifier_worker import VerifierWorker
 from diffscale.engine.work import Job, Kind
 from diffscale.engine.worker import Worker
 from diffscale.samplers.toy import ToySampler
@@ -139,6 +144,41 @@ class ShuffledWorkers:
 
     def close(self) -> None:
         """See `Transport.close`."""
+
+
+@dataclass(frozen=True)
+class ToyRecipe:
+    """A `engine.host.Recipe` of toys with these `prompts`, which can be sent to workers of any kind.
+
+    `pause`: seconds that each picture takes to be scored besides.
+    """
+
+    verifier: Verifier
+    chooser: Verifier | None = None
+    prompts: Sequence[str] = _PROMPTS
+    pause: float = 0.0
+
+    def build(self, device: str, networks: dict[Any, Any], role: Role) -> Worker:
+        """See `engine.host.Recipe`; each worker has verifiers of its own."""
+        verifier, chooser = copy.deepcopy((self.verifier, self.chooser))
+        sampler = _Slow(self.pause, self.prompts, 6)
+        if role == "both":
+            return Worker.beside(sampler, verifier, chooser)
+        if role == "verifier":
+            return Worker(None, VerifierWorker(verifier, chooser))
+        return Worker(SamplerWorker(sampler, recording_of(verifier, chooser)), None)
+
+
+class _Slow(WordedToy):
+    """A WordedToy whose pictures take `pause` seconds each."""
+
+    def __init__(self, pause: float, *args: Any) -> None:
+        super().__init__(*args)
+        self._pause = pause
+
+    def decode(self, latents: Tensor) -> Tensor:
+        time.sleep(self._pause * len(latents))
+        return super().decode(latents)
 
 
 def shuffled(count: int, batch_size: int | None = 2, **options: Any) -> Pool:

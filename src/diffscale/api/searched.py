@@ -16,11 +16,12 @@ from diffscale._util.errors import DiffscaleError
 from diffscale._util.numbers import whole
 from diffscale.api import make_sampler, merged_options
 from diffscale.api.wordings import Given, check_rewords, wordings_of
+from diffscale.api.workers import Crew, ModelRecipe, worker_options
 from diffscale.engine import noise
 from diffscale.engine.allocation import ALLOCATIONS, Threshold, check_shareable
 from diffscale.engine.driver import run_searches
 from diffscale.engine.results import Candidate, Result
-from diffscale.engine.scoring import check_chooser
+from diffscale.engine.scoring import check_chooser, recording_of
 from diffscale.engine.task import Task
 from diffscale.models.class_conditional import class_model
 from diffscale.models.drafting import DraftOptions
@@ -51,7 +52,7 @@ _REFUSED: Final = {
 """Arguments of pipelines' calls that a search cannot heed, and why."""
 _OWN: Final = (
     "pipe", "results", "seeds", "_verifier", "_choose", "_make_search", "_independent", "_nfe", "_batch_size",
-    "_allocation", "_drafting", "_wordings", "_worded",
+    "_allocation", "_drafting", "_wordings", "_worded", "_crew", "_scored_by", "_image_model",
 )  # fmt: skip
 """Attributes of a `Searched` that are not its pipeline's."""
 
@@ -66,7 +67,9 @@ class Searched:
     and `dtype` are short for its fields. `search`, `verifier`, `choose`, `batch_size`: as of `diffscale.search`.
     `nfe`: the budget for each prompt of a call, in denoiser evaluations. `allocation`: how the prompts of a call share
     the budgets of all, as "threshold score=.9", see `Threshold`; None: each has its own. `draft_model`, `draft_cache`,
-    `draft_decoder`, `wordings`: as of `diffscale.search`; a language model is asked once for each prompt.
+    `draft_decoder`, `wordings`: as of `diffscale.search`; a language model is asked once for each prompt. With several
+    devices ("cuda:0,cuda:1", "cuda:all") the pipeline is on the first, and copied to the others at the first call, and
+    again when one of its attributes is set here. `verifier_workers`: as of `diffscale.search`.
 
     A call takes what the pipeline's own takes, in its order, and gives its output: the best `num_images_per_prompt` (or
     `num_videos_per_prompt`) samples of each prompt, best first, prompt by prompt. Prompts are searched together. The
@@ -102,6 +105,7 @@ class Searched:
         draft_cache: Any = None,
         draft_decoder: Any = None,
         wordings: Given = None,
+        verifier_workers: int = 0,
     ) -> None:
         nfe, batch_size = whole("nfe", nfe, 1), None if batch_size is None else whole("batch_size", batch_size, 1)
         chosen, options = choose_search(search), merged_options(loading, device, dtype)
@@ -114,6 +118,7 @@ class Searched:
         shared = made(allocation, "allocation", ALLOCATIONS)
         if shared is not None:
             check_shareable(chosen.name, chosen.declares("anytime"))
+        where = worker_options(options.device, None, whole("verifier_workers", verifier_workers, 0))
         device, by_name = best_device(options.device), isinstance(pipe_or_id, str)
         if not by_name and (asked := sorted(options.asked().keys() - {"device"})):
             raise DiffscaleError(f"The pipeline is loaded already: set {', '.join(asked)} on it, or give its name.")
@@ -134,6 +139,7 @@ class Searched:
         check_chooser(self._verifier, self._choose)
         self._make_search, self._independent = chosen.make(device=device), chosen.declares("independent")
         self._nfe, self._batch_size, self._allocation = nfe, batch_size, shared
+        self._crew, self._scored_by, self._image_model = Crew(where), (verifier, choose), name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The best samples, in the pipeline's output class, or as its tuple if `return_dict` is False.
@@ -148,14 +154,17 @@ class Searched:
             _log.warning("No generator was given: the seed is %d, as of torch.manual_seed(%d).", seeds[0], seeds[0])
         self.results, self.seeds = [], seeds
         others = [] if self._wordings is None else self._wordings.find(prompts, self._worded, self._worded.update)
-        sampler = make_sampler(
-            self.pipe,
-            [*prompts, *others],
-            steps=call.inference_steps,
-            pipe_args=call.pipe_args,
-            loading=LoadOptions(),
-            drafting=self._drafting,
+        asked = {
+            "prompts": [*prompts, *others],
+            "steps": call.inference_steps,
+            "pipe_args": call.pipe_args,
+            "drafting": self._drafting,
+        }
+        recording = recording_of(self._verifier, self._choose)
+        recipe = ModelRecipe(
+            self.pipe, LoadOptions(), make_sampler, asked, *self._scored_by, self._image_model, recording
         )
+        sampler, executor = self._crew.serve(recipe, self._batch_size)
         if self._independent and self._nfe // sampler.steps < call.count != 1:
             raise DiffscaleError(
                 f"{call.count} samples of a prompt cost {call.count * sampler.steps} NFE, and nfe is {self._nfe}: ask "
@@ -175,7 +184,7 @@ class Searched:
 
             found = run_searches(
                 tasks, sampler, self._verifier, self._batch_size, keep_best=call.count, progress=show,
-                choose=self._choose, allocation=self._allocation,
+                choose=self._choose, allocation=self._allocation, executor=executor,
             )  # fmt: skip
         self.results = [replace(result, dtype=dtype_of_pipeline(self.pipe)) for result in found]
         rows: list[tuple[int, Candidate]] = []
@@ -191,6 +200,7 @@ class Searched:
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the pipeline, as its own `to` does; the verifier stays where it is."""
+        self._crew.forget()
         self.pipe = self.pipe.to(*args, **kwargs)
         return self
 
@@ -205,6 +215,7 @@ class Searched:
         if name in _OWN:
             object.__setattr__(self, name, value)
         else:
+            self._crew.forget()
             setattr(self.pipe, name, value)
 
     def __repr__(self) -> str:

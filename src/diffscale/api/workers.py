@@ -10,12 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
-from pydantic import ValidationError
 
-from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.errors import DiffscaleError
 from diffscale.engine.host import Host
 from diffscale.engine.pool import Pool
 from diffscale.engine.ray_workers import RaySettings, RayTransport
@@ -29,14 +28,10 @@ from diffscale.engine.worker import Worker
 from diffscale.models.copies import copies_on, devices_of, load_copies
 from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions
+from diffscale.registry.arguments import made
 from diffscale.samplers.windowed.pipeline import WindowedPipeline
 from diffscale.types import Sampler
 from diffscale.verifiers import load as load_verifier
-
-_WORKERS: Final = (
-    "Workers are `ray`, `ray://host:port`, `auto`, a number, or `ray` with n=, gpus=, cpus= and address=, as in "
-    '"ray n=4 gpus=0.5"'
-)
 
 
 @dataclass(frozen=True)
@@ -64,23 +59,13 @@ def worker_options(device: str | None, workers: str | None, verifiers: int = 0) 
         return WorkerOptions(devices_of(device), None, verifiers)
     if device is not None:
         raise DiffscaleError("Workers of Ray find their own devices: leave the device out, or the workers.")
-    name, *rest = workers.split() or [""]
-    given: dict[str, Any] = {}
+    name, _, rest = workers.strip().partition(" ")
     if name.isdecimal():
-        given["n"] = int(name)
+        name = f"ray n={name}"
     elif name.startswith("ray://"):
-        given["address"] = name
-    elif name not in ("ray", "auto"):
-        raise DiffscaleError(f"{_WORKERS}, not {workers!r}.")
-    for part in rest:
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise DiffscaleError(f"{_WORKERS}, not {workers!r}.")
-        given[key] = value
-    try:
-        return WorkerOptions(["cpu"], RaySettings(**given), verifiers)
-    except ValidationError as error:
-        raise DiffscaleError(f"{_WORKERS}, not {workers!r} ({first_line(error)}).") from error
+        name = f"ray address={name}"
+    text = f"{'ray' if name == 'auto' else name} {rest}"
+    return WorkerOptions(["cpu"], made(text, "workers", {"ray": RaySettings}), verifiers)
 
 
 @dataclass(frozen=True)
@@ -168,13 +153,18 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        self.forget()
 
     @property
     def traffic(self) -> Traffic:
         """What has travelled so far."""
         return Traffic() if self._transport is None else self._transport.traffic
+
+    def forget(self) -> None:
+        """Have the networks copied again for the next series: they have changed."""
+        if self._transport is not None:
+            self._transport.close()
+        self._transport, self._pool, self._head = None, None, (None, None)
 
     def serve(self, recipe: ModelRecipe, batch_size: int | None) -> tuple[Sampler, Pool | None]:
         """The sampler that searches use in this process, and the executor that computes what they ask for.
@@ -194,9 +184,8 @@ class Crew:
     def _on_devices(self, recipe: ModelRecipe) -> Sampler:
         devices = list(self._options.devices)
         if self._head[0] != (key := recipe.with_pipeline(None)["model"]):
-            if self._transport is not None:
-                self._transport.close()
-            self._pool, self._head = None, (key, _copies(recipe, devices))
+            self.forget()
+            self._head = key, _copies(recipe, devices)
             role: Role = "sampler" if self._options.verifiers else "both"
             hosts = {
                 _named(device, i, devices): Host(device, recipe.with_pipeline(pipe), role)

@@ -86,7 +86,21 @@ def check_names(searches: Iterable[str], verifiers: Iterable[str], allocation: s
         check(verifier)
 
 
-class GenerateConfig(ModelConfig):
+class Workers(BaseModel):
+    """By which workers searches are computed, which leaves their results as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workers: str | None = Field(
+        None, description='Workers of Ray: "ray", "ray://host:port", a number, or "ray n=4 gpus=1 cpus=2"; n without a '
+        "number is as many as there is room for. Default: the devices.",
+    )  # fmt: skip
+    verifier_workers: int = Field(
+        0, ge=0, description="Workers more that only score, so that a slow verifier does not hold up the others."
+    )
+
+
+class GenerateConfig(ModelConfig, Workers):
     """Everything that decides the result of a run, and on which hardware it is made."""
 
     prompt: Annotated[str, Flag(argument="PROMPT")] = Field(
@@ -107,13 +121,13 @@ class GenerateConfig(ModelConfig):
     def difference(self, before: GenerateConfig) -> str:
         """What makes the results differ, as `config.difference` writes it; empty if nothing does.
 
-        Batch size and what only takes memory and time do not.
+        Batch size, workers and what only takes memory and time do not.
         """
-        passing = {"batch_size", *MEANS}
+        passing = {"batch_size", "workers", "verifier_workers", *MEANS}
         return config.difference(*(each.model_dump(mode="json", exclude=passing) for each in (before, self)))
 
 
-class BenchConfig(ModelConfig):
+class BenchConfig(ModelConfig, Workers):
     """Everything that decides the results of a bench, and on which hardware it runs."""
 
     suite: Annotated[str, Flag(argument="SUITE|FILE")] = Field(
@@ -173,7 +187,7 @@ class EvaluateConfig(Hardware):
     )
 
 
-class ReproduceConfig(Hardware):
+class ReproduceConfig(Hardware, Workers):
     """Which items of papers are reproduced, on which models and data, and on which hardware."""
 
     items: Annotated[list[str], Flag(argument="LIST|ITEM...")] = Field(

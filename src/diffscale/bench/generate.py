@@ -122,7 +122,8 @@ def _run(settings: GenerateConfig, folder: Path, progress: Progress) -> dict[str
         seed=settings.seed, steps=settings.steps, pipe_args=settings.call_args, batch_size=settings.batch_size,
         loading=settings, gallery=SHOWN, journal=folder / "journal.sqlite", progress=partial(progress, "searching"),
         choose=settings.choose, draft_model=settings.draft_model, draft_cache=settings.draft_cache,
-        draft_decoder=settings.draft_decoder, wordings=settings.wordings,
+        draft_decoder=settings.draft_decoder, wordings=settings.wordings, workers=settings.workers,
+        verifier_workers=settings.verifier_workers,
     )  # fmt: skip
     summary = _summary(settings, result)
     title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{result.prompt}”"

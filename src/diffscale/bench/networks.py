@@ -1,7 +1,8 @@
-"""The networks that series share: pipelines, one in memory at a time, and verifiers."""
+"""The networks that series share: pipelines, one in memory at a time, verifiers, and workers that have their own."""
 
 from typing import Any
 
+from diffscale.api.workers import Crew
 from diffscale.models.load import base_model, load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.types import Verifier
@@ -9,10 +10,13 @@ from diffscale.verifiers import load as load_verifier
 
 
 class Networks:
-    """Pipelines and verifiers by name, each loaded when it is first asked for. `device` is the verifiers' own."""
+    """Pipelines and verifiers by name, each loaded when it is first asked for. `device` is the verifiers' own.
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    `crew`: the workers that compute searches, None where this process does.
+    """
+
+    def __init__(self, device: str, crew: Crew | None = None) -> None:
+        self.device, self.crew = device, crew
         self._pipeline: tuple[tuple[str, LoadOptions], Any] | None = None
         self._verifiers: dict[tuple[str, str], Verifier] = {}
 

@@ -21,6 +21,7 @@ from diffscale._util.pixels import as_float, pixels, read_picture
 from diffscale._util.progress import Counter, Progress, silent
 from diffscale.api import make_sampler
 from diffscale.api.wordings import check_rewords, wordings_of
+from diffscale.api.workers import Crew, ModelRecipe, worker_options
 from diffscale.bench.config import BenchConfig, check_names
 from diffscale.bench.hacking import spread
 from diffscale.bench.networks import Networks
@@ -40,11 +41,13 @@ from diffscale.engine.allocation import ALLOCATIONS, check_shareable
 from diffscale.engine.driver import run_searches
 from diffscale.engine.journal import Journal, recorded_settings, recorded_sources
 from diffscale.engine.leaderboard import aggregate_pool
+from diffscale.engine.pool import Executor
 from diffscale.engine.results import Candidate, Result, among
-from diffscale.engine.scoring import check_chooser, safe_score
+from diffscale.engine.scoring import check_chooser, recording_of, safe_score
 from diffscale.engine.task import Task, baseline_task
 from diffscale.models.dtypes import DtypeChoice
-from diffscale.models.load import best_device, settle_dtype, warn_of_slow_dtype, world_of
+from diffscale.models.load import base_model, best_device, settle_dtype, warn_of_slow_dtype, world_of
+from diffscale.models.options import LoadOptions
 from diffscale.registry import PLAIN_SEARCH
 from diffscale.registry.arguments import made
 from diffscale.registry.sources import sources
@@ -102,8 +105,11 @@ def run(
     rewords = any(cell.declares("rewords") for cell in chosen)
     check_rewords(settings.wordings, rewords)
     settings = settle(settings, folder)
+    where = worker_options(settings.device, settings.workers, settings.verifier_workers)
     # Opened even if all is done: it knows whether the folder is of this model and seed.
-    with locked(folder):
+    with locked(folder), Crew(where) as crew:
+        if networks is None:
+            networks = Networks("cpu", crew) if not where.is_inline else Networks(best_device(settings.device))
         bench = _Bench(settings, prompts, folder, judges, source or settings.model, networks, share)
         written = sources(*settings.search, *settings.verifiers)
         with closing(Journal(folder / _JOURNAL, settings.shared(), written)) as journal:
@@ -160,15 +166,15 @@ class _Bench:
 
     def __init__(
         self, settings: BenchConfig, prompts: Sequence[str], folder: Path, judges: Sequence[str], source: str,
-        networks: Networks | None, share: bool,
+        networks: Networks, share: bool,
     ) -> None:  # fmt: skip
         self.settings, self.folder, self.source, self.share = settings, folder, source, share
-        self.networks = networks or Networks(best_device(settings.device))
+        self.networks = networks
         self.verifiers = {name: self.networks.verifier(name, source) for name in (*settings.verifier, *judges)}
         self.chooser = None if settings.choose is None else self.networks.verifier(settings.choose, source)
         for name in settings.verifier:
             check_chooser(self.verifiers[name], self.chooser)
-        self.verifiers[""] = FunctionVerifier("none", lambda images, prompts: [0.0] * len(prompts))
+        self.verifiers[""] = FunctionVerifier("none", _no_scores)
         # What says something of a picture by itself.
         self.absolute = {
             name: verifier
@@ -194,18 +200,29 @@ class _Bench:
     @cached_property
     def sampler(self) -> Sampler:
         """The model, which is opened when the first search needs it."""
-        return self._sampler(self.settings.steps)
+        return self._served("", self.settings.steps)[0]
 
-    def _sampler(self, steps: int | None) -> Sampler:
-        settings = self.settings
-        return make_sampler(
-            self.source, [*self.prompts, *self.others], steps=steps, pipe_args=settings.call_args, loading=settings,
-            load=self.networks.pipeline, drafting=settings.drafting,
+    def _served(self, verifier: str, steps: int | None) -> tuple[Sampler, Executor | None]:
+        """The sampler of so many `steps`, and what computes searches by `verifier` with it, None for this process."""
+        settings, crew = self.settings, self.networks.crew
+        asked: dict[str, Any] = {
+            "prompts": [*self.prompts, *self.others],
+            "steps": steps,
+            "pipe_args": settings.call_args,
+            "drafting": settings.drafting,
+        }
+        if crew is None:
+            return make_sampler(self.source, loading=settings, load=self.networks.pipeline, **asked), None
+        own, chooser = self.verifiers[verifier], self.chooser
+        recipe = ModelRecipe(
+            self.source, LoadOptions(**settings.asked()), make_sampler, asked, verifier or own, settings.choose,
+            base_model(self.source), recording_of(own, chooser),
         )  # fmt: skip
+        return crew.serve(recipe, settings.batch_size)
 
     @cached_property
     def shared_sampler(self) -> Sampler:
-        """`sampler` for random searches."""
+        """`sampler` for random searches in this process."""
         return SharedSampler(self.sampler, self.folder / "samples.sqlite") if self.share else self.sampler
 
     @cached_property
@@ -264,10 +281,16 @@ class _Bench:
 
     def _search(self, cell: Cell, tasks: Sequence[Task], journal: Journal, progress: Counter = silent) -> list[Any]:
         """What the searches find, or their DiffscaleErrors."""
+        if not tasks:
+            return []
+        if self.networks.crew is not None:
+            sampler, executor = self._served(cell.verifier, self.settings.steps)
+        else:
+            sampler, executor = self.shared_sampler if cell.declares("independent") else self.sampler, None
         return run_searches(
-            tasks, self.shared_sampler if cell.declares("independent") else self.sampler, self.verifiers[cell.verifier],
-            self.settings.batch_size, journal=journal, progress=progress, return_errors=True,
-            choose=self.chooser, allocation=made(cell.allocation or None, "allocation", ALLOCATIONS),
+            tasks, sampler, self.verifiers[cell.verifier], self.settings.batch_size, journal=journal, progress=progress,
+            return_errors=True, choose=self.chooser, executor=executor,
+            allocation=made(cell.allocation or None, "allocation", ALLOCATIONS),
         )  # fmt: skip
 
     def _sample_plainly(
@@ -291,11 +314,12 @@ class _Bench:
         self, cell: Cell, tasks: Sequence[Task], outcomes: Sequence[Any], journal: Journal
     ) -> list[Result | DiffscaleError]:
         """`outcomes`, with the pictures that the noises found give in `final_steps`, and what these cost too."""
-        sampler, merged = self._sampler(cell.final_steps), list(outcomes)
+        merged, usual = list(outcomes), self.sampler
+        sampler, executor = self._served("", cell.final_steps)
         again = {}
         # Some schedulers scale their noise by a number that depends on the steps.
         key, row = torch.tensor([noise.root(self.settings.seed)]), torch.tensor([0])
-        scale = float(sampler.prior(key, row).x.norm() / self.sampler.prior(key, row).x.norm())
+        scale = float(sampler.prior(key, row).x.norm() / usual.prior(key, row).x.norm())
         scale = 1.0 if abs(scale - 1) < 1e-6 else scale
         for i, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True)):
             if isinstance(outcome, Result) and outcome.best.noise is None:
@@ -307,8 +331,9 @@ class _Bench:
                 found = partial(_sample_noise, best.noise, best.key, best.wording, scale)
                 again[i] = replace(task, search=found, budget=sampler.steps, name=name)
         sampled = run_searches(
-            list(again.values()), sampler, self.verifiers[""], self.settings.batch_size, journal=journal
-        )
+            list(again.values()), sampler, self.verifiers[""], self.settings.batch_size, journal=journal,
+            executor=executor,
+        )  # fmt: skip
         for i, each in zip(again, sampled, strict=True):
             best = replace(each.best, score=outcomes[i].best.score, value=outcomes[i].best.value)
             merged[i] = replace(outcomes[i], best=best, best_candidates=[best], ledger=outcomes[i].ledger + each.ledger)
@@ -425,6 +450,10 @@ def read_found(sample: Mapping[str, Any], folder: Path) -> Tensor:
     return as_float(
         read_picture(path, pixels, f"{path} cannot be read ({{why}}): remove {folder / SAMPLES}, and it is made again.")
     )
+
+
+def _no_scores(images: Tensor, prompts: list[str]) -> list[float]:
+    return [0.0] * len(prompts)
 
 
 def _sample_noise(noise: Any, key: int, wording: str, scale: float, env: Environment) -> Search:

@@ -51,11 +51,11 @@ def reproduce(
         raise UnknownName(f"The setting {config.setting} {HOW_TO_GET_SHAPES}")
     if len(loaded) > 1:
         loaded = {name: recipe for name, recipe in loaded.items() if config.setting in recipe.settings}
+    from diffscale.api.workers import Crew, worker_options
     from diffscale.bench.papers import page
     from diffscale.bench.papers.plan import check
     from diffscale.bench.papers.points import GIVEN
     from diffscale.bench.papers.session import CACHE, Session, discard, run
-    from diffscale.models.load import best_device
 
     if holds_others(output, (*recipes.names(), CACHE, "speeds.json", "verdicts.json")):
         raise DiffscaleError(f"{output} exists and holds something else than papers' items: choose another --output.")
@@ -69,22 +69,24 @@ def reproduce(
     left = {name: each for name, each in settings.items() if not (resume and _done(console, name, each, output))}
     for name in left if not estimate else ():
         page.check(output, name, options)
-    best_device(config.device)  # told of before anything is deleted
+    where = worker_options(config.device, config.workers, config.verifier_workers)  # told of before anything is deleted
     if not resume and not estimate:
         discard(output, settings)
-    session = Session(output, LoadOptions(device=config.device, offload=config.offload), config.batch_size)
-    if left:
-        settled = {name: session.settle(each) for name, each in left.items()}
-        for choice in {choice.why: choice for choice in session.dtypes.values()}.values():
-            print_dtype(console, choice)
-        _print_estimate(console, settled, session)
-    if estimate:
-        return
-    for name, each in settings.items():
-        with progress_bars(console) as progress:
-            run(name, each, session, progress)
-        # Also of what is done: a run may have been killed before this.
-        page.write_recipe(output, name, loaded[name], each, options)
+    loading = LoadOptions(device=config.device, offload=config.offload)
+    with Crew(where) as crew:
+        session = Session(output, loading, config.batch_size, None if where.is_inline else crew)
+        if left:
+            settled = {name: session.settle(each) for name, each in left.items()}
+            for choice in {choice.why: choice for choice in session.dtypes.values()}.values():
+                print_dtype(console, choice)
+            _print_estimate(console, settled, session)
+        if estimate:
+            return
+        for name, each in settings.items():
+            with progress_bars(console) as progress:
+                run(name, each, session, progress)
+            # Also of what is done: a run may have been killed before this.
+            page.write_recipe(output, name, loaded[name], each, options)
     path = page.build(output)
     verdicts = json.loads(read_text(output / "verdicts.json"))
     rows = ((row["item"], row["claim"], row["verdict"], f"{row['p']:.2g}") for row in verdicts)

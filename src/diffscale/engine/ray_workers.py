@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from diffscale._util.errors import DiffscaleError, first_line
 from diffscale.engine.host import Host, Recipe
@@ -28,7 +28,8 @@ _DEATHS: Final = 4  # of how many workers each place may be the end before anyth
 _NO_RAY: Final = 'Workers of Ray need it: `pip install "diffscale[ray]"`, or give devices (--device cuda:0,cuda:1).'
 
 
-class RaySettings(BaseModel):
+@dataclass(frozen=True)
+class RaySettings:
     """Which workers are asked of Ray.
 
     `address`: of a cluster, as ray.init takes it; None: the one that is running, else one of this machine alone. `n`:
@@ -36,15 +37,13 @@ class RaySettings(BaseModel):
     for; None: a GPU where the cluster has any.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     address: str | None = None
-    n: int | None = Field(None, gt=0)
-    gpus: float | None = Field(None, ge=0)
-    cpus: float = Field(1.0, gt=0)
+    n: PositiveInt | None = None
+    gpus: NonNegativeFloat | None = None
+    cpus: PositiveFloat = 1.0
 
 
-class _Actor:
+class SearchWorker:
     """A Host in a process of Ray's."""
 
     def __init__(self, role: Role, cores: int) -> None:
@@ -99,7 +98,9 @@ class RayTransport:
         self._owns = not ray.is_initialized()
         if self._owns:
             try:
-                ray.init(address=settings.address, include_dashboard=False, logging_level=logging.ERROR)
+                ray.init(
+                    address=settings.address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+                )
             except (ConnectionError, ValueError, RuntimeError, OSError) as error:
                 raise DiffscaleError(
                     f"Ray cannot be reached ({first_line(error)}): check the address, or `ray status` there."
@@ -124,7 +125,7 @@ class RayTransport:
         self._roles: dict[str, Role] = {}
         self._calls: dict[Any, _Call] = {}
         self._made, self._deaths = 0, 0
-        self._class: Any = ray.remote(_Actor)
+        self._class: Any = ray.remote(SearchWorker)
 
     @property
     def size(self) -> int:
@@ -179,6 +180,8 @@ class RayTransport:
     def wait(self, seconds: float | None) -> Sequence[Event]:
         """See Transport."""
         self._grow()
+        if not self._calls:
+            raise RuntimeError("no worker is asked for anything: prepare them for this pool first")
         limit = _LOOK_FOR_NODES if seconds is None else min(seconds, _LOOK_FOR_NODES)
         ready, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=limit)
         if ready:  # and whatever else is ready by now

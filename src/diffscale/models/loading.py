@@ -1,6 +1,7 @@
 """What every loader of networks by transformers and diffusers goes through: whole weights, and errors in a sentence."""
 
 import pickle
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -16,14 +17,17 @@ LOADING_ERRORS: Final = (
 """What libraries raise for files of networks that are not there, or not as they should be."""
 
 
+_LOCK: Final = threading.RLock()  # what is set on the libraries' classes meanwhile is there for all threads
+
+
 @contextmanager
 def loading(sentence: str) -> Iterator[None]:
     """Within it LOADING_ERRORS are told by `sentence`, see `explained`.
 
     A network that transformers or diffusers load there must find all its weights in its files: both fill what is
-    missing with random numbers, and warn at most. Raises DiffscaleError.
+    missing with random numbers, and warn at most. One thread loads at a time. Raises DiffscaleError.
     """
-    with explained(sentence, *LOADING_ERRORS), _whole_networks(sentence):
+    with _LOCK, explained(sentence, *LOADING_ERRORS), _whole_networks(sentence):
         yield
 
 

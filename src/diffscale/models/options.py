@@ -23,7 +23,10 @@ class LoadOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     panel: ClassVar[str] = "Loading"
 
-    device: str | None = Field(default=None, description="cuda, mps or cpu. Default: the first of these there is.")
+    device: str | None = Field(
+        default=None,
+        description="cuda, mps or cpu, or several, as cuda:0,cuda:1 or cuda:all. Default: the first of these there is.",
+    )
     dtype: str = Field(
         default=AUTO,
         description="auto, float32, bfloat16 or float16. auto: on a GPU what the weights are published in, on a CPU "

@@ -15,6 +15,7 @@ from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import read_json, write_json
 from diffscale._util.fingerprints import json_digest
 from diffscale._util.progress import Progress, silent
+from diffscale.api.workers import Crew
 from diffscale.bench.networks import Networks
 from diffscale.bench.papers import trainings
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
@@ -50,13 +51,18 @@ class _Raw(BaseModel):
 
 
 class Session:
-    """What the items of one output folder share: models, verifiers, benches, speeds."""
+    """What the items of one output folder share: models, verifiers, benches, speeds.
 
-    def __init__(self, folder: Path, loading: LoadOptions, batch_size: int | None = None) -> None:
+    `crew`: the workers that compute searches, None where this process does.
+    """
+
+    def __init__(
+        self, folder: Path, loading: LoadOptions, batch_size: int | None = None, crew: Crew | None = None
+    ) -> None:
         with explained(f"The folder {folder} cannot be made: choose another place ({{why}}).", OSError):
             folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.cache, self._loading, self._batch_size = folder, folder / CACHE, loading, batch_size
-        self.networks = Networks(best_device(loading.device))
+        self.networks = Networks(best_device(loading.device), crew)
         self.speeds = Speeds(folder, loading, self.networks)
         self._sets: dict[tuple[bool, str | None], Sets] = {}
         self.dtypes: dict[str, DtypeChoice] = {}
