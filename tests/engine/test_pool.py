@@ -1,6 +1,7 @@
 """A pool keeps its workers busy, and loses nothing when they are lost; who hangs is replaced, who kills is dropped."""
 
 import random as chance
+import re
 import time
 import warnings
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import diffscale.engine.pool
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.leaderboard import Leaderboard
-from diffscale.engine.pool import LostWorker, Pool
+from diffscale.engine.pool import LostWorker, Pool, inline
 from diffscale.engine.scoring import DroppedCandidate
 from diffscale.engine.task import Task
 from diffscale.engine.transport import Answered, Joined, Lost, attempt
@@ -249,3 +250,18 @@ def test_pictures_that_can_win_come_back_whoever_scores_them(values, components,
     if usable:
         assert "image" in came[usable[0]]
     assert not any(came[number] for number in range(len(rows)) if number not in usable)
+
+
+def test_a_line_tells_what_workers_do():
+    transport = Simulated("ab")
+    executor, seen = pool(transport), []
+    run_searches(
+        tasks("random"), ToySampler(PROMPTS, 6), NearPoint(), 6, executor=executor,
+        progress=lambda done, total, **figures: seen.append(figures.get("workers", "")),
+    )  # fmt: skip
+    assert any(re.fullmatch(r"a [\d.e+]+ NFE/s, b( [\d.e+]+ NFE/s)?( waits)?", line) for line in seen)
+    many = Simulated([f"{i}" for i in range(6)])
+    executor = pool(many)
+    run_searches(tasks("random"), ToySampler(PROMPTS, 6), NearPoint(), 6, executor=executor)
+    assert re.fullmatch(r"6 workers, [\d.e+]+ NFE/s, \d wait", executor.status())
+    assert inline(Worker.beside(ToySampler(PROMPTS, 6), NearPoint())).status() == ""

@@ -5,9 +5,12 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """A callback that is told that `done` of `total` units of `what` are done, and figures of the last one by name."""
+    """A callback that is told that `done` of `total` units of `what` are done, and figures of the last one by name.
 
-    def __call__(self, what: str, done: int, total: int, **figures: float) -> None: ...
+    Where many workers compute them, `workers` says in a line what each does.
+    """
+
+    def __call__(self, what: str, done: int, total: int, **figures: Any) -> None: ...
 
 
 Counter = Callable[..., None]

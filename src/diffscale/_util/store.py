@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +45,7 @@ class SqliteStore:
         self.path = path
         self._unreadable = f"{name} {path} cannot be read ({{why}}): {unreadable}."
         self._unwritable = f"{name} {path} cannot be written to ({{why}}): {unwritable}."
-        self._lock = threading.Lock()
+        self._lock, self._inside = threading.Lock(), False
         with explained(self._unwritable, OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
         with self._told(self._unreadable):
@@ -63,8 +63,21 @@ class SqliteStore:
 
     def write(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run `statement` for each of `rows` in one transaction; they are in the file when this returns."""
-        with self._told(self._unwritable), self._lock, self._db:
+        with self._told(self._unwritable), self._lock, self._transaction():
             self._db.executemany(statement, rows)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What this thread writes in the block is one transaction, in the file when it ends; it is for one thread."""
+        with self._told(self._unwritable), self._db:
+            self._inside = True
+            try:
+                yield
+            finally:
+                self._inside = False
+
+    def _transaction(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._inside else self._db
 
     def close(self) -> None:
         """Let go of the file; what was written stays."""

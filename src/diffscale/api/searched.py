@@ -178,9 +178,9 @@ class Searched:
         tasks = [Task(self._make_search, row, key, self._nfe) for row, key in enumerate(keys)]
         with self.pipe.progress_bar(total=self._nfe * len(prompts)) as bar:
 
-            def show(spent: int, budget: int, best: float) -> None:
+            def show(spent: int, budget: int, best: float, **more: str) -> None:
                 bar.update(spent - bar.n)
-                bar.set_postfix(best=f"{best:.4g}")
+                bar.set_postfix(best=f"{best:.4g}", **more)
 
             found = run_searches(
                 tasks, sampler, self._verifier, self._batch_size, keep_best=call.count, progress=show,

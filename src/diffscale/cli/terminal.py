@@ -42,7 +42,8 @@ def quiet_console() -> Console:
 def progress_bars(console: Console, unit: str = "", transient: bool = False) -> Iterator[Any]:
     """Yield a callback `progress(what, done, total, **values)` that shows a bar for each `what`, counted in `unit`.
 
-    Of the values the best score, the loss and the reward are shown. `transient`: the bars vanish at the end.
+    Of the values the best score, the loss, the reward and what workers do are shown. `transient`: the bars vanish at
+    the end.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -53,13 +54,14 @@ def progress_bars(console: Console, unit: str = "", transient: bool = False) -> 
     bars = Progress(*columns, TimeRemainingColumn(), console=console, transient=transient)
     tasks: dict[str, TaskID] = {}
 
-    def progress(what: str, done: int, total: int, **values: float) -> None:
+    def progress(what: str, done: int, total: int, **values: Any) -> None:
         if not tasks:
             bars.start()  # no sooner: bars that show nothing leave an empty line
         if what not in tasks:
             tasks[what] = bars.add_task(what, more=unit)
         numbers = {name: values[name] for name in ("best", "loss", "reward") if name in values}
         shown = [f"{name} {value:.4g}" for name, value in numbers.items() if math.isfinite(value)]
+        shown += [values["workers"]] if "workers" in values else []
         more = ", ".join([unit, *shown] if unit else shown)
         bars.update(tasks[what], completed=done, total=total, more=more)
 

@@ -194,7 +194,8 @@ class _Driver:
         if self.progress is not silent:
             bests = [best[1] for search in self.searches if (best := search.leaderboard.best())]
             spent = sum(each.spent for each in self.searches)
-            self.progress(spent, self.total, best=max(bests, default=-math.inf))
+            workers = {"workers": status} if (status := self.executor.status()) else {}
+            self.progress(spent, self.total, best=max(bests, default=-math.inf), **workers)
 
 
 def _wait(search: SearchRun, queue: WorkQueue) -> None:

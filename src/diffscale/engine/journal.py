@@ -10,7 +10,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -132,6 +132,10 @@ class Journal:
         blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in reply.tensors.items()})
         row = search, request, kind, reply.start, reply.stop, json.dumps(reply.costs), blob
         self._store.write("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(*row, _checksum(*row))])
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is appended in the block is on disk, all of it, when that ends; and none of it before."""
+        return self._store.together()
 
     def forget(self, search: str) -> None:
         """Delete the replies of a search, so that it is computed again the next time."""

@@ -38,6 +38,7 @@ PATIENCE: Final = 8.0
 """How many times as long as usual a micro-batch may take before its worker is given up."""
 LEAST_PATIENCE: Final = 60.0
 """Seconds that every micro-batch may take."""
+_NAMED: Final = 4  # workers that a line of progress has room for
 
 
 class LostWorker(UserWarning):
@@ -70,6 +71,9 @@ class Executor(Protocol):
 
         More may be added to the queue meanwhile; it ends when nothing waits any more.
         """
+
+    def status(self) -> str:
+        """How fast each worker is, and what it waits for, in a line; empty for a single worker."""
 
     def begin(self) -> None:
         """Have all copies of a SetVerifier begin."""
@@ -145,6 +149,21 @@ class Pool:
         self._sampler, self._flights, self._roles = sampler, {}, {}
         if batch_size != self._batch_size:
             self._batch_size, self._batches = batch_size, {}
+
+    def status(self) -> str:
+        """See Executor: of a few workers each, of many their sum."""
+        paces = {name: self._paces.get((name, "denoise")) for name, role in self._roles.items() if role != "verifier"}
+        if len(self._flights) < 2:
+            return ""
+        if len(self._flights) > _NAMED:
+            idle = sum(flight is None for flight in self._flights.values())
+            total = sum(pace for pace in paces.values() if pace)
+            return f"{len(self._flights)} workers, {total:.3g} NFE/s" + (f", {idle} wait" if idle else "")
+        told = []
+        for name, flight in self._flights.items():
+            pace = f" {paces[name]:.3g} NFE/s" if paces.get(name) else ""
+            told.append(f"{name}{pace}{' waits' if flight is None else ''}")
+        return ", ".join(told)
 
     def begin(self) -> None:
         """See Executor."""

@@ -24,7 +24,7 @@ from diffscale.engine.travel import Traffic
 from diffscale.engine.work import Job
 
 _LOOK_FOR_NODES: Final = 10.0  # seconds between looks at whether there is room for more workers
-_DEATHS: Final = 4  # of how many workers each place may be the end before anything is computed
+_DEATHS: Final = 4  # how many workers may die, for each that is wanted, before they are ready
 _NO_RAY: Final = 'Workers of Ray need it: `pip install "diffscale[ray]"`, or give devices (--device cuda:0,cuda:1).'
 
 
@@ -125,6 +125,7 @@ class RayTransport:
         self._roles: dict[str, Role] = {}
         self._calls: dict[Any, _Call] = {}
         self._made, self._deaths = 0, 0
+        self._joined: set[str] = set()
         self._class: Any = ray.remote(SearchWorker)
 
     @property
@@ -186,7 +187,8 @@ class RayTransport:
         ready, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=limit)
         if ready:  # and whatever else is ready by now
             ready, _ = self._ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
-        return [event for ref in ready if (event := self._event(self._calls.pop(ref), ref)) is not None]
+        calls = ((self._calls.pop(ref, None), ref) for ref in ready)  # those of who died are gone
+        return [event for call, ref in calls if call and (event := self._event(call, ref)) is not None]
 
     def replace(self, worker: str) -> None:
         """See Transport."""
@@ -211,7 +213,7 @@ class RayTransport:
 
     def _bury(self, worker: str) -> None:
         del self._actors[worker]
-        self._deaths += 1
+        self._deaths += worker not in self._joined
         if self._deaths > _DEATHS * sum(self._wanted.values()):
             raise DiffscaleError(
                 "The workers of Ray die one after the other: see its logs, in /tmp/ray/session_latest/logs."
@@ -238,15 +240,15 @@ class RayTransport:
                 return None
             self._calls = {other: each for other, each in self._calls.items() if each.worker != worker}
             self._bury(worker)
-            return Lost(worker, first_line(error))
+            return Lost(worker, first_line(error).rstrip("."))
         if call.number is None:
             if value is not None:
                 raise value
+            self._joined.add(worker)
             return Joined(worker, self._roles[worker])
         outcome, told = value
         for category, text in told:
             warnings.warn(text, category, stacklevel=2)
-        self._deaths = 0
         if outcome is None:
             return Passed(worker, call.number, call.pictures)
         self.traffic.count_output(outcome)

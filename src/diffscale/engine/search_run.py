@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
@@ -107,10 +108,12 @@ class SearchRun:
     def absorb(self, reply: Reply, pictures: Sequence[Picture] | None = None, images: Tensor | None = None) -> None:
         """Take rows of the answer, `pictures` and `images` [rows, ...] of candidates that they finish."""
         assert self.request is not None
-        if finishes(self.request, self.sampler):
-            self._rank(reply, pictures, images)
-        if self.journal is not None:
-            self.journal.write(self.name, self.requests, type(self.request).__name__, reply)
+        # One transaction, as each is waited for.
+        with nullcontext() if self.journal is None else self.journal.together():
+            if finishes(self.request, self.sampler):
+                self._rank(reply, pictures, images)
+            if self.journal is not None:
+                self.journal.write(self.name, self.requests, type(self.request).__name__, reply)
         self._take(reply)
         if not self.missing:
             self._advance(self._answer())
