@@ -34,6 +34,7 @@ from diffscale.engine.scoring import DroppedCandidate, UndecidedPair, recording_
 from diffscale.engine.task import Task
 from diffscale.engine.ties import Pairs
 from diffscale.engine.transport import Event, Joined, Lost, News, Role, answer, attempt
+from diffscale.engine.travel import Traffic
 from diffscale.engine.verifier_worker import VerifierWorker
 from diffscale.engine.work import Job, Kind
 from diffscale.engine.worker import Worker
@@ -112,7 +113,7 @@ class ShuffledWorkers:
         self._held: list[Any] = []
         self._rows: dict[int, set[tuple[int, Kind]]] = {}
         self._lost: set[tuple[int, Kind]] = set()
-        self._chance, self._losses = random.Random(seed), losses
+        self._chance, self._losses, self.traffic = random.Random(seed), losses, Traffic()
 
     def submit(self, worker: str, number: int, job: Job, pictures: Any = None) -> None:
         """See `Transport.submit`."""

@@ -17,6 +17,7 @@ from diffscale.testing import NearPoint, ToyRecipe, WordedToy, assert_same, poin
 from diffscale.verifiers.ensemble import Ensemble
 
 GRADIENTS = {"first_order", "dps", "reno"}
+PROMPTS = ToyRecipe(NearPoint()).prompts
 
 
 class Far(NearPoint):
@@ -62,7 +63,7 @@ class Cramped(NearPoint):
 
 
 def run_on(hosts, given, recipe, batch_size=3):
-    transport, sampler = ThreadTransport(hosts), WordedToy(steps=6)
+    transport, sampler = ThreadTransport(hosts), WordedToy(recipe.prompts, 6)
     try:
         transport.prepare(recipe)
         executor = Pool(transport, sampler, batch_size, transport.size)
@@ -83,14 +84,17 @@ def apart():
     return {name: Host("cpu", role="verifier" if name == "v" else "sampler") for name in "abv"}
 
 
-def here(given, verifier=None, chooser=None):
-    return run_searches(given, WordedToy(steps=6), verifier or NearPoint(), 6, gallery=3, choose=chooser)
+def here(given, verifier=None, chooser=None, prompts=PROMPTS):
+    return run_searches(given, WordedToy(prompts, 6), verifier or NearPoint(), 6, gallery=3, choose=chooser)
 
 
+@pytest.mark.parametrize("prompts", [1, 16])
 @pytest.mark.parametrize("search", list(SEARCHES))
-def test_two_devices_find_what_one_worker_finds(search):
-    given = tasks(search, 120, 2)
-    for one, other in zip(here(given), run_on(two(), given, ToyRecipe(NearPoint())), strict=True):
+def test_two_devices_find_what_one_worker_finds(search, prompts):
+    texts = tuple(f"point {i}" for i in range(prompts))
+    given = tasks(search, 120 if prompts == 1 else 60, prompts)
+    wanted = here(given, prompts=texts)
+    for one, other in zip(wanted, run_on(two(), given, ToyRecipe(NearPoint(), prompts=texts)), strict=True):
         assert_same(one, other)
 
 

@@ -19,6 +19,7 @@ from diffscale.engine.pool import LostWorker, Pool, inline
 from diffscale.engine.scoring import DroppedCandidate
 from diffscale.engine.task import Task
 from diffscale.engine.transport import Answered, Joined, Lost, attempt
+from diffscale.engine.travel import Traffic
 from diffscale.engine.wanted import wanted_pictures
 from diffscale.engine.work import Rows, WorkQueue
 from diffscale.engine.worker import Worker
@@ -44,6 +45,7 @@ class Simulated:
         self.samplers = {name: ToySampler(PROMPTS, 6) for name in names}
         self.workers = {name: Worker.beside(sampler, NearPoint()) for name, sampler in self.samplers.items()}
         self.events = [Joined(name) for name in names]
+        self.traffic = Traffic()
         self.due, self.now, self.seconds, self.trouble = [], 0.0, seconds, trouble
         self.ends, self.jobs, self.replaced = dict.fromkeys(names, 0.0), [], []
 
@@ -264,4 +266,6 @@ def test_a_line_tells_what_workers_do():
     executor = pool(many)
     run_searches(tasks("random"), ToySampler(PROMPTS, 6), NearPoint(), 6, executor=executor)
     assert re.fullmatch(r"6 workers, [\d.e+]+ NFE/s, \d wait", executor.status())
+    many.traffic.sent, many.traffic.received, many.traffic.candidates = 3_000_000, 1_000_000, 10
+    assert executor.status().endswith(", 0.4 MB a candidate")
     assert inline(Worker.beside(ToySampler(PROMPTS, 6), NearPoint())).status() == ""

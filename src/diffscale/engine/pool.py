@@ -151,19 +151,22 @@ class Pool:
             self._batch_size, self._batches = batch_size, {}
 
     def status(self) -> str:
-        """See Executor: of a few workers each, of many their sum."""
+        """See Executor: of a few workers each, of many their sum; and what travels for a candidate."""
         paces = {name: self._paces.get((name, "denoise")) for name, role in self._roles.items() if role != "verifier"}
         if len(self._flights) < 2:
             return ""
+        traffic = self._transport.traffic
+        travels = [f"{traffic.bytes_per_candidate / 1e6:.2g} MB a candidate"] if traffic.candidates else []
         if len(self._flights) > _NAMED:
             idle = sum(flight is None for flight in self._flights.values())
             total = sum(pace for pace in paces.values() if pace)
-            return f"{len(self._flights)} workers, {total:.3g} NFE/s" + (f", {idle} wait" if idle else "")
+            told = [f"{len(self._flights)} workers, {total:.3g} NFE/s", *([f"{idle} wait"] if idle else [])]
+            return ", ".join([*told, *travels])
         told = []
         for name, flight in self._flights.items():
             pace = f" {paces[name]:.3g} NFE/s" if paces.get(name) else ""
             told.append(f"{name}{pace}{' waits' if flight is None else ''}")
-        return ", ".join(told)
+        return ", ".join([*told, *travels])
 
     def begin(self) -> None:
         """See Executor."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffscale._util.errors import DiffscaleError, Unsuited
 from diffscale.engine.batching import out_of_memory
 from diffscale.engine.output import Output, Sampled
+from diffscale.engine.travel import Traffic
 from diffscale.engine.work import Job
 from diffscale.engine.worker import Worker
 
@@ -74,10 +75,13 @@ class Transport(Protocol):
     """Reaches workers, each of which computes one job after the other.
 
     `patient`: whether jobs are waited for however long they take, as nothing can be done about a worker that hangs.
+    `traffic`: what has travelled so far.
     """
 
     @property
     def patient(self) -> bool: ...
+    @property
+    def traffic(self) -> Traffic: ...
 
     def submit(self, worker: str, number: int, job: Job, pictures: Any = None) -> None:
         """Have `worker` compute `job`; `pictures`: by which its pictures can be had, if they are made already."""
@@ -124,7 +128,7 @@ class InlineTransport:
     patient = True
 
     def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+        self._worker, self.traffic = worker, Traffic()
         self._events: list[Event] = [Joined("")]
 
     def submit(self, worker: str, number: int, job: Job, pictures: Any = None) -> None:
