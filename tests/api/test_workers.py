@@ -1,17 +1,26 @@
 """Several devices, and workers for verifiers, give what one worker gives; what users ask for is read or refused."""
 
+import time
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import diffscale
 from diffscale._util.errors import DiffscaleError
-from diffscale.api.workers import worker_options
+from diffscale.api import make_sampler
+from diffscale.api.workers import ModelRecipe, worker_options
+from diffscale.cli.main import app
 from diffscale.engine.driver import run_searches
 from diffscale.engine.host import Host
-from diffscale.engine.pool import Pool
+from diffscale.engine.pool import LostWorker, Pool
 from diffscale.engine.threads import ThreadTransport
+from diffscale.models.drafting import DraftOptions
+from diffscale.models.load import load_pipeline
+from diffscale.models.options import LoadOptions
 from diffscale.searches import SEARCHES
 from diffscale.testing import NearPoint, ToyRecipe, WordedToy, assert_same, points, tasks
 from diffscale.verifiers.ensemble import Ensemble
@@ -146,12 +155,91 @@ def test_gradients_need_the_verifier_beside_the_model():
 
 
 def test_what_cannot_be_made_is_told_and_leaves_no_thread():
-    class Broken(ToyRecipe):
-        def build(self, device, networks, role):
-            raise DiffscaleError("There is no such model.")
-
     with pytest.raises(DiffscaleError, match="There is no such model"):
-        run_on(two(), tasks("random", 120, 1), Broken(NearPoint()))
+        run_on(two(), tasks("random", 120, 1), Failing(NearPoint()))
+
+
+class Failing(ToyRecipe):
+    def build(self, device, networks, role):
+        raise DiffscaleError("There is no such model.")
+
+
+@pytest.mark.parametrize("before", [ToyRecipe(NearPoint((0.0, 4.0)), pause=0.001), Failing(NearPoint())])
+def test_what_threads_say_of_an_earlier_series_is_not_heard(before):
+    given, transport, sampler = tasks("random", 120, 2), ThreadTransport(two()), WordedToy(steps=6)
+    executor = Pool(transport, sampler, 3, 2)
+    transport.prepare(before)
+    end = time.monotonic() + 20
+    while transport._events.qsize() < 2 and time.monotonic() < end:  # nobody asks for these
+        time.sleep(0.01)
+    transport.prepare(ToyRecipe(NearPoint(), pause=0.001))
+    found = run_searches(given, sampler, NearPoint(), 3, gallery=3, executor=executor)
+    transport.close()
+    for one, other in zip(here(given), found, strict=True):
+        assert_same(one, other)
+
+
+def test_a_series_that_was_stopped_leaves_the_next_one_alone():
+    given, transport, sampler = tasks("random", 120, 2), ThreadTransport(two()), WordedToy(steps=6)
+    executor, kept = Pool(transport, sampler, 3, 2), []
+
+    def stop(*told):
+        raise KeyboardInterrupt
+
+    def let_go(*told):
+        kept.clear()
+
+    transport.prepare(ToyRecipe(NearPoint((0.0, 4.0)), pause=0.01))
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_searches(given, sampler, NearPoint(), 3, observers=[stop], executor=executor)
+    kept.append(stopped)  # as a notebook does, with all frames
+    del stopped
+    transport.rest()
+    executor.serve(sampler, 3)
+    transport.prepare(ToyRecipe(NearPoint(), pause=0.001))
+    found = run_searches(given, sampler, NearPoint(), 3, observers=[let_go], gallery=3, executor=executor)
+    transport.close()
+    for one, other in zip(here(given), found, strict=True):
+        assert_same(one, other)
+
+
+def test_a_series_that_is_slower_than_the_one_before_loses_no_worker():
+    given, transport, sampler = tasks("random", 60, 2), ThreadTransport(two()), WordedToy(steps=6)
+    executor = Pool(transport, sampler, 3, 2, least_patience=0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LostWorker)
+        for pause in (0.0005, 0.04):
+            executor.serve(sampler, 3)
+            transport.prepare(ToyRecipe(NearPoint(), pause=pause))
+            run_searches(given, sampler, NearPoint(), 3, executor=executor)
+    transport.close()
+
+
+def test_nobody_waits_for_pictures_that_no_device_scores():
+    transport = ThreadTransport(apart())
+    transport.prepare(ToyRecipe(NearPoint()))
+    transport.replace("v")
+    with pytest.raises(DiffscaleError, match="Devices hang"):
+        transport.wait(None)
+    transport.close()
+
+
+def test_a_worker_that_could_not_be_made_says_why_when_it_is_asked():
+    host = Host("cpu")
+    host.prepare(Failing(NearPoint()))
+    with pytest.raises(DiffscaleError, match="There is no such model"):
+        host.ask(lambda worker: worker)
+
+
+@pytest.mark.parametrize("command", ["evaluate {folder}", "tape record", "tune auto"])
+def test_what_is_computed_on_one_device_takes_no_two(command, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    words = command.format(folder=tmp_path).split()
+    flags = ["--device", "cpu,cpu", "--output", str(tmp_path / "out" / "file")]
+    metrics = ["--metrics", "clip"] if words[0] == "evaluate" else ["--limit", "1"]
+    answer = CliRunner().invoke(app, [*words, *flags, *metrics])
+    assert isinstance(answer.exception, DiffscaleError)
+    assert str(answer.exception) == "This is computed on one device: give one, such as cuda:1, not 'cpu,cpu'."
 
 
 def test_a_pipeline_on_two_devices_and_with_verifiers_apart():
@@ -178,6 +266,40 @@ def test_a_drop_in_pipeline_on_two_devices_follows_its_pipeline(monkeypatch):
     searched.scheduler = type(searched.scheduler).from_config(searched.scheduler.config, shift=9.0)
     other = searched("a red circle", **call).images[0]
     assert np.abs(np.asarray(first, float) - np.asarray(other)).max() > 8
+
+
+def test_a_drop_in_pipeline_whose_networks_are_changed_is_copied_again():
+    asked = {"search": "random", "nfe": 10, "dtype": "float32"}
+    call = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    found = {}
+    for device in ("cpu", "cpu,cpu"):
+        searched = diffscale.Searched("shapes-flux", device=device, **asked)
+        searched("a red circle", **call)
+        with torch.no_grad():
+            searched.transformer.proj_out.weight.mul_(0.5)
+        searched("a red circle", **call)
+        found[device] = searched.results[0].pool
+        searched.pipe = diffscale.Searched("shapes-flux", device="cpu", **asked).pipe
+        searched("a red circle", **call)
+        found[device, "other"] = searched.results[0].pool
+    torch.testing.assert_close(found["cpu,cpu"], found["cpu"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["cpu,cpu", "other"], found["cpu", "other"], atol=1e-5, rtol=1e-5)
+    assert (found["cpu"] - found["cpu", "other"]).abs().max() > 1e-3
+
+
+def test_each_device_drafts_with_networks_of_its_own():
+    drafting = load_pipeline("shapes-flux", LoadOptions(dtype="float32", device="cpu"))
+    asked = {"search": "draft via=model", "nfe": 80, "dtype": "float32", "steps": 4, "draft_model": drafting}
+    wanted, found = (diffscale.search("shapes-flux", "a red circle", device=d, **asked) for d in ("cpu", "cpu,cpu"))
+    assert found.best.key == wanted.best.key and found.ledger.nfe == wanted.ledger.nfe
+    recipe = ModelRecipe(
+        "shapes-flux", LoadOptions(dtype="float32"), make_sampler,
+        {"prompts": ["a red circle"], "steps": 4, "pipe_args": {}, "drafting": DraftOptions(drafting)}, NearPoint(),
+    )  # fmt: skip
+    networks = {}
+    workers = [recipe.build("cpu", networks, "sampler") for _ in range(2)]
+    assert workers[0].sampling.sampler is workers[1].sampling.sampler
+    assert networks["drafts"].model is not drafting
 
 
 def test_what_users_ask_for_is_read():

@@ -18,7 +18,7 @@ from diffscale.engine.leaderboard import Leaderboard
 from diffscale.engine.pool import LostWorker, Pool, inline
 from diffscale.engine.scoring import DroppedCandidate
 from diffscale.engine.task import Task
-from diffscale.engine.transport import Answered, Joined, Lost, attempt
+from diffscale.engine.transport import Answered, Joined, Lost, Passed, attempt
 from diffscale.engine.travel import Traffic
 from diffscale.engine.wanted import wanted_pictures
 from diffscale.engine.work import Rows, WorkQueue
@@ -98,6 +98,31 @@ def test_workers_may_be_lost_and_repeat_themselves(search, seed):
         found = run_searches(tasks(search), ToySampler(PROMPTS, 6), NearPoint(), 6, gallery=3, executor=workers)
     for one, other in zip(wanted, found, strict=True):
         assert_same(one, other)
+    assert {name for name, _ in (*workers._paces, *workers._batches)} | workers._told.keys() <= workers._flights.keys()
+
+
+def test_samplers_wait_for_verifiers_that_are_still_to_come():
+    class Late:
+        patient, made = True, 0
+
+        def __init__(self):
+            self.events = [Joined("s", "sampler")]
+
+        def submit(self, worker, number, job, pictures=None):
+            self.made += 1
+            self.events.append(Passed(worker, number, None))
+
+        def wait(self, seconds):
+            events, self.events = self.events, []
+            if not events:
+                raise KeyboardInterrupt  # nobody does anything any more
+            return events
+
+    transport, asker, queue = Late(), Asker(40), WorkQueue()
+    queue.add(Rows(asker, asker.request, 0, 40))
+    with pytest.raises(KeyboardInterrupt):
+        list(pool(transport).run(queue))
+    assert transport.made == 2
 
 
 def test_a_worker_that_hangs_is_given_up_and_what_it_says_later_is_not_heard():

@@ -73,6 +73,23 @@ def test_verifiers_in_workers_of_their_own(cluster):
 
 
 @pytest.mark.slow
+def test_more_samplers_than_there_is_room_for_leave_room_for_the_verifier(cluster):
+    transport = RayTransport(RaySettings(n=2, gpus=0), verifiers=1)
+    compare(here("random"), on(transport, "random"))
+    transport.close()
+
+
+@pytest.mark.slow
+def test_signals_are_handled_as_before():
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    transport = RayTransport(SETTINGS)
+    try:
+        assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    finally:
+        transport.close()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_one_that_dies_or_hangs_in_the_middle(cluster, how):
     transport = RayTransport(SETTINGS)
@@ -180,6 +197,8 @@ def rays():
 def test_what_cannot_be_met_is_told(cluster):
     with pytest.raises(DiffscaleError, match="and a worker asks for 64 and 0: ask for less"):
         RayTransport(RaySettings(gpus=0, cpus=64))
+    with pytest.raises(DiffscaleError, match="each of 3 workers asks for 1 and 0: ask for less"):
+        RayTransport(RaySettings(gpus=0), verifiers=2)
     transport = RayTransport(SETTINGS)
     with pytest.raises(DiffscaleError, match="cannot be sent to other processes"):
         transport.prepare(ToyRecipe(NearPoint(), chooser=threading.Lock()))

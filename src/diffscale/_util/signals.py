@@ -35,6 +35,18 @@ def signals_raised() -> Iterator[None]:
 
 
 @contextmanager
+def signals_kept() -> Iterator[None]:
+    """At its end the signals of `ENDING` are handled as at its beginning, whatever a library has done to them."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
 def signals_noted() -> Iterator[threading.Event]:
     """Yield an event that the first signal of `ENDING` sets; a second one does what it did before."""
     event = threading.Event()

@@ -25,7 +25,7 @@ from diffscale.engine.scoring import check_chooser, recording_of
 from diffscale.engine.task import Task
 from diffscale.models.class_conditional import class_model
 from diffscale.models.drafting import DraftOptions
-from diffscale.models.load import best_device, dtype_of_pipeline, load_pipeline
+from diffscale.models.load import dtype_of_pipeline, load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.registry import DEFAULT_SEARCH
 from diffscale.registry.arguments import made
@@ -69,7 +69,8 @@ class Searched:
     the budgets of all, as "threshold score=.9", see `Threshold`; None: each has its own. `draft_model`, `draft_cache`,
     `draft_decoder`, `wordings`: as of `diffscale.search`; a language model is asked once for each prompt. With several
     devices ("cuda:0,cuda:1", "cuda:all") the pipeline is on the first, and copied to the others at the first call, and
-    again when one of its attributes is set here. `verifier_workers`: as of `diffscale.search`.
+    again after an attribute of it was set here, or a method or a network asked for. `verifier_workers`: as of
+    `diffscale.search`.
 
     A call takes what the pipeline's own takes, in its order, and gives its output: the best `num_images_per_prompt` (or
     `num_videos_per_prompt`) samples of each prompt, best first, prompt by prompt. Prompts are searched together. The
@@ -119,7 +120,9 @@ class Searched:
         if shared is not None:
             check_shareable(chosen.name, chosen.declares("anytime"))
         where = worker_options(options.device, None, whole("verifier_workers", verifier_workers, 0))
-        device, by_name = best_device(options.device), isinstance(pipe_or_id, str)
+        if options.device is not None:
+            options = options.model_copy(update={"device": where.devices[0]})
+        device, by_name = where.devices[0], isinstance(pipe_or_id, str)
         if not by_name and (asked := sorted(options.asked().keys() - {"device"})):
             raise DiffscaleError(f"The pipeline is loaded already: set {', '.join(asked)} on it, or give its name.")
         pipe = load_pipeline(pipe_or_id, options) if by_name else pipe_or_id
@@ -130,6 +133,7 @@ class Searched:
         if not (callable(pipe) and hasattr(pipe, "components") and hasattr(pipe, "progress_bar")):
             raise not_a_pipeline(pipe)
         name = pipe_or_id if by_name else str(getattr(pipe, "name_or_path", ""))
+        self._crew, self._scored_by, self._image_model = Crew(where), (verifier, choose), name
         self.pipe, self.results, self.seeds = pipe, [], []
         self._wordings = wordings_of(wordings, name) if chosen.declares("rewords") else None
         self._worded: dict[str, str] = {}
@@ -139,7 +143,6 @@ class Searched:
         check_chooser(self._verifier, self._choose)
         self._make_search, self._independent = chosen.make(device=device), chosen.declares("independent")
         self._nfe, self._batch_size, self._allocation = nfe, batch_size, shared
-        self._crew, self._scored_by, self._image_model = Crew(where), (verifier, choose), name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The best samples, in the pipeline's output class, or as its tuple if `return_dict` is False.
@@ -200,23 +203,26 @@ class Searched:
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the pipeline, as its own `to` does; the verifier stays where it is."""
-        self._crew.forget()
         self.pipe = self.pipe.to(*args, **kwargs)
         return self
 
     def __getattr__(self, name: str) -> Any:
         """What the pipeline has."""
-        if name in ("pipe", "__setstate__"):  # a copy that is not filled yet
+        if name in _OWN or name == "__setstate__":  # a copy that is not filled yet
             raise AttributeError(name)
-        return getattr(self.pipe, name)
+        found = getattr(self.pipe, name)
+        if callable(found):  # a network, or a method such as load_lora_weights, may be used to change it
+            self._crew.forget()
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what is ours here, and all else, such as `scheduler`, on the pipeline."""
         if name in _OWN:
             object.__setattr__(self, name, value)
         else:
-            self._crew.forget()
             setattr(self.pipe, name, value)
+        if name == "pipe" or name not in _OWN:
+            self._crew.forget()
 
     def __repr__(self) -> str:
         """The pipeline, and what searches it."""

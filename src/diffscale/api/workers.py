@@ -25,8 +25,8 @@ from diffscale.engine.transport import Role
 from diffscale.engine.travel import Traffic
 from diffscale.engine.verifier_worker import VerifierWorker
 from diffscale.engine.worker import Worker
-from diffscale.models.copies import copies_on, devices_of, load_copies
-from diffscale.models.load import load_pipeline
+from diffscale.models.copies import copies_on, drafts_on, load_copies
+from diffscale.models.load import devices_of, load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.registry.arguments import made
 from diffscale.samplers.windowed.pipeline import WindowedPipeline
@@ -103,31 +103,45 @@ class ModelRecipe:
             return self.model
         return self.make(self.model, loading=self.loading, **self.arguments)
 
-    def sampler(self, model: Any) -> Sampler:
-        """That of a loaded pipeline."""
+    def sampler(self, model: Any, device: str, **other: Any) -> Sampler:
+        """That of a loaded pipeline, which is on `device`, with `other` arguments in the place of its own."""
         if isinstance(model, Sampler):
             return model
-        return self.make(model, loading=LoadOptions(), **self.arguments)
+        arguments = {**self.arguments, **other}
+        if isinstance(self.model, str):
+            loading = self.loading.model_copy(update={"device": device})
+            return self.make(self.model, loading=loading, load=lambda *_: model, **arguments)
+        return self.make(model, loading=LoadOptions(), **arguments)
 
     def _sampler_on(self, device: str, networks: dict[Any, Any]) -> Sampler:
-        key = self.model if isinstance(self.model, str) else "given", self.loading.model_dump_json()
-        if networks.get("model") != key:
+        if networks.get("model") != self.key:
             networks.clear()  # one model at a time
             loading = self.loading.model_copy(update={"device": device})
             pipe = load_pipeline(self.model, loading) if isinstance(self.model, str) else self.model
-            networks["model"], networks["pipeline"] = key, pipe
+            networks.update(self.with_pipeline(pipe))
+        pipe, drafting = networks["pipeline"], self.arguments.get("drafting")
+        if drafting is not None and networks.get("drafts of") != drafting:
+            loading = self.loading.model_copy(update={"device": device})
+            networks["drafts"] = drafts_on(drafting, device).loaded(pipe, loading)
+            networks["drafts of"] = drafting
+            networks.pop("sampler of", None)
         made = None  # samplers that are alike encode their prompts once
         with suppress(Exception):
-            made = pickle.dumps(dict(self.arguments))
+            made = pickle.dumps({name: each for name, each in self.arguments.items() if name != "drafting"})
         if made is None or networks.get("sampler of") != made:
-            networks["sampler"], networks["sampler of"] = self.sampler(networks["pipeline"]), made
+            more = {} if drafting is None else {"drafting": networks["drafts"]}
+            networks["sampler"], networks["sampler of"] = self.sampler(pipe, device, **more), made
         sampler: Sampler = networks["sampler"]
         return sampler
 
+    @property
+    def key(self) -> Any:
+        """By which it is known which pipeline a worker has."""
+        return self.model if isinstance(self.model, str) else "given", self.loading.model_dump_json()
+
     def with_pipeline(self, pipe: Any) -> dict[Any, Any]:
         """What a worker has whose pipeline is loaded already."""
-        key = self.model if isinstance(self.model, str) else "given", self.loading.model_dump_json()
-        return {"model": key, "pipeline": pipe}
+        return {"model": self.key, "pipeline": pipe}
 
     def _verifier(self, given: Any, device: str, networks: dict[Any, Any]) -> Any:
         if not isinstance(given, str):
@@ -183,9 +197,9 @@ class Crew:
 
     def _on_devices(self, recipe: ModelRecipe) -> Sampler:
         devices = list(self._options.devices)
-        if self._head[0] != (key := recipe.with_pipeline(None)["model"]):
+        if self._head[0] != recipe.key:
             self.forget()
-            self._head = key, _copies(recipe, devices)
+            self._head = recipe.key, _copies(recipe, devices)
             role: Role = "sampler" if self._options.verifiers else "both"
             hosts = {
                 _named(device, i, devices): Host(device, recipe.with_pipeline(pipe), role)
@@ -196,7 +210,9 @@ class Crew:
                 hosts[f"verifier {i + 1} on {device}"] = Host(device, role="verifier")
             self._transport = ThreadTransport(hosts)
         assert isinstance(self._transport, ThreadTransport)
-        sampler = recipe.sampler(copy.copy(self._head[1][0]) if isinstance(recipe.model, Sampler) else self._head[1][0])
+        self._transport.rest()
+        first = self._head[1][0]
+        sampler = recipe.sampler(copy.copy(first) if isinstance(recipe.model, Sampler) else first, devices[0])
         self._transport.prepare(recipe)
         return sampler
 
@@ -206,7 +222,7 @@ class Crew:
         assert isinstance(self._transport, RayTransport)
         self._transport.prepare(recipe)
         if not isinstance(recipe.model, str):
-            return recipe.sampler(recipe.model)
+            return recipe.sampler(recipe.model, "cpu")
         sampler = pickle.loads(self._transport.ask(sketch_of))
         if hasattr(sampler, "drafter"):
             sampler.drafter = partial(_drafter_of, self._transport, {})

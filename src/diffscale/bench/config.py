@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 from diffscale._util import config
 from diffscale._util.config import Flag
 from diffscale._util.errors import check_name
-from diffscale.models.options import MEANS, LoadOptions
+from diffscale.models.options import DEVICES, MEANS, LoadOptions
 from diffscale.registry import DEFAULT_MODEL, DEFAULT_SEARCH, DEFAULT_SUITE, plugins
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ class ReproduceConfig(Hardware, Workers):
     items: Annotated[list[str], Flag(argument="LIST|ITEM...")] = Field(
         description="Items (A.table2, B.figure4), a paper (A), or all."
     )
+    device: str | None = Field(None, description=DEVICES)
     setting: str = Field("shapes", description="Models of shapes, or of the paper.")
     limit: int | None = Field(None, description="Prompts of each part, at most.")
     quick: bool = Field(False, description="Small sizes: each item within two minutes on 2 cores.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,14 +160,16 @@ class _Driver:
         for search in searches:
             search.start()
             _wait(search, queue)
-        for done in self.executor.run(queue):
-            if isinstance(done.result, Unsuited):
-                for rows in queue.drop(done.work.group):  # it suits none of those that ask alike
-                    _fail(rows, done.result)
-            for rows, mine in done.work.shares():
-                if not rows.is_over:
-                    _deal(rows, mine, done, queue)
-            self._report()
+        with closing(self.executor.run(queue)) as computed:
+            for done in computed:
+                if isinstance(done.result, Unsuited):
+                    for rows in queue.drop(done.work.group):  # it suits none of those that ask alike
+                        _fail(rows, done.result)
+                for rows, mine in done.work.shares():
+                    if not rows.is_over:
+                        _deal(rows, mine, done, queue)
+                self._report()
+        assert all(search.request is None for search in searches), "rows were lost"
 
     def break_ties(self, searches: Sequence[SearchRun]) -> None:
         """Have those compared that share the best score of their search, which is over; a few searches at a time."""
@@ -184,11 +187,12 @@ class _Driver:
         for each in _loaded(searches):
             bout = _Bout(each)
             queue.add(Rows(bout, bout.request, 0, len(bout.request.state)))
-        for done in self.executor.run(queue):
-            for rows, mine in done.work.shares():
-                assert isinstance(rows.asker, _Bout)
-                rows.asker.deal(rows, mine, done)
-            self._report()
+        with closing(self.executor.run(queue)) as computed:
+            for done in computed:
+                for rows, mine in done.work.shares():
+                    assert isinstance(rows.asker, _Bout)
+                    rows.asker.deal(rows, mine, done)
+                self._report()
 
     def _report(self) -> None:
         if self.progress is not silent:

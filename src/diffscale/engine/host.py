@@ -32,14 +32,16 @@ class Host:
     def __init__(self, device: str, networks: dict[Any, Any] | None = None, role: Role = "both") -> None:
         self.device, self.role, self._networks = device, role, {} if networks is None else networks
         self._worker: Worker | None = None
+        self._refusal: DiffscaleError | None = None
         self._place: torch.device | str = "cpu"
 
     def prepare(self, recipe: Recipe) -> DiffscaleError | None:
         """Make the worker of `recipe`; what keeps it from being made."""
-        self._worker = None  # its networks make room
+        self._worker = self._refusal = None  # its networks make room
         try:
             self._worker = recipe.build(self.device, self._networks, self.role)
         except DiffscaleError as error:
+            self._refusal = error
             return error
         if (sampling := self._worker.sampling) is not None:
             one = torch.zeros(1, dtype=torch.int64)
@@ -69,7 +71,9 @@ class Host:
         return joined(outputs) if len(outputs) == len(outcomes) else next(e for e in outcomes if e not in outputs)
 
     def ask(self, question: Callable[[Worker], Any]) -> Any:
-        """What `question` gives of the worker."""
+        """What `question` gives of the worker; raises what kept it from being made."""
+        if self._refusal is not None:
+            raise self._refusal
         assert self._worker is not None
         return question(self._worker)
 

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -66,10 +66,11 @@ class Executor(Protocol):
     @property
     def size(self) -> int: ...
 
-    def run(self, queue: WorkQueue) -> Iterator[Done]:
+    def run(self, queue: WorkQueue) -> Generator[Done]:
         """Yield all rows of `queue` once, micro-batch by micro-batch, in any order, as soon as they are done.
 
-        More may be added to the queue meanwhile; it ends when nothing waits any more.
+        More may be added to the queue meanwhile; it ends when nothing waits any more. Close it where it is not run to
+        its end: it then knows that nobody waits for what is on its way.
         """
 
     def status(self) -> str:
@@ -123,7 +124,7 @@ class Pool:
         self._news: list[News] = []
         self._told: dict[str, int] = {}
 
-    def run(self, queue: WorkQueue) -> Iterator[Done]:
+    def run(self, queue: WorkQueue) -> Generator[Done]:
         """See Executor; raises DiffscaleError as workers do, and where all of them are lost."""
         try:
             while True:
@@ -147,6 +148,8 @@ class Pool:
         They join anew, as soon as they are prepared.
         """
         self._sampler, self._flights, self._roles = sampler, {}, {}
+        self._to_score.clear()
+        self._paces = {}  # of another model or verifier, by which workers would seem to be late
         if batch_size != self._batch_size:
             self._batch_size, self._batches = batch_size, {}
 
@@ -184,11 +187,11 @@ class Pool:
                 if self._to_score:
                     self._send(worker, self._to_score.popleft())
             # Pictures that wait take memory, so that samplers wait where verifiers cannot keep up.
-            elif not verifiers or len(self._to_score) < 2 * verifiers:
+            elif self._roles[worker] == "both" or len(self._to_score) < 2 * max(1, verifiers):
                 if (work := queue.take(self._size_for(worker))) is None:
                     continue
                 flight = _Flight(next(self._numbers), work, work.job.kind, self._amount(work), time.monotonic())
-                if verifiers and flight.kind == "compare":
+                if self._roles[worker] == "sampler" and flight.kind == "compare":
                     self._to_score.append(flight)
                 else:
                     self._send(worker, flight)
@@ -206,9 +209,10 @@ class Pool:
 
         def size(request: Request | Compare, waiting: int) -> int:
             kind = kind_of(request)
-            known = {name: self._paces[name, kind] for name in self._flights if (name, kind) in self._paces}
+            takers = [name for name, role in self._roles.items() if role != "verifier"]
+            known = {name: self._paces[name, kind] for name in takers if (name, kind) in self._paces}
             usual = sum(known.values()) / len(known) if known else 1.0
-            paces = {name: known.get(name, usual) for name in self._flights}
+            paces = {name: known.get(name, usual) for name in takers}
             share = math.ceil(waiting * paces[worker] / sum(paces.values()))
             return min(self._batch(worker, kind).size, share)
 
@@ -252,7 +256,7 @@ class Pool:
             return
         flight = self._flights[event.worker]
         if isinstance(event, Lost):
-            del self._flights[event.worker], self._roles[event.worker]
+            self._forget(event.worker)
             warnings.warn(f"The worker {event.worker} is lost: {event.why}.", LostWorker, stacklevel=2)
             if flight is not None and flight.work is not None:
                 for rows in queue.put_back(flight.work, died=True):
@@ -269,6 +273,14 @@ class Pool:
             self._to_score.append(passed)
         else:
             yield from self._answered(event.worker, event.outcome, flight, flight.work, queue)
+
+    def _forget(self, worker: str) -> None:
+        """Forget a worker that is gone; others come by other names."""
+        del self._flights[worker], self._roles[worker]
+        self._told.pop(worker, None)
+        for known in (self._paces, self._batches):
+            for key in [key for key in known if key[0] == worker]:
+                del known[key]  # type: ignore[attr-defined]
 
     def _answered(self, worker: str, outcome: Outcome, flight: _Flight, work: Work, queue: WorkQueue) -> Iterator[Done]:
         rows = len(work.job)

@@ -17,6 +17,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from diffscale._util.errors import DiffscaleError, first_line
+from diffscale._util.signals import signals_kept
 from diffscale.engine.host import Host, Recipe
 from diffscale.engine.output import Sampled
 from diffscale.engine.transport import Answered, Event, Joined, Lost, News, Passed, Role
@@ -95,12 +96,15 @@ class RayTransport:
             raise DiffscaleError(_NO_RAY) from error
         self._ray: Any = ray
         self.traffic = Traffic()
+        self._actors: dict[str, Any] = {}
         self._owns = not ray.is_initialized()
         if self._owns:
             try:
-                ray.init(
-                    address=settings.address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
-                )
+                with signals_kept():
+                    ray.init(
+                        address=settings.address, include_dashboard=False, logging_level=logging.ERROR,
+                        log_to_driver=False,
+                    )  # fmt: skip
             except (ConnectionError, ValueError, RuntimeError, OSError) as error:
                 raise DiffscaleError(
                     f"Ray cannot be reached ({first_line(error)}): check the address, or `ray status` there."
@@ -109,19 +113,21 @@ class RayTransport:
         gpus = settings.gpus if settings.gpus is not None else float(total.get("GPU", 0) > 0)
         self._needs = {"num_cpus": settings.cpus, "num_gpus": gpus}
         room = int(min(total.get("CPU", 0) / settings.cpus, total.get("GPU", 0) / gpus if gpus else 1e9))
-        if room < 1 + bool(verifiers):
-            raise DiffscaleError(
-                f"The cluster has {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs, and a worker asks for "
+        if room < 1 + verifiers:
+            each = f"each of {1 + verifiers} workers" if verifiers else "a worker"
+            refusal = DiffscaleError(
+                f"The cluster has {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs, and {each} asks for "
                 f"{settings.cpus:g} and {gpus:g}: ask for less, as in --workers 'ray gpus=0.5 cpus=1'."
             )
+            self.close()
+            raise refusal
         self._grows = settings.n is None
         role: Role = "sampler" if verifiers else "both"
-        self._wanted: dict[Role, int] = {role: settings.n or max(1, room - verifiers)}
-        if verifiers:
-            self._wanted["verifier"] = verifiers
+        # Verifiers first: without them, pictures would be made that nobody scores.
+        self._wanted: dict[Role, int] = {"verifier": verifiers} if verifiers else {}
+        self._wanted[role] = settings.n or room - verifiers
         self._role, self._looked = role, time.monotonic()
         self._recipe: Any = None
-        self._actors: dict[str, Any] = {}
         self._roles: dict[str, Role] = {}
         self._calls: dict[Any, _Call] = {}
         self._made, self._deaths = 0, 0
@@ -142,7 +148,7 @@ class RayTransport:
                 f"The model or the verifier cannot be sent to other processes ({first_line(error)}): give it by its "
                 "name or folder, or as module:attribute."
             ) from error
-        self._calls = {ref: call for ref, call in self._calls.items() if call.number is not None}
+        self._calls = {}  # what is still computed for others is not heard
         for name, actor in self._actors.items():
             self._calls[actor.prepare.remote(self._recipe)] = _Call(name, None)
         for role, count in self._wanted.items():
@@ -214,6 +220,7 @@ class RayTransport:
     def _bury(self, worker: str) -> None:
         del self._actors[worker]
         self._deaths += worker not in self._joined
+        self._joined.discard(worker)
         if self._deaths > _DEATHS * sum(self._wanted.values()):
             raise DiffscaleError(
                 "The workers of Ray die one after the other: see its logs, in /tmp/ray/session_latest/logs."
@@ -226,6 +233,8 @@ class RayTransport:
         if not self._grows or now - self._looked < _LOOK_FOR_NODES:
             return
         self._looked, free = now, self._ray.available_resources()
+        if self._actors.keys() - self._joined:
+            return  # one that waits for room already: what is free may be on several nodes
         needs = {"CPU": self._needs["num_cpus"], "GPU": self._needs["num_gpus"]}
         if all(free.get(kind, 0) >= amount for kind, amount in needs.items()):
             self._wanted[self._role] += 1

@@ -16,8 +16,9 @@ from diffscale.engine.transport import Answered, Event, Joined, News, answer
 from diffscale.engine.travel import Traffic
 from diffscale.engine.work import Job
 
-_Inbox = queue.SimpleQueue[Callable[[], Event | None] | None]
-"""What a thread is to do, in order; None ends it."""
+_Act = Callable[[], Event | None]
+_Inbox = queue.SimpleQueue[tuple[int, _Act] | None]
+"""What a thread is to do, in order, each with the number of the series that it is for; None ends the thread."""
 
 
 class ThreadTransport:
@@ -30,13 +31,15 @@ class ThreadTransport:
 
     def __init__(self, hosts: Mapping[str, Host]) -> None:
         self.traffic = Traffic()
-        self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[str, int, Event | BaseException]] = queue.SimpleQueue()
         self._inboxes: dict[str, _Inbox] = {}
         self._hosts, self._threads = dict(hosts), []
+        self._roles = {host.role for host in hosts.values()}
+        self._series = 0
         cores = max(1, torch.get_num_threads() // len(hosts))
         for name in hosts:
             inbox = self._inboxes[name] = queue.SimpleQueue()
-            thread = threading.Thread(target=self._work, args=(inbox, cores), name=name, daemon=True)
+            thread = threading.Thread(target=self._work, args=(name, inbox, cores), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -46,28 +49,38 @@ class ThreadTransport:
         return sum(host.role != "verifier" for host in self._hosts.values())
 
     def prepare(self, recipe: Recipe) -> None:
-        """Have all workers made by `recipe`; each joins when it is."""
+        """Have all workers made by `recipe`; each joins when it is. What they still do for others is not heard."""
+        self._series += 1
         for name, host in self._hosts.items():
-            self._inboxes[name].put(partial(_prepared, name, host, recipe))
+            self._put(name, partial(_prepared, name, host, recipe))
+
+    def rest(self) -> None:
+        """Wait until no thread computes what a series left that was stopped, so that its networks can be used here."""
+        self._series += 1
+        for inbox in self._inboxes.values():
+            idle = threading.Event()
+            inbox.put((self._series, idle.set))
+            idle.wait()
 
     def submit(self, worker: str, number: int, job: Job, pictures: Any = None) -> None:
         """See Transport."""
         if pictures is None:
             self.traffic.count_job(job)
-        self._inboxes[worker].put(partial(_computed, worker, number, self._hosts[worker], job, pictures))
+        self._put(worker, partial(_computed, worker, number, self._hosts[worker], job, pictures))
 
     def tell(self, worker: str, news: Sequence[News]) -> None:
         """See Transport."""
-        host, news = self._hosts[worker], list(news)
-        self._inboxes[worker].put(lambda: host.tell(news))
+        self._put(worker, partial(self._hosts[worker].tell, list(news)))
 
     def wait(self, seconds: float | None) -> Sequence[Event]:
         """See Transport; raises what a worker raises."""
-        if not self._hosts:
-            raise DiffscaleError("All devices hang: end this process, look at them, and run the same command again.")
+        if self._roles - {host.role for host in self._hosts.values()}:
+            raise DiffscaleError("Devices hang: end this process, look at them, and run the same command again.")
         try:
-            event = self._events.get(timeout=seconds)
+            worker, series, event = self._events.get(timeout=seconds)
         except queue.Empty:
+            return []
+        if series != self._series or worker not in self._hosts:
             return []
         if isinstance(event, BaseException):
             raise event
@@ -82,21 +95,31 @@ class ThreadTransport:
 
     def close(self) -> None:
         """See Transport; a job that is being computed is waited for."""
+        self._series += 1
         for inbox in self._inboxes.values():
             inbox.put(None)
         for thread in self._threads:
             if thread.name in self._inboxes:
                 thread.join()
 
-    def _work(self, inbox: _Inbox, cores: int) -> None:
+    def _put(self, worker: str, act: _Act) -> None:
+        self._inboxes[worker].put((self._series, act))
+
+    def _work(self, worker: str, inbox: _Inbox, cores: int) -> None:
         torch.set_num_threads(cores)  # of this thread alone
-        while (act := inbox.get()) is not None:
-            try:
-                event = act()
-            except BaseException as error:
-                event = error  # type: ignore[assignment]
-            if event is not None:
-                self._events.put(event)
+        while (told := inbox.get()) is not None:
+            self._do(worker, *told)
+            del told  # so that what was computed is not kept while nothing is to do
+
+    def _do(self, worker: str, series: int, act: _Act) -> None:
+        if series != self._series:
+            return  # nobody waits for it
+        try:
+            event: Event | BaseException | None = act()
+        except BaseException as error:
+            event = error
+        if event is not None:
+            self._events.put((worker, series, event))
 
 
 def _computed(worker: str, number: int, host: Host, job: Job, pictures: Any) -> Event:

@@ -1,30 +1,22 @@
 """A pipeline on several devices: copies of its networks, made from one that lies on the CPU."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import DiffscaleError, first_line
+from diffscale.engine.batching import out_of_memory
 from diffscale.models import memory
 from diffscale.models.class_conditional import ClassModel
-from diffscale.models.load import best_device, load_pipeline
+from diffscale.models.drafting import DraftOptions
+from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions
 
 _ONE_DEVICE: Final = ("offload", "quantize")
-
-
-def devices_of(asked: str | None) -> list[str]:
-    """The devices that `asked` names: several by commas, or "cuda:all"; None is the best one, see `best_device`.
-
-    Raises DiffscaleError for a device that is not there.
-    """
-    if asked == "cuda:all":
-        if not (count := torch.cuda.device_count()):
-            raise DiffscaleError("There is no device 'cuda:all': give cuda, mps or cpu.")
-        return [f"cuda:{number}" for number in range(count)]
-    return [best_device(asked)] if asked is None else [best_device(each.strip()) for each in asked.split(",")]
 
 
 def load_copies(model: str, options: LoadOptions, devices: Sequence[str]) -> list[Any]:
@@ -47,19 +39,40 @@ def copies_on(pipe: Any, devices: Sequence[str]) -> list[Any]:
 
     Raises DiffscaleError for a pipeline that cannot be copied or moved.
     """
-    try:
+    with _explained(pipe):
         _place(pipe, "cpu")
         copies = [copy.deepcopy(pipe) for _ in devices[1:]]
         for each, device in zip([pipe, *copies], devices, strict=True):
             _place(each, device)
+    return [pipe, *copies]
+
+
+def drafts_on(drafting: DraftOptions, device: str) -> DraftOptions:
+    """`drafting` with copies on `device` of the networks that are loaded; raises DiffscaleError as `copies_on`."""
+
+    def copied(given: Any) -> Any:
+        if given is None or isinstance(given, str):
+            return given
+        with _explained(given):
+            own = copy.deepcopy(given)
+            _place(own, device)
+            return own
+
+    return replace(drafting, model=copied(drafting.model), decoder=copied(drafting.decoder))
+
+
+@contextmanager
+def _explained(pipe: Any) -> Iterator[None]:
+    """Have it told where `pipe` cannot be copied or moved."""
+    try:
+        yield
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if out_of_memory(error):
             raise
         raise DiffscaleError(
-            f"{type(pipe).__name__} cannot be copied to several devices ({error}): give its name instead, or one "
-            "device."
+            f"{type(pipe).__name__} cannot be copied to several devices ({first_line(error)}): give its name instead, "
+            "or one device."
         ) from error
-    return [pipe, *copies]
 
 
 def _place(pipe: Any, device: str) -> None:

@@ -15,7 +15,7 @@ from diffscale.models import dtypes, loras, memory, quantization, schedulers
 from diffscale.models.class_conditional import ClassModel, is_sit, load_sit
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.loading import loading
-from diffscale.models.options import LoadOptions
+from diffscale.models.options import ALL, LoadOptions
 from diffscale.models.shipped import locate, manifests, read_manifest
 from diffscale.registry import plugins
 from diffscale.samplers.arguments import call_parameters
@@ -38,12 +38,13 @@ class PlainCall:
 
 
 def best_device(asked: str | None = None) -> str:
-    """`asked`, else cuda, else mps, else cpu; the first of several, see `copies.devices_of`.
+    """`asked`, else cuda, else mps, else cpu.
 
-    Raises DiffscaleError for a device that is not there.
+    Raises DiffscaleError for a device that is not there, and for several.
     """
     if asked is not None:
-        asked = "cuda:0" if asked == "cuda:all" else asked.partition(",")[0].strip()
+        if asked == ALL or "," in asked:
+            raise DiffscaleError(f"This is computed on one device: give one, such as cuda:1, not {asked!r}.")
         try:
             torch.device(asked)
         except RuntimeError as error:
@@ -55,6 +56,18 @@ def best_device(asked: str | None = None) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def devices_of(asked: str | None) -> list[str]:
+    """The devices that `asked` names: several by commas, or ALL; None is the best one, see `best_device`.
+
+    Raises DiffscaleError for a device that is not there.
+    """
+    if asked == ALL:
+        if not (count := torch.cuda.device_count()):
+            raise DiffscaleError(f"There is no device {ALL!r}: give cuda, mps or cpu.")
+        return [f"cuda:{number}" for number in range(count)]
+    return [best_device(asked)] if asked is None else [best_device(each.strip()) for each in asked.split(",")]
 
 
 def warn_of_slow_dtype(choice: DtypeChoice) -> None:
@@ -71,7 +84,7 @@ def settle_dtype(
     `recorded`: the dtype that the run was begun in, which is kept; None for a new run. `say` is told what was chosen.
     Raises DiffscaleError where that is to be read from the model and it cannot be.
     """
-    choice = dtypes.choose(options, best_device(options.device), lambda: locate(base_model(model)), recorded)
+    choice = dtypes.choose(options, devices_of(options.device)[0], lambda: locate(base_model(model)), recorded)
     say(choice)
     return options.model_copy(update={"dtype": choice.dtype})
 

@@ -10,6 +10,13 @@ MEANS: Final = frozenset({"device", "offload", "vae_slicing", "vae_tiling", "com
 """Options that say where and how a model runs: they take memory and time, and leave the result as it is but for
 rounding. A run may go on with others of these."""
 
+ALL: Final = "cuda:all"
+"""As a device: all of CUDA."""
+DEVICES: Final = (
+    "cuda, mps or cpu; searches run on several, as cuda:0,cuda:1 or cuda:all. Default: the first of these there is."
+)
+"""What users are told of a device."""
+
 AUTO: Final = "auto"
 DTYPES: Final = (AUTO, "float32", "bfloat16", "float16")
 
@@ -23,10 +30,7 @@ class LoadOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     panel: ClassVar[str] = "Loading"
 
-    device: str | None = Field(
-        default=None,
-        description="cuda, mps or cpu, or several, as cuda:0,cuda:1 or cuda:all. Default: the first of these there is.",
-    )
+    device: str | None = Field(default=None, description=DEVICES)
     dtype: str = Field(
         default=AUTO,
         description="auto, float32, bfloat16 or float16. auto: on a GPU what the weights are published in, on a CPU "

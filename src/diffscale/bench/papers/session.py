@@ -28,7 +28,7 @@ from diffscale.bench.run import run as bench
 from diffscale.bench.series import Cell, rows_of, safe_name
 from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.models.dtypes import DtypeChoice
-from diffscale.models.load import best_device, settle_dtype, world_of
+from diffscale.models.load import devices_of, settle_dtype, world_of
 from diffscale.models.options import AUTO, LoadOptions
 from diffscale.registry import PLAIN_SEARCH, plugins
 from diffscale.suites.prompts import categories
@@ -61,8 +61,10 @@ class Session:
     ) -> None:
         with explained(f"The folder {folder} cannot be made: choose another place ({{why}}).", OSError):
             folder.mkdir(parents=True, exist_ok=True)
+        if loading.device is not None:  # what is not searched, such as the measuring of speeds, is done on the first
+            loading = loading.model_copy(update={"device": devices_of(loading.device)[0]})
         self.folder, self.cache, self._loading, self._batch_size = folder, folder / CACHE, loading, batch_size
-        self.networks = Networks(best_device(loading.device), crew)
+        self.networks = Networks(devices_of(loading.device)[0], crew)
         self.speeds = Speeds(folder, loading, self.networks)
         self._sets: dict[tuple[bool, str | None], Sets] = {}
         self.dtypes: dict[str, DtypeChoice] = {}
