@@ -1,5 +1,6 @@
 """Several devices, and workers for verifiers, give what one worker gives; what users ask for is read or refused."""
 
+import threading
 import time
 import warnings
 
@@ -21,6 +22,7 @@ from diffscale.engine.threads import ThreadTransport
 from diffscale.models.drafting import DraftOptions
 from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions
+from diffscale.samplers.cached_drafts import CachedDrafts
 from diffscale.searches import SEARCHES
 from diffscale.testing import NearPoint, ToyRecipe, WordedToy, assert_same, points, tasks
 from diffscale.verifiers.ensemble import Ensemble
@@ -327,3 +329,18 @@ def test_what_users_ask_for_is_read():
 def test_what_cannot_be_read_is_refused(device, workers, verifiers, told):
     with pytest.raises(DiffscaleError, match=told):
         worker_options(device, workers, verifiers)
+
+
+def test_what_drafts_cost_is_measured_by_workers_whose_networks_are_theirs(monkeypatch):
+    measured, drafter = set(), CachedDrafts.drafter
+
+    def noted(*args):
+        measured.add(threading.current_thread().name)
+        return drafter(*args)
+
+    monkeypatch.setattr(CachedDrafts, "drafter", noted)
+    asked = {"search": "draft via=cache", "nfe": 64, "dtype": "float32", "steps": 4, "draft_cache": "taylorseer"}
+    found = diffscale.search("shapes-flux", "a red circle", device="cpu,cpu", **asked)
+    assert measured and measured <= {"cpu (1)", "cpu (2)"}
+    wanted = diffscale.search("shapes-flux", "a red circle", device="cpu", **asked)
+    assert found.best.key == wanted.best.key and found.ledger.nfe == wanted.ledger.nfe

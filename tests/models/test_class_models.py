@@ -18,6 +18,7 @@ from diffscale.bench import run as bench
 from diffscale.bench.config import BenchConfig, GenerateConfig
 from diffscale.cli.main import app
 from diffscale.models.class_conditional import ClassModel, load_sit, published_sit, save_sit
+from diffscale.models.copies import load_copies
 from diffscale.models.load import load_pipeline, plain_call
 from diffscale.models.sit import SIZES, SiT, SiTDenoiser
 from diffscale.suites import imagenet
@@ -107,6 +108,9 @@ def test_a_compiled_sit_gives_the_same(folder, monkeypatch):
         ends.append(sampler.run(sampler.prior(torch.tensor([5]), torch.tensor([0]))).x)
         assert bool(graphs) == compile
     torch.testing.assert_close(*ends)
+    for model in load_copies(str(folder), diffscale.LoadOptions(compile=True), ["cpu", "cpu"]):
+        sampler = model.sampler(["1"], 2, {})
+        torch.testing.assert_close(sampler.run(sampler.prior(torch.tensor([5]), torch.tensor([0]))).x, ends[0])
 
 
 def test_an_autoencoder_may_be_shared(folder):

@@ -15,7 +15,7 @@ from pipelines import PROMPTS, tiny_flux, tiny_pixart
 import diffscale
 from diffscale._util.errors import DiffscaleError
 from diffscale.api import make_sampler
-from diffscale.models import memory, schedulers
+from diffscale.models import copies, memory, schedulers
 from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
@@ -189,6 +189,31 @@ def test_the_denoiser_is_compiled_once_and_gives_the_same(tiny: Any, expected: i
     memory.place_networks(model.pipe, "model", "cpu")
     torch.testing.assert_close(sampled(), plain)
     assert len(graphs) <= expected + 1  # accelerate lays its copy of the timesteps out anew
+
+
+@pytest.mark.parametrize("tiny", [tiny_flux, tiny_pixart], ids=["blocks", "whole"])
+def test_copies_of_a_compiled_denoiser_are_compiled_and_compute_with_their_own_weights(
+    tiny: Any, graphs: list[Any]
+) -> None:
+    flow = tiny is tiny_flux
+    model = tiny((diffusers.FlowMatchEulerDiscreteScheduler if flow else diffusers.DDIMScheduler)())
+
+    def sampled(pipe: Any) -> torch.Tensor:
+        sampler = DiffusersSampler(pipe, PROMPTS, 3, model.args)
+        return sampler.run(sampler.prior(KEYS, ROWS)).x
+
+    memory.compile_denoisers(model.pipe)
+    pipe, copied = copies.copies_on(model.pipe, ["cpu", "cpu"])
+    assert pipe is model.pipe
+    with torch.no_grad():
+        for weights in copied.transformer.parameters():
+            weights.mul_(0.5)
+    plain = copies.copies_on(tiny(pipe.scheduler).pipe, ["cpu"])[0]
+    plain.transformer.load_state_dict(copied.transformer.state_dict())
+    assert not graphs
+    torch.testing.assert_close(sampled(copied), sampled(plain))
+    assert graphs
+    assert not torch.allclose(sampled(copied), sampled(pipe))
 
 
 def test_the_option_asks_for_it(sd_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

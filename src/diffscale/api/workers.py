@@ -214,7 +214,7 @@ class Crew:
         first = self._head[1][0]
         sampler = recipe.sampler(copy.copy(first) if isinstance(recipe.model, Sampler) else first, devices[0])
         self._transport.prepare(recipe)
-        return sampler
+        return _priced_by(self._transport, sampler)
 
     def _on_ray(self, recipe: ModelRecipe, settings: RaySettings) -> Sampler:
         if self._transport is None:
@@ -223,10 +223,7 @@ class Crew:
         self._transport.prepare(recipe)
         if not isinstance(recipe.model, str):
             return recipe.sampler(recipe.model, "cpu")
-        sampler = pickle.loads(self._transport.ask(sketch_of))
-        if hasattr(sampler, "drafter"):
-            sampler.drafter = partial(_drafter_of, self._transport, {})
-        return sampler
+        return _priced_by(self._transport, pickle.loads(self._transport.ask(sketch_of)))
 
 
 def _copies(recipe: ModelRecipe, devices: Sequence[str]) -> list[Any]:
@@ -250,7 +247,16 @@ class _Price:
     steps: int
 
 
-def _drafter_of(transport: RayTransport, known: dict[tuple[int, str], _Price], steps: int, via: str = "") -> _Price:
+def _priced_by(transport: ThreadTransport | RayTransport, sampler: Any) -> Any:
+    """`sampler`, whose drafts workers price: that may run networks, which are theirs."""
+    if hasattr(sampler, "drafter"):
+        sampler.drafter = partial(_drafter_of, transport, {})
+    return sampler
+
+
+def _drafter_of(
+    transport: ThreadTransport | RayTransport, known: dict[tuple[int, str], _Price], steps: int, via: str = ""
+) -> _Price:
     if (steps, via) not in known:
         known[steps, via] = transport.ask(partial(_price_of, steps, via))
     return known[steps, via]

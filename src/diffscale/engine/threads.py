@@ -15,6 +15,7 @@ from diffscale.engine.host import Host, Recipe
 from diffscale.engine.transport import Answered, Event, Joined, News, answer
 from diffscale.engine.travel import Traffic
 from diffscale.engine.work import Job
+from diffscale.engine.worker import Worker
 
 _Act = Callable[[], Event | None]
 _Inbox = queue.SimpleQueue[tuple[int, _Act] | None]
@@ -61,6 +62,17 @@ class ThreadTransport:
             idle = threading.Event()
             inbox.put((self._series, idle.set))
             idle.wait()
+
+    def ask(self, question: Callable[[Worker], Any]) -> Any:
+        """What `question` gives of a worker that samples, of the first that is free; raises what that raises."""
+        answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        for name, host in self._hosts.items():
+            if host.role != "verifier":
+                self._put(name, partial(_asked, host, question, answers))
+        answer, error = answers.get()
+        if error is not None:
+            raise error
+        return answer
 
     def submit(self, worker: str, number: int, job: Job, pictures: Any = None) -> None:
         """See Transport."""
@@ -120,6 +132,13 @@ class ThreadTransport:
             event = error
         if event is not None:
             self._events.put((worker, series, event))
+
+
+def _asked(host: Host, question: Callable[[Worker], Any], answers: queue.SimpleQueue[Any]) -> None:
+    try:
+        answers.put((host.ask(question), None))
+    except BaseException as error:
+        answers.put((None, error))
 
 
 def _computed(worker: str, number: int, host: Host, job: Job, pictures: Any) -> Event:

@@ -26,12 +26,7 @@ def load_copies(model: str, options: LoadOptions, devices: Sequence[str]) -> lis
             raise DiffscaleError(
                 f"The option {name} ties networks to one device: leave it out, give one device, or use workers of Ray."
             )
-    pipe = load_pipeline(model, options.model_copy(update={"device": "cpu", "compile": False}))
-    copies = copies_on(pipe, devices)
-    if options.compile:
-        for each in copies:
-            memory.compile_denoisers(each)
-    return copies
+    return copies_on(load_pipeline(model, options.model_copy(update={"device": "cpu"})), devices)
 
 
 def copies_on(pipe: Any, devices: Sequence[str]) -> list[Any]:
@@ -41,7 +36,7 @@ def copies_on(pipe: Any, devices: Sequence[str]) -> list[Any]:
     """
     with _explained(pipe):
         _place(pipe, "cpu")
-        copies = [copy.deepcopy(pipe) for _ in devices[1:]]
+        copies = [_copied(pipe) for _ in devices[1:]]
         for each, device in zip([pipe, *copies], devices, strict=True):
             _place(each, device)
     return [pipe, *copies]
@@ -54,7 +49,7 @@ def drafts_on(drafting: DraftOptions, device: str) -> DraftOptions:
         if given is None or isinstance(given, str):
             return given
         with _explained(given):
-            own = copy.deepcopy(given)
+            own = _copied(given)
             _place(own, device)
             return own
 
@@ -75,10 +70,27 @@ def _explained(pipe: Any) -> Iterator[None]:
         ) from error
 
 
+def _copied(pipe: Any) -> Any:
+    """A copy whose networks are compiled where those of `pipe` are."""
+    own = copy.deepcopy(pipe)
+    for one, other in zip(_networks(pipe), _networks(own), strict=True):
+        memory.compile_alike(one, other)
+    return own
+
+
+def _networks(pipe: Any) -> list[torch.nn.Module]:
+    if isinstance(pipe, ClassModel):
+        parts = [pipe.denoiser.network, pipe.vae]
+    elif isinstance(pipe, torch.nn.Module):
+        parts = [pipe]
+    else:
+        parts = list(getattr(pipe, "components", {}).values())
+    return [part for part in parts if isinstance(part, torch.nn.Module)]
+
+
 def _place(pipe: Any, device: str) -> None:
     if isinstance(pipe, ClassModel):
-        pipe.denoiser.network.to(device)
-        if isinstance(pipe.vae, torch.nn.Module):
-            pipe.vae.to(device)
+        for network in _networks(pipe):
+            network.to(device)
     else:
         pipe.to(device)

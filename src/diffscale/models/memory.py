@@ -63,6 +63,16 @@ def compile_whole(network: torch.nn.Module) -> None:
     network.forward = torch.compile(network.forward)  # type: ignore[method-assign]
 
 
+def compile_alike(network: torch.nn.Module, copied: torch.nn.Module) -> None:
+    """torch.compile what of a `copied` network is compiled of `network`, whose compiled forward it would call."""
+    for one, other in zip(network.modules(), copied.modules(), strict=True):
+        if one._compiled_call_impl is not None:
+            other.compile()  # type: ignore[no-untyped-call]
+        if hasattr(vars(one).get("forward"), "_torchdynamo_orig_callable"):
+            del other.forward
+            compile_whole(other)
+
+
 def check_offload(offload: str | None, device: str) -> None:
     """Raises DiffscaleError where there is nothing to offload from."""
     if offload is not None and torch.device(device).type == "cpu":
