@@ -1,5 +1,7 @@
 """Several devices, and workers for verifiers, give what one worker gives; what users ask for is read or refused."""
 
+import copy
+import gc
 import threading
 import time
 import warnings
@@ -287,6 +289,25 @@ def test_a_drop_in_pipeline_whose_networks_are_changed_is_copied_again():
     torch.testing.assert_close(found["cpu,cpu"], found["cpu"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found["cpu,cpu", "other"], found["cpu", "other"], atol=1e-5, rtol=1e-5)
     assert (found["cpu"] - found["cpu", "other"]).abs().max() > 1e-3
+
+
+def test_a_drop_in_pipeline_can_be_copied_and_leaves_no_thread_when_it_is_lost():
+    searched = diffscale.Searched("shapes-flux", device="cpu,cpu", search="random", nfe=10, dtype="float32")
+    call = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    before = set(threading.enumerate())
+    searched("a red circle", **call)
+    other = copy.deepcopy(searched)
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == 2
+    other("a red circle", **call)
+    assert torch.equal(other.results[0].pool, searched.results[0].pool)
+    others = set(threading.enumerate()) - before - threads
+    assert len(others) == 2
+    del other, searched
+    gc.collect()
+    for thread in threads | others:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_each_device_drafts_with_networks_of_its_own():

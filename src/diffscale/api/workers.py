@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -153,13 +154,17 @@ class ModelRecipe:
 
 
 class Crew:
-    """The workers of one command, which serve one series of searches after the other; they go when it is left."""
+    """The workers of one command, which serve one series of searches after the other; they go when it is left or lost."""
 
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
         self._transport: ThreadTransport | RayTransport | None = None
         self._pool: Pool | None = None
         self._head: tuple[Any, Any] = None, None
+
+    def __reduce__(self) -> tuple[type[Crew], tuple[WorkerOptions]]:
+        """A copy has workers of its own."""
+        return type(self), (self._options,)
 
     def __enter__(self) -> Self:
         return self
@@ -209,6 +214,7 @@ class Crew:
                 device = devices[i % len(devices)]
                 hosts[f"verifier {i + 1} on {device}"] = Host(device, role="verifier")
             self._transport = ThreadTransport(hosts)
+            weakref.finalize(self, self._transport.end)
         assert isinstance(self._transport, ThreadTransport)
         self._transport.rest()
         first = self._head[1][0]

@@ -105,11 +105,15 @@ class ThreadTransport:
         del self._hosts[worker]
         self._inboxes.pop(worker).put(None)
 
-    def close(self) -> None:
-        """See Transport; a job that is being computed is waited for."""
+    def end(self) -> None:
+        """Have every thread end after the job that it is at, without waiting for it."""
         self._series += 1
         for inbox in self._inboxes.values():
             inbox.put(None)
+
+    def close(self) -> None:
+        """See Transport; a job that is being computed is waited for."""
+        self.end()
         for thread in self._threads:
             if thread.name in self._inboxes:
                 thread.join()
