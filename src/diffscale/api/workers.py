@@ -154,7 +154,7 @@ class ModelRecipe:
 
 
 class Crew:
-    """The workers of one command, which serve one series of searches after the other; they go when it is left or lost."""
+    """The workers of one command, which serve one series of searches after the other; they go when it is left."""
 
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
