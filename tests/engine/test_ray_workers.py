@@ -128,8 +128,8 @@ def test_one_that_joins_in_the_middle(monkeypatch):
                 cluster.add_node(num_cpus=1)
                 added.set()
 
-        found = on(transport, "random", 1800, progress=progress, pause=0.1)
-        compare(here("random", 1800), found)
+        found = on(transport, "random", 1200, progress=progress, pause=0.1)
+        compare(here("random", 1200), found)
         assert transport.size == 2 and len(transport._actors) == 2
         transport.close()
     finally:
