@@ -236,7 +236,7 @@ def simulated(options: argparse.Namespace, workers: int, batch: int, prompts: in
 
 def simulation(options: argparse.Namespace) -> list[dict[str, float]]:
     """How busy workers are kept, by how many there are."""
-    cases = [(8, 8, 60, 16), (64, 8, 300, 16), (64, 1, 300, 16), (512, 8, 300, 64), (512, 1, 300, 16)]
+    cases = [(8, 8, 32, 32), (64, 8, 128, 32), (64, 1, 128, 32), (512, 8, 256, 64)]
     found = [simulated(options, *case) for case in cases]
     print("| " + " | ".join(found[0]) + " |\n|" + " --- |" * len(found[0]))
     for row in found:
