@@ -101,7 +101,7 @@ def here(given, verifier=None, chooser=None, prompts=PROMPTS):
     return run_searches(given, WordedToy(prompts, 6), verifier or NearPoint(), 6, gallery=3, choose=chooser)
 
 
-@pytest.mark.parametrize("prompts", [1, 16])
+@pytest.mark.parametrize("prompts", [1, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("search", list(SEARCHES))
 def test_two_devices_find_what_one_worker_finds(search, prompts):
     texts = tuple(f"point {i}" for i in range(prompts))

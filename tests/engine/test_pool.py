@@ -263,7 +263,8 @@ def test_pictures_that_can_win_come_back_whoever_scores_them(values, components,
     while starts or flights:
         # What is wanted is said when a micro-batch leaves; others may have come back before it does.
         if starts and (not flights or draw.randrange(2)):
-            flights.append((starts.pop(), board.wanted(True)))
+            start = starts.pop()
+            flights.append((start, board.wanted(start, True)))
             continue
         start, wanted = flights.pop(draw.randrange(len(flights)))
         part = slice(start, start + size)
@@ -271,6 +272,13 @@ def test_pictures_that_can_win_come_back_whoever_scores_them(values, components,
         for number, (ranking, picture) in enumerate(zip(rows[part], pictures, strict=True), start):
             board.add(number, ranking)
             came[number] = picture
+    # And those of every run that ended sooner.
+    for end in range(1, len(rows) + 1):
+        sooner = Leaderboard(board.aggregate, shown, keep, ties=4)
+        for number in range(end):
+            sooner.add(number, rows[number])
+        assert all({"image", "latents"} <= came[number].keys() for number in sooner.full_size)
+        assert all("thumbnail" in came[number] for number in sooner.thumbnails)
     assert all({"image", "latents"} <= came[number].keys() for number in board.full_size)
     assert all("thumbnail" in came[number] for number in board.thumbnails)
     usable = rows.isfinite().all(1).nonzero().flatten().tolist()

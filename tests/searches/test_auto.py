@@ -138,8 +138,9 @@ class Misleading(ToySampler):
 
     def drafter(self, steps, via=""):
         drafter = super().drafter(steps, via)
-        own = drafter.decode
-        drafter.decode = lambda latents: own(latents).flip(0)
+        if "decode" not in vars(drafter):  # it is the same each time
+            own = drafter.decode
+            drafter.decode = lambda latents: own(latents).flip(0)
         return drafter
 
 

@@ -156,9 +156,10 @@ class Leaderboard(Components):
             self.thumbnails.add(number)
         return kept, shown
 
-    def wanted(self, first: bool) -> Wanted:
-        """Which of the pictures that are to come can be kept; `first`: see there."""
-        full, shown = (self.components[sorted(each)] for each in (self.full_size, self.thumbnails))
+    def wanted(self, start: int, first: bool) -> Wanted:
+        """Which pictures can be kept of the candidates from number `start` on; `first`: see there."""
+        best = ([number for number in sorted(each) if number < start] for each in (self.full_size, self.thumbnails))
+        full, shown = (self.components[numbers] for numbers in best)
         return Wanted(self.keep_best, full, self.shown, shown, first)
 
     def best(self) -> tuple[int, float] | None:

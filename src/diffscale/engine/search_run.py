@@ -103,7 +103,8 @@ class SearchRun:
         """Which pictures of the rows of the request from `start` on can be kept; None where they finish none."""
         if self.request is None or not finishes(self.request, self.sampler):
             return None
-        return self.leaderboard.wanted(self._first is None or self.finished + start < self._first)
+        number = self.finished + start
+        return self.leaderboard.wanted(number, self._first is None or number < self._first)
 
     def absorb(self, reply: Reply, pictures: Sequence[Picture] | None = None, images: Tensor | None = None) -> None:
         """Take rows of the answer, `pictures` and `images` [rows, ...] of candidates that they finish."""
@@ -406,9 +407,9 @@ class SearchRun:
                 observe(self.index, keys, scores, images, nfe)
 
     def _keep(self, number: int, picture: Picture, full_size: bool, shown: bool, noise: Tensor | None) -> None:
-        """Keep of a candidate's `picture` what is wanted; of one that is behind others of its micro-batch none came."""
+        """Keep of a candidate's `picture` what is wanted; a journal keeps all that came, for smaller budgets."""
         names = {*(("image", "latents") if full_size else ()), *(("thumbnail",) if shown else ())}
-        kept = {name: tensor for name, tensor in picture.items() if name in names}
+        kept = {name: tensor for name, tensor in picture.items() if name in names or self.journal is not None}
         if "latents" in kept and noise is not None:
             kept["noise"] = noise.detach().cpu().clone()
         if kept:

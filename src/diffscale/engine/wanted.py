@@ -16,7 +16,8 @@ from diffscale.engine.kept_pictures import to_keep
 class Wanted:
     """What a search wants of the pictures of some rows, by the scores that its leaderboard ranks by.
 
-    `keep`: how many of its best it keeps in full size, `full`: float64 [M, K], the scores of those that it has now.
+    `keep`: how many of its best it keeps in full size, `full`: float64 [M, K], the scores of those that it has now and
+    whose numbers are lower.
     `show`, `shown`: alike of thumbnails. `first`: whether it also wants the first of the rows that has scores, as
     what the search began with.
     """
@@ -36,7 +37,8 @@ def wanted_pictures(wanted: Wanted, ranking: Tensor, images: Tensor, latents: Te
     """Of rows with the scores `ranking` [n, K], their pictures [n, 3, H, W] and latents, those that are wanted.
 
     No row whose picture the leaderboard keeps is left out: who falls behind as many others as are kept never comes
-    back, whatever the other workers find. Rows of equal scores are not behind each other.
+    back, whatever the other workers find. Only those of lower numbers count, so that a run that stops earlier, with a
+    smaller budget, has the pictures of its best, too. Rows of equal scores are not behind each other.
     """
     usable = ranking.isfinite().all(1)
     full, first = _not_behind(ranking, wanted.full, wanted.keep, usable), torch.zeros_like(usable)
@@ -51,14 +53,15 @@ def wanted_pictures(wanted: Wanted, ranking: Tensor, images: Tensor, latents: Te
 
 
 def _not_behind(ranking: Tensor, others: Tensor, most: int, usable: Tensor) -> Tensor:
-    """Which rows fewer than `most` of `others`, and of the other rows, exceed; bool [n]."""
+    """Which rows fewer than `most` of `others`, and of the rows before, exceed; bool [n]."""
     if not most:
         return torch.zeros_like(usable)
     rows = ranking.masked_fill(~usable[:, None], -math.inf)
     against = torch.cat([others.reshape(-1, ranking.shape[1]), rows])
     no_worse = (against[None] >= rows[:, None]).all(2)
     better = (against[None] > rows[:, None]).any(2)
-    return usable & ((no_worse & better).sum(1) < most)
+    earlier = torch.ones(len(rows), len(against), dtype=torch.bool).tril(len(others) - 1)
+    return usable & ((no_worse & better & earlier).sum(1) < most)
 
 
 def deal_pictures(
