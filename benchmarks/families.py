@@ -28,7 +28,7 @@ from diffscale.api import make_sampler
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.task import Task
-from diffscale.metrics.bootstrap import interval
+from diffscale.metrics.bootstrap import interval, with_interval
 from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.searches.random import random
@@ -132,13 +132,9 @@ def line(row: dict[str, Any]) -> str:
         f"{row['decode']:.0%}",
         f"{row['verify']:.0%}",
         f"{row['peak_bytes'] / 1e6:.0f}",
-        *(shown(row[kind]) for kind in ("first", "best", "gain")),
+        *(with_interval(row[kind]) for kind in ("first", "best", "gain")),
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def shown(value: dict[str, float]) -> str:
-    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from diffscale.api.wordings import wordings_of
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.task import Task
-from diffscale.metrics.bootstrap import interval
+from diffscale.metrics.bootstrap import interval, with_interval
 from diffscale.models.options import LoadOptions
 from diffscale.searches.rewrites import promising
 from diffscale.types import Environment, Search
@@ -113,7 +113,8 @@ def report(name: str, scores: Numbers, judge: Numbers, orders: int) -> None:
     between = scores.mean(2).var(1, ddof=1) - within / candidates
     apart = np.sqrt(max(0.0, between.mean()) / within.mean())
     others = interval((scores[:, 1:].mean((1, 2)) - scores[:, 0].mean(1)) / np.sqrt(within.mean()))
-    print(f"by {name}: wordings differ by {apart:.2f} deviations, other wordings are {shown(others)} of the user's own")
+    others_of = with_interval(others, "+.4f")
+    print(f"by {name}: wordings differ by {apart:.2f} deviations, other wordings are {others_of} of the user's own")
     ways = {
         "random": lambda values: [0] * candidates,
         "equal shares": lambda values: [i % wordings for i in range(candidates)],
@@ -133,7 +134,8 @@ def report(name: str, scores: Numbers, judge: Numbers, orders: int) -> None:
                 found[way][:, row] += np.array([mine[row][best], judged[row][best]]) / orders
     for way, (score, said) in found.items():
         told = f"  {way}: {score.mean():.4f}, judge {said.mean():.4f}"
-        apart_of = [shown(interval(each - base)) for each, base in zip((score, said), found["random"], strict=True)]
+        gains = (each - base for each, base in zip((score, said), found["random"], strict=True))
+        apart_of = [with_interval(interval(gain), "+.4f") for gain in gains]
         print(told + ("" if way == "random" else f"; less random {apart_of[0]}, judge {apart_of[1]}"))
 
 
@@ -148,10 +150,6 @@ def bandit(values: Numbers, candidates: int) -> list[int]:
             asked.append(arm)
         arms = promising(torch.tensor(asked), torch.tensor(seen, dtype=torch.float64), len(values), _ROUND)
     return asked
-
-
-def shown(found: dict[str, float]) -> str:
-    return f"{found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from diffscale.engine.transport import Answered, Event, Joined
 from diffscale.engine.travel import Traffic
 from diffscale.engine.verifier_worker import hand_in_pictures
 from diffscale.engine.work import Job
-from diffscale.metrics.bootstrap import interval
+from diffscale.metrics.bootstrap import interval, with_interval
 from diffscale.samplers.toy import ToySampler
 from diffscale.searches import choose_search
 from diffscale.testing import NearPoint
@@ -84,7 +84,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         **travelled,
     }
     for name, value in told.items():
-        print(f"{name}: {shown(value)}")
+        print(f"{name}: {with_interval(value) if isinstance(value, dict) else format(value, ',.0f')}")
     return told
 
 
@@ -254,13 +254,6 @@ def memory(options: argparse.Namespace) -> dict[str, float]:
     for name, value in found.items():
         print(f"{name}: {value:,.0f}")
     return found
-
-
-def shown(value: Any) -> str:
-    """A figure, or a mean with its interval."""
-    if isinstance(value, dict):
-        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-    return f"{value:,.0f}"
 
 
 if __name__ == "__main__":

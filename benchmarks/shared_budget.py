@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pool import MODEL, Pool
 
 from diffscale.engine.allocation import ALLOCATIONS, Account, Threshold
-from diffscale.metrics.bootstrap import interval
+from diffscale.metrics.bootstrap import interval, with_interval
 from diffscale.registry.arguments import made
 from diffscale.suites import prompts as prompt_files
 
@@ -69,7 +69,8 @@ def report(scores: Numbers, judge: Numbers, candidates: int, rule: Threshold, or
     quartiles = np.quantile(counts, (0, 0.25, 0.5, 0.75, 1))
     print(f"  given to a prompt: {', '.join(f'{each:.0f}' for each in quartiles)} (least, quartiles, most)")
     for name, one, other in (("best score", score, score_equal), (JUDGE, judge_of, judge_equal)):
-        print(f"  {name}: shared {one.mean():.4f}, equal {other.mean():.4f}, difference {shown(interval(one - other))}")
+        less = with_interval(interval(one - other), "+.4f")
+        print(f"  {name}: shared {one.mean():.4f}, equal {other.mean():.4f}, difference {less}")
 
 
 def replayed(scores: Numbers, candidates: int, rule: Threshold) -> NDArray[np.int64]:
@@ -92,10 +93,6 @@ def best(scores: Numbers, judge: Numbers, given: NDArray[np.int64]) -> tuple[Num
     chosen = [int(each[:n].argmax()) for each, n in zip(scores, given, strict=True)]
     rows = np.arange(len(scores))
     return scores[rows, chosen], judge[rows, chosen]
-
-
-def shown(found: dict[str, float]) -> str:
-    return f"{found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
 
 
 if __name__ == "__main__":

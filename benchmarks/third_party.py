@@ -28,7 +28,7 @@ from diffscale._util.files import write_json
 from diffscale.engine import noise
 from diffscale.engine.driver import run_searches
 from diffscale.engine.task import Task
-from diffscale.metrics.bootstrap import interval
+from diffscale.metrics.bootstrap import interval, with_interval
 from diffscale.report import plots
 from diffscale.searches import choose_search
 from diffscale.verifiers import load
@@ -106,7 +106,8 @@ def table(options: argparse.Namespace, cells: list[dict[str, Any]], random: list
         parts = [each["search"], f"{np.mean(each['nfe']):.0f}", f"{np.mean(each['seconds']):.2f}"]
         parts += [f"{np.mean(each['score']):.3f}", f"{judge.mean():.3f}", f"{100 * (judge < DOUBTED).mean():.1f}"]
         if each["search"] != "random":
-            parts += [shown(judge - np.array(equal["judge"])), shown(judge - at_seconds(random, each))]
+            less = judge - np.array(equal["judge"]), judge - at_seconds(random, each)
+            parts += [with_interval(interval(differences), "+.3f") for differences in less]
         lines.append("| " + " | ".join([*parts, *[""] * (8 - len(parts))]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -117,11 +118,6 @@ def at_seconds(random: list[dict[str, Any]], cell: dict[str, Any]) -> NDArray[np
     judged = np.array([each["judge"] for each in random])
     now = np.log(np.mean(cell["seconds"]))
     return np.array([np.interp(now, known, each) for each in judged.T])
-
-
-def shown(differences: NDArray[np.float64]) -> str:
-    found = interval(differences)
-    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
 if __name__ == "__main__":

@@ -59,6 +59,10 @@ class State:
         check_rows(len(self) * n, self.row_bytes)
         return self._map(lambda value: value.repeat_interleave(n, 0))
 
+    def to(self, device: torch.device | str) -> State:
+        """These rows on `device`; keys, indices of prompts and scalars of the solver stay on the CPU."""
+        return self._map(lambda value: value if value.ndim == 1 else value.to(device))
+
     @property
     def row_bytes(self) -> int:
         """Bytes of the latents of one row."""

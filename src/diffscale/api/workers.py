@@ -110,20 +110,18 @@ class ModelRecipe:
             return model
         arguments = {**self.arguments, **other}
         if isinstance(self.model, str):
-            loading = self.loading.model_copy(update={"device": device})
-            return self.make(self.model, loading=loading, load=lambda *_: model, **arguments)
+            return self.make(self.model, loading=self._loading_on(device), load=lambda *_: model, **arguments)
         return self.make(model, loading=LoadOptions(), **arguments)
 
     def _sampler_on(self, device: str, networks: dict[Any, Any]) -> Sampler:
         if networks.get("model") != self.key:
             networks.clear()  # one model at a time
-            loading = self.loading.model_copy(update={"device": device})
-            pipe = load_pipeline(self.model, loading) if isinstance(self.model, str) else self.model
+            by_name = isinstance(self.model, str)
+            pipe = load_pipeline(self.model, self._loading_on(device)) if by_name else self.model
             networks.update(self.with_pipeline(pipe))
         pipe, drafting = networks["pipeline"], self.arguments.get("drafting")
         if drafting is not None and networks.get("drafts of") != drafting:
-            loading = self.loading.model_copy(update={"device": device})
-            networks["drafts"] = drafts_on(drafting, device).loaded(pipe, loading)
+            networks["drafts"] = drafts_on(drafting, device).loaded(pipe, self._loading_on(device))
             networks["drafts of"] = drafting
             networks.pop("sampler of", None)
         made = None  # samplers that are alike encode their prompts once
@@ -134,6 +132,9 @@ class ModelRecipe:
             networks["sampler"], networks["sampler of"] = self.sampler(pipe, device, **more), made
         sampler: Sampler = networks["sampler"]
         return sampler
+
+    def _loading_on(self, device: str) -> LoadOptions:
+        return self.loading.model_copy(update={"device": device})
 
     @property
     def key(self) -> Any:

@@ -224,11 +224,10 @@ def _deal(rows: Rows, mine: slice, done: Done, queue: WorkQueue) -> None:
     if isinstance(output, DiffscaleError):
         _fail(rows, output)
         return
-    size = sum(map(len, done.work.pieces))
     tensors = {name: tensor[mine] for name, tensor in output.tensors.items()}
     pictures = None if output.pictures is None else output.pictures[mine]
     images = None if output.images is None else output.images[mine]
-    search.absorb(Reply(rows.start, rows.stop, tensors, output.costs(mine, size)), pictures, images)
+    search.absorb(Reply(rows.start, rows.stop, tensors, output.costs(mine, len(done.work))), pictures, images)
     if rows.is_over:
         _wait(search, queue)
 
@@ -272,10 +271,10 @@ class _Bout:
 
     def deal(self, rows: Rows, mine: slice, done: Done) -> None:
         """Give every search what its pairs among `rows`, which are `mine` of what was computed, gave."""
-        output, size = done.result, sum(map(len, done.work.pieces))
+        output = done.result
         for row, (search, pair) in enumerate(self._rows[rows.start : rows.stop], mine.start):
             if isinstance(output, Output):
                 probability = float(output.tensors["probabilities"][row])
-                search.decide(pair, probability, output.costs(slice(row, row + 1), size))
+                search.decide(pair, probability, output.costs(slice(row, row + 1), len(done.work)))
             else:  # so dear is no comparison that it may end a search
                 search.decide(pair, 0.5, {})

@@ -65,10 +65,13 @@ class Host:
         count = len(pictures.images)
         if not isinstance(outcome, OutOfMemory) or count == 1:
             return outcome
-        halves = [slice(0, count // 2), slice(count // 2, count)]
-        outcomes = [self._scored(worker, job.rows(half), pictures.rows(half, count)) for half in halves]
-        outputs = [each for each in outcomes if isinstance(each, Output)]
-        return joined(outputs) if len(outputs) == len(outcomes) else next(e for e in outcomes if e not in outputs)
+        outputs = []
+        for half in (slice(0, count // 2), slice(count // 2, count)):
+            outcome = self._scored(worker, job.rows(half), pictures.rows(half, count))
+            if not isinstance(outcome, Output):
+                return outcome
+            outputs.append(outcome)
+        return joined(outputs)
 
     def ask(self, question: Callable[[Worker], Any]) -> Any:
         """What `question` gives of the worker; raises what kept it from being made."""

@@ -35,9 +35,7 @@ class Output:
 
     def costs(self, rows: slice, size: int) -> dict[str, float]:
         """What `rows` took of all that the micro-batch of `size` rows did, named as in the ledger."""
-        count = rows.stop - rows.start
-        # Differences of rounded totals, so that the shares add up to what was counted.
-        forwards = self.forwards * rows.stop // size - self.forwards * rows.start // size
+        count, forwards = rows.stop - rows.start, _share(self.forwards, rows, size)
         return {
             "network_forwards": forwards,
             "flops": forwards * self.flops_per_forward,
@@ -72,7 +70,7 @@ class Sampled:
         share = (part.stop - part.start) / count
         output = replace(
             self.output,
-            forwards=self.output.forwards * part.stop // count - self.output.forwards * part.start // count,
+            forwards=_share(self.output.forwards, part, count),
             seconds={kind: seconds * share for kind, seconds in self.output.seconds.items()},
         )
         return replace(
@@ -84,6 +82,14 @@ class Sampled:
             latents=None if self.latents is None else self.latents[part],
             output=output,
         )
+
+
+def _share(total: int, rows: slice, size: int) -> int:
+    """The share that `rows` have in the `total` of `size` rows.
+
+    They are differences of rounded totals, so that the shares add up to what was counted.
+    """
+    return total * rows.stop // size - total * rows.start // size
 
 
 def joined(outputs: Sequence[Output]) -> Output:

@@ -230,9 +230,11 @@ class Pool:
 
     def _limit(self, worker: str, flight: _Flight) -> float:
         """When a job is late: never, as long as nobody has done anything of its kind."""
+        if self._transport.patient:
+            return math.inf
         own = self._paces.get((worker, flight.kind))
         paces = [own] if own else [pace for (_, kind), pace in self._paces.items() if kind == flight.kind]
-        if self._transport.patient or not paces:
+        if not paces:
             return math.inf
         return flight.since + max(self._least_patience, PATIENCE * flight.amount / min(paces))
 

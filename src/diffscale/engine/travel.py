@@ -12,7 +12,6 @@ from torch import Tensor
 from diffscale.engine.output import Output, Sampled
 from diffscale.engine.ties import Compare
 from diffscale.engine.work import Job
-from diffscale.types import State
 
 
 @dataclass
@@ -40,17 +39,10 @@ class Traffic:
 
 
 def job_on(job: Job, device: torch.device | str) -> Job:
-    """The job with the latents of its state on `device`; keys and numbers of prompts stay on the CPU."""
+    """The job with its state on `device`; pictures to compare stay on the CPU."""
     if isinstance(job.request, Compare):
         return job
-    state = job.request.state
-    moved: dict[str, Any] = {
-        name: value.to(device)
-        for name in ("x", "x0", "model_output", "recorded")
-        if (value := getattr(state, name)) is not None
-    }
-    solver = {name: value.to(device) if value.ndim > 1 else value for name, value in state.solver.items()}
-    return replace(job, request=replace(job.request, state=replace(state, **moved, solver=solver)))
+    return replace(job, request=replace(job.request, state=job.request.state.to(device)))
 
 
 def sampled_on(sampled: Sampled, device: torch.device | str) -> Sampled:
@@ -83,8 +75,6 @@ def _tensors(thing: Any) -> Iterator[Tensor]:
         yield from (tensor for _, wanted in thing.wanted if wanted for tensor in (wanted.full, wanted.shown))
     elif isinstance(thing, Output):
         yield from _tensors([thing.tensors, thing.pictures, thing.images])
-    elif isinstance(thing, State):
-        yield from _tensors(vars(thing))
     elif isinstance(thing, dict):
         yield from (tensor for value in thing.values() for tensor in _tensors(value))
     elif isinstance(thing, list | tuple):

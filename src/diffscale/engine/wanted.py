@@ -17,9 +17,8 @@ class Wanted:
     """What a search wants of the pictures of some rows, by the scores that its leaderboard ranks by.
 
     `keep`: how many of its best it keeps in full size, `full`: float64 [M, K], the scores of those that it has now and
-    whose numbers are lower.
-    `show`, `shown`: alike of thumbnails. `first`: whether it also wants the first of the rows that has scores, as
-    what the search began with.
+    whose numbers are lower. `show`, `shown`: alike of thumbnails. `first`: whether it also wants the first of the rows
+    that has scores, as what the search began with.
     """
 
     keep: int

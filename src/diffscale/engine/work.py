@@ -93,6 +93,9 @@ class Work:
     pieces: Sequence[Rows]
     job: Job
 
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
+
     def shares(self) -> Iterator[tuple[Rows, slice]]:
         """Each piece, and which rows of the micro-batch are its own."""
         start = 0
@@ -168,17 +171,12 @@ class WorkQueue:
 
         `died`: whether the worker that had them did; rows of which DEADLY workers died are returned.
         """
-        deadly = []
-        for piece in reversed(work.pieces):
-            again = replace(piece, deaths=piece.deaths + died)
-            if again.deaths >= DEADLY:
-                deadly.append(again)
-                continue
-            waiting = self._groups.pop(work.group, None) or deque()
-            waiting.appendleft(again)
+        again = [replace(piece, deaths=piece.deaths + died) for piece in work.pieces]
+        if alive := [rows for rows in again if rows.deaths < DEADLY]:
+            waiting = deque([*alive, *self._groups.pop(work.group, ())])
             self._groups = {work.group: waiting, **self._groups}
-            self.rows += len(again)
-        return deadly
+            self.rows += sum(map(len, alive))
+        return [rows for rows in again if rows.deaths >= DEADLY]
 
     def drop(self, group: Hashable) -> list[Rows]:
         """Take all rows of a group out of the queue."""

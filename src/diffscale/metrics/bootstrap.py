@@ -1,6 +1,6 @@
 """Means with intervals."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +27,12 @@ def interval(values: Sequence[float] | NDArray[np.float64], share: float = 0.95)
     if len(data) == 1:  # scipy refuses it
         return {"mean": mean, "low": mean, "high": mean}
     return {"mean": mean, **_ends((data,), np.mean, share)}
+
+
+def with_interval(value: Mapping[str, float], form: str = ".3f") -> str:
+    """A `mean` with its `low` and `high` in brackets, each written by the format `form`."""
+    mean, low, high = (format(value[name], form) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def ratio(
