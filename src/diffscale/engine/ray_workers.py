@@ -81,8 +81,9 @@ class _Call:
 class RayTransport:
     """A Transport to actors of Ray, as `settings` say, and `verifiers` more that only score.
 
-    An actor that dies is replaced, wherever there is room. Raises DiffscaleError without Ray, for a cluster that cannot
-    be reached, and for one that has no room for a single worker.
+    An actor that dies is replaced, wherever there is room. Room for the verifiers is reserved, so that samplers that
+    wait for room cannot take it: without verifiers, pictures would be made that nobody scores. Raises DiffscaleError
+    without Ray, for a cluster that cannot be reached, and for one that has no room for a single worker.
     """
 
     patient = False
@@ -97,6 +98,7 @@ class RayTransport:
         self._ray: Any = ray
         self.traffic = Traffic()
         self._actors: dict[str, Any] = {}
+        self._reserved: Any = None  # places for verifiers
         self._owns = not ray.is_initialized()
         if self._owns:
             try:
@@ -123,7 +125,6 @@ class RayTransport:
             raise refusal
         self._grows = settings.n is None
         role: Role = "sampler" if verifiers else "both"
-        # Verifiers first: without them, pictures would be made that nobody scores.
         self._wanted: dict[Role, int] = {"verifier": verifiers} if verifiers else {}
         self._wanted[role] = settings.n or room - verifiers
         self._role, self._looked = role, time.monotonic()
@@ -133,6 +134,8 @@ class RayTransport:
         self._made, self._deaths = 0, 0
         self._joined: set[str] = set()
         self._class: Any = ray.remote(SearchWorker)
+        if verifiers:
+            self._reserved = self._reserve(verifiers)
 
     @property
     def size(self) -> int:
@@ -209,11 +212,29 @@ class RayTransport:
         self._actors = {}
         if self._owns:
             self._ray.shutdown()
+        elif self._reserved is not None:
+            self._ray.util.remove_placement_group(self._reserved)
+
+    def _reserve(self, verifiers: int) -> Any:
+        """A group of places for so many verifiers, as soon as there is room."""
+        group = self._ray.util.placement_group(
+            [{"CPU": self._needs["num_cpus"], "GPU": self._needs["num_gpus"]} for _ in range(verifiers)]
+        )
+        if not group.wait(_LOOK_FOR_NODES):
+            warnings.warn("Ray has no room yet for the verifiers, as others use the cluster: waiting.", stacklevel=3)
+            while not group.wait(_LOOK_FOR_NODES):
+                pass
+        return group
 
     def _spawn(self, role: Role) -> None:
         name = f"ray:{self._made}"
         self._made += 1
-        actor = self._class.options(**self._needs).remote(role, max(1, int(self._needs["num_cpus"])))
+        place: dict[str, Any] = {}
+        if role == "verifier":
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            place["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._reserved)
+        actor = self._class.options(**self._needs, **place).remote(role, max(1, int(self._needs["num_cpus"])))
         self._actors[name], self._roles[name] = actor, role
         self._calls[actor.prepare.remote(self._recipe)] = _Call(name, None)
 
