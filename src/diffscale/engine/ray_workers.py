@@ -113,7 +113,7 @@ class RayTransport:
                 ) from error
         total = ray.cluster_resources()
         gpus = settings.gpus if settings.gpus is not None else float(total.get("GPU", 0) > 0)
-        self._needs = {"num_cpus": settings.cpus, "num_gpus": gpus}
+        self._needs = {"CPU": settings.cpus, "GPU": gpus}  # of each worker
         room = int(min(total.get("CPU", 0) / settings.cpus, total.get("GPU", 0) / gpus if gpus else 1e9))
         if room < 1 + verifiers:
             each = f"each of {1 + verifiers} workers" if verifiers else "a worker"
@@ -217,9 +217,7 @@ class RayTransport:
 
     def _reserve(self, verifiers: int) -> Any:
         """A group of places for so many verifiers, as soon as there is room."""
-        group = self._ray.util.placement_group(
-            [{"CPU": self._needs["num_cpus"], "GPU": self._needs["num_gpus"]} for _ in range(verifiers)]
-        )
+        group = self._ray.util.placement_group([self._needs] * verifiers)
         if not group.wait(_LOOK_FOR_NODES):
             warnings.warn("Ray has no room yet for the verifiers, as others use the cluster: waiting.", stacklevel=3)
             while not group.wait(_LOOK_FOR_NODES):
@@ -234,7 +232,8 @@ class RayTransport:
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
             place["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._reserved)
-        actor = self._class.options(**self._needs, **place).remote(role, max(1, int(self._needs["num_cpus"])))
+        cpus, gpus = self._needs["CPU"], self._needs["GPU"]
+        actor = self._class.options(num_cpus=cpus, num_gpus=gpus, **place).remote(role, max(1, int(cpus)))
         self._actors[name], self._roles[name] = actor, role
         self._calls[actor.prepare.remote(self._recipe)] = _Call(name, None)
 
@@ -256,8 +255,7 @@ class RayTransport:
         self._looked, free = now, self._ray.available_resources()
         if self._actors.keys() - self._joined:
             return  # one that waits for room already: what is free may be on several nodes
-        needs = {"CPU": self._needs["num_cpus"], "GPU": self._needs["num_gpus"]}
-        if all(free.get(kind, 0) >= amount for kind, amount in needs.items()):
+        if all(free.get(kind, 0) >= amount for kind, amount in self._needs.items()):
             self._wanted[self._role] += 1
             self._spawn(self._role)
 
