@@ -1,22 +1,24 @@
 """Which search finds the best pictures for its NFE, and for its seconds?
 
-    python benchmarks/quality_per_nfe.py [--limit 12] [--verifier clip] [--search ...] [--output outputs/quality]
+    python benchmarks/quality_per_nfe.py [--suite shapes-mini] [--limit 12] [--verifier clip] [--search ...]
+        [--seconds FOLDER] [--output outputs/quality]
 
-All algorithms x verifiers x budgets of 4, 16, 64 and 128 candidates, on prompts of shapes-mini, in the dtype that
-`auto` is on the machine (the tables in docs are of bfloat16); resumable (`diffscale bench` runs it), with a folder for
-each verifier, so that two can run side by side. Cells add up over calls: the table shows all that are complete for
-`--limit` prompts. For each cell: the mean of the held-out judge with a 95% bootstrap interval over prompts, its
+All algorithms x verifiers x budgets of 4, 16, 64 and 128 candidates, on prompts of `--suite`, in the dtype that
+`auto` is on the machine (the tables in docs are of bfloat16); resumable (`diffscale bench` runs it), with a folder
+for each verifier, so that two can run side by side. Cells add up over calls: the table shows all that are complete
+for `--limit` prompts. For each cell: the mean of the held-out judge with a 95% bootstrap interval over prompts, its
 difference to random search at the same budget (paired by prompt), the verifier's own score, the diversity (mean over
-prompts of the mean distance 1 - cos between shapes-clip features of its repeats' best pictures; - unless all have two),
-and the multiplier: how many times more NFE, and seconds, random search needs for the same judge mean (interpolated in
-log NFE, 95% bootstrap interval over prompts; `>`: its largest budget does not reach it, `<`: its smallest has it).
-The judge's difference to random search in equal seconds is that to its mean interpolated in log seconds, between those
-of one sample, which every pool's first candidate is, and of its budgets; the bootstrap draws scores and seconds of
-prompts (`<`: at most that, as the search took more seconds than random search was measured with, which would hardly be
-worse with more; `>`: at least that, as it took less than one sample). Cells that are compared by seconds have to be run
-on a machine that does nothing else, or the same. Two figures for each verifier show the differences at equal NFE and in
-equal seconds, of the judge and of the verifier's own score: first searches with the highest means in equal seconds,
-last those whose cells all took more seconds than random search.
+prompts of the mean distance 1 - cos between shapes-clip features of its repeats' best pictures; - unless all have
+two), and the multiplier: how many times more NFE, and seconds, random search needs for the same judge mean
+(interpolated in log NFE, 95% bootstrap interval over prompts; `>`: its largest budget does not reach it, `<`: its
+smallest has it). The judge's difference to random search in equal seconds is that to its mean interpolated in log
+seconds, between those of one sample, which every pool's first candidate is, and of its budgets; the bootstrap draws
+scores and seconds of prompts (`<`: at most that, as the search took more seconds than random search was measured
+with, which would hardly be worse with more; `>`: at least that, as it took less than one sample). Seconds compare
+where all cells ran on a machine that did nothing else: `--seconds` takes the mean of each cell from the folder of
+such a run, on few prompts. Two figures for each verifier show the differences at equal NFE and in equal seconds, of
+the judge and of the verifier's own score: first searches with the highest means in equal seconds, last those whose
+cells all took more seconds than random search.
 With the verifier shapes-judge the judge is what was searched with: an oracle, an upper bound for any verifier.
 """
 
@@ -48,10 +50,12 @@ CANDIDATES = (4, 16, 64, 128)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limit", type=int, default=12)
+    parser.add_argument("--suite", default="shapes-mini")
     parser.add_argument("--repeats", type=int, default=2, help="at least 2 for the diversity")
     parser.add_argument("--verifier", action="append", help="[clip and shapes-judge]")
     parser.add_argument("--search", action="append", help="[all]")
     parser.add_argument("--candidates", type=int, action="append", help="[4 16 64 128]")
+    parser.add_argument("--seconds", type=Path, help="the --output of a run on a quiet machine [that of this run]")
     parser.add_argument("--output", type=Path, default=Path("outputs/quality"))
     options = parser.parse_args()
     searches = options.search or list(SEARCHES)
@@ -61,6 +65,7 @@ def main() -> None:
             verifier=[verifier],
             budget=[STEPS * n for n in options.candidates or CANDIDATES],
             repeats=options.repeats,
+            suite=options.suite,
             limit=options.limit,
         )
         folder = options.output / verifier
@@ -71,22 +76,24 @@ def main() -> None:
         prompts = prompt_files.load(settings.suite, settings.limit)
         samples = run(settings, prompts, folder, only=wanted, judges=["shapes-judge"])
         write(settings, wanted, samples, folder)
-    show(options.output, options.limit)
+    show(options.output, options.suite, options.limit, options.seconds)
 
 
-def show(output: Path, limit: int) -> None:
+def show(output: Path, suite: str, limit: int, quiet: Path | None) -> None:
     """The table and the figures of all cells in `output` that are complete for `limit` prompts."""
-    prompts = prompt_files.load("shapes-mini", limit)
+    prompts = prompt_files.load(suite, limit)
     table = []
     for verifier in sorted(path.parent.name for path in output.glob("*/samples.jsonl")):
         samples = [s for s in read_samples(output / verifier / "samples.jsonl") if s["prompt"] in prompts]
         rows = [row_of(cell, samples, prompts, output / verifier) for cell in dict.fromkeys(map(cell_of, samples))]
         rows = [row for row in rows if row]
+        if quiet is not None:
+            take_seconds(rows, read_samples(quiet / verifier / "samples.jsonl"))
         for row in rows:
             random = [r for r in rows if r["search"] == "random"]
             row |= multipliers(row, random) | in_equal_seconds(row, random)
         table += rows
-    write_table(table, limit, output)
+    write_table(table, suite, limit, output)
 
 
 def cell_of(sample: dict[str, Any]) -> Cell:
@@ -117,6 +124,20 @@ def row_of(cell: Cell, samples: list[dict[str, Any]], prompts: list[str], folder
         "repeats": len(good) / len(prompts),
         "diversity": diversity(good, folder),
     }
+
+
+def take_seconds(rows: list[dict[str, Any]], samples: list[dict[str, Any]]) -> None:
+    """Give each of `rows` the mean seconds that its cell took in `samples`, which another run made.
+
+    Raises SystemExit for a cell that is not among them.
+    """
+    for row in rows:
+        cell = Cell(row["search"], row["verifier"], row["budget"])
+        taken = [sum(s["seconds"].values()) for s in samples if cell_of(s) == cell and "error" not in s]
+        if not taken:
+            raise SystemExit(f"Run {cell.search} with {cell.budget} NFE in the folder of --seconds too.")
+        if not row["failed"]:
+            row["seconds"] = np.full(len(row["judge"]), np.mean(taken))
 
 
 def by_prompt(samples: list[dict[str, Any]], prompts: list[str], value: Any) -> NDArray[np.float64]:
@@ -207,8 +228,8 @@ def times_of(value: float, cost: NDArray[np.float64]) -> str:
     return f"{sign}{np.exp(value):.2f}"
 
 
-def write_table(table: list[dict[str, Any]], prompts: int, folder: Path) -> None:
-    lines = [f"shapes-flux, {prompts} prompts of shapes-mini, 95% bootstrap intervals over prompts", ""]
+def write_table(table: list[dict[str, Any]], suite: str, prompts: int, folder: Path) -> None:
+    lines = [f"shapes-flux, {prompts} prompts of {suite}, 95% bootstrap intervals over prompts", ""]
     lines += [
         "| verifier | search | NFE | repeats | judge | minus random | minus random in equal seconds | own score | "
         "diversity | x NFE | x seconds |",

@@ -16,7 +16,8 @@ benchmarks/verifier_hacking.py has it; diversity, 1 less the mean cosine of two 
 features; the operations, steps and seconds of training, and after how many pictures it has paid for itself: how many
 searches of the base, with as many candidates as it takes to be as good by the judge, have as many operations as the
 training. Gains are paired by prompt and noise. The standard error adds up two parts: between prompts, and between
-seeds. A call that was killed goes on.
+seeds. A call that was killed goes on. What was measured of each training is kept in OUTPUT/MODEL, N prompts/results:
+with those of docs/sharpening/results copied there, nothing that they have is trained again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,8 @@ COPIES: Final = 2  # of every prompt, for each seed
 POOL: Final = 16  # candidates of a search at most
 BUDGETS: Final = (1, 2, 4, 8, POOL)  # candidates
 
+Cell = dict[str, Any]  # the results of one training, or of the base
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -90,48 +93,117 @@ def main() -> None:
         method, seed = options.one
         train_in_turn(options, method, int(seed))
         return
-    for data in sorted({given(options, method)["data"] for method in options.methods}):
+    runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+    runs = [run for run in runs if missing(options, run)]
+    methods = sorted({method for method, _ in runs})
+    for data in sorted({given(options, method)["data"] for method in methods}):
         draw(data, options.output / "cache" / "data")
     (options.output / "cache" / "encoded").mkdir(parents=True, exist_ok=True)
-    runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
-    for method in options.methods:
+    for method in methods:
         flops_of(options, method)
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(partial(train, options), runs))
     texts = prompt_files.load("shapes", options.limit)
     kept = options.output / f"{options.model}, {len(texts)} prompts"
-    base = scored(kept / "base", options.model, options.model, texts, range(max(options.seeds * COPIES, POOL)))
+    base = measured(kept / "results" / "base.json", partial(measure_base, options, kept, texts))
     for tflop in options.tflop:
         compare(options, tflop, texts, base, kept)
 
 
-def compare(options: argparse.Namespace, tflop: float, texts: list[str], base: NDArray[np.float64], kept: Path) -> None:
+def missing(options: argparse.Namespace, run: tuple[str, int]) -> bool:
+    """Whether a training is to be done: something that it takes is not among the results."""
+    kept = options.output / f"{options.model}, {len(prompt_files.load('shapes', options.limit))} prompts"
+    return not all(result_file(options, kept, tflop, *run).exists() for tflop in options.tflop)
+
+
+def result_file(options: argparse.Namespace, kept: Path, tflop: float, method: str, seed: int) -> Path:
+    """Where the results of a training are kept, whatever machine they were made on."""
+    return kept / "results" / name_of(options, tflop) / f"{method}-{seed}.json"
+
+
+def name_of(options: argparse.Namespace, tflop: float) -> str:
+    """What trainings of one table have in common."""
+    return f"{tflop:g} TFLOP by {' and '.join(options.reward)}"
+
+
+def measured(path: Path, measure: Callable[[], Cell]) -> Cell:
+    """The results at `path`, which are small and go with a repository, or those that `measure` makes."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, measure())
+    cell: Cell = json.loads(path.read_text())
+    return cell
+
+
+def measure_base(options: argparse.Namespace, kept: Path, texts: list[str]) -> Cell:
+    """The base at 1x for each seed, the best of 4 and of 16 by clip, and how good the best of 1, 2, ... 16 is."""
+    pool = scored(kept / "base", options.model, options.model, texts, range(POOL))
+    clip, judge = (pool[..., JUDGES.index(name)] for name in ("clip", JUDGE))
+    own = (pool[:, seed * COPIES : (seed + 1) * COPIES] for seed in range(POOL // COPIES))
+    return {
+        "1x": [summary(each, texts) for each in own],
+        "all": summary(pool, texts),
+        "curve": {n: best_of(clip, n, judge).round(4).tolist() for n in range(1, POOL + 1)},
+        **{f"best of {n}": [summary(best_by_clip(pool, n), texts)] for n in (4, POOL)},
+    }
+
+
+def measure_training(
+    options: argparse.Namespace, kept: Path, texts: list[str], tflop: float, run: tuple[str, int]
+) -> Cell:
+    """What a training took, its model at 1x and, for seed 0, how good the best of 1, 2, 4, 8 and 16 by clip is."""
+    method, seed = run
+    folder = make(settings(options, method, seed, tflop), method, options.output / "cache")
+    of = kept / folder.parent.name
+    own = scored(of / "1x", options.model, str(folder), texts, range(seed * COPIES, (seed + 1) * COPIES))
+    told = json.loads((folder / "result.json").read_text())
+    cell = {"1x": summary(own, texts)} | {key: told[key] for key in ("steps", "seconds", "peak_memory_bytes")}
+    if seed == 0 and not options.no_search:
+        pool = scored(of / f"{POOL}x", options.model, str(folder), texts, range(POOL))
+        clip, judge = (pool[..., JUDGES.index(name)] for name in ("clip", JUDGE))
+        cell["curve"] = {n: best_of(clip, n, judge).round(4).tolist() for n in BUDGETS}
+        cell |= {f"best of {n}": summary(best_by_clip(pool, n), texts) for n in (4, POOL)}
+    return cell
+
+
+def best_by_clip(pool: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """The best of each `n` candidates of a `pool` [prompts, copies, ...] by clip, [prompts, copies / n, ...]."""
+    parts = pool.reshape(len(pool), -1, n, pool.shape[-1])
+    best = parts[..., JUDGES.index("clip")].argmax(2)
+    return np.asarray(np.take_along_axis(parts, best[:, :, None, None], 2)[:, :, 0])
+
+
+def summary(found: NDArray[np.float64], texts: list[str]) -> Cell:
+    """Of what `scored` gave: the mean of each prompt by each judge, recall, and diversity (None for one copy)."""
+    means = found[..., : len(JUDGES)].mean(1)
+    features = [found[:, copy, len(JUDGES) :] for copy in range(found.shape[1])]
+    true = truth(texts)
+    return {
+        "judges": {name: means[:, number].round(4).tolist() for number, name in enumerate(JUDGES)},
+        "recall": float(np.mean([recall(true, each, k=1) for each in features])),
+        "diversity": diversity(np.concatenate(features), [*range(len(texts))] * len(features)),
+    }
+
+
+def compare(options: argparse.Namespace, tflop: float, texts: list[str], base: Cell, kept: Path) -> None:
     """Print and keep the table of what trainings of `tflop` give, beside the base and searches on it."""
     sample = flops_of_sample(options.model)
-    rows = [row_of("base", [base[:, seed * COPIES : (seed + 1) * COPIES] for seed in range(options.seeds)], base)]
-    rows += [searched(f"best of {n} by clip", n, base, base, options.seeds) for n in (4, POOL)]
+    plain = base["1x"][: options.seeds]
+    rows = [row_of("base", 1, plain, plain)]
+    rows += [row_of(f"best of {n} by clip", n, base[f"best of {n}"], [base["all"]]) for n in (4, POOL)]
     for method in options.methods:
-        found, told = [], []
+        cells = []
         for seed in range(options.seeds):
-            folder = make(settings(options, method, seed, tflop), method, options.output / "cache")
-            of = kept / folder.parent.name
-            own = range(seed * COPIES, (seed + 1) * COPIES)
-            found.append(scored(of / "1x", options.model, str(folder), texts, own))
-            if seed == 0 and not options.no_search:
-                pool = scored(of / f"{POOL}x", options.model, str(folder), texts, range(POOL))
-            told.append(json.loads((folder / "result.json").read_text()))
-        row = row_of(method, found, base) | cost_of(told) | {"tflop": tflop}
-        row["pays after"] = pays_after(row, base, tflop * 1e12, sample)
+            path = result_file(options, kept, tflop, method, seed)
+            cells.append(measured(path, partial(measure_training, options, kept, texts, tflop, (method, seed))))
+        row = row_of(method, 1, [cell["1x"] for cell in cells], plain) | {"tflop": tflop}
+        row |= {key: float(np.mean([cell[key] for cell in cells])) for key in ("steps", "seconds", "peak_memory_bytes")}
+        row["pays after"] = pays_after(row, base["curve"], tflop * 1e12, sample)
         rows.append(row)
-        if not options.no_search:
-            row["search on it"] = {n: gain_of_search(n, pool, base) for n in BUDGETS}
-            rows += [searched(f"best of {n} of it", n, pool, base, 1) for n in (4, POOL)]
-    true = truth(texts)
-    for row in rows:
-        features = row.pop("features")
-        row["recall"] = float(np.mean([recall(true, each, k=1) for each in features]))
-        row["diversity"] = diversity(np.concatenate(features), [*range(len(texts))] * len(features))
-    name = f"{tflop:g} TFLOP by {' and '.join(options.reward)}"
+        if "curve" in cells[0]:
+            row["search on it"] = {n: gain_of_search(cells[0]["curve"][str(n)], base["curve"][str(n)]) for n in BUDGETS}
+            rows += [row_of(f"best of {n} of it", n, [cells[0][f"best of {n}"]], [base["all"]]) for n in (4, POOL)]
+    name = name_of(options, tflop)
     write_json(kept / f"{name}.json", rows)
     table = as_table(options, tflop, rows, len(texts))
     (kept / f"{name}.md").write_text(table)
@@ -244,64 +316,41 @@ def sampled(folder: Path, model: str, prompts: list[str], copies: range) -> Tens
     return load_file(path)["pictures"].unflatten(0, (len(prompts), len(copies)))
 
 
-def row_of(name: str, found: list[NDArray[np.float64]], base: NDArray[np.float64]) -> dict[str, Any]:
-    """Means over prompts, seeds and copies, and gains over the base from the same noises, of what `scored` gave."""
-    before = [base[:, seed * COPIES : (seed + 1) * COPIES] for seed in range(len(found))]
-    return _row(name, [each.mean(1) for each in found], [each.mean(1) for each in before]) | {
-        "cost": 1,
-        "features": [each[:, copy, len(JUDGES) :] for each in found for copy in range(COPIES)],
-    }
-
-
-def searched(name: str, n: int, pool: NDArray[np.float64], base: NDArray[np.float64], seeds: int) -> dict[str, Any]:
-    """The best of each `n` candidates of a model's `pool` by clip; gains are over the base."""
-    parts = pool.reshape(len(pool), -1, n, pool.shape[-1]) if pool.shape[1] % n == 0 else pool[:, None, :n]
-    best = parts[..., JUDGES.index("clip")].argmax(2)
-    picked = np.take_along_axis(parts, best[:, :, None, None], 2)[:, :, 0]
-    groups = [picked[:, i::seeds] for i in range(min(seeds, picked.shape[1]))]
-    features = [picked[:, i, len(JUDGES) :] for i in range(picked.shape[1])]
-    means = [each.mean(1) for each in groups]
-    return _row(name, means, [base.mean(1)] * len(means)) | {"cost": n, "features": features}
-
-
-def gain_of_search(n: int, pool: NDArray[np.float64], base: NDArray[np.float64]) -> tuple[float, float]:
-    """The judge of the best of `n` by clip of a trained model less that of the base; mean and standard error."""
-    clip, judge = JUDGES.index("clip"), JUDGES.index(JUDGE)
-    after, before = (best_of(each[:, :POOL, clip], n, each[:, :POOL, judge]) for each in (pool, base))
-    gains = after - before
-    return float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5)
-
-
-def _row(name: str, after: list[NDArray[np.float64]], before: list[NDArray[np.float64]]) -> dict[str, Any]:
+def row_of(name: str, cost: int, after: list[Cell], before: list[Cell]) -> dict[str, Any]:
+    """Means over prompts and seeds of `summary` for each seed, and gains over those `before` from the same noises."""
     heldout_scores = {}
-    for number, judge in enumerate(JUDGES):
-        gains = np.array([(a - b)[:, number] for a, b in zip(after, before, strict=True)])  # [seeds, prompts]
+    for judge in JUDGES:
+        scores = np.array([cell["judges"][judge] for cell in after])  # [seeds, prompts]
+        gains = scores - np.array([cell["judges"][judge] for cell in before])
         error = (gains.mean(0).var(ddof=1) / gains.shape[1]) + (
             gains.mean(1).var(ddof=1) / len(gains) if len(gains) > 1 else 0
         )
         heldout_scores[judge] = {
-            "mean": float(np.mean([a[:, number].mean() for a in after])),
+            "mean": float(scores.mean()),
             "gain": float(gains.mean()),
             "standard_error": float(error**0.5),
         }
-    return {"row": name, "judges": heldout_scores}
+    told = [cell["diversity"] for cell in after if cell["diversity"] is not None]
+    return {
+        "row": name,
+        "cost": cost,
+        "judges": heldout_scores,
+        "recall": float(np.mean([cell["recall"] for cell in after])),
+        "diversity": float(np.mean(told)) if told else None,
+    }
 
 
-def pays_after(row: Mapping[str, Any], base: NDArray[np.float64], training: float, sample: float) -> float | None:
+def gain_of_search(after: list[float], before: list[float]) -> tuple[float, float]:
+    """The judge of the best of n by clip of a trained model less that of the base; mean and standard error."""
+    gains = np.subtract(after, before)
+    return float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5)
+
+
+def pays_after(row: Mapping[str, Any], base: Mapping[str, list[float]], training: float, sample: float) -> float | None:
     """How many pictures by search cost as much as a training, each as good by the judge; None if one sample is."""
-    clip, judge = (base[..., JUDGES.index(name)] for name in ("clip", JUDGE))
-    curve = np.array([best_of(clip, k, judge).mean() for k in range(1, POOL + 1)])
+    curve = np.array([np.mean(base[str(n)]) for n in range(1, POOL + 1)])
     candidates = candidates_worth(curve, row["judges"][JUDGE]["mean"])
     return training / ((candidates - 1) * sample) if candidates > 1 else None
-
-
-def cost_of(told: list[dict[str, Any]]) -> dict[str, Any]:
-    """What training took, means over seeds."""
-    return {
-        "steps": float(np.mean([each["steps"] for each in told])),
-        "seconds": float(np.mean([each["seconds"] for each in told])),
-        "peak_bytes": float(np.mean([each["peak_memory_bytes"] for each in told])),
-    }
 
 
 def as_table(options: argparse.Namespace, tflop: float, rows: list[dict[str, Any]], prompts: int) -> str:
@@ -323,7 +372,7 @@ def as_table(options: argparse.Namespace, tflop: float, rows: list[dict[str, Any
         cells += ["" if row["diversity"] is None else f"{row['diversity']:.3f}"]
         cells += [f"{row['judges'][name]['mean']:.3f}" for name in JUDGES[1:]]
         if "steps" in row:
-            cells += [f"{row['steps']:.0f}", f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 1e6:.0f}"]
+            cells += [f"{row['steps']:.0f}", f"{row['seconds']:.0f}", f"{row['peak_memory_bytes'] / 1e6:.0f}"]
             cells += ["never" if row["pays after"] is None else f"{row['pays after']:,.0f} pictures"]
         lines.append("| " + " | ".join([*cells, *[""] * (13 - len(cells))]) + " |")
     if any("search on it" in row for row in rows):
