@@ -57,8 +57,8 @@ class SearchedPipeline(DiffusionPipeline):
         own = getattr(diffusers, name, None) if isinstance(name, str) else None
         if not (isinstance(own, type) and issubclass(own, DiffusionPipeline)):
             raise diffscale.DiffscaleError(
-                f"The model's model_index.json names {name!r}, which is no pipeline of diffusers {diffusers.__version__}"
-                ": load it as its authors say, and search it by diffscale.Searched(pipe)."
+                f"The model's model_index.json names {name!r}, which is no pipeline of diffusers "
+                f"{diffusers.__version__}: load it as its authors say, and search it by diffscale.Searched(pipe)."
             )
         values, unused, hidden = own.extract_init_dict(config_dict, **given)
         _, options = cls._get_signature_keys(own)
