@@ -22,6 +22,7 @@ FLOORS = (
     {"api", "testing"},
     {"train", "tape"},
     {"bench"},
+    {"ui"},
     {"cli"},
 )
 # Rooms that know less than their floor allows: a search sees the world through its environment alone.

@@ -69,6 +69,19 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process, perhaps this one, has `folder` for itself now; see `locked`."""
+    with suppress(OSError):
+        handle = os.open(folder / ".lock", os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+    return False
+
+
 def private(folder: Path) -> Path:
     """Return `folder`, which is made for its user alone if it is not there: caches hold prompts and pictures.
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from diffscale.api.wordings import check_rewords, wordings_of
 from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.bench.series import costs_of, wordings_in
 from diffscale.engine.journal import check_sources, recorded_settings
-from diffscale.engine.results import Candidate, Result
+from diffscale.engine.results import Candidate, Observer, Result
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import settle_dtype
 from diffscale.models.options import AUTO
@@ -106,24 +106,28 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     return None
 
 
-def run(settings: GenerateConfig, folder: Path, progress: Progress = silent) -> dict[str, Any]:
+def run(
+    settings: GenerateConfig, folder: Path, progress: Progress = silent, observers: Sequence[Observer] = ()
+) -> dict[str, Any]:
     """Search as `settings` say and write the results to the prepared `folder`; returns what result.json holds.
+
+    `observers` are told of every candidate that is finished in this call, see `Observer`.
 
     Raises DiffscaleError for settings that cannot be met, for a full disk, and where another process writes to
     `folder`.
     """
     with locked(folder):
-        return _run(settings, folder, progress)
+        return _run(settings, folder, progress, observers)
 
 
-def _run(settings: GenerateConfig, folder: Path, progress: Progress) -> dict[str, Any]:
+def _run(settings: GenerateConfig, folder: Path, progress: Progress, observers: Sequence[Observer]) -> dict[str, Any]:
     result = api.search(
         settings.model, settings.prompt, search=settings.search, verifier=settings.verifier, nfe=settings.budget,
         seed=settings.seed, steps=settings.steps, pipe_args=settings.call_args, batch_size=settings.batch_size,
         loading=settings, gallery=SHOWN, journal=folder / "journal.sqlite", progress=partial(progress, "searching"),
         choose=settings.choose, draft_model=settings.draft_model, draft_cache=settings.draft_cache,
         draft_decoder=settings.draft_decoder, wordings=settings.wordings, workers=settings.workers,
-        verifier_workers=settings.verifier_workers,
+        verifier_workers=settings.verifier_workers, observers=observers,
     )  # fmt: skip
     summary = _summary(settings, result)
     title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{result.prompt}”"

@@ -19,6 +19,7 @@ from diffscale.cli.list import list_names
 from diffscale.cli.reproduce import reproduce
 from diffscale.cli.terminal import plain_console
 from diffscale.cli.train import declared, train
+from diffscale.cli.ui import ui
 from diffscale.registry import plugins
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -29,6 +30,7 @@ app.command(context_settings={"token_normalize_func": declared})(train)
 app.command()(reproduce)
 app.add_typer(tape.app, name="tape")
 app.add_typer(tune.app, name="tune")
+app.command()(ui)
 app.command("list")(list_names)
 for _name in plugins("commands"):
     try:
