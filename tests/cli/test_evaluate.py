@@ -8,6 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from commands import run_diffscale
 from diffscale_shapes.prompts import suite
 from diffscale_shapes.render import render
@@ -67,6 +68,30 @@ def test_prompts_come_from_a_file(pictures: Path, tmp_path: Path, monkeypatch: p
     assert _run(monkeypatch, *arguments) == 0
     found = json.loads(output.read_text())["metrics"]["composition"]
     assert list(found) == ["all", "numeracy"] and found["all"]["mean"] < 0.5
+
+
+class ByObjects:
+    """Scores a picture by its mean red, and tells prompts of one object from others."""
+
+    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return images[:, 0].mean((1, 2))
+
+    def category(self, prompt: str) -> str:
+        return "several" if " and " in prompt else "one"
+
+
+def test_a_verifier_with_categories_has_a_mean_for_each_and_their_mean(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, prompts = tmp_path / "results.json", tmp_path / "prompts.txt"
+    prompts.write_text("\n".join([f"star {i}" for i in range(9)] + [f"star {i} and circle" for i in range(3)]))
+    metric = f"{__name__}:ByObjects"
+    assert _run(monkeypatch, pictures, "--metrics", metric, "--prompts", prompts, "--output", output) == 0
+    found = json.loads(output.read_text())["metrics"][metric]
+    one, several = (found["categories"][name]["mean"] for name in ("one", "several"))
+    assert found["mean"] == pytest.approx((9 * one + 3 * several) / 12) and one != several
+    assert found["over_categories"] == pytest.approx((one + several) / 2)
+    assert "mean of categories" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ def _print_results(console: Console, results: dict[str, Any]) -> None:
             rows.append((name, f"{result['value']:.4g}{spread}", "", result["features"]))
         elif "mean" in result:
             rows.append((name, *_mean(result), f"{result['dropped']} pictures dropped" if result["dropped"] else ""))
+            rows += [(f"  {each}", *_mean(interval), "") for each, interval in result.get("categories", {}).items()]
+            if "over_categories" in result:
+                rows.append(("  mean of categories", rounded(result["over_categories"]), "", ""))
         else:
             rows += [(f"{name}, {category}", *_mean(interval), "") for category, interval in result.items()]
     print_table(console, ("metric", "value", "95% interval", "features"), rows, ("value", "95% interval"))

@@ -37,7 +37,8 @@ def run(settings: EvaluateConfig, progress: Progress = silent) -> dict[str, Any]
 
     Returns `folder`, `pictures` (how many), `reference`, `metrics` and `warnings` (a sentence each). Of each metric, in
     the order asked for: `value` (of the Inception Score also `std`) and `features`, the name of the extractor; of a
-    verifier `mean`, `low`, `high` and `dropped`, see `means.verifier_mean`; of `composition` these for each category.
+    verifier `mean`, `low`, `high` and `dropped`, and more of one with categories, see `means.verifier_mean`; of
+    `composition` these for each category.
 
     `settings.features` takes the place of Inception in `fid`, `is`, `precision` and `recall`, and gives the model of
     the metrics that are bound to its kind of network. With `save_reference` the statistics of the folder are kept, for

@@ -1,5 +1,7 @@
 """Means over pictures, with intervals: of what verifiers say, and of the judge of their world by category."""
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, Final, cast
 
 import torch
@@ -42,10 +44,12 @@ def verifier_mean(
     device: Any = "cpu",
     batch_size: int | None = None,
     progress: Counter = silent,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """`mean`, `low` and `high` (95%, over prompts, pictures of one averaged first) of a verifier's scores, and
     `dropped`, how many pictures it could not score.
 
+    Of a verifier that tells the category of a prompt by a method `category`, `categories` has `mean`, `low` and `high`
+    for each, and `over_categories` the mean of these means, which is the overall score of benchmarks such as GenEval.
     Pictures without a prompt pass only to a verifier that has `needs_prompts = False`; it is given empty ones. Raises
     DiffscaleError for prompts that are missing, if nothing could be scored, and for a verifier that sees more than a
     finished picture and its prompt.
@@ -63,7 +67,14 @@ def verifier_mean(
     usable = scores.isfinite().nonzero().flatten().tolist()
     if not usable:
         raise DiffscaleError(f"The verifier {verifier.name} could score none of the {len(pictures)} pictures.")
-    return _summary(pictures, scores, usable) | {"dropped": len(pictures) - len(usable)}
+    found: dict[str, Any] = _summary(pictures, scores, usable) | {"dropped": len(pictures) - len(usable)}
+    if (category := getattr(verifier, "category", None)) is not None and callable(category):
+        rows: dict[str, list[int]] = {}
+        for i in usable:
+            rows.setdefault(category(prompts[i]), []).append(i)
+        found["categories"] = {name: _summary(pictures, scores, each) for name, each in rows.items()}
+        found["over_categories"] = fmean(each["mean"] for each in found["categories"].values())
+    return found
 
 
 def composition(
@@ -98,7 +109,7 @@ def composition(
     return found
 
 
-def _summary(pictures: Pictures, scores: Tensor, at: list[int] | range) -> dict[str, float]:
+def _summary(pictures: Pictures, scores: Tensor, at: Sequence[int]) -> dict[str, float]:
     # A picture without a prompt stands for itself.
     groups = [i if pictures.prompts[i] is None else pictures.prompts[i] for i in at]
     return interval(over_groups(scores[list(at)].tolist(), groups))
