@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from diffscale import api, verifiers
 from diffscale.models.load import base_model, load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.train import configs, validation
+from diffscale.verifiers.defaults import counterpart
 
 SHARPENED = ["--reward", "tiny:redness"]
 REWARDED = [*SHARPENED, "--sample_steps", "3"]
@@ -160,6 +162,20 @@ def test_full_weights_give_a_whole_pipeline(
         for name, (_, shadow) in zip(dict(plain(out).unet.named_parameters()), sorted(average.items()), strict=True)
     )
     assert any(not torch.equal(given_away[name], trained[f"unet.{name}"]) for name in names)
+
+
+def test_a_whole_pipeline_has_the_verifiers_of_its_base(
+    data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, lora, whole = tmp_path / "base", tmp_path / "lora", tmp_path / "whole"
+    shutil.copytree(data.base, base)
+    stated = json.loads((base / "diffscale.json").read_text())
+    (base / "diffscale.json").write_text(json.dumps(stated | {"counterparts": {"clip": "shapes-clip"}}))
+    once = ["--max_train_steps", 1, "--pretrained_model_name_or_path"]
+    assert tiny.cli(monkeypatch, *given(data, "sft", lora, *once, base)) == 0
+    assert tiny.cli(monkeypatch, *given(data, "sft", whole, *once, lora, "--full")) == 0
+    assert [counterpart(str(model), "clip") for model in (base, lora, whole)] == ["shapes-clip"] * 3
+    assert counterpart(str(data.base), "clip") is None
 
 
 def test_half_precision_keeps_what_is_trained_in_float32(

@@ -16,7 +16,7 @@ from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, first_line
 from diffscale._util.files import read_json, replacing, write_json, write_text
 from diffscale.models.load import base_model
-from diffscale.models.shipped import shipped
+from diffscale.models.shipped import manifests, shipped
 from diffscale.registry import plugins
 from diffscale.report import pictures
 from diffscale.report.plots import training_curve
@@ -92,6 +92,8 @@ def _write_weights(folder: Path, settings: TrainConfig, base: Base) -> None:
             manifest["base"] = base.name
         else:
             base.pipe.save_pretrained(fresh)
+            for _, stated in manifests(base.name):  # a whole pipeline names no base that could state these for it
+                manifest = {key: stated[key] for key in ("world", "counterparts") if key in stated} | manifest
         write_json(fresh / "diffscale.json", manifest)
         for path in sorted(fresh.iterdir()):
             with replacing(folder / path.name) as place:
