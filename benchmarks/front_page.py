@@ -1,0 +1,177 @@
+"""Makes the two pictures of the README, into docs/front: before and after a search, and quality against its cost.
+
+    python benchmarks/front_page.py [before-after] [quality]
+
+`before-after`: one sample above the best of a search by CLIPScore, for the first prompt of each category of the suite
+`shapes`, with seed 0, and what the exact judge, which takes no part, says of both. So prompts are chosen by a rule
+and not by their pictures. Two minutes of one core.
+
+`quality`: the judge's mean over the 300 prompts of `shapes`, of what random search and `auto` find by CLIPScore and of
+one sample in more steps, against NFE and against seconds a prompt. Searches run on the tape
+`benchmarks/tapes/shapes-flux-pools.tape`, whose seconds are those of one core; samples in 40, 80 and 160 steps are
+drawn here, which takes about eight minutes of one core. The numbers are written beside the figure, to quality.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffscale_shapes.judge import judge_images
+from diffscale_shapes.prompts import suite
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+import diffscale
+from diffscale.engine import noise
+from diffscale.engine.driver import run_searches
+from diffscale.engine.task import Task
+from diffscale.metrics.bootstrap import interval
+from diffscale.report.pictures import enlarge, to_pil
+from diffscale.report.plots import clean_axes, draw_line
+from diffscale.report.text import save
+from diffscale.searches import choose_search
+from diffscale.searches.random import random
+from diffscale.tape.curves import best_of
+from diffscale.tape.replay import replay
+from diffscale.tape.tape import Tape, load_tape
+from diffscale.tape.verifiers import finals
+
+MODEL = "shapes-flux"
+BEST_MODEL = "shapes-sdxl"
+"""The text-to-image model of Shapes whose best of 16 the judge likes best."""
+INK = "#282828"
+JUDGE = "shapes-judge"
+TAPE = Path("benchmarks/tapes/shapes-flux-pools.tape")
+NFE = 1280
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+STEPS = (40, 80, 160)
+AUTO = (160, 320, 640)
+Curve = list[tuple[float, float, NDArray[np.float64]]]
+"""Points of (NFE, seconds, judge of each prompt)."""
+
+
+def before_after(path: Path) -> None:
+    """The prompts, and below each two pictures with what the judge says of them."""
+    prompts = suite("shapes")[::50]
+    found = [diffscale.search(BEST_MODEL, prompt.text, nfe=NFE, verifier="clip", seed=0) for prompt in prompts]
+    side, gap, left, head, line = 192, 10, 90, 64, 20
+    sheet = Image.new("RGB", (left + len(prompts) * (side + gap), head + 2 * (side + line + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 15)
+    rows = (("one\nsample", "baseline", head), (f"best of\n{NFE:,} NFE", "best", head + side + line + gap))
+    for name, pick, top in rows:
+        draw.multiline_text((6, top + side / 2), name, INK, font, anchor="lm")
+        images = torch.stack([getattr(result, pick).image for result in found])
+        judged = judge_images(images, [prompt.description for prompt in prompts]).tolist()
+        print(f"{pick}: judge {np.mean(judged):.3f}")
+        for column, (image, right) in enumerate(zip(images, judged, strict=True)):
+            corner = left + column * (side + gap)
+            sheet.paste(enlarge(to_pil(image), side), (corner, top))
+            draw.text((corner + side / 2, top + side + 3), f"{right:.0%} right", INK, font, anchor="ma")
+    for column, prompt in enumerate(prompts):
+        middle = (left + column * (side + gap) + side / 2, head / 2)
+        draw.multiline_text(middle, wrapped(prompt.text, font, side), INK, font, anchor="mm", align="center")
+    sheet.save(path, optimize=True)
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """`text` in lines of at most `width` pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= width else [*lines, word]
+    return "\n".join(lines)
+
+
+def more_steps(steps: int) -> NDArray[np.float64]:
+    """The judge of one sample in so many steps, for each prompt."""
+    prompts = suite("shapes")
+    sampler = diffscale.make_sampler(
+        MODEL,
+        [prompt.text for prompt in prompts],
+        steps=steps,
+        pipe_args={},
+        loading=diffscale.LoadOptions(device="cpu"),
+    )
+    root = noise.root(0)
+    tasks = [Task(partial(random, n=1), row, noise.fold(root, p.text, 0), steps) for row, p in enumerate(prompts)]
+    results = run_searches(tasks, sampler, diffscale.load_verifier("clip", image_model=MODEL))
+    images = torch.stack([result.best.image for result in results])
+    return np.asarray(judge_images(images, [prompt.description for prompt in prompts]), float)
+
+
+def curves(tape: Tape) -> dict[str, Curve]:
+    """The judge's mean of each way to spend a budget, against NFE and seconds a prompt."""
+    step, picture = tape.seconds["step"], tape.seconds["decode"] + tape.seconds["clip"]
+    scores, judged = finals(tape, "clip"), finals(tape, JUDGE)
+    found: dict[str, Curve] = {"random search": [], "auto": [], "more steps": []}
+    for count in COUNTS:
+        nfe = count * tape.steps
+        found["random search"].append((nfe, nfe * step + count * picture, best_of(scores, count, judged)))
+    search = choose_search("auto").make()
+    for budget in AUTO:
+        at = replay(tape, search, "clip", budget, judges=[JUDGE], draws=2)
+        seconds = at.nfe.mean() * step + at.decodes.mean() * picture
+        found["auto"].append((float(at.nfe.mean()), float(seconds), at.judged[JUDGE]))
+    one = found["random search"][0]
+    found["more steps"] = [one, *((steps, steps * step + picture, more_steps(steps)) for steps in STEPS)]
+    return found
+
+
+def quality(path: Path) -> None:
+    """The figure at `path`, and the table beside it."""
+    tape = load_tape(TAPE)
+    found = curves(tape)
+    lines = [
+        f"# Quality against cost, {MODEL}",
+        "",
+        f"The exact judge's mean over {len(tape.prompts)} prompts, with 95% intervals over prompts. Searches choose by",
+        "CLIPScore; the judge takes no part. Seconds are of one core.",
+        "Made by `python benchmarks/front_page.py quality`.",
+        "",
+        "| spent on | NFE a prompt | seconds a prompt | judge |",
+        "|---|---|---|---|",
+    ]
+    figure = Figure(figsize=(9, 3.4), dpi=130, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for number, (name, points) in enumerate(found.items()):
+        means = [interval(values) for *_, values in points]
+        low, middle, high = ([each[key] for each in means] for key in ("low", "mean", "high"))
+        for axes, x in zip(panels, (0, 1), strict=True):
+            draw_line(axes, [point[x] for point in points], middle, (low, high), number, name)
+        for (nfe, seconds, _), mean in zip(points, means, strict=True):
+            lines.append(
+                f"| {name} | {nfe:.0f} | {seconds:.2f} | {mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}] |"
+            )
+    for axes, label in zip(panels, ("NFE a prompt (denoiser evaluations)", "seconds a prompt, one core"), strict=True):
+        clean_axes(axes)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"{x:.2g}")
+    panels[0].set_ylabel("judge: share of the prompt that is right")
+    panels[0].legend(frameon=False, loc="upper left")
+    save(figure, path)
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="*", choices=["before-after", "quality"], default=["before-after", "quality"])
+    parser.add_argument("--output", type=Path, default=Path("docs/front"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    if "before-after" in options.what:
+        before_after(options.output / "before_after.png")
+    if "quality" in options.what:
+        quality(options.output / "quality.png")
+
+
+if __name__ == "__main__":
+    main()
