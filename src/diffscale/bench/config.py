@@ -190,8 +190,9 @@ class EvaluateConfig(Hardware):
 class ReproduceConfig(Hardware, Workers):
     """Which items of papers are reproduced, on which models and data, and on which hardware."""
 
-    items: Annotated[list[str], Flag(argument="LIST|ITEM...")] = Field(
-        description="Items (A.table2, B.figure4), a paper (A), or all."
+    items: Annotated[list[str], Flag(argument="LIST|PLAN|ITEM...")] = Field(
+        description="Items (A.table2, B.figure4), a paper (A), or all; planned: those that headlines are tested on, of "
+        "which plan tells the tests, their power from the pilots in --output, and the hours."
     )
     device: str | None = Field(None, description=DEVICES)
     setting: str = Field("shapes", description="Models of shapes, or of the paper.")

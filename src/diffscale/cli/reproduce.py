@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,10 +42,14 @@ def reproduce(
     # Imported late: diffusers takes seconds.
     from diffscale.bench.papers import recipe as recipes
 
-    if [item.upper() for item in config.items] == ["LIST"]:
-        items = {name: recipes.load(name) for name in recipes.names()}
+    asked = [item.upper() for item in config.items]
+    if asked == ["LIST"]:
+        items = {name: recipes.load(name) for name in (*recipes.names(), *recipes.planned())}
         titles = [(name, item.title, ", ".join(item.settings)) for name, item in items.items()]
         print_table(plain_console(), ("item", "what it shows", "settings"), titles)
+        return
+    if asked == ["PLAN"]:
+        _print_plan(output, config)
         return
     loaded = {name: recipes.load(name) for name in recipes.chosen(config.items)}
     if config.setting == "shapes" and config.setting not in plugins("worlds"):
@@ -92,6 +97,21 @@ def reproduce(
     rows = ((row["item"], row["claim"], row["verdict"], f"{row['p']:.2g}") for row in verdicts)
     print_table(console, ("item", "claim", "verdict", "p"), rows)
     console.print(f"{path} has all of it")
+
+
+def _print_plan(pilots: Path, config: ReproduceConfig) -> None:
+    """The test, size and power of each headline, from the numbers in the folder `pilots`; then what its items take."""
+    from diffscale.bench.papers import planned
+    from diffscale.bench.papers.session import Session
+
+    console = quiet_console()
+    rows = [
+        (row.item, row.name, row.claim.says, row.sizes, row.needed, f"{row.power:.0%}") for row in planned.rows(pilots)
+    ]
+    print_table(console, ("item", "headline", "test", "planned", "80% need", "power"), rows, ("power",))
+    loading = LoadOptions(device=config.device, offload=config.offload)
+    with tempfile.TemporaryDirectory() as folder:
+        _print_estimate(console, planned.settings(), Session(Path(folder), loading, config.batch_size))
 
 
 def _done(console: Console, name: str, setting: Setting, folder: Path) -> bool:

@@ -145,3 +145,58 @@ def test_a_claim_that_does_not_fit_is_told() -> None:
         _compare(raw, "a", "a", "better", margn=0.1)
     with pytest.raises(DiffscaleError, match="a margin over 0"):
         _compare(raw, "a", "a", "equal")
+
+
+def test_what_matters_decides_where_there_is_nothing() -> None:
+    raw = _raw({"a": 0.2, "b": 0.2, "c": 0.6})
+    assert _compare(raw, "a", "b", "better") == "not decided"
+    assert _compare(raw, "a", "b", "better", matters=0.1) == "does not hold"
+    assert _compare(raw, "c", "b", "better", matters=0.1) == "holds"
+
+
+def test_of_fixed_prompts_only_what_differs_within_them_is_chance() -> None:
+    raw = _raw({"a": {"one": 0.9, "two": 0.2}, "b": 0.3}, repeats=4)
+    at = {"a": ["p", "a"], "b": ["p", "b"], "measure": "judge", "is": "better", "matters": 0.1}
+    one, other = (claims.compare(raw, [at | more]).effects[0] for more in ({}, {"fixed": True}))
+    assert one.contrast.estimate == pytest.approx(other.contrast.estimate)
+    assert other.contrast.error < one.contrast.error / 5 and other.contrast.freedom == 40 * 3
+
+
+def test_trainings_are_compared_over_seeds_and_prompts() -> None:
+    better = {f"ours #{seed}": 0.6 for seed in range(4)}
+    raw = _raw({**better, **{f"theirs #{seed}": 0.4 for seed in range(3)}, "base": 0.4})
+    of = {"measure": "judge", "is": "better", "matters": 0.1}
+    assert (
+        _verdict(
+            raw, "trained", part="p", all_of=[{"a": "ours", "b": "theirs", **of}, {"a": "ours", "b": "base", **of}]
+        )
+        == "holds"
+    )
+    assert _verdict(raw, "trained", part="p", all_of=[{"a": "theirs", "b": "base", **of}]) == "does not hold"
+    together = claims.trained(raw, "p", [{"a": ["ours", "theirs"], "b": "base", **of}])
+    assert together.effects[0].contrast.estimate == pytest.approx((4 * 0.2 + 3 * 0) / 7, abs=0.01)
+    # What one lucky training gains, and three do not, is no gain of the method.
+    lucky = _raw({"ours #0": 0.9, "ours #1": 0.4, "ours #2": 0.4, "ours #3": 0.4, "base": 0.4})
+    assert _verdict(lucky, "trained", part="p", all_of=[{"a": "ours", "b": "base", **of}]) == "not decided"
+
+
+def test_scaling_is_a_rise_with_every_doubling() -> None:
+    raw = _raw({"first": 0.1, "then": 0.3, "last": 0.5})
+    rows = [row for name in ("first", "then", "last") for row in raw["parts"]["p"]["series"][name]]
+    for row, budget in zip(rows, (0, 40, 80), strict=True):
+        row["search_nfe"] = budget
+    raw["parts"]["p"]["series"]["s"] = rows
+    of = {"part": "p", "series": "s", "first": 20}
+    evidence = claims.scaling(raw, measures={"judge": 0.05}, **of)
+    assert evidence.effects[0].contrast.estimate == pytest.approx(0.2, abs=0.02)  # from 20 over 40 to 80 NFE
+    assert _verdict(raw, "scaling", measures={"judge": 0.05}, **of) == "holds"
+    raw["parts"]["p"]["series"]["s"] = [{**rows[0], "search_nfe": budget} for budget in (0, 40, 80)]
+    assert _verdict(raw, "scaling", measures={"judge": 0.05}, **of) != "holds"
+
+
+def test_a_mean_of_comparisons_is_in_units_of_what_matters() -> None:
+    raw = _raw({"a": 0.5, "b": 0.4, "c": 0.45})
+    pairs = [("a", "b", 0.05), ("c", "b", 0.1)]
+    of = [{"a": ["p", a], "b": ["p", b], "measure": "judge", "matters": m} for a, b, m in pairs]
+    found = claims.mean_of(raw, of).effects[0].contrast
+    assert found.estimate == pytest.approx((2 + 0.5) / 2, abs=0.25) and found.freedom == 39

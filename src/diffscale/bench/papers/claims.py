@@ -13,7 +13,18 @@ from diffscale._util.errors import DiffscaleError, check_name, explained
 from diffscale.bench.papers import numbers
 from diffscale.bench.papers.numbers import Raw
 from diffscale.bench.papers.recipe import Claim
-from diffscale.bench.papers.verdicts import Contrast, Evidence, equivalent, every, not_superior, paired, superior
+from diffscale.bench.papers.verdicts import (
+    Contrast,
+    Effect,
+    Evidence,
+    crossed,
+    equivalent,
+    every,
+    not_superior,
+    paired,
+    stratified,
+    superior,
+)
 
 Place = Sequence[Any]
 """[part, series] or [part, series, point], see `numbers.point`."""
@@ -23,20 +34,103 @@ _CHOSEN, _TESTED, _ALL = slice(0, None, 2), slice(1, None, 2), slice(None)
 
 def compare(raw: Raw, all_of: Sequence[dict[str, Any]]) -> Evidence:
     """Comparisons that must all come out: each has `measure`, points `a` and `b`, and `is`: better (by more than
-    `margin`, by default 0), equal (within `margin`) or not_better (by `margin` at most); these two need one."""
+    `margin`, by default 0), equal (within `margin`) or not_better (by `margin` at most); these two need one.
+
+    What is to be better and has an effect that `matters` is refuted where that effect is ruled out. `fixed`: prompts
+    are taken as they are, and chance is in their repeats.
+    """
     return every([_comparison(raw, how=each["is"], **{k: v for k, v in each.items() if k != "is"}) for each in all_of])
 
 
-def _comparison(raw: Raw, a: Place, b: Place, measure: str, how: str, margin: float = 0.0) -> Evidence:
-    kinds: dict[str, Callable[[Contrast, float], Evidence]]
-    kinds = {"better": superior, "equal": equivalent, "not_better": not_superior}
+def _comparison(
+    raw: Raw, a: Place, b: Place, measure: str, how: str, margin: float = 0.0, matters: float = 0.0, fixed: bool = False
+) -> Evidence:
+    if a[0] != b[0]:
+        raise DiffscaleError("A comparison is within one part: mend the recipe.")
+    one, other = numbers.point(raw, *a), numbers.point(raw, *b)
+    contrast = (
+        stratified(one.by_repeat(measure) - other.by_repeat(measure)) if fixed else one.difference(other, measure)
+    )
+    base = other.summary(measure)["mean"]
+    return _told(contrast, how, margin, matters, _in_words(_name(a), _name(b), measure, contrast), base)
+
+
+def _told(contrast: Contrast, how: str, margin: float, matters: float, words: str, base: float) -> Evidence:
+    """The evidence of one comparison, with its effect: `words` name it before their first colon."""
+    kinds: dict[str, Callable[[Contrast], Evidence]] = {
+        "better": partial(superior, by=margin, matters=matters),
+        "equal": partial(equivalent, margin=margin),
+        "not_better": partial(not_superior, margin=margin),
+    }
     check_name("comparison", how, kinds)
     if how != "better" and margin <= 0:
         raise DiffscaleError(f"That a point is {how} is tested with a margin over 0: mend the recipe.")
-    if a[0] != b[0]:
-        raise DiffscaleError("A comparison is within one part: mend the recipe.")
-    contrast = numbers.point(raw, *a).difference(numbers.point(raw, *b), measure)
-    return replace(kinds[how](contrast, margin), found=_in_words(_name(a), _name(b), measure, contrast))
+    found = kinds[how](contrast)
+    effect = Effect(words.partition(":")[0], contrast, base, found.holds, found.fails)
+    return replace(found, found=words, effects=(effect,))
+
+
+def trained(raw: Raw, part: str, all_of: Sequence[dict[str, Any]]) -> Evidence:
+    """As `compare`, of trainings with several seeds each: `a` and `b` are names of series without their ` #SEED`.
+
+    Seeds and prompts are both by chance (`verdicts.crossed`). Seeds of `a` and `b` are paired in order, as far as both
+    go; a series without seeds, such as the base, is compared with each. Several names are one after the other.
+    """
+    return every(
+        [_seeded(raw, part, how=each["is"], **{k: v for k, v in each.items() if k != "is"}) for each in all_of]
+    )
+
+
+def _seeded(
+    raw: Raw, part: str, a: str | list[str], b: str | list[str], measure: str, how: str, margin: float = 0.0,
+    matters: float = 0.0,
+) -> Evidence:  # fmt: skip
+    one, other = (_of_seeds(raw, part, [each] if isinstance(each, str) else each, measure) for each in (a, b))
+    seeds = min(len(one), len(other)) if min(len(one), len(other)) > 1 else None
+    contrast = crossed(one[:seeds] - other[:seeds])
+    name, base = (each if isinstance(each, str) else " + ".join(each) for each in (a, b))
+    words = _in_words(name, base, measure, contrast)
+    return _told(contrast, how, margin, matters, words, float(other.mean()))
+
+
+def _of_seeds(raw: Raw, part: str, names: list[str], measure: str) -> NDArray[np.float64]:
+    """Values [seeds, prompts] of all trainings of these names, one name after the other."""
+    rows = []
+    for name in names:
+        found = [each for each in raw["parts"][part]["series"] if each == name or each.startswith(f"{name} #")]
+        if not found:
+            raise DiffscaleError(f"{raw['item']} has no series {name!r} in part {part!r}: mend its recipe.")
+        rows += [numbers.point(raw, part, each).by_prompt(measure) for each in found]
+    return np.array(rows)
+
+
+def mean_of(raw: Raw, all_of: Sequence[dict[str, Any]]) -> Evidence:
+    """One test over comparisons of one part that stand for something general: their mean, each in units of what
+    `matters` of it, paired by prompts. Refuted where that unit is ruled out."""
+    rows = []
+    for each in all_of:
+        one, other = (numbers.point(raw, *each[place]).by_prompt(each["measure"]) for place in ("a", "b"))
+        rows.append((one - other) / each["matters"])
+    contrast = paired(np.mean(rows, axis=0))
+    words = f"mean of {len(rows)} comparisons, in units of what matters: {contrast.estimate:+.2f}{_bounds(contrast)}"
+    return _told(contrast, "better", 0.0, 1.0, words, 0.0)
+
+
+def scaling(raw: Raw, part: str, series: str, measures: dict[str, float], first: int) -> Evidence:
+    """Each measure rises with every doubling of the search budget: the slope over its logarithm, for each prompt.
+
+    `measures`: of each the slope that matters. `first`: what the point without search costs, in NFE of the budget.
+    """
+    points = numbers.points(raw, part, series)
+    weights = numbers.slope_weights([point.row["search_nfe"] or first for point in points])
+    parts = []
+    for measure, matters in measures.items():
+        slopes = weights @ np.array([point.by_prompt(measure) for point in points])
+        contrast = paired(slopes)
+        words = f"{series}, {measure}, each doubling: {contrast.estimate:+.3f}{_bounds(contrast)}"
+        base = points[0].summary(measure)["mean"]
+        parts.append(_told(contrast, "better", 0.0, matters, words, base))
+    return every(parts)
 
 
 def sweet_spot(raw: Raw, part: str, series: Sequence[str], measure: str, budget: int | str = "last") -> Evidence:
@@ -125,14 +219,13 @@ def _correlation(raw: Raw, part: str, of: Sequence[str], test: Callable[[Contras
     return replace(test(contrast), found=words)
 
 
-def cheaper(raw: Raw, a: Place, b: Place, measure: str) -> Evidence:
+def cheaper(raw: Raw, a: Place, b: Place, measure: str, matters: float = 0.0) -> Evidence:
     """`a` is better than `b` at a lower cost in FLOPs, which is counted and needs no test."""
-    one, other = numbers.point(raw, *a), numbers.point(raw, *b)
-    contrast = one.difference(other, measure)
-    ratio = one.row["flops"] / other.row["flops"]
-    evidence = superior(contrast) if ratio < 1 else Evidence(1.0, 0.0)
-    words = _in_words(_name(a), _name(b), measure, contrast)
-    return replace(evidence, found=f"{words}, at {ratio:.2f} times the FLOPs")
+    evidence = _comparison(raw, a, b, measure, "better", matters=matters)
+    ratio = numbers.point(raw, *a).row["flops"] / numbers.point(raw, *b).row["flops"]
+    if ratio >= 1:
+        evidence = replace(evidence, holds=1.0, fails=0.0)
+    return replace(evidence, found=f"{evidence.found}, at {ratio:.2f} times the FLOPs")
 
 
 def trend(raw: Raw, of: Sequence[str], y: str, way: Literal["falls", "rises"]) -> Evidence:
@@ -177,7 +270,19 @@ def _bounds(contrast: Contrast, unit: str = "prompts", digits: int = 3) -> str:
 
 CLAIMS: Final[dict[str, Callable[..., Evidence]]] = {
     test.__name__: test
-    for test in (cheaper, compare, correlated, disagree, never_worst, sweet_spot, trend, uncorrelated)
+    for test in (
+        cheaper,
+        compare,
+        correlated,
+        disagree,
+        mean_of,
+        never_worst,
+        scaling,
+        sweet_spot,
+        trained,
+        trend,
+        uncorrelated,
+    )
 }
 
 

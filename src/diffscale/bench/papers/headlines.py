@@ -1,7 +1,7 @@
 """The headline claims of a paper: the files in `recipes/headlines`, one for each paper.
 
-Every sentence of the abstract and every caption stands in them, with the headline that decides it, or why it is shown
-as an estimate alone, or why it cannot be tested here.
+Every sentence of the abstract and every caption stands in them, with the headline that decides it, or the reason why it
+is shown as an estimate alone, or cannot be tested here.
 """
 
 from pathlib import Path

@@ -35,9 +35,12 @@ class Measured:
         if name in self.row["sets"]:
             values = np.array(self.row["sets"][name]["prompts"], float)
         else:
-            scores = np.array(self.row["scores"][name], float)
-            values = scores.reshape(len(self.part["prompts"]), self.part["repeats"]).mean(1)
+            values = self.by_repeat(name).mean(1)
         return values[[each == category for each in self.part["categories"]]] if category else values
+
+    def by_repeat(self, judge: str) -> NDArray[np.float64]:
+        """Scores of a judge, [prompts, repeats]."""
+        return np.array(self.row["scores"][judge], float).reshape(len(self.part["prompts"]), self.part["repeats"])
 
     def whole(self, measure: str) -> Mapping[str, Any] | None:
         """A metric of all pictures together, `value` and those `without` groups; None if it has values by prompt."""
@@ -90,6 +93,12 @@ def point(raw: Raw, part: str, series: str, budget: str | int = "last") -> Measu
         if (each.row["search_nfe"] or each.row["nfe"]) == budget:
             return each
     raise DiffscaleError(f"{raw['item']} has no point of {budget} NFE in series {series!r}: mend its recipe.")
+
+
+def slope_weights(budgets: Sequence[float]) -> NDArray[np.float64]:
+    """Weights of values at these budgets whose sum is the least-squares slope for a doubling."""
+    centred = np.log2(budgets) - np.log2(budgets).mean()
+    return np.asarray(centred / np.square(centred).sum())
 
 
 def models(raw: Raw, part: str) -> str:

@@ -1,6 +1,7 @@
 """What an item (a table or figure of a paper) is made of: the layout of the YAML files in `recipes`."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -15,6 +16,8 @@ from diffscale.models.options import AUTO, DTYPES
 from diffscale.registry import PLAIN_SEARCH
 
 RECIPES: Final = Path(__file__).parent / "recipes"
+PLANNED: Final = "planned"
+"""In the folder of recipes, those of the items that headlines are tested on; and how the command calls all of them."""
 SettingName = Literal["shapes", "paper"]
 
 
@@ -109,20 +112,66 @@ class Table(_Strict):
     cost: bool = False
 
 
+class Pilot(_Strict):
+    """Numbers that a comparison is planned from: points `a` and `b` of `item`, which was run before; without `b` the
+    series `a`; without both those of the comparison. Or, of trainings, the deviations of differences by `seed`, by
+    `prompt`, and of the `rest`.
+
+    `within`: which share of the variance is within prompts, where the pilot has one picture of each and the plan more.
+    """
+
+    item: str = ""
+    a: list[Any] = Field(default_factory=list)
+    b: list[Any] = Field(default_factory=list)
+    within: float = Field(0.0, ge=0, le=1)
+    seed: float = 0.0
+    prompt: float = 0.0
+    rest: float = 0.0
+
+
+class Paper(_Strict):
+    """The effect that the paper prints, in percent of what it is a difference to, and where it stands."""
+
+    percent: float
+    of: str
+
+
+class Design(_Strict):
+    """How a headline was planned before its run: `unit` of analysis and pairing, the `statistic`, the reason for the
+    smallest effect that `matters` and for how a sentence of several parts is tested, a pilot for each comparison."""
+
+    unit: str
+    statistic: str
+    matters: str
+    pilots: list[Pilot] = Field(min_length=1)
+    source: str = Field("", description="where pilots that are given as deviations stand")
+    paper: Paper | None = None
+
+
 class Claim(_Strict):
-    """One sentence of the paper and the test it has to pass: `test` is a name in `claims.CLAIMS`, `options` its own."""
+    """One sentence of the paper and the test it has to pass: `test` is a name in `claims.CLAIMS`, `options` its own.
+
+    With a `design` it is the test of the headline of that name; only these have verdicts.
+    """
 
     says: str
     test: str
     options: dict[str, Any] = Field(default_factory=dict)
+    design: Design | None = None
+
+    @property
+    def headline(self) -> bool:
+        return self.design is not None
 
 
 class Setting(_Strict):
     """An item on the models of Shapes, or on the paper's own.
 
-    `view`: how it is shown. `trainings`: settings by name, see `trainings`; in a file, `like` takes what a training of
-    `trainings/PAPER.yaml` has. `why`: what is known of why a claim came out as it did, by claim and by the verdict that
-    it is shown with. `quick`: what is changed for `--quick`, by part (`*` for all), and `trainings` by name.
+    `written`: when the plan was, of items that headlines are tested on. `view`: how it is shown. `trainings`: settings
+    by name, see `trainings`; in a file, `like` takes what a training of `trainings/PAPER.yaml` has, and `seeds` make
+    one of each. `remarks`: what is known of why an estimate is as it is, by claim. `why`: the same of a headline, by
+    the verdict that it is shown with. `quick`: what is changed for `--quick`, by part (`*` for all), and `trainings` by
+    name.
     """
 
     view: Literal["curves", "bars", "scatter", "strips", "table", "logs"]
@@ -132,7 +181,9 @@ class Setting(_Strict):
     logs: list[LogPanel] = Field(default_factory=list)
     table: Table | None = None
     claims: dict[str, Claim] = Field(default_factory=dict)
+    remarks: dict[str, str] = Field(default_factory=dict)
     why: dict[str, dict[Verdict, str]] = Field(default_factory=dict)
+    written: datetime | None = None
     quick: dict[str, dict[str, Any]] = Field(default_factory=dict)
     notes: str = ""
 
@@ -159,8 +210,13 @@ def of_shapes(model: str) -> bool:
     return world_of(trainings.base_of(model)) is not None
 
 
+def planned() -> list[str]:
+    """The items that headlines are tested on."""
+    return sorted(path.stem for path in (RECIPES / PLANNED).glob("*.yaml"))
+
+
 def names() -> list[str]:
-    """All items, in the order of the papers: figures, then tables, by number."""
+    """All tables and figures, in the order of the papers: figures, then tables, by number."""
 
     def order(name: str) -> tuple[str, str, int, str]:
         paper, _, item = name.partition(".")
@@ -171,24 +227,44 @@ def names() -> list[str]:
 
 
 def chosen(asked: list[str]) -> list[str]:
-    """The items that `asked` names: items, papers (`A`), or `all`; raises UnknownName for what is neither."""
-    every = names()
-    papers = {name.partition(".")[0] for name in every}
+    """The items that `asked` names: items, papers (`A`) or `all`, which are their tables and figures, or `planned`, on
+    which headlines are tested; raises UnknownName for what is neither."""
+    called = {name: {"all", name, name.partition(".")[0]} for name in names()}
+    called |= {name: {PLANNED, name} for name in planned()}
     for one in asked:
-        check_name("item", one, ["all", *papers, *every])
-    return [name for name in every if {"all", name, name.partition(".")[0]} & {*asked}]
+        check_name("item", one, list(dict.fromkeys(["all", PLANNED, *(each for of in called.values() for each in of)])))
+    return [name for name, of in called.items() if of & {*asked}]
 
 
 def load(name: str) -> Recipe:
     """The recipe of an item; raises DiffscaleError that names what is wrong in it."""
-    path = RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown("item", name, names())
+    path = next((RECIPES / at for at in (f"{name}.yaml", f"{PLANNED}/{name}.yaml") if (RECIPES / at).is_file()), None)
+    if path is None:
+        raise unknown("item", name, [*names(), *planned()])
     content = config.read(path)
     for setting, given in content.get("settings", {}).items():
         if "trainings" in given:
             given["trainings"] = trainings.expanded(given["trainings"], RECIPES, name.partition(".")[0], setting)
+            _seeded(given)
     return config.validated(Recipe, content)
+
+
+def _seeded(setting: dict[str, Any]) -> None:
+    """Make each training with `seeds`, and each series that is sampled from it, one for each of them: `NAME #SEED`."""
+    seeds = {name: each.pop("seeds") for name, each in setting["trainings"].items() if "seeds" in each}
+    setting["trainings"] = {
+        f"{name} #{seed}" if name in seeds else name: {**each, "seed": seed} if name in seeds else each
+        for name, each in setting["trainings"].items()
+        for seed in seeds.get(name, [0])
+    }
+    for part in setting.get("parts", {}).values():
+        series = {}
+        for name, each in part["series"].items():
+            training = (each.get("model") or "").removeprefix("training ")
+            for seed in seeds.get(training, [None]):
+                given = each if seed is None else {**each, "model": f"training {training} #{seed}"}
+                series[name if seed is None else f"{name} #{seed}"] = given
+        part["series"] = series
 
 
 def resolved(

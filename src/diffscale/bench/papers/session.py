@@ -17,7 +17,7 @@ from diffscale._util.fingerprints import json_digest
 from diffscale._util.progress import Progress, silent
 from diffscale.api.workers import Crew
 from diffscale.bench.networks import Networks
-from diffscale.bench.papers import trainings
+from diffscale.bench.papers import planned, trainings
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.bench.papers.plan import Speeds
 from diffscale.bench.papers.points import Call, call_of, every_point, prompt_repeats
@@ -48,6 +48,7 @@ class _Raw(BaseModel):
     made_of: str
     parts: dict[str, dict[str, Any]]
     trainings: dict[str, dict[str, Any]] = {}
+    plan: dict[str, Any] = {}
 
 
 class Session:
@@ -190,6 +191,7 @@ def run(item: str, setting: Setting, session: Session, progress: Progress = sile
     before, key, folder = read(session.folder, item), made_of(setting), session.folder / item
     if before is not None and before["made_of"] == key:
         return False
+    plan = {"plan": planned.begin(item, setting, folder)} if planned.is_planned(setting) else {}
     logs = {}
     for name, training in setting.trainings.items():
         session.networks.drop_pipeline()
@@ -197,7 +199,7 @@ def run(item: str, setting: Setting, session: Session, progress: Progress = sile
         logs[name] = trainings.keep_log(finished, folder, name)
     settled = session.settle(setting)
     parts = {name: _run_part(item, name, part, session, progress) for name, part in settled.parts.items()}
-    raw = {"item": item, "made_of": key, "parts": parts, **({"trainings": logs} if logs else {})}
+    raw = {"item": item, "made_of": key, **plan, "parts": parts, **({"trainings": logs} if logs else {})}
     write_json(folder / "raw.json", raw, indent=1)
     return True
 

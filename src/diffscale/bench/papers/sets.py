@@ -106,12 +106,19 @@ def groups(wanted: Sequence[PromptRepeat], most: int = GROUPS) -> tuple[NDArray[
     prompts, rows = rows_of(wanted)
     count, order = len(prompts), np.array(rows)
     repeats = len(wanted) // count
+    strata, units = strata_and_groups(count, repeats, most)
     if repeats == 1:
-        return order * min(most, count) // count, 1
-    units = repeats if repeats <= 2 * most else most
-    strata = max(1, min(count, most // units))
+        return order * units // count, 1
     repeat = np.array([each.repeat for each in wanted])
     return order * strata // count * units + repeat * units // repeats, strata
+
+
+def strata_and_groups(prompts: int, repeats: int, most: int = GROUPS) -> tuple[int, int]:
+    """How many strata `groups` makes, and groups in each."""
+    if repeats == 1:
+        return 1, min(most, prompts)
+    units = repeats if repeats <= 2 * most else most
+    return max(1, min(prompts, most // units)), units
 
 
 def diversity(features: NDArray[np.float32], conditions: Sequence[str]) -> list[float]:

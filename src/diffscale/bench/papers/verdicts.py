@@ -24,7 +24,7 @@ class Contrast:
 
     estimate: float
     error: float
-    freedom: int
+    freedom: float
 
     def above(self, value: float) -> float:
         """p-value of the hypothesis that the truth is at most `value`: small where it lies above."""
@@ -43,12 +43,27 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Effect:
+    """One comparison of a claim: its `name`, what was found, and the value `base` that it is a difference to.
+
+    `holds` and `fails` are its own p-values.
+    """
+
+    name: str
+    contrast: Contrast
+    base: float
+    holds: float
+    fails: float
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """One-sided p-values `holds` for a claim and `fails` against it, and what was `found`, in words."""
+    """One-sided p-values `holds` for a claim and `fails` against it; what was `found`, in words and as effects."""
 
     holds: float
     fails: float
     found: str = ""
+    effects: tuple[Effect, ...] = ()
 
 
 def paired(differences: ArrayLike) -> Contrast:
@@ -57,6 +72,16 @@ def paired(differences: ArrayLike) -> Contrast:
     if len(values) < 2:
         return Contrast(float(values.sum()), math.inf, 1)
     return Contrast(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), len(values) - 1)
+
+
+def stratified(differences: ArrayLike) -> Contrast:
+    """The mean of differences [strata, n], where strata are all that there are and chance is within them."""
+    values = np.asarray(differences, float)
+    strata, count = values.shape
+    if count < 2:
+        return Contrast(float(values.mean()), math.inf, 1)
+    error = math.sqrt(float(values.var(1, ddof=1).mean()) / values.size)
+    return Contrast(float(values.mean()), error, strata * (count - 1))
 
 
 def jackknife(whole: float, without: ArrayLike) -> Contrast:
@@ -75,9 +100,47 @@ def jackknife(whole: float, without: ArrayLike) -> Contrast:
     return Contrast(whole, math.sqrt(factor * squares), strata * (count - 1))
 
 
-def superior(contrast: Contrast, by: float = 0.0) -> Evidence:
-    """The difference is over `by`; refuted where it is significantly under it."""
-    return Evidence(contrast.above(by), contrast.below(by))
+def crossed(differences: ArrayLike) -> Contrast:
+    """The mean of differences [seeds, prompts], where both seeds (of trainings) and prompts are by chance.
+
+    A mixed model with two crossed random effects, balanced, so that mean squares give its error.
+    """
+    values = np.asarray(differences, float)
+    seeds, prompts = values.shape
+    if min(seeds, prompts) < 2:
+        return Contrast(float(values.mean()), math.inf, 1)
+    by_seed, by_prompt, mean = values.mean(1), values.mean(0), float(values.mean())
+    rest = values - by_seed[:, None] - by_prompt + mean
+    squares = (
+        prompts * float(by_seed.var(ddof=1)),
+        seeds * float(by_prompt.var(ddof=1)),
+        float(np.square(rest).sum()) / ((seeds - 1) * (prompts - 1)),
+    )
+    return Contrast(mean, *satterthwaite(squares, seeds, prompts))
+
+
+def satterthwaite(squares: tuple[float, float, float], seeds: int, prompts: int) -> tuple[float, float]:
+    """Standard error and degrees of freedom of a mean over seeds x prompts, both random (Satterthwaite 1946).
+
+    `squares`: the mean squares of seeds, of prompts and of the rest. Fewer than 2 of either decide nothing.
+    """
+    of_seeds, of_prompts, rest = squares
+    total = max(of_seeds + of_prompts - rest, of_seeds, of_prompts)
+    if seeds < 2 or prompts < 2:
+        return math.inf, 1
+    if not total > 0:
+        return 0.0, 1
+    parts = of_seeds**2 / (seeds - 1) + of_prompts**2 / (prompts - 1) + rest**2 / ((seeds - 1) * (prompts - 1))
+    return math.sqrt(total / (seeds * prompts)), float(np.clip(total**2 / parts, 1, seeds * prompts - 1))
+
+
+def superior(contrast: Contrast, by: float = 0.0, matters: float = 0.0) -> Evidence:
+    """The difference is over `by`; refuted where it is significantly under it, or under `by` and what `matters`.
+
+    With an effect that matters either verdict can be reached wherever the truth lies; where both tests come out, as the
+    difference lies between, the nearer of the two decides.
+    """
+    return Evidence(contrast.above(by), contrast.below(by + matters))
 
 
 def equivalent(contrast: Contrast, margin: float) -> Evidence:
@@ -96,7 +159,8 @@ def every(evidence: Sequence[Evidence]) -> Evidence:
     number (Bonferroni)."""
     found = "; ".join(each.found for each in evidence if each.found)
     fails = min(1.0, len(evidence) * min(each.fails for each in evidence))
-    return Evidence(max(each.holds for each in evidence), fails, found)
+    effects = tuple(effect for each in evidence for effect in each.effects)
+    return Evidence(max(each.holds for each in evidence), fails, found, effects)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
