@@ -13,7 +13,7 @@ from diffscale._util.files import parse_jsonl, read_text, split_lines
 from diffscale.registry import DEFAULT_SUITE, HOW_TO_GET_SHAPES, plugins
 
 COLUMNS: Final = ("prompt", "prompts", "caption", "text")
-CATEGORIES: Final = ("category", "tag", "challenge")
+CATEGORIES: Final = ("category", "tag", "challenge", "atom_count")
 """What the columns of prompts and of their categories may be called, in any case."""
 _SUFFIXES: Final = (".csv", ".tsv", ".jsonl", ".json", ".txt")
 _HUB: Final = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 def load(source: str, limit: int | None = None) -> list[str]:
     """Prompts of a suite (one that an installed package offers, such as `imagenet`, its 1000 classes) or of a file:
-    text with a prompt a line, or JSONL, JSON, CSV or TSV with a column `prompt` (or `caption`, `text`); GenEval's and
-    DrawBench's files are such.
+    text with a prompt a line, or JSONL, JSON, CSV or TSV with a column `prompt` (or `caption`, `text`); those of
+    GenEval, GenEval 2, DPG-Bench and DrawBench are such.
 
     `owner/name` or `owner/name:file` is a data set of the Hub with such a file, which is downloaded. `limit`: that
     many, evenly over all, so that every category of a suite has its share. Raises DiffscaleError for a file without

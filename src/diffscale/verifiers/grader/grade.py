@@ -181,6 +181,9 @@ CREATE TABLE IF NOT EXISTS grades (
 CREATE TABLE IF NOT EXISTS preferences (
     first TEXT, second TEXT, prompt TEXT, model TEXT, asking TEXT, probability REAL NOT NULL,
     PRIMARY KEY (first, second, prompt, model, asking));
+CREATE TABLE IF NOT EXISTS answers (
+    picture TEXT, question TEXT, answer TEXT, model TEXT, probability REAL NOT NULL,
+    PRIMARY KEY (picture, question, answer, model));
 """
 _ADVICE: Final = "make room, move it away, or set DIFFSCALE_CACHE to a folder on a local disk that you can write to"
 
@@ -238,6 +241,20 @@ class GradeCache:
     def put_preference(self, probability: float, *asked: str) -> None:
         """Write a preference, `asked` as in `preference`; it is in the file when this returns."""
         self._store.write("INSERT OR REPLACE INTO preferences VALUES (?, ?, ?, ?, ?, ?)", [(*asked, probability)])
+
+    def answer(self, *asked: str) -> float | None:
+        """How probable the model finds an answer, None if that is not known or does not read back.
+
+        `asked`: the SHA-256 of the picture, the whole question, the answer, the model.
+        """
+        rows = self._store.read(
+            "SELECT probability FROM answers WHERE picture = ? AND question = ? AND answer = ? AND model = ?", asked
+        )
+        return rows[0][0] if rows and isinstance(rows[0][0], float) and 0 <= rows[0][0] <= 1 else None
+
+    def put_answer(self, probability: float, *asked: str) -> None:
+        """Write how probable an answer is, `asked` as in `answer`; it is in the file when this returns."""
+        self._store.write("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", [(*asked, probability)])
 
     def close(self) -> None:
         """Let go of the file."""

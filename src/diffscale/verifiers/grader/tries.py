@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -22,6 +23,7 @@ from diffscale.verifiers.grader.grade import FORMATS, Grade, MalformedGrade, cha
 from diffscale.verifiers.grader.preference import LOGPROBS, pair_messages, preference
 
 T = TypeVar("T")
+Asked = TypeVar("Asked")
 _FIRST_PAUSE: Final = 1.0  # seconds before the second try
 _LONGEST_PAUSE: Final = 60.0
 _LONGEST_RETRY_AFTER: Final = 600.0  # seconds that a run may stand still because a server asks for it
@@ -83,6 +85,27 @@ def retry_after(header: str | None, now: float) -> float | None:
         return None
     # "-0000" as the zone parses to a naive time, which is UTC.
     return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
+
+
+def ask_all(ask: Callable[[Asked, threading.Event], T], asked: Sequence[Asked], concurrency: int) -> list[T]:
+    """What `ask` answers for each, so many at once.
+
+    After an error that ends the run, what is under way comes to its end and into the cache, as it is paid for.
+    """
+    stop = threading.Event()
+
+    def one(each: Asked) -> T:
+        try:
+            return ask(each, stop)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(concurrency, "grader") as pool:
+        try:
+            return list(pool.map(one, asked))
+        finally:
+            stop.set()
 
 
 class Outage:
@@ -150,11 +173,16 @@ class RetryingClient:
 
         Raises DiffscaleError as `Client.complete` and `Outage` do, and if the server wants to be left alone for long.
         """
-        try:
-            return self._answer(chat_messages(png, prompt), self._formats, lambda said: parse_grade(said.text), stop)
-        except Refused as error:
-            self._outage.failed(str(error))
-            return f"no answer ({error})"
+        return self._of_picture(chat_messages(png, prompt), self._formats, lambda said: parse_grade(said.text), stop)
+
+    def answer(
+        self, png: bytes, question: str, forms: Forms, read: Callable[[Written], T], stop: threading.Event
+    ) -> T | str:
+        """What `read` reads in the answer to a question about a PNG picture, or why there is none.
+
+        Raises DiffscaleError as `grade` does, and what `read` raises but for MalformedGrade, which is asked again.
+        """
+        return self._of_picture(user_message(question, png), forms, read, stop)
 
     def prefer(self, first: bytes, second: bytes, prompt: str, aspect: str, stop: threading.Event) -> float | str:
         """How probable it is that the first of two PNG pictures is better in `aspect`, or why that is not known.
@@ -181,6 +209,15 @@ class RetryingClient:
                 f"The language model's server {self._url} gave no usable answer ({error}): check it, its quota and the "
                 "model, then give the same command again."
             ) from None
+
+    def _of_picture(
+        self, messages: list[dict[str, Any]], forms: Forms, read: Callable[[Written], T], stop: threading.Event
+    ) -> T | str:
+        try:
+            return self._answer(messages, forms, read, stop)
+        except Refused as error:
+            self._outage.failed(str(error))
+            return f"no answer ({error})"
 
     def _answer(
         self, messages: list[dict[str, Any]], forms: Forms, read: Callable[[Written], T], stop: threading.Event

@@ -1,55 +1,23 @@
 """A vision LLM as verifier: five aspects and an overall, as paper A's LLM grader (Ma et al. 2025, 2501.09732)."""
 
-import hashlib
-import io
 import math
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TypeVar
+from collections.abc import Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from diffscale._util.errors import check_name
-from diffscale._util.pixels import eight_bit
 from diffscale.verifiers.grader.client import GraderCosts, Tally
 from diffscale.verifiers.grader.endpoint import BaseUrl, KeyVariable, resolve
 from diffscale.verifiers.grader.grade import DIGEST, SCORES, Grade, GradeCache, default_path
+from diffscale.verifiers.grader.picture import Picture, Ungraded, as_picture
 from diffscale.verifiers.grader.preference import digest as pair_digest
-from diffscale.verifiers.grader.tries import RetryingClient, Timing
+from diffscale.verifiers.grader.tries import RetryingClient, Timing, ask_all
 
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
-
-
-class Ungraded(UserWarning):
-    """The model gave no usable grade for a picture."""
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """8-bit pixels [H, W, 3] and the prompt that they are graded for; equal ones have one grade."""
-
-    pixels: NDArray[np.uint8] = field(compare=False)
-    digest: str
-    prompt: str
-
-    @cached_property
-    def png(self) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(self.pixels).save(file, "PNG")
-        return file.getvalue()
-
-
-_Pair = tuple[_Picture, _Picture]
+_Pair = tuple[Picture, Picture]
 
 
 class LlmGrader:
@@ -118,11 +86,11 @@ class LlmGrader:
         are malformed or fail to come `tries` times. Raises DiffscaleError if the key, the address or the model will
         not do, if the cache cannot be used, and if the server fails for many pictures in a row.
         """
-        pictures = [_picture(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        pictures = [as_picture(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         different = dict.fromkeys(picture for picture in pictures if picture is not None)
         cached = {p: self._cache.get(p.digest, p.prompt, self._model, DIGEST) for p in different}
         missing = [picture for picture, grade in cached.items() if grade is None]
-        answers = cached | dict(zip(missing, self._ask(self._grade, missing), strict=True))
+        answers = cached | dict(zip(missing, ask_all(self._grade, missing, self._concurrency), strict=True))
         grades: list[Grade | None] = []
         for picture, prompt in zip(pictures, prompts, strict=True):
             answer = "the picture is not finite" if picture is None else answers[picture]
@@ -144,10 +112,10 @@ class LlmGrader:
 
         0.5, with one Ungraded warning, for pairs whose answer is missing or malformed in an order.
         """
-        pictures: dict[_Picture | None, _Picture | None] = {}  # one of equal ones, which is encoded once
+        pictures: dict[Picture | None, Picture | None] = {}  # one of equal ones, which is encoded once
         pairs: list[_Pair | None] = []
         for *images, prompt in zip(first, second, prompts, strict=True):
-            one, other = (pictures.setdefault(each, each) for each in (_picture(image, prompt) for image in images))
+            one, other = (pictures.setdefault(each, each) for each in (as_picture(image, prompt) for image in images))
             pairs.append((one, other) if one and other else None)
         orders = dict.fromkeys(
             (a, b) for one, other in filter(None, pairs) if one != other for a, b in ((one, other), (other, one))
@@ -158,7 +126,7 @@ class LlmGrader:
                 answers[order] = known
         self._tally.add(cache_hits=len(answers))
         missing = [order for order in orders if order not in answers]
-        answers |= zip(missing, self._ask(self._prefer, missing), strict=True)
+        answers |= zip(missing, ask_all(self._prefer, missing, self._concurrency), strict=True)
         found = [_mean_preference(pair, answers) for pair in pairs]
         if undecided := [row for row, each in enumerate(found) if isinstance(each, str)]:
             warnings.warn(
@@ -173,7 +141,7 @@ class LlmGrader:
         first, second = order
         return first.digest, second.digest, first.prompt, self._model, pair_digest(self.aspect)
 
-    def _grade(self, picture: _Picture, stop: threading.Event) -> Grade | str:
+    def _grade(self, picture: Picture, stop: threading.Event) -> Grade | str:
         answer = self._client.grade(picture.png, picture.prompt, stop)
         if isinstance(answer, Grade):
             self._cache.put(picture.digest, picture.prompt, self._model, DIGEST, answer)
@@ -185,26 +153,6 @@ class LlmGrader:
         if isinstance(answer, float):
             self._cache.put_preference(answer, *self._asked(order))
         return answer
-
-    def _ask(self, ask: Callable[[Asked, threading.Event], Answer], asked: Sequence[Asked]) -> list[Answer]:
-        """What `ask` answers for each.
-
-        After an error that ends the run, what is under way comes to its end and into the cache, as it is paid for.
-        """
-        stop = threading.Event()
-
-        def one(each: Asked) -> Answer:
-            try:
-                return ask(each, stop)
-            except BaseException:
-                stop.set()
-                raise
-
-        with ThreadPoolExecutor(self._concurrency, "grader") as pool:
-            try:
-                return list(pool.map(one, asked))
-            finally:
-                stop.set()
 
 
 def _mean_preference(pair: _Pair | None, answers: Mapping[_Pair, float | str]) -> float | str:
@@ -218,12 +166,3 @@ def _mean_preference(pair: _Pair | None, answers: Mapping[_Pair, float | str]) -
     if isinstance(one, str) or isinstance(other, str):
         return one if isinstance(one, str) else other
     return (one + 1 - other) / 2
-
-
-def _picture(image: Tensor, prompt: str) -> _Picture | None:
-    if not image.isfinite().all():
-        return None
-    pixels = eight_bit(image).permute(1, 2, 0).numpy()
-    # Of the pixels, not of the PNG: encoders differ.
-    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    return _Picture(pixels, digest, prompt)
