@@ -99,6 +99,9 @@ def test_a_stopped_run_goes_on_and_shows_every_candidate_once(folder: Path) -> N
     run = Run(folder)
     assert html.standing(run, None) == "stopped" and run.result is None
     assert "Stopped at 4 of 8 NFE" in html.status(run, None)
+    best = [max(scored[: i + 1]) for i in range(2)]
+    curve = {point.nfe: point.best for point in run.points}
+    assert list(curve) == [2, 4] and list(curve.values()) == pytest.approx(best)
     # A line that a kill has cut off spoils no other.
     with (folder / "live" / "candidates.jsonl").open("a") as file:
         file.write('\n{"nfe": 6, "sc')
@@ -148,7 +151,7 @@ def test_scores_that_are_none_are_shown_as_none(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert [each.score for each in run.candidates] == [[None], [0.5]]
     shown = html.status(run, None) + html.pictures(run)
-    assert "no score" in shown and "<b>" not in shown and "first sample 0.500" in shown
+    assert "no score" in shown and "<b>" not in shown and "first finished 0.500" in shown
 
 
 def test_scores_of_components_are_not_ranked_before_the_end(tmp_path: Path) -> None:

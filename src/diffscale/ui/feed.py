@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from diffscale._util.files import split_lines
+from diffscale._util.files import read_text, split_lines
 from diffscale.report import pictures
 from diffscale.report.text import drawing
 
@@ -112,8 +112,8 @@ def candidates(folder: Path) -> list[Shown]:
 def _lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
     """The lines that read back; one may be cut off, or on its way."""
     try:
-        text = (folder / _FOLDER / name).read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = read_text(folder / _FOLDER / name)
+    except (OSError, UnicodeDecodeError):
         return
     for line in split_lines(text):
         try:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from diffscale._util.errors import first_line
+from diffscale._util.files import read_text
 from diffscale._util.numbers import rounded
 from diffscale.ui.runs import Run
 
@@ -20,16 +22,23 @@ STYLE: Final = """
 .ds-status small { overflow-wrap: anywhere; opacity: .8; }
 .ds-pictures { display: grid; gap: .5em; margin: .6em 0; grid-template-columns: repeat(auto-fill, minmax(78px, 1fr)); }
 .ds-pictures.large { grid-template-columns: repeat(2, minmax(60px, 256px)); }
-.ds-pictures figure { margin: 0; text-align: center; font-size: .8em; }
+.ds-pictures figure { margin: 0 !important; text-align: center; font-size: .8em; line-height: 1.3; }
 .ds-pictures.large figure { font-size: .95em; }
-.ds-pictures img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 3px; margin: 0; }
-.ds-pictures figcaption { margin: .2em 0 0; color: var(--body-text-color); }
+.ds-pictures a { display: block; }
+.ds-pictures img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 3px; margin: 0 !important; }
+.ds-pictures figcaption { margin: .3em 0 0 !important; color: var(--body-text-color); }
 .ds-pictures figure.new img { outline: 2px dashed #1f5fa8; }
 .ds-pictures figure.best img { outline: 3px solid #1e8449; }
-.ds-scroll { overflow-x: auto; }
-.ds-table { border-collapse: collapse; width: 100%; }
+.ds-table { border: 0 !important; border-collapse: collapse; width: 100%; }
 .ds-table th, .ds-table td { text-align: left; vertical-align: top; padding: .25em .6em; overflow-wrap: anywhere;
-  border-bottom: 1px solid var(--border-color-primary); }
+  border: 0 !important; }
+.ds-table tr { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+.ds-table th { min-width: 7em; }
+@media (max-width: 640px) {
+  .ds-table tr { display: grid; grid-template-columns: 1fr 1fr; }
+  .ds-table th { grid-column: 1 / -1; padding-bottom: 0; }
+  .ds-table .ds-pictures.large { grid-template-columns: 1fr; }
+}
 .ds-report { width: 100%; height: 80vh; border: 1px solid var(--border-color-primary); background: white; }
 """
 
@@ -126,7 +135,7 @@ def _ends(run: Run) -> str:
         names = (("first sample", "baseline"), ("best", "best"))
         ends = [(name, run.folder / f"{end}.png", [run.result[end]["score"]]) for name, end in names]
     elif usable:
-        ends = [("first sample", usable[0].picture, usable[0].score)]
+        ends = [("first finished", usable[0].picture, usable[0].score)]
         if len(usable[0].score) == 1:  # components of an ensemble make a score among all candidates alone, at the end
             best = max(usable, key=_order)
             ends += [("best so far", best.picture, best.score)]
@@ -176,7 +185,10 @@ def report(run: Run) -> str:
     """Its report.html in a frame of its own, in which it can neither read this page nor act in its name."""
     if run.report is None:
         return message(f"{run.folder} has no report.html.")
-    content = escape(run.report.read_text(encoding="utf-8", errors="replace"))
+    try:
+        content = escape(read_text(run.report))
+    except (OSError, UnicodeDecodeError) as error:
+        return message(f"{run.report} cannot be read: {first_line(error)}.")
     return f'<iframe class="ds-report" title="report" sandbox="allow-scripts allow-popups" srcdoc="{content}"></iframe>'
 
 
@@ -199,7 +211,7 @@ def comparison(runs: Sequence[Run]) -> str:
     note = "" if differing else "<p>All settings are the same.</p>"
     if "verifier" in differing:
         note = message("Scores of different verifiers do not compare: look at the pictures, and at what judges say.")
-    return f'{note}<div class="ds-scroll"><table class="ds-table">{body}</table></div>'
+    return f'{note}<table class="ds-table">{body}</table>'
 
 
 def _of_result(read: Callable[[dict[str, Any]], str]) -> Callable[[Run], str]:

@@ -49,12 +49,13 @@ class Page:
 
     def choices(self) -> list[tuple[str, str]]:
         """What a run is chosen from: its prompt and how it stands, and its name."""
-        return [
-            (f"{run.settings['prompt'][:60]} · {html.standing(run, self.place(run))} · {run.folder.name}", name)
-            if run.searches_one_prompt
-            else (name, name)
-            for name, run in self.runs().items()
-        ]
+        return [(self._label(run, name), name) for name, run in self.runs().items()]
+
+    def _label(self, run: Run, name: str) -> str:
+        if not run.searches_one_prompt:
+            return name
+        kind = html.standing(run, self.place(run))
+        return f"{run.settings['prompt'][:40]} · {run.settings.get('search')} · {kind} · {name}"
 
     def first(self, wanted: str | None) -> str | None:
         """The run that a new browser shows: the one that its address names, else the one computed, else the newest."""
@@ -127,7 +128,7 @@ class Page:
         runs = [run for run in found if run is not None]
         if len(runs) < 2:
             return [gr.update(visible=False), "Choose two runs."]
-        return [_curve([(f"{mark}: {run.folder.name}", run) for mark, run in zip("AB", runs, strict=True)]),
+        return [_curve([(f"{mark}: {run.settings.get('search')}", run) for mark, run in zip("AB", runs, strict=True)]),
                 html.comparison(runs)]  # fmt: skip
 
 

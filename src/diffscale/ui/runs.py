@@ -1,5 +1,6 @@
 """Run folders as the page shows them: which there are, and how one stands, read from its files alone."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,10 +50,20 @@ class Run:
 
     @cached_property
     def points(self) -> list[Point]:
-        """The curve of the best score; of a finished run as its result has it."""
+        """The curve of the verifier's best score; of a finished run as its result has it."""
         if self.result is not None:
             return [Point(nfe, self.result["nfe"], best) for nfe, best in self.result.get("trace", [])]
-        return feed.points(self.folder)
+        told = feed.points(self.folder)
+        if not self.candidates or any(len(each.score) != 1 for each in self.candidates):
+            return told
+        # Candidates tell more than progress, which comes once a micro-batch, and is of the chooser where there is one.
+        chosen, best, merged = self.settings.get("choose") is not None, -math.inf, []
+        events = [(each.nfe, each.score[0]) for each in self.candidates]
+        events += [(point.nfe, None if chosen else point.best) for point in told]
+        for nfe, score in sorted(events, key=lambda event: event[0]):
+            best = best if score is None else max(best, score)
+            merged.append(Point(nfe, self.settings["budget"], None if best == -math.inf else best))
+        return merged
 
     @cached_property
     def candidates(self) -> list[Shown]:
