@@ -1,5 +1,6 @@
 """ComfyUI's own sampling as a Sampler of diffscale, whose only move is the whole trajectory."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -14,6 +15,9 @@ from diffscale.engine import noise
 
 StepSeen = Callable[[int, Tensor], None]
 """Told of the number of every step, from 0, and of its prediction of the clean latents [1, ...]."""
+
+
+_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # ComfyUI's own spelling
 
 
 class ComfySampler:
@@ -58,7 +62,10 @@ class ComfySampler:
         self.step_seen: StepSeen = lambda step, x0: None
         self._evaluations = 0
         self._model = self._counted(model)
-        self._latent = comfy.sample.fix_empty_latent_channels(self._model, samples)
+        # Newer versions also bring an empty latent to the size that the model's autoencoder has.
+        taken = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+        ratios = {name: latent[name] for name in _RATIOS if name in taken and name in latent}
+        self._latent = comfy.sample.fix_empty_latent_channels(self._model, samples, **ratios)
         self._mask, self._vae = latent.get("noise_mask"), vae
         self._conditions, self._settings = (positive, negative), settings
         keys = torch.tensor([key])

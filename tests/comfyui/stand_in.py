@@ -172,8 +172,13 @@ class Model:
         return result
 
 
-def fix_empty_latent_channels(model: Model, latent_image: Tensor) -> Tensor:
-    return latent_image
+def fix_empty_latent_channels(model: Model, latent_image: Tensor, downscale_ratio_spacial: int | None = None) -> Tensor:
+    """The model's autoencoder makes pictures eight times as large as latents."""
+    return (
+        latent_image
+        if downscale_ratio_spacial is None
+        else latent_image.repeat(1, 1, *[downscale_ratio_spacial // 8] * 2)
+    )
 
 
 def sample(

@@ -181,6 +181,12 @@ def test_mistakes_are_told_in_a_sentence(
         run(comfy.best_of_n, **changed)
 
 
+def test_an_empty_latent_is_brought_to_the_models_size(comfy: SimpleNamespace) -> None:
+    empty = {"samples": torch.zeros(1, 4, 3, 5), "downscale_ratio_spacial": 16}
+    latent, *_ = run(comfy.best_of_n, latent_image=empty, candidates=1, keep=1)
+    assert latent["samples"].shape == (1, 4, 6, 10) and latent.keys() == {"samples"}
+
+
 def test_frames_of_videos_are_scored_and_come_out_one_after_another(comfy: SimpleNamespace) -> None:
     class Video(stand_in.Vae):
         def decode(self, samples: torch.Tensor) -> torch.Tensor:
