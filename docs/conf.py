@@ -28,7 +28,7 @@ extensions = [
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_block"]
 myst_heading_anchors = 4
 # Tables of papers and raw numbers are no pages: reproduction.html, which is copied as it is, shows them.
-exclude_patterns = ["_ext", "reproduction", "gallery", "sg_execution_times.rst"]
+exclude_patterns = ["_ext", "reproduction", "gallery", "sg_execution_times.rst", "**/sg_execution_times.rst"]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold what cannot be pickled
 
 html_theme = "furo"
@@ -75,13 +75,16 @@ def complete(app: Any, docname: str, source: list[str]) -> None:
     """List on the front page the guides in docs/ that no list has yet, so that new pages are found; give a title to
     tables that benchmarks wrote without one."""
     if docname == "index":
-        named = {line.strip() for line in source[0].splitlines()}
+        listed = source[0] + (HERE / "results" / "index.md").read_text(encoding="utf-8")
+        named = {line.strip().removeprefix("../") for line in listed.splitlines()}
         rest = sorted(page.stem for page in HERE.glob("*.md") if page.stem not in {*named, "index"})
         source[0] = source[0].replace("<!-- all other guides -->", "\n".join(rest))
-    elif not source[0].lstrip().startswith(("# ", "..")):
+    elif not source[0].lstrip().startswith(("# ", "..", "```{include}")) and not docname.startswith("generated/"):
         words = docname.rpartition("/")[2].replace("_", " ").replace("-", " ")
         source[0] = f"# {words.capitalize()}\n\n{source[0]}"
-    source[0] = name_outside(docname, source[0])
+    up = "../" * docname.count("/")
+    page = re.compile(r"\[([^\]]+)\]\((?:\.\./)*reproduction/reproduction\.html\)")  # made elsewhere, copied as it is
+    source[0] = name_outside(docname, page.sub(rf'<a href="{up}reproduction.html">\1</a>', source[0]))
 
 
 def setup(app: Any) -> None:
