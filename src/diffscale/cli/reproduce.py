@@ -93,21 +93,26 @@ def reproduce(
             # Also of what is done: a run may have been killed before this.
             page.write_recipe(output, name, loaded[name], each, options)
     path = page.build(output)
-    verdicts = json.loads(read_text(output / "verdicts.json"))
-    rows = ((row["item"], row["claim"], row["verdict"], f"{row['p']:.2g}") for row in verdicts)
-    print_table(console, ("item", "claim", "verdict", "p"), rows)
+    told = json.loads(read_text(output / "verdicts.json"))
+    heads = ("item", "headline", "verdict", "p")
+    verdicts = (row for row in told["headlines"] if row["item"] in settings)
+    rows = (
+        (row["item"], row["says"], row["verdict"], "" if row["p"] is None else f"{row['p']:.2g}") for row in verdicts
+    )
+    print_table(console, heads, rows, ("p",))
+    estimates = ((row["item"], row["claim"], row["found"]) for row in told["estimates"] if row["item"] in settings)
+    print_table(console, ("item", "estimate of", "found"), estimates)
     console.print(f"{path} has all of it")
 
 
 def _print_plan(pilots: Path, config: ReproduceConfig) -> None:
     """The test, size and power of each headline, from the numbers in the folder `pilots`; then what its items take."""
-    from diffscale.bench.papers import planned
+    from diffscale.bench.papers import headlines, planned
     from diffscale.bench.papers.session import Session
 
     console = quiet_console()
-    rows = [
-        (row.item, row.name, row.claim.says, row.sizes, row.needed, f"{row.power:.0%}") for row in planned.rows(pilots)
-    ]
+    found = planned.rows(pilots, headlines.papers())
+    rows = [(row.item, row.name, row.claim.says, row.sizes, row.needed, f"{row.power:.0%}") for row in found]
     print_table(console, ("item", "headline", "test", "planned", "80% need", "power"), rows, ("power",))
     loading = LoadOptions(device=config.device, offload=config.offload)
     with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,7 @@ def test_each_headline_has_one_test(settings: dict[str, Setting], paper: str) ->
 
 
 def test_each_has_the_power_that_a_plan_needs_from_the_committed_pilots() -> None:
-    rows = planned.rows(DOCS)
+    rows = planned.rows(DOCS, "AB")
     assert len(rows) == 26
     assert {row.name: round(row.power, 3) for row in rows if row.power < power.WANTED} == {}
     assert all(row.needed != "no size" for row in rows)
@@ -123,10 +123,10 @@ def test_a_pilot_that_is_not_there_and_a_headline_without_a_test_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DiffscaleError, match=r"no A\.figure1, a pilot"):
-        planned.rows(tmp_path)
+        planned.rows(tmp_path, "A")
     monkeypatch.setattr(recipe, "planned", list)
     with pytest.raises(DiffscaleError, match="No planned item tests the headline 'plateau'"):
-        planned.rows(DOCS)
+        planned.rows(DOCS, "AB")
 
 
 def test_seeds_make_a_training_and_a_series_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ RECIPE = {
             "parts": {"texts": TEXTS},
             "panels": [{"part": "texts", "y": "clip"}, {"part": "texts", "x": "clip_ssl", "y": "clip"}],
             "claims": {"helps": CLAIM},
-            "why": {"helps": {"not decided": "few & noisy", "holds": "otherwise"}},
+            "remarks": {"helps": "few & noisy"},
         }
     },
     "printed": {"of": "another model", "columns": ["model", "score"], "rows": [["theirs", 0.7]]},
@@ -99,8 +99,9 @@ def test_an_item_from_the_command_to_the_page(
 
     # The page is made of the files alone: the same again elsewhere, without a model.
     made = (out / page.PAGE).read_text()
-    assert "It runs &amp; is &lt;drawn&gt;." in made and "another model" in made and "not decided" in made
-    assert "few &amp; noisy" in made and "otherwise" not in made and "holds 0, does not hold 0, not decided 1" in made
+    assert "It runs &amp; is &lt;drawn&gt;." in made and "another model" in made and "few &amp; noisy" in made
+    # What is no headline is an estimate with an interval.
+    assert "search over steps (first), clip: +" in made and "not decided" not in made
     copy = tmp_path / "copy"
     shutil.copytree(out, copy, ignore=shutil.ignore_patterns("cache", "*.html", "*.md", "figure.*", "verdicts.json"))
     assert page.build(copy).read_text() == made
@@ -296,7 +297,7 @@ def test_an_item_says_which_dtype_auto_was_and_its_folder_keeps_it(
     }
     for number in (1, 2):
         other = {"title": "T", "expected": "", "settings": {"shapes": {**shapes, "parts": parts, "view": "table"}}}
-        other["settings"]["shapes"] |= {"panels": [], "claims": {}, "why": {}}  # type: ignore[index]
+        other["settings"]["shapes"] |= {"panels": [], "claims": {}, "remarks": {}}  # type: ignore[index]
         parts["texts"]["seed"] = number
         (recipes / f"T.figure{number}.yaml").write_text(yaml.safe_dump(other))
 

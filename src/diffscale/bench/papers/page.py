@@ -1,14 +1,12 @@
-"""`reproduction.html`: all items that were run, with what was expected, what was found, and the verdicts.
+"""`reproduction.html`: the verdicts on both papers' headlines, and all items that were run with what was found.
 
 Built from the files of the runs and the recipes alone. The page is self-contained but for the pictures beside it.
 """
 
 import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from pydantic import BaseModel
@@ -16,11 +14,12 @@ from pydantic import BaseModel
 from diffscale._util.config import validated
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import read_json, write_json, write_text
-from diffscale.bench.papers import claims, figures, tables, trainings
+from diffscale.bench.papers import claims, decided, figures, tables, trainings
 from diffscale.bench.papers import recipe as recipes
+from diffscale.bench.papers.decided import Mark
 from diffscale.bench.papers.recipe import Claim, Recipe, Setting
 from diffscale.bench.papers.session import made_of, read
-from diffscale.bench.papers.verdicts import LEVEL, Evidence, Verdict, decide
+from diffscale.bench.papers.verdicts import LEVEL
 from diffscale.report.text import drawing
 
 PAGE: Final = "reproduction.html"
@@ -56,14 +55,22 @@ class Item:
 
 
 @dataclass(frozen=True)
-class ClaimResult:
-    """A claim of an item, its corrected p-value, and `why` it came out so, empty where nothing is said of that."""
+class Section:
+    """An item as the page shows it: names of its drawings, tables and estimates."""
+
+    item: Item
+    files: list[str]
+    grids: list[tables.Grid]
+    estimates: list["Estimate"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an item found of a claim that is no headline, in words, and what is known of `why`, if anything."""
 
     item: Item
     claim: Claim
-    evidence: Evidence
-    verdict: Verdict
-    p: float
+    found: str
     why: str
 
 
@@ -113,7 +120,7 @@ def items(folder: Path) -> list[Item]:
     Where the recipe of today, with the options of the run, asks for these very numbers, it also says how they are shown
     and what is claimed of them; else they are stale, and shown by the recipe that made them.
     """
-    known, found = recipes.names(), []
+    known, found = [*recipes.planned(), *recipes.names()], []
     present = {path.parent.name for path in folder.glob("*/raw.json")}
     for name in [*(n for n in known if n in present), *sorted(present - set(known))]:
         written = read_recipe(folder, name)
@@ -138,17 +145,17 @@ def items(folder: Path) -> list[Item]:
     return found
 
 
-def test_claims(every: Sequence[Item]) -> list[ClaimResult]:
-    """All claims of a page."""
-    made = [(item, name, claim) for item in every for name, claim in item.setting.claims.items()]
-    evidence = [claims.test_claim(claim, item.raw) for item, _, claim in made]
-    results = []
-    for (item, name, claim), each, (verdict, p) in zip(made, evidence, decide(evidence), strict=True):
-        # What the recipe knows of why is of its run in full.
-        full = not (item.stale or item.options.get("quick") or item.options.get("limit"))
-        why = item.setting.why.get(name, {}).get(verdict, "") if full else ""
-        results.append(ClaimResult(item, claim, each, verdict, p, why))
-    return results
+def estimates(item: Item) -> list[Estimate]:
+    """All claims of an item that are no headlines."""
+    # What the recipe knows of why is of its run in full.
+    full = not (item.stale or item.options.get("quick") or item.options.get("limit"))
+    return [
+        Estimate(
+            item, claim, claims.test_claim(claim, item.raw).found, item.setting.remarks.get(name, "") if full else ""
+        )
+        for name, claim in item.setting.claims.items()
+        if not claim.headline
+    ]
 
 
 def build(folder: Path) -> Path:
@@ -156,9 +163,10 @@ def build(folder: Path) -> Path:
     every = items(folder)
     if not every:
         raise DiffscaleError(f"{folder} holds no results: run `diffscale reproduce A.figure1 --output {folder}`.")
-    results = test_claims(every)
+    raws = {item.name: item.raw for item in every if not item.stale}
+    papers = decided.decided(folder, raws, [item.name for item in every])
     sections = []
-    for item in every:
+    for item in sorted(every, key=lambda item: item.setting.view != "strips"):  # pictures say most, and come first
         files: list[str] = []
         with drawing(f"The figure of {item.name}"):
             files = figures.draw(item.raw, item.setting, folder / item.name)
@@ -166,15 +174,22 @@ def build(folder: Path) -> Path:
         for kind in ("md", "html"):
             text = _TEMPLATES.get_template(f"tables.{kind}").render(grids=grids)
             write_text(folder / item.name / f"table.{kind}", text)
-        sections.append((item, files, grids))
-    verdicts = [
-        {"item": each.item.name, "run": each.item.run, "stale": each.item.stale, "claim": each.claim.says,
-         "verdict": each.verdict, "p": each.p, "found": each.evidence.found, "why": each.why}
-        for each in results
-    ]  # fmt: skip
-    write_json(folder / "verdicts.json", verdicts, indent=1)
-    given = Counter(each.verdict for each in results)
-    counts = ", ".join(f"{verdict} {given[verdict]}" for verdict in get_args(Verdict))
+        sections.append(Section(item, files, grids, estimates(item)))
+    told = {
+        "headlines": [
+            {"paper": paper.key, "headline": each.name, "says": each.headline.says, "item": each.item,
+             "verdict": each.verdict, "p": each.p, "why": each.why,
+             "found": each.evidence.found if each.evidence else ""}
+            for paper in papers for each in paper.decisions
+        ],
+        "estimates": [
+            {"item": each.item.name, "run": each.item.run, "stale": each.item.stale, "claim": each.claim.says,
+             "found": each.found, "why": each.why}
+            for section in sections for each in section.estimates
+        ],
+    }  # fmt: skip
+    write_json(folder / "verdicts.json", told, indent=1)
     page = _TEMPLATES.get_template("page.html")
-    write_text(folder / PAGE, page.render(results=results, sections=sections, counts=counts, level=f"{LEVEL:.0%}"))
+    text = page.render(papers=papers, sections=sections, level=f"{LEVEL:.0%}", icons=decided.ICONS, place=Mark.place)
+    write_text(folder / PAGE, text)
     return folder / PAGE

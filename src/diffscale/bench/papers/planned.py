@@ -19,12 +19,13 @@ from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import read_json, write_json
 from diffscale._util.fingerprints import json_digest
 from diffscale.bench.papers import headlines, numbers, power, recipe
+from diffscale.bench.papers.claims import CLAIMS
 from diffscale.bench.papers.numbers import Raw
 from diffscale.bench.papers.points import prompt_repeats
 from diffscale.bench.papers.power import Need, Spread
 from diffscale.bench.papers.recipe import Claim, Part, Pilot, Setting
 from diffscale.bench.papers.sets import strata_and_groups
-from diffscale.bench.papers.verdicts import LEVEL, paired
+from diffscale.bench.papers.verdicts import LEVEL, Evidence, every, paired
 
 _BEGUN: Final = "begun.json"
 
@@ -111,27 +112,39 @@ def settings() -> dict[str, Setting]:
     return {name: recipe.resolved(recipe.load(name), "shapes") for name in recipe.planned()}
 
 
-def rows(pilots: Path) -> list[Row]:
-    """All headlines in the order of the papers' lists, with their power from the numbers in the folder `pilots`.
+def tests(paper: str) -> dict[str, tuple[str, Setting, Claim]]:
+    """The planned item of each headline of a paper, and its test, in the order of the paper's list.
+
+    Raises DiffscaleError for a headline without a test.
+    """
+    tested = {
+        name: (item, setting, claim)
+        for item, setting in settings().items()
+        if item.partition(".")[0] == paper
+        for name, claim in setting.claims.items()
+        if claim.headline
+    }
+    found = {}
+    for name in headlines.load(paper).headlines:
+        if name not in tested:
+            raise DiffscaleError(f"No planned item tests the headline {name!r} of {paper}: mend the plan.")
+        found[name] = tested[name]
+    return found
+
+
+def rows(pilots: Path, papers: Iterable[str]) -> list[Row]:
+    """The headlines of `papers` in the order of their lists, with their power from the numbers in the folder `pilots`.
 
     Raises DiffscaleError where a pilot is not there.
     """
-    tested = {
-        (item.partition(".")[0], name): (item, setting, claim)
-        for item, setting in settings().items()
-        for name, claim in setting.claims.items()
-    }
     found = []
-    for paper in headlines.papers():
-        every = headlines.load(paper).headlines
-        for name in every:
-            if (paper, name) not in tested:
-                raise DiffscaleError(f"No planned item tests the headline {name!r} of {paper}: mend the plan.")
-            item, setting, claim = tested[paper, name]
+    for paper in papers:
+        tested = tests(paper)
+        for name, (item, setting, claim) in tested.items():
             sizes = [_size(setting, claim, each) for each in comparisons(claim)]
             needs = list(_needs(setting, claim, pilots, [size for size, _ in sizes]))
             # Holm's first step, which is Bonferroni's; both directions of a claim are tested.
-            level = LEVEL / (2 * len(every))
+            level = LEVEL / (2 * len(tested))
             found.append(Row(name, item, claim, needs, [unit for _, unit in sizes][: len(needs)], level))
     return found
 
@@ -149,6 +162,25 @@ def comparisons(claim: Claim) -> list[dict[str, Any]]:
         {**each, "part": part or each["a"][0], "effect": each.get("margin") or each.get("matters", 0.0)}
         for each in every
     ]
+
+
+def pilot_of(claim: Claim, folder: Path) -> Evidence | None:
+    """What pilots in `folder` say of a claim: estimates, from which no verdict follows. None without pilots."""
+    assert claim.design is not None
+    pilots = claim.design.pilots
+    if not all((folder / pilot.item / "raw.json").is_file() for pilot in pilots if pilot.item):
+        return None
+    if not pilots[0].item:
+        return None
+    given = claim.options.get("all_of", [claim.options])
+    if claim.test == "scaling":
+        return CLAIMS["scaling"](_raw(folder, pilots[0]), **claim.options)
+    pilots = pilots * len(given) if len(pilots) == 1 else pilots
+    moved = [{**each, "a": p.a or each["a"], "b": p.b or each["b"]} for each, p in zip(given, pilots, strict=True)]
+    if claim.test == "mean_of":
+        return CLAIMS["mean_of"](_raw(folder, pilots[0]), all_of=moved)
+    test = CLAIMS["compare"]
+    return every([test(_raw(folder, p), all_of=[{"is": "better", **e}]) for e, p in zip(moved, pilots, strict=True)])
 
 
 def _size(setting: Setting, claim: Claim, each: Mapping[str, Any]) -> tuple[int, str]:
