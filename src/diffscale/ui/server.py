@@ -9,6 +9,7 @@ from typing import Final
 from gradio.themes import Default
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffscale._util.errors import DiffscaleError
@@ -53,25 +54,27 @@ def serve(roots: Sequence[Path], host: str, port: int, password: str | None, say
     threading.Thread(target=check_names, args=([DEFAULT_SEARCH], []), daemon=True).start()
     jobs = Jobs()
     blocks = build(Page(roots, jobs))
-    given = password or ""
+    given, address = password or "", f"[{host}]" if ":" in host else host
+    # Without a password a page of a stranger, whose name is made to lead to this machine, could act in the user's name.
+    names = ["*"] if password else [host, address, "127.0.0.1", "localhost"]
 
     def allowed(user: str, word: str) -> bool:
         return secrets.compare_digest(word.encode(), given.encode())
 
     try:
         blocks.launch(
-            server_name=host, server_port=port, auth=allowed if password else None,
+            server_name=address, server_port=port, auth=allowed if password else None,
             auth_message=f"The username is {USER}.", share=False, quiet=True, prevent_thread_lock=True, pwa=False,
             ssr_mode=False, mcp_server=False, run_history=False, enable_monitoring=False, footer_links=[],
             allowed_paths=[str(root) for root in roots], theme=Default(font=_FONTS, font_mono=["monospace"]), css=STYLE,
-            app_kwargs={"middleware": [Middleware(_Confined)]},
+            app_kwargs={"middleware": [Middleware(_Confined), Middleware(TrustedHostMiddleware, allowed_hosts=names)]},
         )  # fmt: skip
     except OSError as error:
         jobs.close()
-        raise DiffscaleError(f"Port {port} of {host} cannot be used: choose another --port.") from error
+        raise DiffscaleError(f"Port {port} of {host} cannot be used: choose another --port, or --host.") from error
     try:
         with signals_noted() as ended:
-            say(f"diffscale is at http://{f'[{host}]' if ':' in host else host}:{port}/ (to end it: Ctrl+C)")
+            say(f"diffscale is at http://{address}:{port}/ (to end it: Ctrl+C)")
             ended.wait()
     finally:
         left = jobs.close()
