@@ -54,6 +54,7 @@ def test_the_folder_holds_what_is_promised(folder: Path) -> None:
     assert set(result["judges"]["shapes-judge"]["best"]) == {"score", "cleanliness"}
     assert config.resolve(GenerateConfig, folder / "config.yaml").budget == 130
     assert Image.open(folder / "best.png").size == (64, 64)
+    assert len(list((folder / "images").iterdir())) == 6 and (folder / "report.html").stat().st_size > 10_000
     for sheet in ("candidates.png", "scaling.png"):
         assert min(Image.open(folder / sheet).size) > 300
 
@@ -80,10 +81,10 @@ def test_running_it_again_computes_nothing(
 def test_the_folder_of_another_run_is_not_touched(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert _run(monkeypatch, "generate", PROMPT, "--seed", "7", "--output", str(folder)) == 2
     assert "holds another run" in capsys.readouterr().err
-    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_a_full_disk_is_told_with_what_was_found(tmp_path: Path, monkeypatch: py
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("diffscale.bench.generate._write_picture", full)
+    monkeypatch.setattr("diffscale.bench.generate.save_picture", full)
     settings = GenerateConfig(prompt=PROMPT, steps=2, budget=4)
     assert prepare(tmp_path / "out", settings) is None
     with pytest.raises(DiffscaleError, match=r"best score .*, key .*make room"):
@@ -200,7 +201,9 @@ def test_killed_and_run_again_it_ends_with_the_same_files(tmp_path: Path) -> Non
     assert {k: v for k, v in result.items() if "seconds" not in k} == {
         k: v for k, v in expected.items() if "seconds" not in k
     }
-    for name in ("best.png", "baseline.png", "candidates.png", "scaling.png"):
+    names = sorted(path.name for path in (whole / "images").iterdir())
+    assert names == sorted(path.name for path in (killed / "images").iterdir()) and len(names) == 10
+    for name in ("best.png", "baseline.png", "candidates.png", "scaling.png", *(f"images/{name}" for name in names)):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 

@@ -2,10 +2,11 @@
 
 import inspect
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,7 @@ from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import read_text, write_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
+_ONE_LINE: Final = 10**6  # characters
 _MOST_ITEMS: Final = 100_000  # of a configuration, its aliases written out
 
 
@@ -34,6 +36,41 @@ class Flag:
 def flag(field: FieldInfo) -> Flag:
     """The field's `Flag`, or the usual one."""
     return next((each for each in field.metadata if isinstance(each, Flag)), Flag())
+
+
+def flag_names(name: str, field: FieldInfo, separator: str = "-") -> list[str]:
+    """The names of a field's flag, without the dashes before them."""
+    return [each.replace("_", separator) for each in flag(field).names or (name,)]
+
+
+def command_line(settings: BaseModel, separator: str = "-", leave: Collection[str] = ()) -> str:
+    """The arguments, quoted for a POSIX shell, that say `settings` to a command that takes them.
+
+    What is at its default is left out, and so are the fields that `leave` names.
+    """
+    options: list[str] = []
+    arguments: list[str] = []
+    for name, field in fields(type(settings)).items():
+        value = getattr(settings, name)
+        if flag(field).argument:
+            arguments += map(str, value) if isinstance(value, list) else [str(value)]
+        elif name not in leave and value != field.get_default(call_default_factory=True):
+            option = flag_names(name, field, separator)[0]
+            if isinstance(value, bool):
+                options.append(f"--{option}" if value else f"--no{separator}{option}")
+                continue
+            if isinstance(value, dict):  # read as YAML, or as a text where it can be none else
+                written = str if get_args(field.annotation)[1] is str else _in_yaml
+                value = [f"{key}={written(each)}" for key, each in value.items()]
+            for each in value if isinstance(value, list) else [value]:
+                options += [f"--{option}", str(each)]
+    return shlex.join([*arguments, *options])
+
+
+def _in_yaml(value: Any) -> str:
+    """A value in one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=_ONE_LINE, allow_unicode=True)
+    return text.removesuffix("...\n").strip()  # which ends a document that is a mere scalar
 
 
 def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

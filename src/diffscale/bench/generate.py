@@ -14,27 +14,33 @@ from diffscale import api
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import locked, read_json, replacing, write_json
+from diffscale._util.hardware import device_name
 from diffscale._util.numbers import rounded
 from diffscale._util.progress import Progress, silent
+from diffscale._util.versions import versions
 from diffscale.api.wordings import check_rewords, wordings_of
+from diffscale.bench import generate_page
 from diffscale.bench.config import GenerateConfig, check_names
+from diffscale.bench.origin import Origin, save_picture, save_pictures
 from diffscale.bench.series import costs_of, wordings_in
 from diffscale.engine.journal import check_sources, recorded_settings
-from diffscale.engine.results import Candidate, Observer, Result
+from diffscale.engine.results import Candidate, Observer, Result, Thumbnail
 from diffscale.models.dtypes import DtypeChoice
-from diffscale.models.load import settle_dtype
+from diffscale.models.load import best_device, settle_dtype
 from diffscale.models.options import AUTO
 from diffscale.registry.sources import sources
-from diffscale.report import pictures, plots
+from diffscale.report import page, pictures, plots
 from diffscale.report.text import drawing
 from diffscale.searches import choose_search
 from diffscale.verifiers.heldout import heldout_scores, judge_name
 
-_DRAWN = ("candidates.png", "scaling.png")
+_DRAWN = ("images", "candidates.png", "scaling.png", page.REPORT)
 """What is drawn of a result, after that is written."""
 
 SHOWN = 64
 """Candidates on the sheet; a longer search shows its best ones."""
+KEPT = 256
+"""Candidates whose pictures are kept in the folder `images`, alike."""
 
 
 class _End(BaseModel):
@@ -55,6 +61,12 @@ class _Summary(BaseModel):
     compared: list[tuple[int, int, float]]
     decisions: list[str] = []
     judges: dict[str, dict[str, Any]]
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The `result.json` of a finished run in `folder`; None where there is none that is whole."""
+    found: dict[str, Any] | None = read_json(folder / "result.json", _Summary)
+    return found
 
 
 def settle(folder: Path, settings: GenerateConfig, say: Callable[[DtypeChoice], None]) -> GenerateConfig:
@@ -91,7 +103,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
         if choose_search(settings.search).declares("rewords"):
             written |= wordings_of(settings.wordings, settings.model).records([settings.prompt])
         check_sources(folder / "journal.sqlite", written)
-        summary: dict[str, Any] | None = read_json(done, _Summary)
+        summary = read_summary(folder)
         # Killed between the result and what is drawn of it, it goes on from the journal, for nothing.
         drawn = all((folder / name).exists() for name in _DRAWN) or not (folder / "journal.sqlite").exists()
         if summary is not None and drawn:
@@ -124,7 +136,7 @@ def _run(settings: GenerateConfig, folder: Path, progress: Progress, observers: 
     result = api.search(
         settings.model, settings.prompt, search=settings.search, verifier=settings.verifier, nfe=settings.budget,
         seed=settings.seed, steps=settings.steps, pipe_args=settings.call_args, batch_size=settings.batch_size,
-        loading=settings, gallery=SHOWN, journal=folder / "journal.sqlite", progress=partial(progress, "searching"),
+        loading=settings, gallery=KEPT, journal=folder / "journal.sqlite", progress=partial(progress, "searching"),
         choose=settings.choose, draft_model=settings.draft_model, draft_cache=settings.draft_cache,
         draft_decoder=settings.draft_decoder, wordings=settings.wordings, workers=settings.workers,
         verifier_workers=settings.verifier_workers, observers=observers,
@@ -133,8 +145,9 @@ def _run(settings: GenerateConfig, folder: Path, progress: Progress, observers: 
     title = f"{settings.model}, {settings.search}, {result.ledger.nfe:,} NFE: “{result.prompt}”"
     verifier = settings.verifier.split()[0]
     try:
-        _write_picture(pictures.to_pil(result.best.image), folder / "best.png")
-        _write_picture(pictures.to_pil(result.baseline.image), folder / "baseline.png")
+        for name, end in (("best", result.best), ("baseline", result.baseline)):
+            origin = Origin.of_generated(settings, end, end.wording)
+            save_picture(pictures.to_pil(end.image), folder / f"{name}.png", origin)
         # In one go: a folder with a whole result.json is a finished run.
         write_json(folder / "result.json", summary)
     except OSError as error:
@@ -143,26 +156,35 @@ def _run(settings: GenerateConfig, folder: Path, progress: Progress, observers: 
             f"The search is done (best score {result.best.score:.4f}, key {result.best.key}), but {folder} cannot be "
             f"written to ({error.strerror}, {free:.0f} MiB free): make room and run the same command again."
         ) from error
-    sheet, plot = (folder / name for name in _DRAWN)
-    with drawing(f"The sheet of candidates {sheet}"):
-        _write_picture(_sheet(result, f"{title}, by {settings.verifiers[-1].split()[0]} score"), sheet)
+    images, sheet, plot, _ = (folder / name for name in _DRAWN)
+    with drawing(f"The pictures in {images}"):
+        save_pictures(images, {file_of(each): _kept(settings, each, result) for each in result.gallery})
+    with drawing(f"The sheet of candidates {sheet}"), replacing(sheet) as fresh:
+        _sheet(result, f"{title}, by {settings.verifiers[-1].split()[0]} score").save(fresh)
     with drawing(f"The plot {plot}"):
         plots.scaling(result.trace, result.baseline.nfe, title, verifier, plot)
+    generate_page.write(folder)
     return summary
+
+
+def _kept(settings: GenerateConfig, shown: Thumbnail, result: Result) -> tuple[Image.Image, Origin]:
+    origin = Origin.of_generated(settings, shown, result.wordings[shown.number])
+    return pictures.to_pil(shown.image / 255), origin
+
+
+def file_of(shown: Thumbnail) -> str:
+    """The name of a candidate's file in the folder `images`."""
+    return f"{shown.number:05}.png"
 
 
 def _sheet(result: Result, title: str) -> Image.Image:
     """The best candidates, best first, with what they were ranked by; the first sample is named if it is among them."""
     captions = [
         rounded(shown.value, 4) + (" (first)" if shown.number == result.baseline.number else "")
-        for shown in result.gallery
+        for shown in result.gallery[:SHOWN]
     ]
-    return pictures.grid([pictures.to_pil(shown.image / 255) for shown in result.gallery], captions, title, mark=0)
-
-
-def _write_picture(picture: Image.Image, path: Path) -> None:
-    with replacing(path) as fresh:
-        picture.save(fresh)
+    images = [pictures.to_pil(shown.image / 255) for shown in result.gallery[:SHOWN]]
+    return pictures.grid(images, captions, title, mark=0)
 
 
 def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
@@ -189,7 +211,27 @@ def _summary(settings: GenerateConfig, result: Result) -> dict[str, Any]:
         **wordings_in(result),
         # What judges say of both pictures, and whether the search or the choice was by them.
         "judges": {judge: {**by_judge, **scores}} if scores else {},
+        "rounds": [[finished, nfe] for finished, nfe, _ in result.rounds],
+        "seconds_by_round": [round(each, 3) for *_, each in result.rounds],
+        "gallery": [_shown(settings, result, each) for each in result.gallery],
+        "versions": versions(),
+        "hardware": settings.workers or device_name(best_device(settings.device)),
     }
+
+
+def _shown(settings: GenerateConfig, result: Result, shown: Thumbnail) -> dict[str, Any]:
+    """What is said of a candidate whose picture is kept: its scores by all who scored it, a judge among them."""
+    number = shown.number
+    scores = dict(zip(result.traces, result.pool[number].tolist(), strict=False))
+    # What is no thumbnail but the whole picture can be judged, see `heldout_scores`.
+    judged = heldout_scores(settings.model, result.prompt, {"it": shown.image / 255})
+    by_judge = {str(judge_name(settings.model)): judged["it"]["score"]} if judged else {}
+    return {
+        "number": number, "image": f"images/{file_of(shown)}", "key": shown.key, "nfe": shown.nfe, "score": shown.score,
+        **({} if settings.choose is None else {"value": shown.value}),
+        "scores": {**scores, **by_judge},
+        **({"wording": result.wordings[number]} if len({*result.wordings}) > 1 else {}),
+    }  # fmt: skip
 
 
 def _end(name: str, candidate: Candidate, chosen: bool) -> dict[str, Any]:

@@ -61,6 +61,22 @@ def sentence(cell: Cell, fall: Mapping[str, Any]) -> str:
     )
 
 
+def sentence_of_one(result: Mapping[str, Any]) -> str:
+    """What to tell people of the `result.json` of one search where a held-out judge fell; else empty.
+
+    One pair of pictures is no proof, so it says what to look at.
+    """
+    verifier, rose = result["verifier"].split()[0], result["best"]["score"] > result["baseline"]["score"]
+    for name, scores in result["judges"].items():
+        held_out = not (scores["searched_with"] or scores.get("chosen_by"))
+        if rose and held_out and scores["best"]["score"] < scores["baseline"]["score"]:
+            return (
+                f"{verifier} rose and {name}, which was held out, fell: the search may have hacked its verifier; "
+                "compare baseline.png, or search with an ensemble"
+            )
+    return ""
+
+
 def _by_prompt(cell: Cell, samples: Sequence[_Sample]) -> dict[tuple[str, int], _Sample]:
     return {(s["prompt"], s["repeat"]): s for s in cell.samples_in(samples) if "error" not in s}
 

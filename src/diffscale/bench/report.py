@@ -1,4 +1,4 @@
-"""What a bench leaves behind: results.json, results.csv and scaling plots, of means with intervals over prompts."""
+"""What a bench leaves behind, of means with intervals over prompts: results.json, results.csv, plots and a page."""
 
 import csv
 import io
@@ -8,18 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from diffscale._util import config
 from diffscale._util.errors import explained
 from diffscale._util.files import write_json, write_text
+from diffscale._util.hardware import device_name
+from diffscale._util.versions import versions
+from diffscale.bench import bench_page
 from diffscale.bench.config import BenchConfig
+from diffscale.bench.curves import Curve, score_curve
 from diffscale.bench.hacking import hacked, held_out, kept
 from diffscale.bench.series import Cell, safe_name
 from diffscale.metrics.bootstrap import interval, over_groups
+from diffscale.models.load import best_device
 from diffscale.report import plots
 from diffscale.report.text import drawing, one_line
 from diffscale.verifiers.heldout import judge_name
 
 _Sample = Mapping[str, Any]
-_Curve = list[tuple[float, dict[str, float]]]
 
 
 def write(
@@ -30,7 +35,9 @@ def write(
     stated = settings.model_dump() | {"dtype": settings.used_dtype()}
     mend = "make room and run the same command again"
     with explained(f"All is found, but {folder} cannot be written to ({{why}}): {mend}.", OSError):
-        write_json(folder / "results.json", {"settings": stated, "cells": rows})
+        made_with = {"versions": versions(), "hardware": settings.workers or device_name(best_device(settings.device))}
+        config.save(settings, folder / "config.yaml")
+        write_json(folder / "results.json", {"settings": stated, "cells": rows, **made_with})
         write_text(folder / "results.csv", as_csv(rows))
     shared = settings.allocation or ""
     title = f"{settings.model}, {settings.suite}" + (f", budget shared by {shared}" if shared else "")
@@ -38,10 +45,12 @@ def write(
     for verifier, name in zip(settings.verifier, names, strict=True):
         name = verifier if names.count(name) > 1 else name
         largest = {search: Cell(search, verifier, max(settings.budget), 0, shared) for search in settings.search}
-        if curves := {search: curve for search, cell in largest.items() if (curve := _curve(cell, samples))}:
+        if curves := {
+            search: curve for search, cell in largest.items() if (curve := score_curve(_found(cell, samples)))
+        }:
             with drawing(f"The plot of {one_line(name, 80)}"):
                 plots.curves(curves, f"best {name} score so far", title, folder / f"scaling-{safe_name(name)}.png")
-        judged: dict[str, _Curve] = {}
+        judged: dict[str, Curve] = {}
         for row in rows:
             if row["verifier"] == verifier and "judge" in row:
                 judged.setdefault(row["search"], []).append((row["nfe"], row["judge"]))
@@ -50,7 +59,12 @@ def write(
             with drawing(f"The plot of judges by {one_line(name, 80)}"):
                 path = folder / f"judge-{safe_name(name)}.png"
                 plots.curves(points, "judge mean", f"{title}, searched by {name}", path)
+    bench_page.write(folder)
     return rows
+
+
+def _found(cell: Cell, samples: Sequence[_Sample]) -> list[_Sample]:
+    return [s for s in cell.samples_in(samples) if "error" not in s]
 
 
 def summarise(cells: Sequence[Cell], samples: Sequence[_Sample], judge: str | None = None) -> list[dict[str, Any]]:
@@ -100,21 +114,6 @@ def _others(known: Sequence[str | None], samples: Sequence[_Sample]) -> dict[str
 
 def _mean(samples: Sequence[_Sample], value: Callable[[_Sample], float]) -> dict[str, float]:
     return interval(over_groups([value(sample) for sample in samples], [sample["prompt"] for sample in samples]))
-
-
-def _curve(cell: Cell, samples: Sequence[_Sample]) -> _Curve:
-    """Mean over prompts, repeats averaged first, of the best score so far, wherever all samples have one."""
-    mine = [s for s in cell.samples_in(samples) if "error" not in s]
-    traces = [np.array(s["trace"], float) for s in mine]
-    if not traces:
-        return []
-    first, last = max(trace[0, 0] for trace in traces), max(trace[-1, 0] for trace in traces)
-    curve = []
-    for nfe in np.unique(np.geomspace(first, last, 24).round()):
-        # A trace has the NFE at which a score was reached; it holds until the next.
-        values = [trace[np.searchsorted(trace[:, 0], nfe, side="right") - 1, 1] for trace in traces]
-        curve.append((float(nfe), interval(over_groups(values, [s["prompt"] for s in mine]))))
-    return curve
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -22,9 +22,10 @@ from diffscale._util.progress import Counter, Progress, silent
 from diffscale.api import make_sampler
 from diffscale.api.wordings import check_rewords, wordings_of
 from diffscale.api.workers import Crew, ModelRecipe, worker_options
-from diffscale.bench.config import BenchConfig, check_names
+from diffscale.bench.config import BenchConfig, ModelConfig, check_names
 from diffscale.bench.hacking import spread
 from diffscale.bench.networks import Networks
+from diffscale.bench.origin import PASSING, Origin, save_picture
 from diffscale.bench.series import (
     Cell,
     PromptRepeat,
@@ -53,6 +54,7 @@ from diffscale.registry.arguments import made
 from diffscale.registry.sources import sources
 from diffscale.report.pictures import to_pil
 from diffscale.types import (
+    ClassLabel,
     Environment,
     Evaluate,
     NeedsIntermediateX0,
@@ -351,12 +353,10 @@ class _Bench:
             baseline = outcome.baseline
         else:
             baseline = among(outcome, baseline, verifier, chooser)
-        # A file name that another --limit, which numbers the prompts otherwise, gives to no other search.
-        digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
-        picture = Path("pictures", safe_name(cell.name), f"{safe_name(each.prompt)[:60]}-{digest}.png")
+        picture = Path("pictures", safe_name(cell.name), _file_of(each, name))
         with self._explained():
-            (self.folder / picture).parent.mkdir(parents=True, exist_ok=True)
-            to_pil(outcome.best.image).save(self.folder / picture)
+            self._save(picture, outcome.best, cell, each)
+            plain = {} if self.share else self._save_plain(baseline, cell, each)
         images = {"best": outcome.best.image, "baseline": baseline.image}
         prompt = self.sampler.prompts[task.prompt_index]
         scores = {
@@ -388,8 +388,33 @@ class _Bench:
             "traces": outcome.traces,
             "pool": [[value if math.isfinite(value) else None for value in row] for row in outcome.pool.tolist()],
             "image": str(picture),
+            **plain,
             **wordings_in(outcome),
         }
+
+    def _save(self, picture: Path, found: Candidate, cell: Cell, each: PromptRepeat) -> None:
+        """Write what was found for `each` to `picture` in the folder, with its origin unless it has none."""
+        stated = self.settings.model_dump(
+            mode="json", include={*ModelConfig.model_fields, "choose", "wordings"} - PASSING, exclude_none=True
+        )
+        prompt = each.prompt
+        stated |= {
+            "prompt": str(prompt.class_id) if isinstance(prompt, ClassLabel) else prompt,
+            "search": cell.search, "verifier": cell.verifier, "budget": cell.budget,
+        }  # fmt: skip
+        image = to_pil(found.image)
+        if cell.final_steps:  # a noise that was found, sampled again in other steps
+            (self.folder / picture).parent.mkdir(parents=True, exist_ok=True)
+            image.save(self.folder / picture)
+        else:
+            save_picture(image, self.folder / picture, Origin.of(stated, found, found.wording, each.repeat))
+
+    def _save_plain(self, baseline: Candidate, cell: Cell, each: PromptRepeat) -> dict[str, str]:
+        """Write the plain sample of `each`, which all cells share; what the lines of samples say of it."""
+        picture = Path("plain", _file_of(each, each.name))
+        if not (self.folder / picture).exists():
+            self._save(picture, baseline, cell, each)
+        return {"plain_image": str(picture)}
 
     def _score_by_others(self, sample: dict[str, Any], row: int) -> None:
         """Let verifiers that have not scored the picture of a sample do so, if it has one."""
@@ -437,6 +462,15 @@ class _Bench:
             "here.",
             OSError,
         )
+
+
+def _file_of(each: PromptRepeat, name: str) -> str:
+    """The file of a picture of `each`, which is known by `name`.
+
+    Another --limit, which numbers the prompts otherwise, gives no other search that file.
+    """
+    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+    return f"{safe_name(each.prompt)[:60]}-{digest}.png"
 
 
 def picture_of(sample: Mapping[str, Any], folder: Path) -> Path:

@@ -66,7 +66,7 @@ def _print_results(console: Console, rows: Sequence[dict[str, Any]], judge: str 
             print_warning(console, f"{failed}: {row['errors'][0]}{more}")
         for fall in row.get("hacked", []):
             print_warning(console, sentence(cell, fall))
-    console.print(f"results.json, results.csv, samples.jsonl, pictures and plots are in {output}")
+    console.print(f"report.html, results.json, results.csv, samples.jsonl, pictures and plots are in {output}")
 
 
 def _cells(row: dict[str, Any], judge: str | None) -> dict[str, str]:

@@ -62,7 +62,7 @@ def _parameter(name: str, field: FieldInfo, panel: str | None, separator: str) -
     if flag.argument:
         option = typer.Argument(metavar=flag.argument, help=_help(field))
     else:
-        spelt = [each.replace("_", separator) for each in flag.names or (name,)]
+        spelt = config.flag_names(name, field, separator)
         names = [f"--{each}/--no{separator}{each}" if kind is bool else f"--{each}" for each in spelt]
         option = typer.Option(*names, help=_help(field), rich_help_panel=panel, show_default=False)
     if flag.argument and field.is_required():

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from diffscale._util.files import check_writable
 from diffscale._util.numbers import rounded
 from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.cli.flags import settings_from_flags
@@ -16,9 +17,19 @@ from diffscale.cli.terminal import print_dtype, print_warning, progress_bars, qu
 @settings_from_flags(GenerateConfig)
 def generate(
     settings: GenerateConfig,
-    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("outputs/generate"),
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results. Default: outputs/generate; of --from, its own folder.")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--from", help="Make this PNG of an earlier run again, by what it says of its origin."),
+    ] = None,
 ) -> None:
     """Search over the noise of PROMPT for the sample that the verifier likes best."""
+    if picture is not None:
+        _print_again(settings, picture, output)
+        return
+    output = output or Path("outputs/generate")
     check_names([settings.search], settings.verifiers)
     # Imported late: diffusers takes seconds, and what is wrong should be told at once.
     from diffscale.bench import generate as job
@@ -35,6 +46,8 @@ def generate(
 
 
 def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> None:
+    from diffscale.bench.hacking import sentence_of_one
+
     best, first = summary["best"]["score"], summary["baseline"]["score"]
     verifier = summary["verifier"].split()[0]
     choose = summary.get("choose")
@@ -63,10 +76,34 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
         how = "the oracle that chose" if scores.get("chosen_by") else how
         before, after = scores["baseline"]["score"], scores["best"]["score"]
         console.print(f"{name} ({how}): first sample {before:.2f}, best {after:.2f} ({after - before:+.2f})")
-        if after < before and best > first and held_out:
-            print_warning(
-                console,
-                f"{verifier} rose and {name}, which was held out, fell: the search may have hacked its verifier; "
-                "compare baseline.png, or search with an ensemble",
-            )
-    console.print(f"pictures, plot and figures are in {output}")
+    if hacked := sentence_of_one(summary):
+        print_warning(console, hacked)
+    console.print(f"pictures, plot, figures and report.html are in {output}")
+
+
+def _print_again(settings: GenerateConfig, picture: Path, output: Path | None) -> None:
+    """Make `picture` again, by its origin, beside it or in the folder `output`, and say how that went."""
+    from diffscale.bench import again
+    from diffscale.bench.origin import read_origin
+
+    origin, pixels = read_origin(picture)
+    place = (output or picture.parent) / f"{picture.stem}-again.png"
+    asked = again.settings_of(origin, settings, picture)
+    check_writable(place)
+    console = quiet_console()
+    if others := origin.other_versions():
+        print_warning(console, f"{picture} was made with other versions, which may round otherwise: {others}")
+    console.print(f"{asked.model}, {asked.steps or 'its own'} steps, key {origin.key}: {asked.prompt}")
+    with progress_bars(console, "NFE", transient=True) as progress:
+        made = again.make_again(origin, asked, pixels, sorted(settings.model_fields_set), progress)
+    made.save(place, origin)
+    took = f"made {made.how}, for {made.nfe:,} NFE"
+    if made.is_same:
+        console.print(f"{place} is {picture} to the bit, {took}")
+        return
+    mean, most = made.off or (255.0, 255)
+    told = f"values differ by {mean:.2g} of 255 in the mean and by {most} at most"
+    if made.is_close:
+        print_warning(console, f"{place} is {picture} but for rounding ({took}): {told}")
+    else:
+        print_warning(console, f"{place} is another picture than {picture} ({took}): {told}")

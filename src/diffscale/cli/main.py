@@ -16,6 +16,7 @@ from diffscale.cli.bench import bench
 from diffscale.cli.evaluate import evaluate
 from diffscale.cli.generate import generate
 from diffscale.cli.list import list_names
+from diffscale.cli.report import report
 from diffscale.cli.reproduce import reproduce
 from diffscale.cli.terminal import plain_console
 from diffscale.cli.train import declared, train
@@ -28,6 +29,7 @@ app.command()(bench)
 app.command()(evaluate)
 app.command(context_settings={"token_normalize_func": declared})(train)
 app.command()(reproduce)
+app.command()(report)
 app.add_typer(tape.app, name="tape")
 app.add_typer(tune.app, name="tune")
 app.command()(ui)

@@ -54,6 +54,6 @@ def train(settings: TrainConfig) -> None:
             f"{gain['pictures']} pictures of the same seeds"
         )
     console.print(
-        f"{ended.step:,} steps in {ended.result['seconds']:.1f} s; weights, model card, plots and figures are in "
-        f"{ended.folder}"
+        f"{ended.step:,} steps in {ended.result['seconds']:.1f} s; weights, model card, plots, figures and report.html "
+        f"are in {ended.folder}"
     )

@@ -225,6 +225,7 @@ def _deal(rows: Rows, mine: slice, done: Done, queue: WorkQueue) -> None:
         _fail(rows, output)
         return
     tensors = {name: tensor[mine] for name, tensor in output.tensors.items()}
+    tensors["micro_batch"] = torch.full((len(rows),), len(done.work))
     pictures = None if output.pictures is None else output.pictures[mine]
     images = None if output.images is None else output.images[mine]
     search.absorb(Reply(rows.start, rows.stop, tensors, output.costs(mine, len(done.work))), pictures, images)

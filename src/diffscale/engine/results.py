@@ -21,7 +21,9 @@ class Candidate:
     `number`: how many candidates were finished before it. `components`: float64 [K], the verifier's own scores; `score`
     is their value among all candidates of the search. `ranking`: float64 [R], what the final choice is made by: the
     chooser's own scores, without a chooser the verifier's; `value` is their value among all candidates, by which the
-    best is the best. `wording`: what the model was asked: the prompt, or a `types.Wording` of it.
+    best is the best. `wording`: what the model was asked: the prompt, or a `types.Wording` of it. `micro_batches`:
+    (step, rows) wherever it went on, from that step of the grid, in a micro-batch of so many rows: sums are rounded
+    alike only in one of the same size. Only where it began with the noise of its `key` is the first step 0.
     """
 
     image: Tensor
@@ -35,16 +37,23 @@ class Candidate:
     ranking: Tensor
     wording: str
     noise: Tensor | None = None
+    micro_batches: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A candidate as a contact sheet shows it. `image`: uint8 [3, h, w], at most `kept_pictures.THUMBNAIL` a side."""
+    """A candidate as a contact sheet shows it. `image`: uint8 [3, h, w], at most `kept_pictures.THUMBNAIL` a side.
+
+    All else is as in Candidate.
+    """
 
     image: Tensor
     score: float
     value: float
     number: int
+    key: int
+    nfe: int
+    micro_batches: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,8 @@ class Result:
     compare pictures, their numbers pair by pair and the probability that the first is better, by which they stand in
     the order that they have in `best_candidates` and in `gallery`. `decisions`: what the search settled on by itself,
     and why, in sentences. `wordings`: what the model was asked for each candidate, by its number, as
-    `Candidate.wording`.
+    `Candidate.wording`. `rounds`: (candidates finished, NFE spent, seconds) so far, wherever a request had finished
+    some.
     """
 
     best: Candidate
@@ -83,6 +93,7 @@ class Result:
     compared: list[tuple[int, int, float]] = field(default_factory=list)
     decisions: list[str] = field(default_factory=list)
     wordings: list[str] = field(default_factory=list)
+    rounds: list[tuple[int, int, float]] = field(default_factory=list)
 
 
 def among(result: Result, candidate: Candidate, verifier: Verifier, choose: Verifier | None) -> Candidate:

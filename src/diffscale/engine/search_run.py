@@ -27,7 +27,7 @@ from diffscale.engine.search_context import SearchContext, aggregate_of
 from diffscale.engine.task import Task
 from diffscale.engine.ties import Pair, RoundRobin
 from diffscale.engine.wanted import Picture, Wanted
-from diffscale.types import Decide, Draft, Evaluate, NeedsIntermediateX0, Request, Score
+from diffscale.types import Decide, Draft, Evaluate, NeedsIntermediateX0, Predict, Request, Run, Score
 
 _REFUSALS: Final = 100  # how often a search may ask for too much in a row before it is ended
 
@@ -55,9 +55,12 @@ class SearchRun:
     requests: int = -1
     ties: RoundRobin = field(default_factory=RoundRobin)
     decisions: list[str] = field(default_factory=list)
+    rounds: list[tuple[int, int, float]] = field(default_factory=list)
     _first: int | None = None
     _parts: list[Reply] = field(default_factory=list)
     _refused: str = ""
+    # Of each key (step, rows) wherever it went on, see `Candidate.micro_batches`.
+    _micro_batches: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sampler, self.journal = self.context.sampler, self.context.journal
@@ -209,6 +212,7 @@ class SearchRun:
             compared=self.ties.compared,
             decisions=list(self.decisions),
             wordings=[self._wording(number) for number in range(self.scores.count)],
+            rounds=list(self.rounds),
         )
 
     def _forget(self) -> None:
@@ -248,7 +252,11 @@ class SearchRun:
         order = self._best_first(self.leaderboard.thumbnails, values)
         images = {number: self.pictures.of(number).get("thumbnail") for number in order[: self.context.gallery]}
         shown = [(n, image) for n, image in images.items() if image is not None]
-        return [Thumbnail(image, float(scores[n]), float(values[n]), n) for n, image in shown]
+        table = self.scores
+        return [
+            Thumbnail(image, float(scores[n]), float(values[n]), n, table.key(n), table.nfe(n), self._together(n))
+            for n, image in shown
+        ]
 
     def _best_first(self, numbers: Iterable[int], values: Tensor) -> list[int]:
         """Candidates by their `values` (those of all candidates); of equals the stronger first, then the first."""
@@ -271,7 +279,12 @@ class SearchRun:
             self.leaderboard.components[number].clone(),
             self._wording(number),
             kept.get("noise"),
+            self._together(number),
         )
+
+    def _together(self, number: int) -> tuple[tuple[int, int], ...]:
+        """The micro-batches that candidate `number` was in."""
+        return tuple(self._micro_batches.get(self.scores.key(number), ()))
 
     def _wording(self, number: int) -> str:
         return self.sampler.prompts[self.scores.prompt_index(number)]
@@ -357,6 +370,7 @@ class SearchRun:
         return None
 
     def _take(self, reply: Reply) -> None:
+        self._note_micro_batch(reply)
         self.ledger.add(reply.costs)
         given = [reply.tensors[name] for name in ("scores", "choice") if name in reply.tensors]
         if given:
@@ -367,6 +381,27 @@ class SearchRun:
             left += [(a, b) for a, b in ((start, min(stop, reply.start)), (max(start, reply.stop), stop)) if a < b]
         self.missing = left
 
+    def _note_micro_batch(self, reply: Reply) -> None:
+        """Note in how many rows the trajectories of `reply` went on from where they were.
+
+        Those that did not begin with the noises of their keys have none at step 0.
+        """
+        request, rows = self.request, reply.tensors.get("micro_batch")
+        if rows is None or not isinstance(request, Run | Predict | Evaluate | Score) or request.state.level is not None:
+            return
+        if isinstance(request, Score) and not finishes(request, self.sampler):
+            return
+        # Of a state that holds its prediction the evaluation at this step was made before.
+        step = request.state.step + (request.state.x0 is not None)
+        state = request.state[reply.start : reply.stop]
+        own = [True] * len(state)
+        if step == 0:
+            noises = self.sampler.prior(state.key, state.prompt_index).x
+            own = (noises == state.x.to(noises)).flatten(1).all(1).tolist()
+        for key, count, is_own in zip(state.key.tolist(), rows.tolist(), own, strict=True):
+            before = [each for each in self._micro_batches.get(key, ()) if each[0] < step]
+            self._micro_batches[key] = [*before, (step, count)] if is_own else []
+
     def _answer(self) -> Any:
         """The whole answer to the request, put together from its parts."""
         request = self.request
@@ -374,8 +409,10 @@ class SearchRun:
         if finishes(request, self.sampler):
             self.finished += len(request.state)
             self.finished_nfe = self.ledger.nfe
+            self.rounds.append((self.finished, self.ledger.nfe, sum(self.ledger.seconds.values())))
         parts = sorted(self._parts, key=lambda part: part.start)
-        joined = {name: _joined([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        names = parts[0].tensors.keys() - {"micro_batch"}
+        joined = {name: _joined([part.tensors[name] for part in parts]) for name in names}
         return answer_of(request, joined, self.sampler, self.context.record)
 
     def _rank(self, reply: Reply, pictures: Sequence[Picture] | None, images: Tensor | None) -> None:

@@ -3,6 +3,7 @@
 What fails in a drawing is told and no more, see `drawing`.
 """
 
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,18 +102,28 @@ def set_text(artist: Any, text: str) -> None:
 
 
 def save(figure: Any, *paths: Path, **svg: Any) -> None:
-    """Write a figure of matplotlib to each of `paths`, whole or not at all; `svg`: for files of that format.
+    """Write a figure of matplotlib to each of `paths`, whole or not at all; `svg`: for files of that format."""
+    _fit_texts(figure)
+    for path in paths:
+        with replacing(path) as fresh:
+            figure.savefig(fresh, **(svg if path.suffix == ".svg" else {}))
 
-    No text of it has more than a few lines, or long ones.
-    """
+
+def svg_of(figure: Any) -> str:
+    """A figure of matplotlib as the text of an SVG without a background."""
+    _fit_texts(figure)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return file.getvalue()
+
+
+def _fit_texts(figure: Any) -> None:
+    """Have no text of a figure of matplotlib more than a few lines, or long ones, and all in fonts that have it."""
     for each in figure.findobj(Text):
         given = each.get_text()
         lines = [one_line(line, _LONGEST) for line in given.split("\n", _LINES)[:_LINES]]
         if not given.isascii() or "\n".join(lines) != given:
             set_text(each, "\n".join(lines))
-    for path in paths:
-        with replacing(path) as fresh:
-            figure.savefig(fresh, **(svg if path.suffix == ".svg" else {}))
 
 
 @lru_cache(maxsize=10_000)

@@ -15,13 +15,15 @@ from pydantic import BaseModel
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError, first_line
 from diffscale._util.files import read_json, replacing, write_json, write_text
+from diffscale._util.hardware import device_name
+from diffscale._util.versions import versions
 from diffscale.models.load import base_model
 from diffscale.models.shipped import manifests, shipped
 from diffscale.registry import plugins
 from diffscale.report import pictures
 from diffscale.report.plots import training_curve
 from diffscale.report.text import drawing
-from diffscale.train import validation
+from diffscale.train import page, validation
 from diffscale.train.base import Base
 from diffscale.train.data.dataset import Dataset
 from diffscale.train.run_directory import DISK_ERRORS, TrainState, name_last_checkpoint
@@ -78,6 +80,7 @@ def write(
                 drawn.append((name, file))
     with drawing("The model card"):
         _write_card(folder / "README.md", settings, base.name, data.dataset, result, drawn)
+    page.write(folder)
     return result
 
 
@@ -147,6 +150,8 @@ def _result(
 ) -> dict[str, Any]:
     leaked = data.dataset.leaked
     steps = max(1, state.step)
+    rows = settings.gradient_accumulation_steps * settings.train_batch_size * data.batches.order.processes
+    evaluations = state.step * rows * settings.evaluations(base.sampler.steps)
     return {
         "method": settings.method,
         "base": base.name,
@@ -164,11 +169,15 @@ def _result(
         },
         "peak_memory_bytes": peak_memory(),
         "trained_parameters": sum(p.numel() for p in base.trainable.values()),
+        "cost": {"evaluations": evaluations, "flops": evaluations * base.sampler.flops_per_forward},
         "nfe": int(sum(line.get("nfe", 0) for line in lines)),  # of the groups that were learned from
         "rows": len(data.dataset),
         "dropped_evaluation_prompts": {"rows": leaked.count, "suites": leaked.suites, "first": list(leaked.first)},
         "notes": list(data.dataset.notes),
         "gains": {},
+        "validation_prompts": validation.prompts_of_samples(data, settings),
+        "versions": versions(),
+        "hardware": device_name(str(next(iter(base.trainable.values())).device)),
         "last": {name: value for name, value in (lines[-1] if lines else {}).items() if name != "step"},
     }
 
