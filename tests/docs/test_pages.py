@@ -34,7 +34,7 @@ def test_both_commands_of_the_readme_are_found_by_ci() -> None:
 
 
 def test_the_readme_counts_the_searches() -> None:
-    assert f"{len(OFFERED['diffscale.searches'])}, each from its paper" in README
+    assert f"{len(OFFERED['diffscale.searches'])}, from papers and ours" in README
 
 
 def test_advice_is_of_searches_and_verifiers_that_there_are() -> None:
