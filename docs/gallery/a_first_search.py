@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 import diffscale
 
-result = diffscale.search("shapes-flux", "a green star and a yellow circle", search="random", nfe=640, seed=0)
+result = diffscale.search("shapes-flux", "a green star and a yellow circle", search="random", nfe=320, seed=0)
 
 figure, axes = plt.subplots(1, 3, figsize=(9, 3), width_ratios=[1, 1, 1.6])
 for ax, candidate, name in ((axes[0], result.baseline, "first sample"), (axes[1], result.best, "best")):

@@ -35,7 +35,7 @@ check_search(two_climbers)
 # %%
 # Then it runs on a model:
 
-result = diffscale.search("shapes-flux", "two red stars", search=two_climbers, nfe=640, gallery=8)
+result = diffscale.search("shapes-flux", "two red stars", search=two_climbers, nfe=320, gallery=8)
 figure, axes = plt.subplots(1, 8, figsize=(11, 1.8))
 for ax, thumbnail in zip(axes, result.gallery, strict=True):
     ax.imshow(thumbnail.image.permute(1, 2, 0))

@@ -20,7 +20,7 @@ def redness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 prompt = "a green star and a yellow circle"
 diffscale.register("verifiers", "redness", redness)
 found = {
-    name: diffscale.search("shapes-flux", prompt, search="random", verifier=verifier, nfe=960)
+    name: diffscale.search("shapes-flux", prompt, search="random", verifier=verifier, nfe=480)
     for name, verifier in (("CLIPScore", "clip"), ("redness", redness), ("both", "ensemble of=clip,redness"))
 }
 

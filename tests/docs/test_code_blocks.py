@@ -8,7 +8,6 @@ a file. `<!-- stand-in: MODEL -->`: it is run with that model in the place of FL
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 import click
 import pytest
 import typer
+from commands import run_diffscale
 
 from diffscale.cli.main import app
 
@@ -102,8 +102,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_the_code_of_a_page_runs(page: Path, fresh: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def test_the_code_of_a_page_runs(page: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "__page__"}
     for block in blocks(page):
         mark, _, more = block.mark.partition(": ")
@@ -113,10 +112,11 @@ def test_the_code_of_a_page_runs(page: Path, fresh: Path) -> None:
         elif mark in NOT_RUN:
             continue
         elif block.language == "bash":
-            command = ["bash", "-euo", "pipefail", "-c", code]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-            assert done.returncode == 0, (
-                f"{named(page)}:{block.line}\n{code}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
-            )
+            for line in code.replace("\\\n", " ").splitlines():
+                where = f"{named(page)}:{block.line}: {line}"
+                if line.startswith("diffscale "):
+                    assert run_diffscale(monkeypatch, *shlex.split(line, comments=True)[1:]) == 0, where
+                else:
+                    assert subprocess.run(["bash", "-c", line], check=False).returncode == 0, where
         elif block.language == "python":
             exec(compile(code, f"{named(page)}:{block.line}", "exec"), names)
