@@ -47,7 +47,7 @@ autodoc_preserve_defaults = True
 sphinx_gallery_conf = {
     "examples_dirs": ["gallery"],
     "gallery_dirs": ["generated/gallery"],
-    "filename_pattern": r"/example_",
+    "filename_pattern": r"\.py$",
     "image_scrapers": ("matplotlib",),
     "abort_on_example_error": True,
     "download_all_examples": False,
