@@ -10,7 +10,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
 import catalogue  # noqa: E402
+import diffusers  # noqa: E402
 import docstrings  # noqa: E402
+import transformers  # noqa: E402
 
 import diffscale  # noqa: E402
 
@@ -54,6 +56,11 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "plot_gallery": os.environ.get("DIFFSCALE_DOCS_GALLERY", "run") == "run",
 }
+
+
+# Bars of what is loaded would fill the pages of the gallery.
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 
 
 def name_outside(docname: str, text: str) -> str:

@@ -44,7 +44,7 @@ names = ["random n=1", "random", "zero_order n=4", "fk k=8", "svdd"]
 figure, axes = plt.subplots(1, len(names), figsize=(10, 2.6))
 for ax, name in zip(axes, names, strict=True):
     result = diffscale.search(sampler, "a bar", search=name, verifier=low, nfe=160)
-    ax.imshow(result.best.image[0], cmap="gray")
+    ax.imshow(result.best.image[0], cmap="viridis")
     ax.set_title(f"{name}\n{result.best.score:.2f}", fontsize=9)
     ax.axis("off")
 figure.tight_layout()

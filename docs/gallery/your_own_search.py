@@ -36,8 +36,8 @@ check_search(two_climbers)
 # Then it runs on a model:
 
 result = diffscale.search("shapes-flux", "two red stars", search=two_climbers, nfe=320, gallery=8)
-figure, axes = plt.subplots(1, 8, figsize=(11, 1.8))
-for ax, thumbnail in zip(axes, result.gallery, strict=True):
+figure, axes = plt.subplots(2, 4, figsize=(7, 4))
+for ax, thumbnail in zip(axes.flat, result.gallery, strict=True):
     ax.imshow(thumbnail.image.permute(1, 2, 0))
     ax.set_title(f"{thumbnail.score:.2f}", fontsize=9)
     ax.axis("off")

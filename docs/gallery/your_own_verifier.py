@@ -2,8 +2,9 @@
 A verifier of your own, and how it is exploited
 ===============================================
 
-A verifier is a function of pictures and prompts. This one asks for red, and the search gives it red, whatever the
-prompt was: what is not scored is not searched for. An ensemble with CLIPScore keeps the prompt.
+A verifier is a function of pictures and prompts. This one asks for red, and the search gives the reddest that the model
+draws for the prompt: a large yellow shape, and no star. What is not scored is not searched for. An ensemble with
+CLIPScore keeps the prompt.
 """
 
 import matplotlib.pyplot as plt
