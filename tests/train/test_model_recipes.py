@@ -115,10 +115,10 @@ def test_a_word_that_is_no_recipe_is_told_which_there_are() -> None:
         resolve("sft", Path("sdxl"), GIVEN)
 
 
-def test_help_and_the_readme_name_all_recipes() -> None:
+def test_help_and_the_page_on_training_name_all_recipes() -> None:
     # Help is read from the source, where it has no line breaks of a terminal.
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    for text in (" ".join((train.__doc__ or "").split()), readme):
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    for text in (" ".join((train.__doc__ or "").split()), page):
         assert all(name in text for name in (*MODELS, "--config sdxl"))
 
 

@@ -103,7 +103,7 @@ def test_a_resumed_run_asks_nothing_twice_and_has_the_same_wordings(server, llm,
     summary = generate(settings, folder)
     assert len(server.asked) == 1 and {f"an image of {PROMPT}", f"{PROMPT} number 1"} < set(summary["wordings"])
     assert prepare(folder, settings)["wordings"] == summary["wordings"] and len(server.asked) == 1
-    assert KEY not in "".join(path.read_text(errors="replace") for path in folder.iterdir())
+    assert KEY not in "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_bench_asks_once_a_prompt_whatever_is_added_and_refuses_another_model(server, llm, tmp_path):

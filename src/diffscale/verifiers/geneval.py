@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from diffscale._util.errors import DiffscaleError
 from diffscale.engine.flops import uncounted
 from diffscale.suites.benchmarks import Objects, Scene, geneval_scenes, of_prompt
-from diffscale.types import Share, Verifier
+from diffscale.types import PositiveShare, Verifier
 from diffscale.verifiers.clip import MODEL as CLIP
 from diffscale.verifiers.clip import Clip
 from diffscale.verifiers.instances import MODEL, Instance, InstanceDetector, objects_of
@@ -107,8 +107,8 @@ def geneval(
     file: str,
     detector: str = MODEL,
     clip: str = CLIP,
-    threshold: Share = 0.3,
-    counting_threshold: Share = 0.9,
+    threshold: PositiveShare = 0.3,
+    counting_threshold: PositiveShare = 0.9,
     *,
     device: Any = "cpu",
 ) -> Verifier:
