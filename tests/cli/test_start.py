@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 import diffscale
+from diffscale.cli.main import spin_shortly
 
 COMPUTES_NOTHING = [["--version"], ["--help"], ["generate", "--help"], ["bench", "--budget", "x"]]
 COMPUTES_NOTHING += [["list", what] for what in ("models", "searches", "verifiers", "suites")]
@@ -53,3 +55,19 @@ def test_the_package_offers_its_names() -> None:
     assert all(getattr(diffscale, name) is not None for name in diffscale.__all__)
     with pytest.raises(AttributeError, match="no attribute 'serach'"):
         _ = diffscale.serach  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_says_otherwise(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    spin_shortly()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
