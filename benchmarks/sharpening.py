@@ -28,7 +28,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -93,8 +93,10 @@ def main() -> None:
         method, seed = options.one
         train_in_turn(options, method, int(seed))
         return
+    texts = prompt_files.load("shapes", options.limit)
+    kept = options.output / f"{options.model}, {len(texts)} prompts"
     runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
-    runs = [run for run in runs if missing(options, run)]
+    runs = [run for run in runs if not all(result_file(options, kept, each, *run).exists() for each in options.tflop)]
     methods = sorted({method for method, _ in runs})
     for data in sorted({given(options, method)["data"] for method in methods}):
         draw(data, options.output / "cache" / "data")
@@ -103,17 +105,9 @@ def main() -> None:
         flops_of(options, method)
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(partial(train, options), runs))
-    texts = prompt_files.load("shapes", options.limit)
-    kept = options.output / f"{options.model}, {len(texts)} prompts"
     base = measured(kept / "results" / "base.json", partial(measure_base, options, kept, texts))
     for tflop in options.tflop:
         compare(options, tflop, texts, base, kept)
-
-
-def missing(options: argparse.Namespace, run: tuple[str, int]) -> bool:
-    """Whether a training is to be done: something that it takes is not among the results."""
-    kept = options.output / f"{options.model}, {len(prompt_files.load('shapes', options.limit))} prompts"
-    return not all(result_file(options, kept, tflop, *run).exists() for tflop in options.tflop)
 
 
 def result_file(options: argparse.Namespace, kept: Path, tflop: float, method: str, seed: int) -> Path:
@@ -138,12 +132,11 @@ def measured(path: Path, measure: Callable[[], Cell]) -> Cell:
 def measure_base(options: argparse.Namespace, kept: Path, texts: list[str]) -> Cell:
     """The base at 1x for each seed, the best of 4 and of 16 by clip, and how good the best of 1, 2, ... 16 is."""
     pool = scored(kept / "base", options.model, options.model, texts, range(POOL))
-    clip, judge = (pool[..., JUDGES.index(name)] for name in ("clip", JUDGE))
     own = (pool[:, seed * COPIES : (seed + 1) * COPIES] for seed in range(POOL // COPIES))
     return {
         "1x": [summary(each, texts) for each in own],
         "all": summary(pool, texts),
-        "curve": {n: best_of(clip, n, judge).round(4).tolist() for n in range(1, POOL + 1)},
+        "curve": curve(pool, range(1, POOL + 1)),
         **{f"best of {n}": [summary(best_by_clip(pool, n), texts)] for n in (4, POOL)},
     }
 
@@ -160,10 +153,15 @@ def measure_training(
     cell = {"1x": summary(own, texts)} | {key: told[key] for key in ("steps", "seconds", "peak_memory_bytes")}
     if seed == 0 and not options.no_search:
         pool = scored(of / f"{POOL}x", options.model, str(folder), texts, range(POOL))
-        clip, judge = (pool[..., JUDGES.index(name)] for name in ("clip", JUDGE))
-        cell["curve"] = {n: best_of(clip, n, judge).round(4).tolist() for n in BUDGETS}
+        cell["curve"] = curve(pool, BUDGETS)
         cell |= {f"best of {n}": summary(best_by_clip(pool, n), texts) for n in (4, POOL)}
     return cell
+
+
+def curve(pool: NDArray[np.float64], sizes: Iterable[int]) -> dict[int, list[float]]:
+    """By number of candidates, the judge's expected score of the best by clip of so many of a `pool`, by prompt."""
+    clip, judge = (pool[..., JUDGES.index(name)] for name in ("clip", JUDGE))
+    return {n: best_of(clip, n, judge).round(4).tolist() for n in sizes}
 
 
 def best_by_clip(pool: NDArray[np.float64], n: int) -> NDArray[np.float64]:
