@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from diffscale_shapes import MODELS
-from diffscale_shapes.train.shipped import untrained
 from diffscale_shapes.train.text import CLIP_TOKENS, clip_tokenizer
 from PIL import Image
+from tools import clip_folder
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from diffscale._util.errors import DiffscaleError, UnknownName
@@ -24,12 +24,7 @@ PROMPTS = ["a red circle", "two small blue squares above a star"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("clip")
-    untrained(CLIPModel, "shapes-clip").save_pretrained(path)
-    clip_tokenizer().save_pretrained(path)
-    PROCESSOR.save_pretrained(path)
-    return path
+    return clip_folder(tmp_path_factory.mktemp("clip"))
 
 
 def test_it_is_the_published_formula(folder: Path) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffscale_shapes import MODELS
-from diffscale_shapes.train.shipped import untrained
 from diffscale_shapes.train.text import clip_tokenizer
 from PIL import Image
+from tools import clip_folder
 from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
@@ -72,12 +71,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("clip")
-    untrained(CLIPModel, "shapes-clip").save_pretrained(path)
-    clip_tokenizer().save_pretrained(path)
-    CLIPImageProcessorPil.from_pretrained(MODELS / "shapes-clip").save_pretrained(path)
-    return path
+    return clip_folder(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
