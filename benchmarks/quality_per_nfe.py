@@ -12,7 +12,8 @@ prompts of the mean distance 1 - cos between shapes-clip features of its repeats
 two), and the multiplier: how many times more NFE, and seconds, random search needs for the same judge mean
 (interpolated in log NFE, 95% bootstrap interval over prompts; `>`: its largest budget does not reach it, `<`: its
 smallest has it). The judge's difference to random search in equal seconds is that to its mean interpolated in log
-seconds, between those of one sample, which every pool's first candidate is, and of its budgets; the bootstrap draws
+seconds, between those of one sample, which every pool's first candidate is, and of its budgets; in the same way its
+difference where the own score is equal, which is below 0 where a search exploits the verifier; the bootstrap draws
 scores and seconds of prompts (`<`: at most that, as the search took more seconds than random search was measured
 with, which would hardly be worse with more; `>`: at least that, as it took less than one sample). Seconds compare
 where all cells ran on a machine that did nothing else: `--seconds` takes the mean of each cell from the folder of
@@ -91,7 +92,7 @@ def show(output: Path, suite: str, limit: int, quiet: Path | None) -> None:
             take_seconds(rows, read_samples(quiet / verifier / "samples.jsonl"))
         for row in rows:
             random = [r for r in rows if r["search"] == "random"]
-            row |= multipliers(row, random) | in_equal_seconds(row, random)
+            row |= multipliers(row, random) | in_equal_seconds(row, random) | at_equal_score(row, random)
         table += rows
     write_table(table, suite, limit, output)
 
@@ -197,20 +198,53 @@ def in_equal_seconds(row: dict[str, Any], random: list[dict[str, Any]]) -> dict[
         return {}
     least = min(random, key=lambda r: r["nfe"])
     seconds = np.stack([least["seconds"] * STEPS / least["nfe"], *(r["seconds"] for r in random)])
-    mine, measured = row["seconds"].mean(), seconds.mean(1)
-    found: dict[str, Any] = {"outside": "<" if mine > measured.max() else ">" if mine < measured.min() else ""}
+    found: dict[str, Any] = {"outside": outside(row["seconds"], seconds)}
     for kind in ("judge", "score"):
-        values = np.stack([least[f"first_{kind}"], *(r[kind] for r in random)])
-
-        def gain(rows: Any, reached: Any = row[kind], values: Any = values) -> float:
-            cost, means = seconds[:, rows].mean(1), values[:, rows].mean(1)
-            rising = cost.argsort()
-            there = np.interp(np.log(row["seconds"][rows].mean()), np.log(cost[rising]), means[rising])
-            return float(reached[rows].mean() - there)
-
-        low, high = np.quantile([gain(rows) for rows in draws(len(row[kind]))], (0.025, 0.975))
-        found[f"{kind}_in_seconds"] = {"mean": gain(slice(None)), "low": float(low), "high": float(high)}
+        values = with_first(random, kind)
+        found[f"{kind}_in_seconds"] = gain_at_equal(row["seconds"], row[kind], seconds, values, np.log)
     return found
+
+
+def at_equal_score(row: dict[str, Any], random: list[dict[str, Any]]) -> dict[str, Any]:
+    """How much more the judge's mean is than that of random search where its mean own score is the same.
+
+    Below 0 where a search raises its verifier's score by what the verifier is wrong about. Outside of the scores that
+    `random` reaches as in `in_equal_seconds`: `<` for a row with a higher score.
+    """
+    if row["failed"] or any(r["failed"] for r in random):
+        return {}
+    scores = with_first(random, "score")
+    gain = gain_at_equal(row["score"], row["judge"], scores, with_first(random, "judge"), lambda mean: mean)
+    return {"at_score": outside(row["score"], scores) + shown(gain)}
+
+
+def with_first(random: list[dict[str, Any]], kind: str) -> NDArray[np.float64]:
+    """The judge or score of one sample and of random search, by budget and prompt."""
+    least = min(random, key=lambda r: r["nfe"])
+    return np.stack([least[f"first_{kind}"], *(r[kind] for r in random)])
+
+
+def outside(mine: NDArray[np.float64], measured: NDArray[np.float64]) -> str:
+    """Whether the mean of `mine` lies above (`<`) or below (`>`) all means of `measured`, by budget and prompt."""
+    means = measured.mean(1)
+    return "<" if mine.mean() > means.max() else ">" if mine.mean() < means.min() else ""
+
+
+def gain_at_equal(
+    at: NDArray[np.float64], reached: NDArray[np.float64], measured_at: NDArray[np.float64],
+    measured: NDArray[np.float64], scale: Any,
+) -> dict[str, float]:  # fmt: skip
+    """The mean that is `reached` less that `measured` [budgets, prompts], which is interpolated where the means, on a
+    `scale`, of `measured_at` are that of `at`; with its bootstrap interval."""
+
+    def gain(rows: Any) -> float:
+        where, means = measured_at[:, rows].mean(1), measured[:, rows].mean(1)
+        rising = where.argsort()
+        there = np.interp(scale(at[rows].mean()), scale(where[rising]), means[rising])
+        return float(reached[rows].mean() - there)
+
+    low, high = np.quantile([gain(rows) for rows in draws(len(at))], (0.025, 0.975))
+    return {"mean": gain(slice(None)), "low": float(low), "high": float(high)}
 
 
 def needed(reached: float, means: NDArray[np.float64], cost: NDArray[np.float64]) -> float:
@@ -231,15 +265,15 @@ def times_of(value: float, cost: NDArray[np.float64]) -> str:
 def write_table(table: list[dict[str, Any]], suite: str, prompts: int, folder: Path) -> None:
     lines = [f"shapes-flux, {prompts} prompts of {suite}, 95% bootstrap intervals over prompts", ""]
     lines += [
-        "| verifier | search | NFE | repeats | judge | minus random | minus random in equal seconds | own score | "
-        "diversity | x NFE | x seconds |",
-        "|" + "---|" * 11,
+        "| verifier | search | NFE | repeats | judge | minus random | minus random in equal seconds | "
+        "minus random at equal own score | own score | diversity | x NFE | x seconds |",
+        "|" + "---|" * 12,
     ]
     curves: dict[str, dict[str, list[tuple[float, dict[str, float]]]]] = {}
     for row in table:
         if row["failed"]:
             lines.append(
-                f"| {row['verifier']} | {row['search']} | {row['budget']} | | {row['failed']} failed | | | | | | |"
+                f"| {row['verifier']} | {row['search']} | {row['budget']} | | {row['failed']} failed | | | | | | | |"
             )
             continue
         (base,) = [
@@ -250,7 +284,7 @@ def write_table(table: list[dict[str, Any]], suite: str, prompts: int, folder: P
         curves.setdefault(row["verifier"], {}).setdefault(row["search"], []).append((row["nfe"], judge))
         lines.append(
             f"| {row['verifier']} | {row['search']} | {row['nfe']:.0f} | {row['repeats']:.1f} | {shown(judge)} | "
-            f"{shown(gain)} | {in_seconds} | {row['score'].mean():.3f} | "
+            f"{shown(gain)} | {in_seconds} | {row.get('at_score', '-')} | {row['score'].mean():.3f} | "
             f"{row['diversity']:.3f} | {row['times_nfe']} | {row['times_seconds']} |".replace("| nan |", "| - |")
         )
     (folder / f"quality_per_nfe-{prompts}.md").write_text("\n".join(lines) + "\n")

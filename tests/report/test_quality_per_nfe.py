@@ -69,9 +69,17 @@ def test_its_interval_is_that_of_paired_prompts_and_their_seconds() -> None:
     )
 
 
+@pytest.mark.parametrize(("score", "told"), [(5.0, "0.200"), (3.0, "0.400"), (7.0, "<0.100"), (1.0, ">0.500")])
+def test_the_judge_is_compared_where_random_search_has_the_same_own_score(score: float, told: str) -> None:
+    mine = row("mine", 80, 4.0, 0.7) | {"score": score * ONE}
+    amount = told.lstrip("<>")
+    assert quality.at_equal_score(mine, RANDOM) == {"at_score": f"{told} [{amount}, {amount}]"}
+
+
 def test_a_cell_that_failed_is_not_compared() -> None:
     assert quality.in_equal_seconds({"failed": 2}, RANDOM) == {}
     assert quality.in_equal_seconds(row("mine", 80, 1.0, 0.7), [*RANDOM, {"failed": 1}]) == {}
+    assert quality.at_equal_score({"failed": 2}, RANDOM) == {}
 
 
 def test_searches_are_shown_by_their_effect_and_those_too_slow_last() -> None:
