@@ -97,7 +97,7 @@ def test_a_verifier_with_categories_has_a_mean_for_each_and_their_mean(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["PICTURES"], "Name at least one metric with --metrics: cmmd"),
+        (["PICTURES"], "Name at least one metric, as in --metrics clip,fid: cmmd"),
         (["PICTURES", "--metrics", "clop"], "did you mean 'clip'"),
         (["PICTURES", "--metrics", "fid,"], "Unknown metric ''"),
         (["PICTURES", "--metrics", "clip modle=x"], "did you mean 'model'"),

@@ -19,6 +19,8 @@ from diffscale.bench import generate
 from diffscale.bench.config import GenerateConfig
 from diffscale.bench.generate import prepare
 from diffscale.cli.main import run
+from diffscale.engine.ledger import Ledger
+from diffscale.engine.results import Candidate, Result
 from diffscale.models.shipped import locate
 
 PROMPT = "a red circle above a blue square"
@@ -87,10 +89,45 @@ def test_the_folder_of_another_run_is_not_touched(
     assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def test_without_an_output_each_run_has_a_folder_of_its_own_and_goes_on_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of somebody who gives one command after another, edits a search, and gives a command again."""
+    monkeypatch.chdir(tmp_path)
+    places = []
+
+    def begin(settings: GenerateConfig, folder: Path, *_: object) -> dict[str, object]:
+        places.append(folder.name)
+        (folder / "journal.sqlite").touch()  # so it was paid for
+        raise DiffscaleError("stopped")
+
+    monkeypatch.setattr(generate, "run", begin)
+    monkeypatch.setattr(generate, "check_sources", lambda *_: None)
+    for seed in ("1", "2", "1", "3", "2"):
+        assert _run(monkeypatch, "generate", PROMPT, "--dtype", "float32", "--seed", seed) == 2
+    assert places == ["generate", "generate-2", "generate", "generate-3", "generate-2"]
+    (tmp_path / "outputs" / "generate-4").mkdir()
+    (tmp_path / "outputs" / "generate-4" / "mine.txt").touch()  # something else, which stays as it is
+    assert _run(monkeypatch, "generate", PROMPT, "--dtype", "float32", "--seed", "4") == 2
+    assert places[-1] == "generate-5"
+
+
+def test_a_result_prints_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    picture, one = torch.zeros(3, 64, 64), torch.zeros(1, dtype=torch.float64)
+    candidate = Candidate(picture, picture, 7, 0.5, 20, 0, one, 0.5, one, "two")
+    found = Result(candidate, candidate, [candidate], [], [], {}, one[None], one[None], Ledger(20), 1, 0, "two")
+    print(found, [candidate])
+    said = capsys.readouterr().out
+    assert "score=0.5" in said and "'two'" in said and "tensor" not in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--model", "shapes-flx"], "did you mean 'shapes-flux'?"),
+        (["--model", "./my-modl"], "There is no folder ./my-modl, did you mean 'my-model'?"),
+        (["--search", "best_of_n"], "`diffscale list searches` says what each does"),
+        (["--guidance-scale", "3"], "--pipe-arg guidance_scale=VALUE"),
         (["--search", "randon"], "did you mean 'random'?"),
         (["--search", "random m=3"], "argument of search random"),
         (["--search", "random n=many"], "takes n as int"),
@@ -111,9 +148,11 @@ def test_bad_input_gets_one_sentence(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
+    (tmp_path / "my-model").mkdir()
+    monkeypatch.chdir(tmp_path)
     assert _run(monkeypatch, "generate", PROMPT, *arguments, "--output", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
-    assert said in " ".join(error.split())
+    assert said in " ".join(error.replace("│", "").split())
     assert "Traceback" not in error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import re
 import shlex
@@ -180,6 +181,12 @@ def test_a_judge_that_falls_while_the_score_rises_is_a_warning(generated: Path, 
         warnings = [each for each in found.every("p") if each.get("class") == "warning"]
         assert len(warnings) == warned and len(found.every("svg")) == 1 + warned
     assert "images" not in {path.name for path in tmp_path.iterdir()} and not found.every("select")
+    for scores, warned in ((itertools.repeat(0.0), 1), (itertools.count(), 0)):
+        for each, score in zip(result["gallery"], scores, strict=False):
+            each["score"] = score
+        (tmp_path / "result.json").write_text(json.dumps({**result, "judges": {}}))
+        generate_page.write(tmp_path)
+        assert sum("does not tell these pictures apart" in text for text in _read(tmp_path).texts["p"]) == warned
 
 
 def test_a_page_of_64_large_pictures_is_below_3_mb_and_links_to_more(tmp_path: Path) -> None:
@@ -282,6 +289,7 @@ def test_a_training_has_its_curves_checkpoints_and_pictures(tmp_path: Path, monk
     assert train_output.read_result(tmp_path) is not None
     assert run_diffscale(monkeypatch, "report", tmp_path) == 0
     found = _read(tmp_path)
+    assert len(found.every("details")) == 3 and "More curves" in found.texts["summary"]
     assert len(found.every("svg")) == 2 + 4 and len([each for each in found.every("img") if each.get("src")]) == 4
     cells = [text.strip() for text in found.texts["td"]]
     assert "checkpoint-2 (given)" in cells and "checkpoint-4" in cells and "3.5 T" in cells and "1,200" in cells

@@ -26,6 +26,10 @@ class BudgetTooSmall(DiffscaleError):
     """The budget does not pay for one finished sample."""
 
 
+class AnotherRun(DiffscaleError):
+    """A folder holds a run with other settings or other code, which is not touched."""
+
+
 class AllCandidatesFailed(DiffscaleError):
     """No candidate of a search got a finite score."""
 

@@ -24,6 +24,7 @@ _WORDINGS: Final = (
     'For searches such as rewrites: a JSONL file with prompt and wordings, or "llm model=NAME". Default: those of the '
     "model's world."
 )
+_PRICE: Final = "a sample in 20 steps costs 20"
 _CHOOSE: Final = "Verifier for the final choice among what the search finished. Default: the one searched with."
 
 
@@ -36,10 +37,11 @@ class ModelConfig(LoadOptions):
         None, gt=0, le=100_000, description="Denoising steps of a sample. Default: the model's own."
     )
     pipe_args: Annotated[dict[str, Any], Flag(("pipe-arg",))] = Field(
-        default_factory=dict, description="name=value for the pipeline's call, such as height=512; repeatable."
+        default_factory=dict,
+        description="name=value for the pipeline's own call, such as guidance_scale=3 or height=512; repeatable.",
     )
     negative_prompt: str | None = Field(None, description="What not to draw, by classifier-free guidance.")
-    batch_size: int | None = Field(None, gt=0, description="Most rows at once. Default: found by itself.")
+    batch_size: int | None = Field(None, gt=0, description="Most pictures at once. Default: as many as fit.")
     draft_model: str | None = Field(
         None, description="For drafts via=model: a smaller or distilled model of the same latents, as --model."
     )
@@ -109,7 +111,7 @@ class GenerateConfig(ModelConfig, Workers):
     )  # fmt: skip
     search: SearchText = Field(DEFAULT_SEARCH, description='Search, as "auto" or "random n=8".')
     verifier: VerifierText = Field("clip", description='Verifier, as "clip" or "clip model=ID".')
-    budget: int = Field(1280, gt=0, description="Total NFE, final denoising included.")
+    budget: int = Field(1280, gt=0, description=f"NFE (denoiser evaluations) in all; {_PRICE}.")
     choose: VerifierText | None = Field(None, description=_CHOOSE)
     wordings: str | None = Field(None, description=_WORDINGS)
 
@@ -135,7 +137,7 @@ class BenchConfig(ModelConfig, Workers):
     )
     search: list[SearchText] = Field([DEFAULT_SEARCH], min_length=1, description="Algorithm and arguments; repeatable.")
     verifier: list[VerifierText] = Field(["clip"], min_length=1, description="What to search with; repeatable.")
-    budget: list[PositiveInt] = Field([1280], min_length=1, description="NFE a prompt; repeatable.")
+    budget: list[PositiveInt] = Field([1280], min_length=1, description=f"NFE a prompt, {_PRICE}; repeatable.")
     repeats: int = Field(1, gt=0, description="Searches a prompt, each from its own noise.")
     limit: int | None = Field(None, gt=0, description="Prompts, evenly over the suite. Default: all.")
     choose: VerifierText | None = Field(None, description=_CHOOSE)

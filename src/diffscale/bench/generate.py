@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from diffscale import api
 from diffscale._util import config
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import AnotherRun, DiffscaleError
 from diffscale._util.files import locked, read_json, replacing, write_json
 from diffscale._util.hardware import device_name
 from diffscale._util.numbers import rounded
@@ -85,8 +85,8 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
     """Make `folder` ready for the run; the finished result if the same run is already in it, else None.
 
     `settings` name the dtype that is used, see `settle`. They are written first, so that a folder that cannot be
-    written to is found out before anything is computed. Raises DiffscaleError if the folder holds anything else than
-    this run, and for unknown names.
+    written to is found out before anything is computed. Raises AnotherRun if the folder holds anything else than this
+    run, and DiffscaleError for unknown names.
     """
     check_names([settings.search], settings.verifiers)
     settings.drafting.check(settings)
@@ -96,9 +96,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
         # Settings that could not be met leave nothing that was paid for.
         paid = done.exists() or (folder / "journal.sqlite").exists()
         if paid and (changed := settings.difference(config.resolve(GenerateConfig, saved))):
-            raise DiffscaleError(
-                f"{folder} holds another run ({changed}): choose another --output, or remove the folder."
-            )
+            raise AnotherRun(f"{folder} holds another run ({changed}): choose another --output, or remove the folder.")
         written = sources(settings.search, *settings.verifiers)
         if choose_search(settings.search).declares("rewords"):
             written |= wordings_of(settings.wordings, settings.model).records([settings.prompt])
@@ -109,7 +107,7 @@ def prepare(folder: Path, settings: GenerateConfig) -> dict[str, Any] | None:
         if summary is not None and drawn:
             return summary
     elif os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise DiffscaleError(f"{folder} exists and is not a run of diffscale: choose another --output.")
+        raise AnotherRun(f"{folder} exists and is not a run of diffscale: choose another --output.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         config.save(settings, saved)

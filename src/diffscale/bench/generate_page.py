@@ -11,7 +11,7 @@ from diffscale._util import config
 from diffscale._util.files import read_json
 from diffscale._util.numbers import rounded
 from diffscale.bench.config import GenerateConfig
-from diffscale.bench.hacking import sentence_of_one
+from diffscale.bench.hacking import sentence_of_alike, sentence_of_one
 from diffscale.report import charts, page
 from diffscale.report.text import drawing
 
@@ -30,11 +30,12 @@ def _content(result: dict[str, Any], folder: Path) -> dict[str, Any]:
     settings = config.resolve(GenerateConfig, folder / "config.yaml")
     pictures, verifier = page.PagePictures(folder), result["verifier"].split()[0]
     candidates = _candidates(result, pictures, verifier)
+    told = filter(None, [sentence_of_one(result), sentence_of_alike(result)])
     dropped = f"{result['dropped']} of {result['candidates']} candidates could not be scored."
     return {
         "result": result,
         "prompt": result["prompt"],
-        "warnings": [*([dropped] if result["dropped"] else []), *filter(None, [sentence_of_one(result)])],
+        "warnings": [*([dropped] if result["dropped"] else []), *told],
         "ends": [_end(result, name, title, pictures, verifier) for name, title in _ENDS.items()],
         "numbers": _numbers(result, verifier),
         "trajectory": charts.trajectory(

@@ -1,5 +1,7 @@
 """Verifier hacking: the searched score rises while judges that were held out fall; and what they keep of the gain.
 
+And the opposite, a verifier that has no opinion on what was found.
+
 The comparison is within prompts: the pictures found against the plain samples of the same first noises, and against
 those that the same search found with a smaller budget.
 """
@@ -75,6 +77,18 @@ def sentence_of_one(result: Mapping[str, Any]) -> str:
                 "compare baseline.png, or search with an ensemble"
             )
     return ""
+
+
+def sentence_of_alike(result: Mapping[str, Any]) -> str:
+    """What to tell people of the `result.json` of one search whose candidates all have one score; else empty."""
+    scores = [each["score"] for each in result.get("gallery", [])]
+    if len(scores) < 2 or len(set(scores)) > 1 or result["compared"]:
+        return ""
+    verifier = result["verifier"].split()[0]
+    return (
+        f"the best {len(scores)} candidates have one {verifier} score, {scores[0]:.4g}: it does not tell these "
+        "pictures apart, so nothing was chosen; search with another verifier"
+    )
 
 
 def _by_prompt(cell: Cell, samples: Sequence[_Sample]) -> dict[tuple[str, int], _Sample]:

@@ -11,12 +11,28 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from typer.core import TyperCommand
 
 from diffscale._util import config
 from diffscale._util.errors import DiffscaleError
 
 _CONFIG = typer.Option("--config", help="YAML with these settings; flags override it.")
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+class ModelCommand(TyperCommand):
+    """A command that calls a pipeline: of an option that there is none of, it says how the pipeline's own are given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read `args`; what is wrong with them is raised by Typer, and ends in its usage and exit code 2."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = getattr(error, "option_name", "")  # Typer exports no class for this error
+            if option.startswith("--") and not getattr(error, "possibilities", None):
+                name = option.removeprefix("--").replace("-", "_")
+                error.message += f". Arguments of the pipeline's own call are given as --pipe-arg {name}=VALUE."  # type: ignore[attr-defined]
+            raise
 
 
 def settings_from_flags(

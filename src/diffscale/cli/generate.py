@@ -1,24 +1,33 @@
 """`diffscale generate`: search for the best sample of one prompt."""
 
+from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
+from diffscale._util.errors import AnotherRun
 from diffscale._util.files import check_writable
 from diffscale._util.numbers import rounded
 from diffscale.bench.config import GenerateConfig, check_names
 from diffscale.cli.flags import settings_from_flags
 from diffscale.cli.terminal import print_dtype, print_warning, progress_bars, quiet_console
 
+_DEFAULT: Final = Path("outputs/generate")
+
 
 @settings_from_flags(GenerateConfig)
 def generate(
     settings: GenerateConfig,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the results. Default: outputs/generate; of --from, its own folder.")
+        Path | None,
+        typer.Option(
+            help="Folder for the results. Default: outputs/generate, or outputs/generate-2 and so on where that holds "
+            "another run; of --from, the picture's own folder."
+        ),
     ] = None,
     picture: Annotated[
         Path | None,
@@ -29,14 +38,12 @@ def generate(
     if picture is not None:
         _print_again(settings, picture, output)
         return
-    output = output or Path("outputs/generate")
     check_names([settings.search], settings.verifiers)
     # Imported late: diffusers takes seconds, and what is wrong should be told at once.
     from diffscale.bench import generate as job
 
     console = quiet_console()
-    settings = job.settle(output, settings, partial(print_dtype, console))
-    summary = job.prepare(output, settings)
+    output, settings, summary = _prepared(settings, output, partial(print_dtype, console))
     if summary is not None:
         console.print(f"{output} already holds this run; nothing was computed.")
     else:
@@ -45,8 +52,35 @@ def generate(
     _print_summary(console, summary, output)
 
 
+def _prepared(
+    settings: GenerateConfig, output: Path | None, say: Callable[[Any], None]
+) -> tuple[Path, GenerateConfig, dict[str, Any] | None]:
+    """Where the run goes, its settings with the dtype that is used, and its result if it is done already.
+
+    Without an `output` that is the first folder that is free or holds this very run, so that nobody who gives a second
+    command has to think of a name. Raises AnotherRun for an `output` that holds another run.
+    """
+    from diffscale.bench import generate as job
+
+    said: list[Any] = []  # by folders that turn out to hold another run, and once in the end
+    for number in count(1):
+        folder = output or _DEFAULT.with_name(_DEFAULT.name + (f"-{number}" if number > 1 else ""))
+        said.clear()
+        try:
+            settled = job.settle(folder, settings, said.append)
+            summary = job.prepare(folder, settled)
+        except AnotherRun:
+            if output is not None:
+                raise
+        else:
+            for choice in said:
+                say(choice)
+            return folder, settled, summary
+    raise AssertionError  # numbers do not end
+
+
 def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> None:
-    from diffscale.bench.hacking import sentence_of_one
+    from diffscale.bench.hacking import sentence_of_alike, sentence_of_one
 
     best, first = summary["best"]["score"], summary["baseline"]["score"]
     verifier = summary["verifier"].split()[0]
@@ -76,8 +110,8 @@ def _print_summary(console: Console, summary: dict[str, Any], output: Path) -> N
         how = "the oracle that chose" if scores.get("chosen_by") else how
         before, after = scores["baseline"]["score"], scores["best"]["score"]
         console.print(f"{name} ({how}): first sample {before:.2f}, best {after:.2f} ({after - before:+.2f})")
-    if hacked := sentence_of_one(summary):
-        print_warning(console, hacked)
+    for sentence in filter(None, (sentence_of_one(summary), sentence_of_alike(summary))):
+        print_warning(console, sentence)
     console.print(f"pictures, plot, figures and report.html are in {output}")
 
 

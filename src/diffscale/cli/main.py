@@ -15,6 +15,7 @@ from diffscale._util.signals import Stopped, signals_raised
 from diffscale.cli import tape, tune
 from diffscale.cli.bench import bench
 from diffscale.cli.evaluate import evaluate
+from diffscale.cli.flags import ModelCommand
 from diffscale.cli.generate import generate
 from diffscale.cli.list import list_names
 from diffscale.cli.report import report
@@ -25,8 +26,8 @@ from diffscale.cli.ui import ui
 from diffscale.registry import plugins
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.command()(generate)
-app.command()(bench)
+app.command(cls=ModelCommand)(generate)
+app.command(cls=ModelCommand)(bench)
 app.command()(evaluate)
 app.command(context_settings={"token_normalize_func": declared})(train)
 app.command()(reproduce)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ def plain_console(**options: Any) -> Console:
 def quiet_console() -> Console:
     """Where a command prints; diffusers and transformers say no more beside it.
 
-    They show no loading bars, and give no advice about image processors that are not used.
+    They show no loading bars, give no advice about image processors that are not used, and do not tell of functions
+    that they will rename.
     """
     # Imported late: they take seconds.
     import diffusers
@@ -35,6 +37,7 @@ def quiet_console() -> Console:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers)\.")
     return plain_console()
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from diffscale._util.config import difference
-from diffscale._util.errors import DiffscaleError
+from diffscale._util.errors import AnotherRun, DiffscaleError
 from diffscale._util.store import SqliteStore
 from diffscale.engine.ties import Pair
 
@@ -80,7 +80,7 @@ class Journal:
             self._store.write("INSERT INTO run VALUES (?, ?)", [(_VERSION, wanted)])
         elif recorded[0] != (_VERSION, wanted):
             self._store.close()
-            raise DiffscaleError(
+            raise AnotherRun(
                 f"The journal {path} is of another run{_difference(recorded[0][1], settings)}: choose another "
                 "--output, or remove the folder."
             )
@@ -194,7 +194,7 @@ def _check_sources(store: SqliteStore, sources: Mapping[str, str]) -> None:
     recorded = dict(store.read("SELECT name, digest FROM sources"))
     changed = [name for name, digest in sources.items() if recorded.get(name, digest) != digest]
     if changed and store.read("SELECT 1 FROM replies LIMIT 1"):
-        raise DiffscaleError(
+        raise AnotherRun(
             f"The {' and the '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since this run began: "
             "choose another --output, or remove the folder."
         )

@@ -39,6 +39,10 @@ class Candidate:
     noise: Tensor | None = None
     micro_batches: tuple[tuple[int, int], ...] = ()
 
+    def __repr__(self) -> str:
+        """One line, without the numbers of its tensors."""
+        return _in_a_line(self)
+
 
 @dataclass(frozen=True)
 class Thumbnail:
@@ -54,6 +58,14 @@ class Thumbnail:
     key: int
     nfe: int
     micro_batches: tuple[tuple[int, int], ...] = ()
+
+    def __repr__(self) -> str:
+        """One line, without the numbers of its picture."""
+        return _in_a_line(self)
+
+
+def _in_a_line(shown: Candidate | Thumbnail) -> str:
+    return f"{type(shown).__name__}(number={shown.number}, score={shown.score:.6g}, nfe={shown.nfe}, key={shown.key})"
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,13 @@ class Result:
     decisions: list[str] = field(default_factory=list)
     wordings: list[str] = field(default_factory=list)
     rounds: list[tuple[int, int, float]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """One line, without the numbers of its tensors."""
+        return (
+            f"Result(prompt={str(self.prompt)!r}, candidates={self.candidates}, nfe={self.ledger.nfe}, "
+            f"best={self.best}, baseline={self.baseline})"
+        )
 
 
 def among(result: Result, candidate: Candidate, verifier: Verifier, choose: Verifier | None) -> Candidate:

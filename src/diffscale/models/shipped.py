@@ -6,6 +6,8 @@ Nothing here imports a library of networks, so that names are listed and checked
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,19 @@ def locate(model: str) -> str:
     if model == DEFAULT_MODEL:
         raise UnknownName(f"The model {model} {HOW_TO_GET_SHAPES}")
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise unknown("model (neither shipped, nor a folder, nor a Hub id owner/name):", model, shipped())
+        raise _unknown_model(model)
     return model
+
+
+def _unknown_model(model: str) -> UnknownName:
+    """The error for what is no model; a folder with almost that name, beside the one that was meant, is named."""
+    path, names = Path(model).expanduser(), shipped()
+    if "/" in model or not get_close_matches(model, names, n=1):
+        with suppress(OSError):
+            folders = [each.name for each in path.parent.iterdir() if each.is_dir()]
+            if near := get_close_matches(path.name, folders, n=1):
+                return UnknownName(f"There is no folder {model}, did you mean {str(path.parent / near[0])!r}?")
+    return unknown("model (neither shipped, nor a folder, nor a Hub id owner/name):", model, names)
 
 
 def local_path(model: str) -> Path | None:

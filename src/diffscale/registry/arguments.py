@@ -11,13 +11,15 @@ from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from diffscale._util.errors import DiffscaleError, check_name, explained
+from diffscale._util.errors import DiffscaleError, UnknownName, check_name, explained, unknown
 
 T = TypeVar("T")
 _FINITE: Final = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
 _OF_RANGES: Final = (
     "finite_number", "greater_than", "greater_than_equal", "less_than", "less_than_equal", "too_short", "too_long",
 )  # fmt: skip
+_LISTED: Final = {"search": "searches", "verifier": "verifiers"}
+_OF_YOUR_OWN: Final = "says what each does; one of your own is module:function, as mine:best for `best` in mine.py."
 CONTEXT: Final = ("device", "image_model")
 """Arguments that a program gives by their names: where to run, and the model whose pictures will come."""
 
@@ -36,7 +38,9 @@ def parse(
     Raises UnknownName for a name or an argument that does not exist, DiffscaleError for a value of the wrong type.
     """
     name, *pairs = words(text) or [""]
-    check_name(kind, name, factories)
+    if name not in factories:
+        more = f" `diffscale list {_LISTED[kind]}` {_OF_YOUR_OWN}" if kind in _LISTED else ""
+        raise UnknownName(f"{unknown(kind, name, factories)}{more}")
     factory = factories[name]
     needed = required(factory)
     given_by_program = needed if inputs is None else needed[: inputs if takes_inputs(factory, inputs) else 0]

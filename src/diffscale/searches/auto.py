@@ -54,10 +54,10 @@ def auto(env: Environment, profile: str = "") -> Search:
     tried = policies(env, agreement, drafted, _in_time(env, measured))
     best = max(range(len(tried)), key=lambda i: tried[i].gain)
     best = best if tried[best].gain > tried[0].gain + _MARGIN else 0
-    gains = f"{tried[best].gain:.2f} standard deviations above the mean, and of random search {tried[0].gain:.2f}"
+    gains = f"{tried[best].gain:.2f} standard deviations above the mean, and {tried[0].gain:.2f} by random search"
     others = [f"draft via={via}" for via in env.drafts if via != FEWER_STEPS]
     told = f" Drafts by fewer steps alone were tried: search by {' or '.join(others)} for others." if others else ""
-    best = yield from env.decide(best, f"Chosen: {tried[best]}, {why}; expected {gains}.{told}")
+    best = yield from env.decide(best, f"Chosen: {tried[best]}, {why}. Expected score: {gains}.{told}")
     chosen = tried[best]
     if not chosen.looks:
         yield from random(env)
@@ -78,7 +78,7 @@ def _pilot(env: Environment, draft: Look, drafts: int) -> Answer[tuple[tuple[Sta
         return (
             (state, drafted),
             TYPICAL,
-            f"by typical correlations, as the pilot pays for fewer than {_LEAST_FINALS} samples",
+            f"by typical correlations, as a pilot at this budget pays for fewer than {_LEAST_FINALS} samples",
         )
     looks, scores = [draft], [drafted]
     if (along := round(_PREDICTION * env.steps)) in env.predicts:

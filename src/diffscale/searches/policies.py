@@ -36,8 +36,8 @@ class Policy:
     def __str__(self) -> str:
         if not self.looks:
             return f"random search of {self.sizes[0]} samples"
-        rounds = ", ".join(f"{look} of {size}" for look, size in zip(self.looks, self.sizes, strict=False))
-        return f"{rounds}, {self.sizes[-1]} finished"
+        rounds = ", ".join(f"{size} {look}" for look, size in zip(self.looks, self.sizes, strict=False))
+        return f"{rounds}, {self.sizes[-1]} finished samples"
 
 
 def policies(

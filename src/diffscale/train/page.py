@@ -19,6 +19,8 @@ _MOST_ROWS: Final = 12
 _MOST_MOMENTS: Final = 8
 """Moments of a training at which a picture is shown; of more, every second one or so on."""
 _SPREAD: Final = ("recall", "diversity")
+_MINOR: Final = ("loss", *_SPREAD)
+"""Curves that are folded away where there are others."""
 _WINDOWS: Final = 60
 
 
@@ -33,6 +35,9 @@ def _content(result: dict[str, Any], folder: Path) -> dict[str, Any]:
     validations = result.get("validations", [])
     rewarded = list(validations[0].get("deviations", ())) if validations else []
     columns = list(dict.fromkeys(n for each in validations for n in each if n not in ("step", "deviations")))
+    curves = _charts(read_log(folder / LOG_FILE), validations, columns, rewarded)
+    shown = [drawn for name, drawn in curves if name not in _MINOR]
+    folded = [drawn for name, drawn in curves if name in _MINOR]
     return {
         "result": result,
         "base": Path(result["base"]).name,
@@ -42,7 +47,8 @@ def _content(result: dict[str, Any], folder: Path) -> dict[str, Any]:
         "warnings": [told] if (told := _parted(result, rewarded)) else [],
         "numbers": _numbers(result, rewarded),
         "rows": _pictures(result, folder, page.PagePictures(folder)),
-        "charts": _charts(read_log(folder / LOG_FILE), validations, columns, rewarded),
+        "charts": shown or folded,
+        "more_charts": folded if shown else [],
         "validations": _table(settings, validations, [n for n in columns if n not in rewarded], folder),
         "columns": columns,
         "ledger": _ledger(result),
@@ -81,8 +87,8 @@ def _numbers(result: Mapping[str, Any], rewarded: Sequence[str]) -> list[tuple[s
 def _charts(
     log: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]], columns: Sequence[str],
     rewarded: Sequence[str],
-) -> list[tuple[Any, str]]:  # fmt: skip
-    """Curves over steps: of what was logged, and of what validations say."""
+) -> list[tuple[str, tuple[Any, str]]]:  # fmt: skip
+    """Curves over steps, each with its name and caption: of what was logged, and of what validations say."""
     made = []
     for name in ("reward", "loss"):
         if (values := smoothed(log, name, _WINDOWS)) is not None:
@@ -91,7 +97,8 @@ def _charts(
                 (log[i]["step"], {"mean": m, "low": m - d, "high": m + d})
                 for i, m, d in zip(last.tolist(), mean.tolist(), deviation.tolist(), strict=True)
             ]
-            made.append((charts.lines({name: points}, "step", name), f"The {name} of each step, with its deviation."))
+            says = f"The {name} of each step, with its deviation."
+            made.append((name, (charts.lines({name: points}, "step", name), says)))
     if len(validations) > 1:
         for name in columns:
             points = [(each["step"], {"mean": each[name]}) for each in validations if name in each]
@@ -101,7 +108,7 @@ def _charts(
                 says = f"The {name} of the validation pictures: it falls where they come to look alike."
             else:
                 says = f"{name}, held out, of the validation pictures."
-            made.append((charts.lines({name: points}, "step", name), says))
+            made.append((name, (charts.lines({name: points}, "step", name), says)))
     return made
 
 

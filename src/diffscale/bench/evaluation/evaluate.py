@@ -105,6 +105,8 @@ def _is_metric(text: str) -> bool:
 
 def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
     """Raises DiffscaleError for what can be told before a picture is read."""
+    if not settings.folder.is_dir():
+        raise DiffscaleError(f"There is no folder {settings.folder}: give one with pictures.")
     if settings.save_reference is not None:
         check_writable(settings.save_reference)
     every = list(dict.fromkeys([*METRICS, *verifier_names()]))
@@ -116,7 +118,7 @@ def _check(settings: EvaluateConfig, names: Sequence[str]) -> None:
     for text in [*_by_extractor(settings, names), *([] if settings.features is None else [settings.features])]:
         extractors.split(text)
     if not names and settings.save_reference is None:
-        raise DiffscaleError(f"Name at least one metric with --metrics: {', '.join(every)}.")
+        raise DiffscaleError(f"Name at least one metric, as in --metrics clip,fid: {', '.join(every)}.")
     compared = [name for name in names if name in COMPARED]
     if settings.reference is None and compared and settings.save_reference is None:
         verb = "compares" if len(compared) == 1 else "compare"
