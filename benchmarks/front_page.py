@@ -1,10 +1,10 @@
-"""Makes the two pictures of the README, into docs/front: before and after a search, and quality against its cost.
+"""Makes the pictures of the README, into docs/front: before and after a search, and quality against its cost.
 
     python benchmarks/front_page.py [before-after] [quality]
 
 `before-after`: one sample above the best of a search by CLIPScore, for the first prompt of each category of the suite
 `shapes`, with seed 0, and what the exact judge, which takes no part, says of both. So prompts are chosen by a rule
-and not by their pictures. Two minutes of one core.
+and not by their pictures. Once in one row, and once in two rows for narrow screens. Two minutes of one core.
 
 `quality`: the judge's mean over the 300 prompts of `shapes`, of what random search and `auto` find by CLIPScore and of
 one sample in more steps, against NFE and against seconds a prompt. Searches run on the tape
@@ -15,6 +15,8 @@ drawn here, which takes about eight minutes of one core. The numbers are written
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +48,8 @@ MODEL = "shapes-flux"
 BEST_MODEL = "shapes-sdxl"
 """The text-to-image model of Shapes whose best of 16 the judge likes best."""
 INK = "#282828"
+SIDE, GAP = 192, 10
+"""Of the pictures on the sheets, in pixels."""
 JUDGE = "shapes-judge"
 TAPE = Path("benchmarks/tapes/shapes-flux-pools.tape")
 NFE = 1280
@@ -56,28 +60,78 @@ Curve = list[tuple[float, float, NDArray[np.float64]]]
 """Points of (NFE, seconds, judge of each prompt)."""
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A prompt with its pictures and what the judge says of them, in [0, 1]: one sample, and the best of the search."""
+
+    prompt: str
+    images: tuple[Image.Image, Image.Image]
+    judged: tuple[float, float]
+
+
 def before_after(path: Path) -> None:
-    """The prompts, and below each two pictures with what the judge says of them."""
+    """The prompts with two pictures each: all in a row at `path`, and beside it in rows of three for narrow screens."""
     prompts = suite("shapes")[::50]
     found = [diffscale.search(BEST_MODEL, prompt.text, nfe=NFE, verifier="clip", seed=0) for prompt in prompts]
-    side, gap, left, head, line = 192, 10, 90, 64, 20
-    sheet = Image.new("RGB", (left + len(prompts) * (side + gap), head + 2 * (side + line + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.truetype(findfont("DejaVu Sans"), 15)
-    rows = (("one\nsample", "baseline", head), (f"best of\n{NFE:,} NFE", "best", head + side + line + gap))
-    for name, pick, top in rows:
-        draw.multiline_text((6, top + side / 2), name, INK, font, anchor="lm")
+    judged = {}
+    for pick in ("baseline", "best"):
         images = torch.stack([getattr(result, pick).image for result in found])
-        judged = judge_images(images, [prompt.description for prompt in prompts]).tolist()
-        print(f"{pick}: judge {np.mean(judged):.3f}")
-        for column, (image, right) in enumerate(zip(images, judged, strict=True)):
-            corner = left + column * (side + gap)
-            sheet.paste(enlarge(to_pil(image), side), (corner, top))
-            draw.text((corner + side / 2, top + side + 3), f"{right:.0%} right", INK, font, anchor="ma")
-    for column, prompt in enumerate(prompts):
-        middle = (left + column * (side + gap) + side / 2, head / 2)
-        draw.multiline_text(middle, wrapped(prompt.text, font, side), INK, font, anchor="mm", align="center")
-    sheet.save(path, optimize=True)
+        judged[pick] = judge_images(images, [prompt.description for prompt in prompts]).tolist()
+        print(f"{pick}: judge {np.mean(judged[pick]):.3f}")
+    cells = [
+        Cell(
+            prompt.text,
+            (enlarge(to_pil(result.baseline.image), SIDE), enlarge(to_pil(result.best.image), SIDE)),
+            (before, after),
+        )
+        for prompt, result, before, after in zip(prompts, found, *judged.values(), strict=True)
+    ]
+    wide_sheet(cells).save(path, optimize=True)
+    narrow_sheet(cells).save(path.with_stem(f"{path.stem}_narrow"), optimize=True)
+
+
+def wide_sheet(cells: Sequence[Cell]) -> Image.Image:
+    """All prompts beside each other."""
+    left, head, line = 90, 64, 20
+    sheet = Image.new("RGB", (left + len(cells) * (SIDE + GAP), head + 2 * (SIDE + line + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(findfont("DejaVu Sans"), 15)
+    for row, name in enumerate(("one\nsample", f"best of\n{NFE:,} NFE")):
+        top = head + row * (SIDE + line + GAP)
+        draw.multiline_text((6, top + SIDE / 2), name, INK, font, anchor="lm")
+        for column, cell in enumerate(cells):
+            corner = left + column * (SIDE + GAP)
+            sheet.paste(cell.images[row], (corner, top))
+            draw.text((corner + SIDE / 2, top + SIDE + 3), f"{cell.judged[row]:.0%} right", INK, font, anchor="ma")
+    for column, cell in enumerate(cells):
+        middle = (left + column * (SIDE + GAP) + SIDE / 2, head / 2)
+        draw.multiline_text(middle, wrapped(cell.prompt, font, SIDE), INK, font, anchor="mm", align="center")
+    return sheet
+
+
+def narrow_sheet(cells: Sequence[Cell], columns: int = 3) -> Image.Image:
+    """Rows of three prompts, with letters that can be read on a telephone."""
+    head, line = 112, 30
+    block = head + 2 * (SIDE + line) + 2 * GAP
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * (SIDE + GAP) - GAP, rows * block - 2 * GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(findfont("DejaVu Sans"), 21)
+    for number, cell in enumerate(cells):
+        corner, top = number % columns * (SIDE + GAP), number // columns * block
+        middle = corner + SIDE / 2
+        draw.multiline_text(
+            (middle, top + head - 8),
+            wrapped(cell.prompt, font, SIDE),
+            INK,
+            font,
+            anchor="md",
+            align="center",
+            spacing=1,
+        )
+        for row, name in enumerate(("one sample", "best")):
+            place = top + head + row * (SIDE + line)
+            sheet.paste(cell.images[row], (corner, place))
+            draw.text((middle, place + SIDE + 2), f"{name}: {cell.judged[row]:.0%}", INK, font, anchor="ma")
+    return sheet
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
