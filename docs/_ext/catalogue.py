@@ -45,8 +45,8 @@ def _write_kind(folder: Path, kind: str, page: Callable[[str], str]) -> None:
 
 INTRODUCTIONS = {
     "searches": """`--search NAME`, with settings as in `--search "draft steps=5 finals=2"`. What was measured is of
-`shapes-flux`, searched by CLIPScore on 60 prompts at 80 and 320 NFE: intervals are wide, so read them before you choose
-by the mean. A search of your own is a function: [how to write one](../../write_a_search.md).""",
+`shapes-flux`, searched by CLIPScore on 60 prompts at 80 and 320 NFE (four at 1280 too): intervals are wide, so read
+them before you choose by the mean. A search of your own is a function: [how to write one](../../write_a_search.md).""",
     "verifiers": """`--verifier NAME`, with settings as in `--verifier "clip model=ID"`. `model=` takes a Hub id, a
 folder or a shipped name; on models of Shapes each verifier loads its Shapes counterpart, of which the measured figures
 are. A verifier of your own is a function: [how to write one](../../write_a_verifier.md).""",
@@ -76,12 +76,12 @@ def search_page(name: str, curves: dict[str, Any], folder: Path) -> str:
         measured.draw_search(curves, own, folder / f"{name}.png")
         lines += ["## Measured", "", *measured.search_table(curves, own), "", f"![Scores against NFE]({name}.png)", ""]
         lines += [MEASURED]
-    lines += measured.worth(name)
+    lines += measured.worth(name, folder / f"{name}-worth.png")
     return "\n".join(lines) + "\n"
 
 
 MEASURED = """Of 60 prompts of `shapes-flux`, searched by CLIPScore; the judge took no part; 95% intervals over prompts
-([all searches](../../quality_per_nfe/all-60-prompts.md))."""
+([all](../../quality_per_nfe/all-60-prompts.md), and [four at 1280 NFE](../../quality_per_nfe/60-prompts.md))."""
 TRAITS = {
     "anytime": "A larger budget goes on from a smaller one, so prompts can share a budget (`--allocation`).",
     "independent": "Its candidates are independent samples: its first is the plain sample.",

@@ -35,13 +35,17 @@ def rows(path: str, start: str) -> list[list[str]]:
 
 @cache
 def searches() -> Points:
-    """What all searches found on 60 prompts."""
+    """What all searches found on 60 prompts, and what a few of them found there with 1280 NFE."""
     found: Points = {}
     for name, nfe, judge, minus, *score in rows("quality_per_nfe/all-60-prompts.md", "search"):
         if score and score[0]:
             middle, low, high = map(float, re.findall(r"-?\d+\.\d+", judge))
             point = (float(nfe), middle, low, high, float(score[0].strip(" |")), judge, minus)
             found.setdefault(name.strip("`"), []).append(point)
+    for by, name, nfe, _, judge, minus, score, *_ in rows("quality_per_nfe/60-prompts.md", "verifier"):
+        if by == "clip" and float(nfe) > found[name][-1][0]:
+            middle, low, high = map(float, re.findall(r"-?\d+\.\d+", judge))
+            found[name].append((float(nfe), middle, low, high, float(score), judge, minus))
     return found
 
 
@@ -65,34 +69,71 @@ def draw_search(curves: Points, own: list[str], path: Path) -> None:
     for axes, label in ((left, "CLIPScore, searched by"), (right, "judge, held out")):
         clean_axes(axes)
         axes.set_xscale("log", base=2)
-        axes.set_xticks([80, 160, 320], ["80", "160", "320"])
+        ticks = [80, 160, 320, 640, 1280]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xlabel("NFE")
         axes.set_ylabel(label)
     left.legend(frameon=False, fontsize=8)
     save(figure, path)
 
 
-def worth(name: str) -> list[str]:
-    """How many times its NFE and seconds a search is worth, where tapes tell."""
-    lines = []
-    for file in sorted((DOCS / "frontier").glob("*-suite-*.md")):
-        for cells in rows(f"frontier/{file.name}", "verifier"):
-            verifier, nfe, search, _, times, _, _, judge, _, seconds = cells
-            if search.strip("`").split()[0] == name and verifier == "clip" and nfe in ("160", "320"):
-                model = file.name.partition("-suite")[0]
-                lines.append(f"| `{model}` | {search} | {nfe} | {times} | {seconds.strip(' |')} | {judge} |")
-    if not lines:
+@cache
+def frontier() -> dict[tuple[str, str], list[list[str]]]:
+    """By model and search, what tapes tell of searches by CLIPScore: a row for each budget.
+
+    Of a model with two tapes it is that with more budgets.
+    """
+    files = {}
+    for kind in ("suite", "pools"):
+        for file in sorted((DOCS / "frontier").glob(f"*-{kind}-*.md")):
+            files[file.name.partition(f"-{kind}")[0]] = file.name
+    found: dict[tuple[str, str], list[list[str]]] = {}
+    for model, file_name in files.items():
+        for cells in rows(f"frontier/{file_name}", "verifier"):
+            if cells[0] == "clip":
+                found.setdefault((model, cells[2].strip("`")), []).append(cells)
+    return found
+
+
+def worth(name: str, path: Path) -> list[str]:
+    """How many times its NFE and seconds a search is worth, where tapes tell; drawn at `path`."""
+    own = {at: budgets for at, budgets in frontier().items() if at[1].split()[0] == name}
+    if not own:
         return []
-    head = [
-        "",
-        "## What it is worth",
-        "",
-        WORTH,
-        "",
-        "| model | search | NFE | times the NFE | times the seconds | judge |",
-    ]
-    head += ["|---|---|---|---|---|---|"]
+    lines = []
+    for (model, search), budgets in own.items():
+        for _, nfe, _, _, times, _, _, judge, _, seconds in budgets:
+            lines.append(f"| `{model}` | `{search}` | {nfe} | {times} | {seconds.strip(' |')} | {judge} |")
+    shown = min((search for _, search in own), key=len)  # with the fewest settings, where there are several
+    _draw_worth({at[0]: budgets for at, budgets in own.items() if at[1] == shown}, path)
+    head = ["", "## What it is worth", "", WORTH, "", f"![{shown}: worth against NFE]({path.name})", ""]
+    head += ["| model | search | NFE | times the NFE | times the seconds | judge |", "|---|---|---|---|---|---|"]
     return [*head, *lines]
+
+
+def _draw_worth(models: dict[str, list[list[str]]], path: Path) -> None:
+    """How many times its NFE a search is worth, and the judge less that of random search, against the budget."""
+    figure = Figure(figsize=(7.6, 2.8), dpi=110, layout="constrained")
+    panels = figure.subplots(1, 2)
+    for number, (model, budgets) in enumerate(models.items()):
+        nfe = [float(cells[1]) for cells in budgets]
+        for axes, column in zip(panels, (4, 7), strict=True):
+            middle, low, high = (
+                [float(re.findall(r"[-+]?\d+\.\d+", cells[column])[each]) for cells in budgets] for each in range(3)
+            )
+            draw_line(axes, nfe, middle, (low, high), number, model)
+    for axes, label, same in zip(
+        panels, ("times the NFE of random search", "judge, minus random search"), (1, 0), strict=True
+    ):
+        clean_axes(axes)
+        axes.axhline(same, color="grey", linewidth=0.8)
+        axes.set_xscale("log", base=2)
+        ticks = [80, 160, 320, 640]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xlabel("NFE")
+        axes.set_ylabel(label, fontsize=9)
+    panels[0].legend(frameon=False, fontsize=7)
+    save(figure, path)
 
 
 def verifier(name: str, path: Path) -> list[str]:

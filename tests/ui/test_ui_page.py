@@ -52,13 +52,13 @@ def brightness(images, prompts):
 
 
 class Server:
-    """`diffscale ui runs` in a folder of its own."""
+    """`diffscale ui runs` in a folder of its own, at a port that is free, or at the one given."""
 
-    def __init__(self, home: Path, **environment: str) -> None:
+    def __init__(self, home: Path, port: int = 0, **environment: str) -> None:
         (home / "slowly.py").write_text(SLOWLY)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+            self.port = port or free.getsockname()[1]
         self.home, self.address = home, f"http://127.0.0.1:{self.port}/"
         command = [sys.executable, "-c", SERVER, "ui", "runs", "--port", str(self.port)]
         self.process = subprocess.Popen(
@@ -272,6 +272,27 @@ def test_the_page_goes_on_with_a_server_that_was_started_again(
     # Neither the server nor a library of it asks for anything elsewhere.
     asked = (tmp_path / "asked.txt").read_text().splitlines()
     assert asked and not [line for line in asked if not re.search(r"127\.0\.0\.1|localhost|::1|None", line)]
+
+
+def test_a_page_that_stays_open_tells_that_the_server_ended_and_comes_back_with_it(
+    chromium: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "config.yaml").write_text("prompt: two red stars\nbudget: 4\n")
+    started = Server(tmp_path)
+    page = chromium.new_page()
+    page.goto(started.address)
+    says(page, "two red stars|Stopped|stopped")
+    before = page.evaluate("window.stays = 1")
+    started.end()
+    lost = page.get_by_text("Connection to the server was lost")
+    expect(lost).to_be_visible(timeout=LONG)
+    started = Server(tmp_path, started.port)
+    expect(lost).to_be_hidden(timeout=LONG)
+    says(page, "two red stars|Stopped|stopped")
+    assert before == 1 and page.evaluate("window.stays") is None and "run=" in page.url  # it was loaded anew
+    page.close()
+    started.end()
 
 
 def test_a_password_keeps_others_out(chromium: Any, tmp_path: Path) -> None:
