@@ -23,17 +23,18 @@ DIGITS = [ClassLabel(str(digit), digit) for digit in range(10)]
 
 
 def digit_sampler(
-    weights: Path, steps: int = 25, guidance_scale: float = 1.0, solver: str = "euler"
-) -> DenoiserSampler:
-    """The flow on digits as a Sampler; guided, where it is, between times 0.3 and 0.7 as its authors sample."""
+    weights: Path, steps: int = 25, guidance_scale: float = 1.0, solver: str = "euler",
+    digits: Sequence[ClassLabel] = DIGITS,
+) -> DenoiserSampler:  # fmt: skip
+    """The flow as a Sampler of `digits`; guided, where it is, between times 0.3 and 0.7 as its authors sample."""
     return DenoiserSampler(
         DigitFlow.load(weights),
         LinearFlow(data_time=1),
         prediction="data",
         shape=(1, 28, 28),
         steps=steps,
-        prompts=DIGITS,
-        conditions=torch.arange(10),
+        prompts=digits,
+        conditions=torch.tensor([digit.class_id for digit in digits]),
         null_condition=NO_CLASS,
         guidance_scale=guidance_scale,
         guidance_interval=(0.3, 0.7),

@@ -39,9 +39,11 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_item_was_run_in_full_and_none_is_stale(rebuilt: Path) -> None:
     found = page.items(rebuilt)
-    assert [item.name for item in found if item.name not in recipe.planned()] == recipe.names()
+    others = {*recipe.planned(), *recipe.elsewhere()}
+    assert [item.name for item in found if item.name not in others] == recipe.names()
     assert not [item.name for item in found if item.stale]
-    assert {page.described(item.options) for item in found} == {"setting shapes"}
+    runs = {item.name: page.described(item.options) for item in found}
+    assert all(run == f"setting {'digits' if name in recipe.elsewhere() else 'shapes'}" for name, run in runs.items())
 
 
 def test_the_numbers_say_which_dtype_they_were_made_in(rebuilt: Path) -> None:
@@ -75,19 +77,15 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=DOCS, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("item", recipe.planned())
+@pytest.mark.parametrize("item", [*recipe.planned(), *recipe.elsewhere()])
 def test_the_plan_of_a_run_was_committed_before_the_run(item: str) -> None:
     """The recipe of a commit from before the run began has the digest that the run wrote down, as today's has."""
     raw = json.loads((DOCS / item / "raw.json").read_text()) if (DOCS / item / "raw.json").is_file() else None
     if raw is None:
         pytest.skip("not run yet: the page says so")
-    assert planned.counts(item, recipe.resolved(recipe.load(item), "shapes"), raw)
+    assert planned.counts(item, planned.setting_of(item), raw)
     try:
-        path = (
-            (recipe.RECIPES / recipe.PLANNED / f"{item}.yaml")
-            .resolve()
-            .relative_to(_git("rev-parse", "--show-toplevel").strip())
-        )
+        path = recipe.path_of(item).resolve().relative_to(_git("rev-parse", "--show-toplevel").strip())
         commits = [line.split() for line in _git("log", "--format=%H %cI", "--", f":/{path}").splitlines()]
     except (OSError, subprocess.CalledProcessError, ValueError):
         pytest.skip("there is no history here")
@@ -100,7 +98,7 @@ def test_the_plan_of_a_run_was_committed_before_the_run(item: str) -> None:
         content = yaml.safe_load(_git("show", f"{before[0]}:{path}"))
         read = config.read
         patched.setattr(config, "read", lambda file: content if file.stem == item else read(file))
-        then = recipe.resolved(recipe.load(item), "shapes")
+        then = planned.setting_of(item)
     assert planned.digest(item, then) == raw["plan"]["plan"]
 
 

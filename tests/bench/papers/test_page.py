@@ -24,8 +24,9 @@ def _written(folder: Path, change: dict[str, Any] | None = None) -> tuple[Settin
     setting = recipe.resolved(loaded, "shapes")
     raw = fabricated(ITEM, setting)
     for part, series, by in (("preferences", "+ DPO & search", 3.0), ("small", "shapes-pixart + search", -3.0)):
-        for scores in raw["parts"][part]["series"][series][-1]["scores"].values():
-            scores[:] = [score + by for score in scores]
+        for row in raw["parts"][part]["series"][series]:
+            for scores in row["scores"].values():
+                scores[:] = [score + by for score in scores]
     raw["parts"]["small"]["series"]["shapes-flux"][0]["flops"] = 1e12
     assert setting.written is not None
     begun = (setting.written + timedelta(hours=1)).isoformat()
@@ -97,3 +98,34 @@ def test_verdicts_are_told_by_icon_and_word_and_effects_are_drawn(tmp_path: Path
 def test_effects_are_drawn_within_the_track() -> None:
     place = decided.Mark.place
     assert [place(value) for value in (-99, -5, 0, 1, 5, float("inf"))] == [0, 0, 50, 60, 100, 100]
+
+
+def test_the_verdicts_on_two_worlds_stand_side_by_side_without_the_weights_of_others(tmp_path: Path) -> None:
+    (item,) = recipe.elsewhere()
+    loaded, setting = recipe.load(item), planned.setting_of(item)
+    raw = fabricated(item, setting, prompts=10)
+    raw.pop("logs")
+    for row in raw["parts"]["digits"]["series"]["search by ocr"][1:]:
+        row["scores"]["lenet"] = [score + 3 for score in row["scores"]["lenet"]]
+    assert setting.written is not None
+    begun = (setting.written + timedelta(hours=1)).isoformat()
+    raw |= {"made_of": "what its weights made", "plan": {"plan": planned.digest(item, setting), "at": begun}}
+    (tmp_path / item).mkdir()
+    (tmp_path / item / "raw.json").write_text(json.dumps(raw))
+    written = {"made_of": raw["made_of"], "options": {"setting": "digits"}}
+    dumped = {"recipe": loaded.model_dump(mode="json"), "setting": setting.model_dump(mode="json")}
+    (tmp_path / item / "recipe.json").write_text(json.dumps(written | dumped))
+    _written(tmp_path)
+    assert _verdicts(tmp_path)["beats"]["verdict"] == decided.NOT_RUN
+    told = json.loads((tmp_path / "verdicts.json").read_text())["elsewhere"]
+    assert {row["headline"]: row["verdict"] for row in told}["beats"] == "holds"
+    text = (tmp_path / page.PAGE).read_text()
+    row = next(row for row in text.split("<tr>") if row.startswith("<td>beats</td>"))
+    assert row.index(decided.NOT_RUN) < row.index("> holds</span>") and f'href="#{item}-beats"' in row
+    assert f'id="{item}-beats"' in text and "reproduce_mnist.py" in text
+    # Another plan is another run.
+    raw["plan"]["plan"] = "another"
+    (tmp_path / item / "raw.json").write_text(json.dumps(raw))
+    _verdicts(tmp_path)
+    told = json.loads((tmp_path / "verdicts.json").read_text())["elsewhere"]
+    assert {row["verdict"] for row in told} == {decided.NOT_RUN}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fabricated import fabricated
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench.papers import claims, headlines, plan, planned, power, recipe, trainings
 from diffscale.bench.papers.recipe import Claim, Setting
+from diffscale.engine.flops import count_flops
 
 DOCS = Path(__file__).parents[3] / "docs" / "reproduction"
 
@@ -25,26 +27,35 @@ def settings() -> dict[str, Setting]:
 
 def _of_paper(settings: dict[str, Setting], paper: str) -> dict[str, Claim]:
     return {
-        name: c for item, each in settings.items() if item.startswith(f"{paper}.") for name, c in each.claims.items()
+        name: claim
+        for item, each in settings.items()
+        if item.startswith(f"{paper}.")
+        for name, claim in each.claims.items()
+        if claim.headline
     }
 
 
 @pytest.mark.parametrize("paper", ["A", "B"])
 def test_each_headline_has_one_test(settings: dict[str, Setting], paper: str) -> None:
-    tested = [name for item, each in settings.items() if item.startswith(paper) for name in each.claims]
-    assert sorted(tested) == sorted(headlines.load(paper).headlines)
-    assert all(claim.headline for claim in _of_paper(settings, paper).values())
+    tested = [
+        name
+        for item, each in settings.items()
+        if item.startswith(paper)
+        for name, claim in each.claims.items()
+        if claim.headline
+    ]
+    assert sorted(tested) == sorted(headlines.load(paper).headlines) == sorted(_of_paper(settings, paper))
     # Only what is planned has verdicts.
     assert not [n for n in recipe.names() for c in recipe.load(n).settings["shapes"].claims.values() if c.headline]
 
 
 def test_each_has_the_power_that_a_plan_needs_from_the_committed_pilots() -> None:
     rows = planned.rows(DOCS, "AB")
-    assert len(rows) == 26
+    assert len(rows) == 30  # four of A again on handwritten digits
     assert {row.name: round(row.power, 3) for row in rows if row.power < power.WANTED} == {}
     assert all(row.needed != "no size" for row in rows)
     # Holm's first step over the headlines of the paper, both directions counted.
-    assert {row.level for row in rows if row.item.startswith("A")} == {0.05 / 2 / 14}
+    assert {row.level for row in rows if row.item.startswith("A")} == {0.05 / 2 / 14, 0.05 / 2 / 4}
 
 
 def test_runs_are_in_float32_from_other_seeds_than_the_pilots(settings: dict[str, Setting]) -> None:
@@ -59,6 +70,38 @@ def test_runs_are_in_float32_from_other_seeds_than_the_pilots(settings: dict[str
     assert {part.seed for each in pilots for part in each.parts.values()} == {0}
 
 
+def test_trainings_that_are_compared_have_equal_operations_and_are_shared(settings: dict[str, Setting]) -> None:
+    every = {item: each.trainings for item, each in settings.items() if each.trainings}
+    for of in every.values():
+        assert {each["tflop"] for each in of.values()} <= {5.2, 15.6}
+        assert not [each for each in of.values() if trainings.config_of(each).max_train_seconds]
+    together = plan.plan(settings.values())
+    assert sum(map(len, every.values())) > len(together.trainings) + 20  # what several items need is made once
+    whole = together.whole_trainings()
+    assert len(together.trainings) - len(whole) == 6  # the short ones of RLHF, which the longer go on from
+    assert sum(each["tflop"] for each in whole) < 600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["standard", "m=3"])
+def test_a_step_counts_what_the_recipe_says(name: str, settings: dict[str, Setting], tmp_path: Path) -> None:
+    """The operations of two rounds less those of one, of a batch of two."""
+    given = settings["B.sharpening"].trainings[f"{name} #2701"]
+    step = 1000 * given["tflop"] / given["max_train_steps"]
+    small = {**given, "train_batch_size": 2, "data": "plain size=8"}
+    if "samples_per_round" in small:
+        small["samples_per_round"] = 2
+    counted = []
+    for rounds in (1, 1, 2):  # the first one encodes the data
+        with count_flops() as flops:
+            steps = rounds * small.get("num_inner_epochs", 1)
+            folder = trainings.make({**small, "max_train_steps": steps}, name, tmp_path)
+        counted.append(flops.total)
+        shutil.rmtree(folder.parent)
+    found = (counted[2] - counted[1]) / small.get("num_inner_epochs", 1) * given["train_batch_size"] / 2 / 1e9
+    assert found == pytest.approx(step, rel=0.02)
+
+
 def test_tests_fit_what_is_run(settings: dict[str, Setting]) -> None:
     for item, setting in settings.items():
         plan.check(setting)
@@ -66,8 +109,20 @@ def test_tests_fit_what_is_run(settings: dict[str, Setting]) -> None:
         for claim in setting.claims.values():
             evidence = claims.test_claim(claim, raw)
             assert 0 <= evidence.holds <= 1 and 0 <= evidence.fails <= 1 and evidence.effects, claim.says
-            # With an effect that matters, or a margin, a claim can fail too.
-            assert all(each["effect"] > 0 for each in planned.comparisons(claim))
+            # With an effect that matters, or a margin, a headline can fail too.
+            assert not claim.headline or all(each["effect"] > 0 for each in planned.comparisons(claim))
+
+
+def test_what_is_tested_elsewhere_too_is_headlines_of_the_paper_by_tests_that_fit() -> None:
+    (item,) = recipe.elsewhere()
+    assert planned.tests_elsewhere("A").keys() == {"beats", "algorithms", "iterations", "own verifier"}
+    assert planned.tests_elsewhere("A").keys() <= headlines.load("A").headlines.keys()
+    setting = planned.setting_of(item)
+    raw = fabricated(item, setting, prompts=10)
+    for claim in setting.claims.values():
+        assert claim.headline and claims.test_claim(claim, raw).effects
+    assert setting.written is not None and {part.dtype for part in setting.parts.values()} == {"float32"}
+    assert item not in recipe.chosen(["all", "planned", "A"])  # its weights are not here
 
 
 def test_the_digest_changes_with_all_that_decides_and_with_no_words(settings: dict[str, Setting]) -> None:

@@ -83,9 +83,9 @@ def test_items_of_paper_b_share_their_trainings(setting: str, n: int, m: int, co
     assert rlhf == ids["B.figure5"]["RLHF"] == ids["B.figure6"]["RLHF sharpening"]
     together = plan.plan(_resolved(name, setting, False) for name in every)
     assert len(together.trainings) == count and sum(map(len, ids.values())) == 38
-    methods = {config.method for config in together.trainings.values()}
+    methods = {trainings.config_of(each).method for each in together.trainings.values()}
     assert methods == {"sft", "dpo", "ddpo", "d3po", "iterpo", "sharpen-sft", "sharpen-rlhf"}
-    assert all("shapes-judge" not in config.rewards for config in together.trainings.values())
+    assert all("shapes-judge" not in trainings.config_of(each).rewards for each in together.trainings.values())
 
 
 def test_the_claims_of_the_issue_are_judged() -> None:
@@ -195,3 +195,9 @@ def test_legends_lie_within_their_figures(name: str, tmp_path: Path, monkeypatch
     (legend,) = saved[0].legends
     box = legend.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= saved[0].bbox.width
+
+
+def test_the_frontier_is_what_no_cheaper_point_is_as_good_as() -> None:
+    points = [(4.0, 0.5), (1.0, 0.2), (2.0, 0.6), (2.0, 0.1), (8.0, 0.9), (16.0, 0.7)]
+    assert figures.frontier(points, lower=False) == [(1.0, 0.2), (2.0, 0.6), (8.0, 0.9), (16.0, 0.9)]
+    assert figures.frontier(points, lower=True) == [(1.0, 0.2), (2.0, 0.1), (16.0, 0.1)]

@@ -13,19 +13,24 @@ import torch
 import yaml
 from commands import run_diffscale
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffscale._util.errors import DiffscaleError
 from diffscale.bench import run
 from diffscale.bench.networks import Networks
-from diffscale.bench.papers import digests, figures, page, recipe
+from diffscale.bench.papers import digests, figures, page, recipe, session
 from diffscale.bench.papers.plan import Speeds
 from diffscale.bench.papers.points import Call, Point
 from diffscale.bench.papers.recipe import Part, Setting
 from diffscale.bench.papers.session import Session, made_of
 from diffscale.bench.series import Cell
+from diffscale.engine.flops import count_flops
 from diffscale.models import dtypes
+from diffscale.models.load import load_pipeline
 from diffscale.models.options import LoadOptions
 from diffscale.report.text import NotDrawn
+from diffscale.types import ClassLabel
+from diffscale.verifiers import load as load_verifier
 
 TEXTS = {
     "model": "shapes-flux",
@@ -277,6 +282,32 @@ def test_what_a_part_leaves_at_its_default_does_not_count() -> None:
     wrong = recipe.Recipe(title="T", expected="", settings={"shapes": setting})
     with pytest.raises(DiffscaleError, match="did you mean 'bfloat16'"):
         recipe.resolved(wrong, "shapes")
+
+
+def test_flops_of_a_whole_search_are_those_of_its_decoder_and_verifier_too(tmp_path: Path) -> None:
+    given = {"model": "shapes-sit-s", "prompts": "shapes-classes", "limit": 1, "steps": 1, "dtype": "float32",
+             "series": {"search": {"verifier": "clip_zeroshot", "budgets": [0, 6]}}}  # fmt: skip
+    made = Session(tmp_path / "out", LoadOptions(device="cpu"))
+    rows = {}
+    for cost in ("denoiser", "search"):
+        part = Part(**given, cost=cost)  # type: ignore[arg-type]
+        setting = Setting(view="table", parts={"classes": part})
+        session.run(f"T.{cost}", setting, made)
+        raw = json.loads((tmp_path / "out" / f"T.{cost}" / "raw.json").read_text())["parts"]["classes"]
+        assert raw.get("cost") == (None if cost == "denoiser" else "search")
+        rows[cost] = [row["flops"] for row in raw["series"]["search"]]
+    vae, picture = load_pipeline("shapes-sit-s", LoadOptions(device="cpu")).vae, torch.rand(1, 3, 64, 64)
+    side = 64 // 2 ** (len(vae.config.block_out_channels) - 1)
+    with torch.no_grad(), FlopCounterMode(display=False) as decoder:
+        vae.decode(torch.zeros(1, vae.config.latent_channels, side, side))
+    verifier, label = load_verifier("clip_zeroshot", image_model="shapes-sit-s"), ClassLabel("red circle", 0)
+    verifier(picture, [label])  # features of the classes are made once, and no candidate pays for them
+    with torch.no_grad(), count_flops() as scored:
+        verifier(picture, [label])
+    plain, searched = (whole - own for own, whole in zip(rows["denoiser"], rows["search"], strict=True))
+    assert plain == pytest.approx(decoder.get_total_flops(), rel=1e-6)
+    # A step of Heun is 2 NFE.
+    assert searched == pytest.approx(3 * (decoder.get_total_flops() + scored.total), rel=1e-6)
 
 
 def test_samples_lie_apart_by_the_dtype_that_was_used() -> None:

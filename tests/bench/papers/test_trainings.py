@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from matplotlib.figure import Figure
+from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parents[2] / "train"))
 import tiny
@@ -173,6 +174,40 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     assert one == other and len(one) == STEPS and len(list_checkpoints(folder)) == 1
 
 
+def test_a_longer_training_goes_on_from_a_shorter_one_and_is_the_same(training: dict[str, Any], tmp_path: Path) -> None:
+    whole = trainings.make(training, "whole", tmp_path / "whole")
+    shorter, other = {**training, "max_train_steps": 2}, {**training, "max_train_steps": 1, "seed": 1}
+    for each in (shorter, other):
+        trainings.make(each, "shorter", tmp_path / "two")
+    ran: list[str] = []
+    folder = trainings.make(
+        training, "longer", tmp_path / "two", lambda what, *_, **__: ran.append(what), [other, training, shorter]
+    )
+    assert sum(what.endswith("steps") for what in ran) == 1
+    one, two = (load_file(at / "pytorch_lora_weights.safetensors") for at in (whole, folder))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    logs = ([{**row, "seconds": 0} for row in read_log(at / LOG_FILE)] for at in (whole, folder))
+    assert next(logs) == next(logs)
+    # One that is ended by its seconds, has another seed, or a schedule that ends with it, begins alone.
+    for change in ({"max_train_seconds": 9.0}, {"seed": 1}, {"lr_scheduler": "linear"}, {"n": 3}, {"data": "plain"}):
+        assert not trainings.begins_with({**training, **change}, shorter)
+    assert trainings.begins_with(training, shorter) and not trainings.begins_with(shorter, training)
+
+
+def test_a_training_of_so_many_operations_has_their_steps(training: dict[str, Any], recipes: Path) -> None:
+    shared = yaml.safe_load((recipes / "trainings" / "T.yaml").read_text())
+    shared["shapes"]["sharp"] |= {"gflop_a_step": 80, "max_train_seconds": 60}
+    (recipes / "trainings" / "T.yaml").write_text(yaml.safe_dump(shared))
+    given = {"timed": {"like": "sharp"}, "counted": {"like": "sharp", "tflop": 2.0}}
+    found = trainings.expanded(given, recipes, "T", "shapes")
+    timed, counted = (trainings.config_of(found[name]) for name in ("timed", "counted"))
+    assert (timed.max_train_steps, timed.max_train_seconds) == (STEPS, 60)
+    assert (counted.max_train_steps, counted.max_train_seconds) == (25, None)
+    assert trainings.seconds(found["counted"], 20, 100.0, 4e8) == pytest.approx(50)
+    with pytest.raises(DiffscaleError, match="'alone' has a tflop and no gflop_a_step"):
+        trainings.expanded({"alone": {**training, "tflop": 1.0}}, recipes, "T", "shapes")
+
+
 def test_a_precision_that_a_recipe_leaves_open_is_the_machine_s_and_kept(
     training: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,7 +303,7 @@ def test_wrong_trainings_are_told(recipes: Path, training: dict[str, Any]) -> No
 
 def test_seconds_of_a_training_by_hand(training: dict[str, Any]) -> None:
     def seconds(**change: Any) -> float:
-        return trainings.seconds(trainings.config_of({**training, **change}), 20, 100.0)
+        return trainings.seconds({**training, **change}, 20, 100.0, 1e9)
 
     assert seconds() == pytest.approx(3 * 2 * (2 * 2 + 3 * 2) / 100)
     assert seconds(gradient_accumulation_steps=4) == pytest.approx(4 * 3 * 2 * 10 / 100)

@@ -74,7 +74,15 @@ class Decision:
 
     @property
     def anchor(self) -> str:
-        return f"{self.key}-{self.name.replace(' ', '-')}"
+        world = self.item if self.item in recipe.elsewhere() else self.key
+        return f"{world}-{self.name.replace(' ', '-')}"
+
+    @property
+    def command(self) -> str:
+        """What runs its item."""
+        if self.item in recipe.elsewhere():
+            return "python benchmarks/reproduce_mnist.py --weights WEIGHTS"
+        return f"diffscale reproduce {self.item}"
 
     @property
     def within(self) -> bool:
@@ -84,11 +92,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Decided:
-    """A paper's headlines, and how many verdicts of each kind."""
+    """A paper's headlines, and how many verdicts of each kind.
+
+    `elsewhere`: by name those that are also tested on a world that others made.
+    """
 
     key: str
     paper: Headlines
     decisions: list[Decision]
+    elsewhere: dict[str, Decision]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -108,24 +120,31 @@ def decided(folder: Path, raws: Mapping[str, Raw], present: Collection[str]) -> 
         shown = [name for name in recipe.names() if name.partition(".")[0] == key]
         if not {*shown} <= {*present} and not {item for item, _, _ in tests.values()} & {*present}:
             continue
-        evidence = {
-            name: claims.test_claim(claim, raws[item])
-            for name, (item, setting, claim) in tests.items()
-            if item in raws and planned.counts(item, setting, raws[item])
-        }
-        verdicts = decide([evidence.get(name, Evidence(1, 1)) for name in tests])
         paper, plan = headlines.load(key), _plan(folder, key)
-        decisions = []
-        for (name, (item, setting, claim)), (verdict, p) in zip(tests.items(), verdicts, strict=True):
-            run, design = evidence.get(name), (paper.headlines[name], item, claim)
-            found_so = (
-                (run, verdict, p, setting.why.get(name, {}).get(verdict, "")) if run else (None, NOT_RUN, None, "")
-            )
-            decisions.append(
-                Decision(key, name, *design, plan.get(name, ""), planned.pilot_of(claim, folder), *found_so)
-            )
-        found.append(Decided(key, paper, decisions))
+        families = tests, planned.tests_elsewhere(key)
+        decisions, others = (_decide(key, paper, each, folder, raws, plan) for each in families)
+        found.append(Decided(key, paper, decisions, {each.name: each for each in others}))
     return found
+
+
+def _decide(
+    key: str, paper: Headlines, tests: Mapping[str, planned.Test], folder: Path, raws: Mapping[str, Raw],
+    plan: Mapping[tuple[str, str], str],
+) -> list[Decision]:  # fmt: skip
+    """One family of headlines, corrected for together."""
+    evidence = {
+        name: claims.test_claim(claim, raws[item])
+        for name, (item, setting, claim) in tests.items()
+        if item in raws and planned.counts(item, setting, raws[item])
+    }
+    verdicts = decide([evidence.get(name, Evidence(1, 1)) for name in tests])
+    decisions = []
+    for (name, (item, setting, claim)), (verdict, p) in zip(tests.items(), verdicts, strict=True):
+        run, design = evidence.get(name), (paper.headlines[name], item, claim)
+        found_so = (run, verdict, p, setting.why.get(name, {}).get(verdict, "")) if run else (None, NOT_RUN, None, "")
+        words, before = plan.get((item, name), ""), planned.pilot_of(claim, folder)
+        decisions.append(Decision(key, name, *design, words, before, *found_so))
+    return decisions
 
 
 def _marks(claim: Claim, evidence: Evidence | None) -> list[Mark]:
@@ -145,10 +164,10 @@ def _units(claim: Claim, effects: Sequence[Effect]) -> list[float]:
     return [each["effect"] for each in planned.comparisons(claim)][: len(effects)]
 
 
-def _plan(folder: Path, paper: str) -> dict[str, str]:
-    """Sizes and power of a paper's headlines, in words; empty where pilots are not there."""
+def _plan(folder: Path, paper: str) -> dict[tuple[str, str], str]:
+    """Sizes and power of a paper's headlines, in words, by item and name; empty where pilots are not there."""
     try:
         rows = planned.rows(folder, [paper])
     except DiffscaleError:
         return {}
-    return {row.name: f"{row.sizes}: {row.power:.0%} power; 80% would take {row.needed}" for row in rows}
+    return {(row.item, row.name): f"{row.sizes}: {row.power:.0%} power; 80% would take {row.needed}" for row in rows}

@@ -29,6 +29,8 @@ UNITS: Final = {
     "is": "Inception Score",
     "precision": "precision (share of pictures)",
     "recall": "recall (share of real pictures)",
+    "precision k=5": "precision by 5 neighbours (share of pictures)",
+    "recall k=5": "recall by 5 neighbours (share of real pictures)",
     "diversity": "diversity (mean 1 - cos between pictures of a prompt)",
     "shapes-judge": "judge (0 to 1, held out)",
     "clip": "CLIPScore (0 to 2.5)",
@@ -47,6 +49,7 @@ UNITS: Final = {
 """What axes call measures."""
 _WINDOWS: Final = 40  # of the curve of a log
 _COSTS: Final = {"nfe": "NFE a sample (denoiser evaluations)", "flops": "GFLOPs a sample (denoiser)"}
+_WHOLE: Final = "GFLOPs a sample (denoiser, decoder and verifier)"
 
 
 def draw(raw: Raw, setting: Setting, folder: Path) -> list[str]:
@@ -106,7 +109,8 @@ def _series(raw: Raw, panel: Panel) -> list[str]:
 
 
 def _curves(axes: Any, raw: Raw, panel: Panel, styles: Mapping[str, int]) -> None:
-    costs = []
+    costs: list[float] = []
+    drawn: list[tuple[float, float]] = []
     for name in _series(raw, panel):
         points = numbers.points(raw, panel.part, name)
         x = [point.row[panel.x] / (1e9 if panel.x == "flops" else 1) for point in points]
@@ -117,15 +121,33 @@ def _curves(axes: Any, raw: Raw, panel: Panel, styles: Mapping[str, int]) -> Non
         mean, low, high = ([value[end] for value in values] for end in ("mean", "low", "high"))
         draw_line(axes, x, mean, (low, high), styles[name], name)
         costs += x
+        drawn += zip(x, mean, strict=True)
+    if panel.frontier:
+        best = frontier(drawn, panel.y in numbers.LOWER)
+        style = {"drawstyle": "steps-post", "color": "black", "lw": 3, "alpha": 0.3}
+        axes.plot(*zip(*best, strict=True), label="frontier of all", **style)
     axes.set_xscale("log", base=2 if panel.x == "nfe" else 10)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
     if panel.x == "nfe":
         doubled = [min(costs) * 2**i for i in range(20)]
         axes.set_xticks([cost for cost in doubled if cost <= 1.05 * max(costs)])
     axes.minorticks_off()
-    axes.set_xlabel(_COSTS[panel.x])
+    whole = panel.x == "flops" and raw["parts"][panel.part].get("cost") == "search"
+    axes.set_xlabel(_WHOLE if whole else _COSTS[panel.x])
     axes.set_ylabel(_label(panel), fontsize=9)
     axes.set_title(f"{panel.part}: {numbers.models(raw, panel.part)}", fontsize=10)
+
+
+def frontier(points: Sequence[tuple[float, float]], lower: bool) -> list[tuple[float, float]]:
+    """Those of `points` (cost, value) that are better than all cheaper ones, by cost, drawn on to the largest cost.
+
+    `lower`: whether less is better.
+    """
+    best: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], point[1] if lower else -point[1])):
+        if not best or (value < best[-1][1] if lower else value > best[-1][1]):
+            best.append((cost, value))
+    return [*best, (max(cost for cost, _ in points), best[-1][1])]
 
 
 def _bars(axes: Any, raw: Raw, panel: Panel) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from diffscale._util.config import validated
 from diffscale._util.errors import DiffscaleError
 from diffscale._util.files import read_json, write_json, write_text
-from diffscale.bench.papers import claims, decided, figures, tables, trainings
+from diffscale.bench.papers import claims, decided, figures, planned, tables, trainings
 from diffscale.bench.papers import recipe as recipes
 from diffscale.bench.papers.decided import Mark
 from diffscale.bench.papers.recipe import Claim, Recipe, Setting
@@ -120,7 +120,7 @@ def items(folder: Path) -> list[Item]:
     Where the recipe of today, with the options of the run, asks for these very numbers, it also says how they are shown
     and what is claimed of them; else they are stale, and shown by the recipe that made them.
     """
-    known, found = [*recipes.planned(), *recipes.names()], []
+    known, found = [*recipes.planned(), *recipes.elsewhere(), *recipes.names()], []
     present = {path.parent.name for path in folder.glob("*/raw.json")}
     for name in [*(n for n in known if n in present), *sorted(present - set(known))]:
         written = read_recipe(folder, name)
@@ -131,7 +131,7 @@ def items(folder: Path) -> list[Item]:
             recipe = recipes.load(name) if name in known else None
             if recipe is not None and options["setting"] in recipe.settings:
                 setting = recipes.resolved(recipe, **options)
-                stale = made_of(setting) != raw["made_of"]
+                stale = _is_stale(name, setting, raw)
             else:
                 stale = True
             if recipe is None or stale:
@@ -145,6 +145,13 @@ def items(folder: Path) -> list[Item]:
     return found
 
 
+def _is_stale(name: str, setting: Setting, raw: dict[str, Any]) -> bool:
+    """Whether numbers are not those that `setting` asks for; elsewhere, where weights need not be here, by the plan."""
+    if name in recipes.elsewhere():
+        return bool(raw.get("plan", {}).get("plan") != planned.digest(name, setting))
+    return made_of(setting) != raw["made_of"]
+
+
 def estimates(item: Item) -> list[Estimate]:
     """All claims of an item that are no headlines."""
     # What the recipe knows of why is of its run in full.
@@ -156,6 +163,13 @@ def estimates(item: Item) -> list[Estimate]:
         for name, claim in item.setting.claims.items()
         if not claim.headline
     ]
+
+
+def _told(paper: str, each: decided.Decision) -> dict[str, Any]:
+    """A headline in `verdicts.json`."""
+    known = {"paper": paper, "headline": each.name, "says": each.headline.says, "item": each.item}
+    found = each.evidence.found if each.evidence else ""
+    return {**known, "verdict": each.verdict, "p": each.p, "why": each.why, "found": found}
 
 
 def build(folder: Path) -> Path:
@@ -176,12 +190,8 @@ def build(folder: Path) -> Path:
             write_text(folder / item.name / f"table.{kind}", text)
         sections.append(Section(item, files, grids, estimates(item)))
     told = {
-        "headlines": [
-            {"paper": paper.key, "headline": each.name, "says": each.headline.says, "item": each.item,
-             "verdict": each.verdict, "p": each.p, "why": each.why,
-             "found": each.evidence.found if each.evidence else ""}
-            for paper in papers for each in paper.decisions
-        ],
+        "headlines": [_told(paper.key, each) for paper in papers for each in paper.decisions],
+        "elsewhere": [_told(paper.key, each) for paper in papers for each in paper.elsewhere.values()],
         "estimates": [
             {"item": each.item.name, "run": each.item.run, "stale": each.item.stale, "claim": each.claim.says,
              "found": each.found, "why": each.why}

@@ -36,12 +36,12 @@ _PROMPT = "a red circle"
 class Plan:
     """`pools`: how many candidates of every prompt's repeat are chosen from, by call. `points`: all points, with what
     is wanted of them. `verified`: how many pictures each verifier scores, by call and by what for ("judge", "pool", or
-    a search); a pool is scored once for all budgets. `trainings`: settings by ID."""
+    a search); a pool is scored once for all budgets. `trainings`: as recipes have them, by ID."""
 
     pools: dict[Call, Counter[PromptRepeat]] = field(default_factory=dict)
     points: dict[Point, set[PromptRepeat]] = field(default_factory=dict)
     verified: Counter[tuple[str, Call, str]] = field(default_factory=Counter)
-    trainings: dict[str, TrainConfig] = field(default_factory=dict)
+    trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def nfe(self) -> Counter[Call]:
         """Denoiser evaluations by call, of what the plan names."""
@@ -61,10 +61,14 @@ class Plan:
     def add(self, part: Part) -> None:
         """Also compute a part; what it shares with others is counted once."""
         wanted = prompt_repeats(part)
-        for _, _, point in every_point(part):
+        for name, _, point in every_point(part):
             self.points.setdefault(point, set()).update(wanted)
             for judge in part.judges:
-                self.verified[judge, point.last, "judge"] += len(wanted)
+                if part.series[name].pool:
+                    key = judge, point.call, "judged pool"
+                    self.verified[key] = max(self.verified[key], len(wanted) * point.candidates)
+                else:
+                    self.verified[judge, point.last, "judge"] += len(wanted)
             if point.pooled:
                 self._pool(point.call, wanted, point.candidates if point.searching else 1)
             if point.searching:
@@ -78,6 +82,11 @@ class Plan:
             for text in part.pairs.of:
                 self.verified[text, call, "pool"] = max(self.verified[text, call, "pool"], len(wanted) * n)
 
+    def whole_trainings(self) -> list[dict[str, Any]]:
+        """The trainings without those that are the beginning of a longer one."""
+        every = list(self.trainings.values())
+        return [each for each in every if not any(trainings.begins_with(other, each) for other in every)]
+
     def _pool(self, call: Call, wanted: Iterable[PromptRepeat], n: int) -> None:
         self.pools[call] = self.pools.get(call, Counter()) | Counter(dict.fromkeys(wanted, n))
 
@@ -87,7 +96,7 @@ def plan(settings: Iterable[Setting]) -> Plan:
     together = Plan()
     for setting in settings:
         for training in setting.trainings.values():
-            together.trainings[trainings.id_of(training)] = trainings.config_of(training)
+            together.trainings[trainings.id_of(training)] = training
         for part in setting.parts.values():
             together.add(part)
     return together
@@ -110,7 +119,7 @@ def check(setting: Setting) -> None:
 
 
 def _check_sets(part: Part) -> None:
-    compared = [name for name in part.sets if name in ("fid", "precision", "recall")]
+    compared = [name for name in part.sets if name.partition(" ")[0] in ("fid", "precision", "recall")]
     if part.reference is not None and not Path(part.reference).expanduser().is_file():
         raise DiffscaleError(
             f"There is no file {part.reference}: give --reference what `diffscale evaluate --save-reference` wrote."
@@ -174,10 +183,10 @@ class Speeds:
         seconds = sum(nfe[call] / speed.nfe_per_second for call, speed in speeds.items())
         for (text, call, _), count in plan.verified.items():
             seconds += count * self.of_verifier(text, call.model, prompts[call], sides[call.model])
-        for config in plan.trainings.values():
-            call = _call_of(config, prompts)
+        for training in plan.whole_trainings():
+            call = _call_of(trainings.config_of(training), prompts)
             speed = speeds[call] = self.of_call(call, prompts.get(call, _PROMPT))
-            seconds += trainings.seconds(config, call.nfe, speed.nfe_per_second)
+            seconds += trainings.seconds(training, call.nfe, speed.nfe_per_second, speed.flops_per_nfe)
         flops = sum(nfe[call] * speed.flops_per_nfe for call, speed in speeds.items())
         return Estimate(nfe.total(), flops, seconds, max((speed.memory for speed in speeds.values()), default=0))
 

@@ -80,11 +80,13 @@ def is_planned(setting: Setting) -> bool:
 
 
 def digest(item: str, setting: Setting) -> str:
-    """Of all that decides the verdicts on an item's headlines: what is run, the tests, and the headlines of the paper,
-    which are corrected for together. How things are called or reasoned does not count."""
+    """Of all that decides the verdicts on an item's headlines: what is run, the tests, and the headlines that are
+    corrected for together, those of the paper or, elsewhere, of the item. How things are called or reasoned does not
+    count."""
     parts = {name: part.model_dump(mode="json", exclude_defaults=True) for name, part in setting.parts.items()}
     tests = {name: [claim.test, claim.options] for name, claim in setting.claims.items() if claim.headline}
-    family = sorted(headlines.load(item.partition(".")[0]).headlines)
+    of_paper = item not in recipe.elsewhere()
+    family = sorted(headlines.load(item.partition(".")[0]).headlines if of_paper else tests)
     return json_digest([parts, setting.trainings, tests, family])
 
 
@@ -107,12 +109,28 @@ def counts(item: str, setting: Setting, raw: Raw) -> bool:
     return datetime.fromisoformat(begun["at"]) > setting.written
 
 
+def setting_of(item: str) -> Setting:
+    """A planned item as it is run: on Shapes, or on the world that its recipe is of."""
+    loaded = recipe.load(item)
+    return recipe.resolved(loaded, "digits" if "digits" in loaded.settings else "shapes")
+
+
 def settings() -> dict[str, Setting]:
     """The planned items, as they are run on Shapes."""
-    return {name: recipe.resolved(recipe.load(name), "shapes") for name in recipe.planned()}
+    return {name: setting_of(name) for name in recipe.planned()}
 
 
-def tests(paper: str) -> dict[str, tuple[str, Setting, Claim]]:
+Test = tuple[str, Setting, Claim]
+"""The planned item of a headline, its setting, and the test."""
+
+
+def tests_elsewhere(paper: str) -> dict[str, Test]:
+    """The same of the headlines of a paper that are tested on a world of others too, a family of their own."""
+    every = {item: setting_of(item) for item in recipe.elsewhere() if item.partition(".")[0] == paper}
+    return {name: (item, each, claim) for item, each in every.items() for name, claim in each.claims.items()}
+
+
+def tests(paper: str) -> dict[str, Test]:
     """The planned item of each headline of a paper, and its test, in the order of the paper's list.
 
     Raises DiffscaleError for a headline without a test.
@@ -138,8 +156,7 @@ def rows(pilots: Path, papers: Iterable[str]) -> list[Row]:
     Raises DiffscaleError where a pilot is not there.
     """
     found = []
-    for paper in papers:
-        tested = tests(paper)
+    for tested in [family for paper in papers for family in (tests(paper), tests_elsewhere(paper))]:
         for name, (item, setting, claim) in tested.items():
             sizes = [_size(setting, claim, each) for each in comparisons(claim)]
             needs = list(_needs(setting, claim, pilots, [size for size, _ in sizes]))
@@ -200,7 +217,8 @@ def _seeds(part: Part, names: str | list[str]) -> int:
 
 
 def _prompts(part: Part) -> int:
-    return len(prompt_repeats(part)) // part.repeats
+    # Prompts that are named are counted without their suite, which is not here where a world is not.
+    return len(part.only) or len(prompt_repeats(part)) // part.repeats
 
 
 def _needs(setting: Setting, claim: Claim, folder: Path, sizes: Sequence[int]) -> Iterator[Need]:
@@ -235,6 +253,8 @@ def _raw(folder: Path, pilot: Pilot) -> Mapping[str, Any]:
 def _spread(part: Part, each: Mapping[str, Any], pilot: Pilot, folder: Path) -> Spread:
     """How the error of a comparison goes with its size, from a pilot."""
     prompts = _prompts(part)
+    if not pilot.item and each.get("fixed"):
+        return power.within_prompts(prompts, pilot.rest)
     if not pilot.item:
         return power.over_seeds(prompts, pilot.seed, pilot.prompt, pilot.rest)
     raw = _raw(folder, pilot)
@@ -254,7 +274,9 @@ def _spread(part: Part, each: Mapping[str, Any], pilot: Pilot, folder: Path) -> 
         return power.over_prompts(total**0.5)
     if values.shape[1] > 1:
         within = float(values.var(1, ddof=1).mean())
-        between = 0.0 if each.get("fixed") else max(0.0, total - within / values.shape[1])
+        if each.get("fixed"):
+            return power.within_prompts(prompts, within**0.5)
+        between = max(0.0, total - within / values.shape[1])
     else:
         within, between = pilot.within * total, (1 - pilot.within) * total
     return power.over_repeats(prompts, between**0.5, within**0.5)

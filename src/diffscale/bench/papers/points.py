@@ -143,6 +143,8 @@ def points_of(part: Part, series: Series) -> list[Point]:
     calls = [call_of(part, series, steps) for steps in series.final] or [searched]
     if series.verifier is None:
         return [Point(call, None, PLAIN_SEARCH, "", 0) for call in calls]
+    if series.pool and (series.search != PLAIN_SEARCH or calls != [searched] or part.sets):
+        raise DiffscaleError("Only scores of random search that keeps its candidates come from pools: mend the recipe.")
     if len(calls) > 1 and len(series.budgets) > 1:
         raise DiffscaleError("A series grows its budgets or its final steps: give a list of one of them.")
     return [

@@ -101,6 +101,11 @@ def over_repeats(prompts: int, between: float, within: float) -> Spread:
     return lambda size: (math.sqrt((between**2 + within**2 / size) / prompts), prompts - 1)
 
 
+def within_prompts(prompts: int, deviation: float) -> Spread:
+    """Of prompts that are all there are, with that deviation within each: size is repeats (`verdicts.stratified`)."""
+    return lambda size: (deviation / math.sqrt(prompts * size), max(1, prompts * (size - 1)))
+
+
 def of_groups(error: float, repeats: int, freedom: Callable[[int], int]) -> Spread:
     """Of a jackknife over pictures, with that `error` at `repeats` of each prompt: size is repeats."""
     return lambda size: (error * math.sqrt(repeats / size), max(1, freedom(size)))

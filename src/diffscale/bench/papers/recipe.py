@@ -18,7 +18,10 @@ from diffscale.registry import PLAIN_SEARCH
 RECIPES: Final = Path(__file__).parent / "recipes"
 PLANNED: Final = "planned"
 """In the folder of recipes, those of the items that headlines are tested on; and how the command calls all of them."""
-SettingName = Literal["shapes", "paper"]
+ELSEWHERE: Final = "elsewhere"
+"""In the folder of recipes, those of items on worlds that others made, whose weights do not come along: a program that
+has these offers their models, suites and verifiers (`registry`), and runs them."""
+SettingName = Literal["shapes", "paper", "digits"]
 
 
 class _Strict(BaseModel):
@@ -31,7 +34,8 @@ class Series(_Strict):
     Without a verifier there is no search: one sample, at each of the `final` steps. With one, `search` (as `--search`
     takes it) spends each of the `budgets`, in NFE; 0 is the first sample. `steps` are those of a candidate while
     searching, `final` those of the sample that is kept; where they differ it is sampled again from the noise found, and
-    paid for. Steps count as num_inference_steps does: a step of Heun's solver is 2 NFE.
+    paid for. Steps count as num_inference_steps does: a step of Heun's solver is 2 NFE. With `pool`, of random search,
+    a budget's scores are those expected over all subsets of the candidates of the largest one, see `pools`.
     """
 
     model: str | None = Field(None, description="instead of the part's; `training NAME`: what that training gives")
@@ -42,6 +46,7 @@ class Series(_Strict):
     search: str = PLAIN_SEARCH
     verifier: str | None = None
     budgets: list[int] = Field(default_factory=list)
+    pool: bool = False
 
 
 class Pairs(_Strict):
@@ -54,10 +59,11 @@ class Pairs(_Strict):
 class Part(_Strict):
     """One model, its prompts, what is searched and what the finds are measured by.
 
-    `judges`: verifiers that score each find. `sets`: fid, is, precision, recall of all finds of a point, and diversity,
-    the mean distance between those of a prompt. `repeats`: searches a prompt, each from noises of its own. `strips`:
-    how many prompts' pictures are kept, to show. `dtype`: as --dtype takes it; what `auto` stands for is chosen where
-    it is run, and stands beside the numbers.
+    `judges`: verifiers that score each find. `sets`: fid, is, precision, recall (by 3 neighbours, or k) of all finds of
+    a point, and diversity, the mean distance between those of a prompt. `repeats`: searches a prompt, each from noises
+    of its own. `strips`: how many prompts' pictures are kept, to show. `dtype`: as --dtype takes it; what `auto` stands
+    for is chosen where it is run, and stands beside the numbers. `cost`: what the FLOPs of its points are: the
+    denoiser's alone, or of the whole search, decoder and verifier included.
     """
 
     model: str
@@ -71,8 +77,11 @@ class Part(_Strict):
     args: dict[str, Any] = Field(default_factory=dict)
     scheduler: str | None = Field(None, description="as --scheduler takes it; null: the pipeline's own")
     judges: list[str] = Field(default_factory=list)
-    sets: list[Literal["fid", "is", "precision", "recall", "diversity"]] = Field(default_factory=list)
+    sets: list[Literal["fid", "is", "precision", "recall", "precision k=5", "recall k=5", "diversity"]] = Field(
+        default_factory=list
+    )
     reference: str | None = Field(None, description="real pictures for fid, precision and recall")
+    cost: Literal["denoiser", "search"] = "denoiser"
     series: dict[str, Series]
     pairs: Pairs | None = None
     strips: int = 0
@@ -82,6 +91,7 @@ class Panel(_Strict):
     """One plot: `y` (a measure, or of scatter a verifier) of all or `only` some series of `part` against `x`.
 
     `relative`: as gain in percent over the first point of the series; bars without it are gains in units of `y`.
+    `frontier`: also draw the best that any of the series has at each cost.
     """
 
     part: str
@@ -89,6 +99,7 @@ class Panel(_Strict):
     x: str = "nfe"
     only: list[str] = Field(default_factory=list)
     relative: bool = False
+    frontier: bool = False
     label: str | None = None
 
 
@@ -165,7 +176,7 @@ class Claim(_Strict):
 
 
 class Setting(_Strict):
-    """An item on the models of Shapes, or on the paper's own.
+    """An item on the models of Shapes, on the paper's own, or on handwritten digits.
 
     `written`: when the plan was, of items that headlines are tested on. `view`: how it is shown. `trainings`: settings
     by name, see `trainings`; in a file, `like` takes what a training of `trainings/PAPER.yaml` has, and `seeds` make
@@ -215,6 +226,11 @@ def planned() -> list[str]:
     return sorted(path.stem for path in (RECIPES / PLANNED).glob("*.yaml"))
 
 
+def elsewhere() -> list[str]:
+    """The items on worlds that others made."""
+    return sorted(path.stem for path in (RECIPES / ELSEWHERE).glob("*.yaml"))
+
+
 def names() -> list[str]:
     """All tables and figures, in the order of the papers: figures, then tables, by number."""
 
@@ -236,12 +252,17 @@ def chosen(asked: list[str]) -> list[str]:
     return [name for name, of in called.items() if of & {*asked}]
 
 
+def path_of(name: str) -> Path:
+    """The file of an item; raises UnknownName for what is none."""
+    for folder in (RECIPES, RECIPES / PLANNED, RECIPES / ELSEWHERE):
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    raise unknown("item", name, [*names(), *planned(), *elsewhere()])
+
+
 def load(name: str) -> Recipe:
     """The recipe of an item; raises DiffscaleError that names what is wrong in it."""
-    path = next((RECIPES / at for at in (f"{name}.yaml", f"{PLANNED}/{name}.yaml") if (RECIPES / at).is_file()), None)
-    if path is None:
-        raise unknown("item", name, [*names(), *planned()])
-    content = config.read(path)
+    content = config.read(path_of(name))
     for setting, given in content.get("settings", {}).items():
         if "trainings" in given:
             given["trainings"] = trainings.expanded(given["trainings"], RECIPES, name.partition(".")[0], setting)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 
@@ -15,17 +16,20 @@ from diffscale._util.errors import DiffscaleError, explained
 from diffscale._util.files import read_json, write_json
 from diffscale._util.fingerprints import json_digest
 from diffscale._util.progress import Progress, silent
+from diffscale.api import make_sampler
 from diffscale.api.workers import Crew
 from diffscale.bench.networks import Networks
 from diffscale.bench.papers import planned, trainings
 from diffscale.bench.papers.digests import shipped_verifiers, weights_digest
 from diffscale.bench.papers.plan import Speeds
-from diffscale.bench.papers.points import Call, call_of, every_point, prompt_repeats
+from diffscale.bench.papers.points import Call, Point, call_of, every_point, prompt_repeats
+from diffscale.bench.papers.pools import Pools, expected
 from diffscale.bench.papers.recipe import Part, Setting, of_shapes
 from diffscale.bench.papers.sets import Sets
 from diffscale.bench.run import picture_of, read_found
 from diffscale.bench.run import run as bench
-from diffscale.bench.series import Cell, rows_of, safe_name
+from diffscale.bench.series import Cell, PromptRepeat, rows_of, safe_name
+from diffscale.engine.flops import count_flops
 from diffscale.engine.leaderboard import aggregate_pool
 from diffscale.models.dtypes import DtypeChoice
 from diffscale.models.load import devices_of, settle_dtype, world_of
@@ -54,18 +58,20 @@ class _Raw(BaseModel):
 class Session:
     """What the items of one output folder share: models, verifiers, benches, speeds.
 
-    `crew`: the workers that compute searches, None where this process does.
+    `crew`: the workers that compute searches, None where this process does. `networks`: others than those that names
+    stand for.
     """
 
     def __init__(
-        self, folder: Path, loading: LoadOptions, batch_size: int | None = None, crew: Crew | None = None
-    ) -> None:
+        self, folder: Path, loading: LoadOptions, batch_size: int | None = None, crew: Crew | None = None,
+        networks: Networks | None = None,
+    ) -> None:  # fmt: skip
         with explained(f"The folder {folder} cannot be made: choose another place ({{why}}).", OSError):
             folder.mkdir(parents=True, exist_ok=True)
         if loading.device is not None:  # what is not searched, such as the measuring of speeds, is done on the first
             loading = loading.model_copy(update={"device": devices_of(loading.device)[0]})
-        self.folder, self.cache, self._loading, self._batch_size = folder, folder / CACHE, loading, batch_size
-        self.networks = Networks(devices_of(loading.device)[0], crew)
+        self.folder, self.cache, self.loading, self._batch_size = folder, folder / CACHE, loading, batch_size
+        self.networks = networks or Networks(devices_of(loading.device)[0], crew)
         self.speeds = Speeds(folder, loading, self.networks)
         self._sets: dict[tuple[bool, str | None], Sets] = {}
         self.dtypes: dict[str, DtypeChoice] = {}
@@ -88,7 +94,7 @@ class Session:
         if base not in self.dtypes:
             file = self.cache / "dtypes.json"
             known = read_json(file, dict[str, str]) or {}
-            settle_dtype(base, self._loading, known.get(base), partial(self.dtypes.__setitem__, base))
+            settle_dtype(base, self.loading, known.get(base), partial(self.dtypes.__setitem__, base))
             if base not in known:
                 write_json(file, {**known, base: self.dtypes[base].dtype})
         return self.dtypes[base]
@@ -102,7 +108,7 @@ class Session:
         more = {"repeats": part.repeats, "verifier": verifiers, "batch_size": self._batch_size}
         prompts, _ = rows_of(prompt_repeats(part))
         samples = bench(
-            call.settings(self._loading, search=[cell.search for cell in cells], **more), prompts,
+            call.settings(self.loading, search=[cell.search for cell in cells], **more), prompts,
             self.folder_of(call, part), progress, cells, judges=part.judges,
             source=trainings.located(call.model, self.cache), networks=self.networks, share=True,
         )  # fmt: skip
@@ -117,6 +123,24 @@ class Session:
         given = sorted({word.partition("=")[2] for text in texts for word in text.split()})
         named = {name: digest for name in given if (digest := _content_digest(name))}
         return self.cache / call.id / json_digest(named) if named else self.cache / call.id
+
+    @torch.no_grad()
+    def decoding_flops(self, call: Call, prompt: str) -> float:
+        """Operations of the decoder for one sample of a call, counted once and kept in the cache."""
+        file = self.cache / "decoding.json"
+        known = read_json(file, dict[str, float]) or {}
+        if call.id not in known:
+            settings, one = call.settings(self.loading), torch.zeros(1, dtype=torch.int64)
+            sampler = make_sampler(
+                trainings.located(call.model, self.cache), [prompt], steps=call.steps, pipe_args=settings.call_args,
+                loading=settings, load=self.networks.pipeline,
+            )  # fmt: skip
+            start = sampler.prior(one, one)
+            with count_flops() as counted:
+                sampler.decode(start.x)
+            known = {**known, call.id: float(counted.total)}
+            write_json(file, known)
+        return known[call.id]
 
     def sets(self, model: str, reference: str | None) -> Sets:
         key = of_shapes(model), reference
@@ -193,9 +217,10 @@ def run(item: str, setting: Setting, session: Session, progress: Progress = sile
         return False
     plan = {"plan": planned.begin(item, setting, folder)} if planned.is_planned(setting) else {}
     logs = {}
+    others = setting.trainings.values()
     for name, training in setting.trainings.items():
         session.networks.drop_pipeline()
-        finished = trainings.make(training, f"{item}: {name}", session.cache, progress)
+        finished = trainings.make(training, f"{item}: {name}", session.cache, progress, others)
         logs[name] = trainings.keep_log(finished, folder, name)
     settled = session.settle(setting)
     parts = {name: _run_part(item, name, part, session, progress) for name, part in settled.parts.items()}
@@ -222,12 +247,18 @@ def _run_part(item: str, name: str, part: Part, session: Session, progress: Prog
         chosen = list(dict.fromkeys(each))
         samples = session.run(call, part, chosen, partial(_report, progress, f"{item}: {call.model}"))
         found |= {(call, cell): samples[i * len(wanted) :][: len(wanted)] for i, cell in enumerate(chosen)}
+    pooled = _of_pools(part, wanted, points, found, session, partial(_renamed, progress, item))
     rows: dict[str, list[dict[str, Any]]] = {series: [] for series in part.series}
     for series, number, point in points:
         samples, home = found[point.call, point.cell], session.folder_of(point.call, part)
         costs = {cost: sum(sample[cost] for sample in samples) / len(samples) for cost in ("nfe", "flops")}
+        if part.cost == "search":
+            decoder = session.decoding_flops(point.last, wanted[0].prompt)
+            others = sum(sample["verifier_flops"] + decoder * sample["decodes"] for sample in samples)
+            costs["flops"] += others / len(samples)
         row = {**costs, "search_nfe": point.budget, "model": point.call.model}
         row["scores"] = {judge: _checked(judge, [_best(sample, judge) for sample in samples]) for judge in part.judges}
+        row["scores"] |= pooled.get((series, number), {})
         row["sets"] = {}
         if part.sets:
             pictures = torch.stack([read_found(sample, home) for sample in samples])
@@ -248,9 +279,40 @@ def _run_part(item: str, name: str, part: Part, session: Session, progress: Prog
         "prompts": list(map(str, prompts)),
         "categories": _categories(part, prompts),
         "repeats": part.repeats,
+        **({} if part.cost == "denoiser" else {"cost": part.cost}),
         "series": rows,
         **({"pairs": scored} if scored else {}),
     }
+
+
+def _of_pools(
+    part: Part, wanted: Sequence[PromptRepeat], points: Sequence[tuple[str, int, Point]],
+    found: Mapping[tuple[Call, Cell], Sequence[Mapping[str, Any]]], session: Session, progress: Progress,
+) -> dict[tuple[str, int], dict[str, list[float]]]:  # fmt: skip
+    """The scores by judge of each point, by series and number, that is expected over subsets of its series' pool."""
+    opened: dict[Call, Pools] = {}
+    scores: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for name in [name for name, series in part.series.items() if series.pool]:
+        own = [(number, point) for series, number, point in points if series == name]
+        largest = max((point for _, point in own), key=lambda point: point.candidates)
+        call, verifier = largest.call, session.networks.verifier(largest.verifier, part.model)
+        if call not in opened:
+            source, home = trainings.located(call.model, session.cache), session.folder_of(call, part)
+            opened[call] = Pools(call, source, home, session.networks, session.loading)
+        judged = opened[call].judged(wanted, largest.candidates, part.judges, progress)
+        pools = [np.array(_usable_rows(sample)) for sample in found[call, largest.cell]]
+        aggregate = verifier.aggregate if isinstance(verifier, PoolVerifier) else None
+        for number, point in own:
+            each = [
+                expected(pool, point.candidates, {judge: judged[judge][i] for judge in part.judges}, aggregate)
+                for i, pool in enumerate(pools)
+            ]
+            scores[name, number] = {judge: _checked(judge, [one[judge] for one in each]) for judge in part.judges}
+    return scores
+
+
+def _renamed(progress: Progress, item: str, what: str, done: int, total: int) -> None:
+    progress(f"{item}: {what}", done, total)
 
 
 def _report(progress: Progress, what: str, cell: str, done: int, total: int, **figures: float) -> None:
@@ -259,10 +321,14 @@ def _report(progress: Progress, what: str, cell: str, done: int, total: int, **f
 
 def _pool_values(verifier: Verifier, sample: Mapping[str, Any]) -> list[float | None]:
     """One value for each candidate of a search, of an ensemble within its pool; None where it was dropped."""
-    rows = [[-math.inf if score is None else score for score in row] for row in sample["pool"]]
-    scores = torch.tensor(rows, dtype=torch.float64)
+    scores = torch.tensor(_usable_rows(sample), dtype=torch.float64)
     values = aggregate_pool(scores, verifier.aggregate) if isinstance(verifier, PoolVerifier) else scores[:, 0]
     return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _usable_rows(sample: Mapping[str, Any]) -> list[list[float]]:
+    """What the verifier said of each candidate of a search; -inf where it was dropped."""
+    return [[-math.inf if score is None else float(score) for score in row] for row in sample["pool"]]
 
 
 def _best(sample: Mapping[str, Any], judge: str) -> float | None:
@@ -280,7 +346,7 @@ def _categories(part: Part, conditions: Sequence[str]) -> list[str]:
 
 
 def _checked(verifier: str, values: Sequence[float | None]) -> list[float]:
-    usable = [value for value in values if value is not None]
+    usable = [value for value in values if value is not None and math.isfinite(value)]
     if failed := len(values) - len(usable):
         raise DiffscaleError(f"{verifier} could not score {failed} of {len(values)} pictures: see to it and run again.")
     return usable

@@ -92,8 +92,9 @@ class Sets:
             raise DiffscaleError(
                 f"{name} needs features of the real pictures: write --reference with --metrics {name}."
             )
-        real, compare = reference.features, {"precision": precision, "recall": recall}[name]
-        return lambda features, _: compare(real, features)
+        kind, _, neighbours = name.partition(" k=")
+        real, compare = reference.features, {"precision": precision, "recall": recall}[kind]
+        return lambda features, _: compare(real, features, int(neighbours or 3))
 
 
 def groups(wanted: Sequence[PromptRepeat], most: int = GROUPS) -> tuple[NDArray[np.int64], int]:

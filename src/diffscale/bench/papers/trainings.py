@@ -2,13 +2,14 @@
 they are made, each once, by the code of `diffscale train`.
 
 A recipe's training is `method`, `model`, `data` and any other setting of `TrainConfig`. A `mixed_precision` that it
-leaves open is chosen where it is run, and counts nowhere. Series name its model
+leaves open is chosen where it is run, and counts nowhere. One of `tflop` has as many steps as make up so many counted
+operations, of `gflop_a_step` each, whatever the machine and its load. Series name its model
 `training NAME`; resolved, that is `training ID of MODEL`, where the ID changes with all that decides the weights.
 """
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from diffscale.registry import DataSet, plugins
 from diffscale.train import configs, loop, run_directory
 from diffscale.train.base import DTYPES
 from diffscale.train.output import read_result
+from diffscale.train.run_directory import list_checkpoints
 from diffscale.train.settings import TrainConfig
 from diffscale.train.traits import InnerEpochs
 
@@ -38,6 +40,9 @@ _PASSING: Final = {"output_dir", "logging_dir", "report_to", "checkpointing_step
                    "resume_from_checkpoint", "validation_steps", "cache_dir", "train_data_dir"}  # fmt: skip
 _CONFIG: Final = "config.yaml"
 _STATED: Final = {"method", "pretrained_model_name_or_path", "reward"}
+_TFLOP: Final = "tflop"
+_CONSTANT: Final = ("constant", "constant_with_warmup")
+"""Schedules by which the first steps of a training are those of a shorter one."""
 
 
 def expanded(trainings: Mapping[str, Any], recipes: Path, paper: str, setting: str) -> dict[str, Any]:
@@ -52,13 +57,24 @@ def expanded(trainings: Mapping[str, Any], recipes: Path, paper: str, setting: s
             shared = config.read(recipes / FOLDER / f"{paper}.yaml").get(setting, {})
             check_name("training", like, shared)
             own = {**shared[like], **own}
-        full[name] = own
+        full[name] = _with_steps(own, name)
     return full
+
+
+def _with_steps(training: dict[str, Any], name: str) -> dict[str, Any]:
+    """A training with the steps that make up its `tflop`, if it has one; raises DiffscaleError without a cost."""
+    step = training.pop("gflop_a_step", None)
+    if _TFLOP not in training:
+        return training
+    if step is None:
+        raise DiffscaleError(f"The training {name!r} has a tflop and no gflop_a_step: add it.")
+    steps = max(1, round(1000 * training[_TFLOP] / step))
+    return {**training, "max_train_steps": steps, "max_train_seconds": None}
 
 
 def config_of(training: Mapping[str, Any]) -> TrainConfig:
     """The settings of a training, its data not made yet; raises DiffscaleError for settings that are wrong."""
-    given = dict(training)
+    given = {name: value for name, value in training.items() if name != _TFLOP}
     missing = [name for name in ("method", "model", "data") if name not in given]
     if missing:
         raise DiffscaleError(f"A training of a recipe has no {missing[0]}: add it.")
@@ -109,25 +125,34 @@ def folder_of(training: str, cache: Path) -> Path:
     return cache / FOLDER / training / "run"
 
 
-def seconds(full: TrainConfig, sample: int, nfe_per_second: float) -> float:
-    """About how long a training takes: its denoiser evaluations, or what it is given if that is less.
+def seconds(training: Mapping[str, Any], sample: int, nfe_per_second: float, flops_per_nfe: float) -> float:
+    """About how long a training takes: its `tflop` at the speed of samples, or its denoiser evaluations, or what it is
+    given if that is less.
 
-    `sample`: NFE of a sample. A step backward counts as two forward; rewards and decoding are left out.
+    `sample`: NFE of a sample. Of evaluations a step backward counts as two forward; rewards and decoding are left out.
     """
+    if _TFLOP in training:
+        return float(training[_TFLOP]) * 1e12 / (nfe_per_second * flops_per_nfe)
+    full = config_of(training)
     steps = full.max_train_steps * full.gradient_accumulation_steps * full.train_batch_size
     return min(steps * full.evaluations(sample) / nfe_per_second, full.max_train_seconds or float("inf"))
 
 
-def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress = silent) -> Path:
+def make(
+    training: Mapping[str, Any], name: str, cache: Path, progress: Progress = silent,
+    among: Iterable[Mapping[str, Any]] = (),
+) -> Path:  # fmt: skip
     """The folder of a training in `cache`: a finished one as it is, one that was stopped gone on with to its end.
 
+    One that is new goes on from the longest finished one `among` others that is the same but for fewer steps.
     `progress` is called with what is done, which begins with `name`. Raises DiffscaleError as `loop.train`, and where
     a signal stopped it.
     """
     folder = folder_of(id_of(training), cache)
     if read_result(folder) is not None:
         return folder
-    update = {"output_dir": folder, "resume_from_checkpoint": "latest", "checkpoints_total_limit": 1}
+    begin = "latest" if list_checkpoints(folder) else _shorter(training, folder, cache, among)
+    update = {"output_dir": folder, "resume_from_checkpoint": begin, "checkpoints_total_limit": 1}
     full = config_of(training).model_copy(update={**_data(str(training["data"]), cache), **update})
     if full.mixed_precision is None:
         full = full.model_copy(update={"mixed_precision": _precision(folder)})
@@ -138,6 +163,28 @@ def make(training: Mapping[str, Any], name: str, cache: Path, progress: Progress
     if ended.how == "stopped":
         raise DiffscaleError(f"{name} stopped at step {ended.step}, which is saved: give the same command again.")
     return folder
+
+
+def _shorter(training: Mapping[str, Any], folder: Path, cache: Path, among: Iterable[Mapping[str, Any]]) -> str:
+    """The checkpoint of a shorter training to go on from, whose log is put in the `folder` of this one; or latest."""
+    for each in sorted(among, key=lambda other: -config_of(other).max_train_steps):
+        before = folder_of(id_of(each), cache)
+        if begins_with(training, each) and read_result(before) is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in (_CONFIG, run_directory.LOG_FILE):
+                shutil.copyfile(before / file, folder / file)
+            return str(list_checkpoints(before)[-1])
+    return "latest"
+
+
+def begins_with(training: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the first steps of a training are all steps of another, neither of which is ended by its seconds."""
+    if any(training.get(key) != other.get(key) for key in ("method", "data", "seed")):
+        return False
+    one, two = config_of(training), config_of(other)
+    if one.max_train_seconds or two.max_train_seconds or one.lr_scheduler not in _CONSTANT:
+        return False
+    return one.max_train_steps > two.max_train_steps and not one.difference(two)
 
 
 def _precision(folder: Path) -> str | None:
