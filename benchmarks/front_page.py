@@ -9,12 +9,14 @@ and not by their pictures. Once in one row, and once in two rows for narrow scre
 `quality`: the judge's mean over the 300 prompts of `shapes`, of what random search and `auto` find by CLIPScore and of
 one sample in more steps, against NFE and against seconds a prompt. Searches run on the tape
 `benchmarks/tapes/shapes-flux-pools.tape`, whose seconds are those of one core; samples in 40, 80 and 160 steps are
-drawn here, which takes about eight minutes of one core. The numbers are written beside the figure, to quality.md.
+drawn here, which takes about eight minutes of one core. The numbers are written to quality.md, of which the figures are
+drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -179,9 +181,8 @@ def curves(tape: Tape) -> dict[str, Curve]:
 
 
 def quality(path: Path) -> None:
-    """The figure at `path`, and the table beside it."""
+    """The table at `path`, and the figures beside it, which are drawn of it."""
     tape = load_tape(TAPE)
-    found = curves(tape)
     lines = [
         f"# Quality against cost, {MODEL}",
         "",
@@ -192,27 +193,39 @@ def quality(path: Path) -> None:
         "| spent on | NFE a prompt | seconds a prompt | judge |",
         "|---|---|---|---|",
     ]
-    figure = Figure(figsize=(9, 3.4), dpi=130, layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for number, (name, points) in enumerate(found.items()):
-        means = [interval(values) for *_, values in points]
-        low, middle, high = ([each[key] for each in means] for key in ("low", "mean", "high"))
-        for axes, x in zip(panels, (0, 1), strict=True):
-            draw_line(axes, [point[x] for point in points], middle, (low, high), number, name)
-        for (nfe, seconds, _), mean in zip(points, means, strict=True):
+    for name, points in curves(tape).items():
+        for nfe, seconds, judged in points:
+            mean = interval(judged)
             lines.append(
                 f"| {name} | {nfe:.0f} | {seconds:.2f} | {mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}] |"
             )
-    for axes, label in zip(panels, ("NFE a prompt (denoiser evaluations)", "seconds a prompt, one core"), strict=True):
-        clean_axes(axes)
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel(label)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"{x:.2g}")
-    panels[0].set_ylabel("judge: share of the prompt that is right")
-    panels[0].legend(frameon=False, loc="upper left")
-    save(figure, path)
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def draw_quality(table: Path) -> None:
+    """The figure of a `table`: its panels beside each other, and below each other for narrow screens."""
+    found: dict[str, list[list[float]]] = {}
+    for line in table.read_text().splitlines()[8:]:
+        name, *cells = line.strip("| ").split(" | ")
+        found.setdefault(name, []).append([float(number) for number in re.findall(r"[\d.]+", " ".join(cells))])
+    for suffix, shape, size in (("", (1, 2), (9, 3.4)), ("_narrow", (2, 1), (4.6, 6.4))):
+        figure = Figure(figsize=size, dpi=130, layout="constrained")
+        panels = figure.subplots(*shape, sharey=True)
+        for number, (name, points) in enumerate(found.items()):
+            nfe, seconds, middle, low, high = (list(column) for column in zip(*points, strict=True))
+            for axes, x in zip(panels, (nfe, seconds), strict=True):
+                draw_line(axes, x, middle, (low, high), number, name)
+        labels = ("NFE a prompt (denoiser evaluations)", "seconds a prompt, one core")
+        for axes, label in zip(panels, labels, strict=True):
+            clean_axes(axes)
+            axes.set_xscale("log", base=2)
+            axes.set_xlabel(label)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"{x:.2g}")
+        for axes in panels if suffix else panels[:1]:
+            axes.set_ylabel("judge: share of the prompt that is right")
+        panels[0].legend(frameon=False, loc="upper left")
+        save(figure, table.with_name(f"{table.stem}{suffix}.png"))
 
 
 def main() -> None:
@@ -224,7 +237,8 @@ def main() -> None:
     if "before-after" in options.what:
         before_after(options.output / "before_after.png")
     if "quality" in options.what:
-        quality(options.output / "quality.png")
+        quality(options.output / "quality.md")
+        draw_quality(options.output / "quality.md")
 
 
 if __name__ == "__main__":

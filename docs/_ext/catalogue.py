@@ -34,7 +34,14 @@ def write_pages(folder: Path) -> None:
 
 def _write_kind(folder: Path, kind: str, page: Callable[[str], str]) -> None:
     names = sorted(name for name in plugins(kind) if plugins(kind).source(name).startswith("diffscale "))
-    lines = [f"# {kind.capitalize()}", "", INTRODUCTIONS[kind], "", "| | | when to use it |", "|---|---|---|"]
+    lines = [
+        f"# {kind.capitalize()}",
+        "",
+        INTRODUCTIONS[kind],
+        "",
+        "| name | what it does | when to use it |",
+        "|---|---|---|",
+    ]
     for name in names:
         (folder / f"{name}.md").write_text(page(name), encoding="utf-8")
         what = plugins(kind).summary(name).partition(" Price: ")[0].replace("|", "\\|")

@@ -24,6 +24,7 @@ from diffscale.bench import report as bench_report
 from diffscale.bench import run as bench
 from diffscale.bench.bench_page import difference
 from diffscale.bench.config import BenchConfig, GenerateConfig
+from diffscale.bench.hacking import sentence_of_unread
 from diffscale.report import charts, page
 from diffscale.report.text import NotDrawn, drawing
 from diffscale.train import output as train_output
@@ -250,6 +251,16 @@ def test_a_bench_is_compared_with_its_first_search(tmp_path: Path, monkeypatch: 
     (tmp_path / lines[-1]["image"]).unlink()
     bench_page.write(tmp_path)
     assert "it was not kept" in "".join(_read_texts(tmp_path)) and "is not there" in "".join(_read_texts(tmp_path))
+
+
+def test_a_judge_that_cannot_read_all_prompts_is_told() -> None:
+    samples = [{"prompt": "a", "scores": {"oracle": {"best": 1.0}}}, {"prompt": "b", "scores": {}}]
+    assert sentence_of_unread(samples, "oracle").startswith("oracle can read 1 of the 2 prompts")
+    assert sentence_of_unread([*samples, {"prompt": "c", "error": "failed"}], "oracle") == sentence_of_unread(
+        samples, "oracle"
+    )
+    for all_or_none in (samples[:1], samples[1:], []):
+        assert sentence_of_unread(all_or_none, "oracle") == "" == sentence_of_unread(samples, None)
 
 
 def _read_texts(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from diffscale._util.files import read_json
 from diffscale._util.numbers import rounded
 from diffscale.bench.config import BenchConfig
 from diffscale.bench.curves import score_curve
-from diffscale.bench.hacking import sentence
+from diffscale.bench.hacking import sentence, sentence_of_unread
 from diffscale.bench.run import SAMPLES, cells, read_samples
 from diffscale.bench.series import Cell
 from diffscale.metrics.bootstrap import interval, over_groups
@@ -42,7 +42,10 @@ def _content(results: dict[str, Any], folder: Path) -> dict[str, Any]:
         "settings_of": settings,
         "prompts": len({each["prompt"] for each in found}),
         "judge": judge,
-        "warnings": [*_failures(rows), *(sentence(c, fall) for c in every for fall in rows[c].get("hacked", []))],
+        "warnings": [
+            *_failures(rows), *filter(None, [sentence_of_unread(found, judge)]),
+            *(sentence(c, fall) for c in every for fall in rows[c].get("hacked", [])),
+        ],
         "parts": [_part(settings, verifier, rows, samples, judge) for verifier in settings.verifier],
         "rows": _pictures(settings, samples, largest, judge, pictures),
         "budget": largest,

@@ -91,6 +91,18 @@ def sentence_of_alike(result: Mapping[str, Any]) -> str:
     )
 
 
+def sentence_of_unread(samples: Iterable[_Sample], judge: str | None) -> str:
+    """What to tell people of a `judge` that can read some prompts and not others; else empty."""
+    good = [s for s in samples if "error" not in s]
+    prompts = {s["prompt"] for s in good}
+    read = prompts - {s["prompt"] for s in good if not s["scores"].get(str(judge))}
+    if judge is None or not 0 < len(read) < len(prompts):
+        return ""
+    return (
+        f"{judge} can read {len(read)} of the {len(prompts)} prompts: its mean is not told, differences are over those"
+    )
+
+
 def _by_prompt(cell: Cell, samples: Sequence[_Sample]) -> dict[tuple[str, int], _Sample]:
     return {(s["prompt"], s["repeat"]): s for s in cell.samples_in(samples) if "error" not in s}
 

@@ -24,6 +24,7 @@ def bench(
     check_names(settings.search, settings.verifiers, settings.allocation)
     # Imported late: diffusers takes seconds, and what is wrong should be told at once.
     from diffscale.bench import run as job
+    from diffscale.bench.hacking import sentence_of_unread
     from diffscale.bench.report import write
     from diffscale.suites import prompts as prompt_files
     from diffscale.verifiers.heldout import judge_name
@@ -36,21 +37,27 @@ def bench(
         judge = judge_name(settings.model)
         samples = job.run(settings, prompts, output, progress, judges=[] if judge is None else [judge])
     rows = write(settings, job.cells(settings), samples, output)
-    _print_results(console, rows, judge, output)
+    _print_results(console, rows, judge, sentence_of_unread(samples, judge), output)
     if all(row["failed"] == row["samples"] for row in rows):
         raise DiffscaleError(f"All searches failed, see results.json in {output}: {rows[0]['errors'][0]}")
 
 
-def _print_results(console: Console, rows: Sequence[dict[str, Any]], judge: str | None, output: Path) -> None:
+def _print_results(
+    console: Console, rows: Sequence[dict[str, Any]], judge: str | None, unread: str, output: Path
+) -> None:
     from diffscale.bench.hacking import KEPT, sentence
     from diffscale.bench.series import Cell
 
     choose = next((row["choose"] for row in rows if "choose" in row), None)
     numbers = ("NFE", "score", "first sample", *(("value",) if choose else ()), "judge", "kept", "seconds", "failed")
-    shown = ("search", "verifier", *numbers)
     table = [{**_cells(row, judge), "search": row["search"], "verifier": row["verifier"]} for row in rows]
+    there = {name for cells in table for name in cells}
+    shown = tuple(name for name in ("search", "verifier", *numbers) if name in there)
     print_table(console, shown, ([cells.get(name, "-") for name in shown] for cells in table), numbers)
-    console.print("means over prompts and half their 95% bootstrap intervals; * searched or chosen by the judge itself")
+    of_judge = "; * searched or chosen by the judge itself" if any("judge" in cells for cells in table) else ""
+    console.print(f"means over prompts and half their 95% bootstrap intervals{of_judge}")
+    if unread:
+        print_warning(console, unread)
     if choose:
         console.print(f"value: what {choose} says, which chose the pictures")
     if any("kept" in cells for cells in table):
