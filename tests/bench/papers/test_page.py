@@ -120,7 +120,7 @@ def test_the_verdicts_on_two_worlds_stand_side_by_side_without_the_weights_of_ot
     told = json.loads((tmp_path / "verdicts.json").read_text())["elsewhere"]
     assert {row["headline"]: row["verdict"] for row in told}["beats"] == "holds"
     text = (tmp_path / page.PAGE).read_text()
-    row = next(row for row in text.split("<tr>") if row.startswith("<td>beats</td>"))
+    row = next(row for row in text.split('<div class="pair">') if row.startswith("<span>At equal NFE"))
     assert row.index(decided.NOT_RUN) < row.index("> holds</span>") and f'href="#{item}-beats"' in row
     assert f'id="{item}-beats"' in text and "reproduce_mnist.py" in text
     # Another plan is another run.
