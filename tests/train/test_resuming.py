@@ -56,6 +56,7 @@ CASES: dict[str, list[Any]] = {
     ],
     "ddpo": [*REWARDED, "--samples_per_round", 6],  # three steps: killed within a round
     "group-dpo": [*GROUPS, "--num_inner_epochs", 3, "--lag_rate", 0.2, "--reference", "lagging"],
+    "spin": ["--sample_steps", 3, "--samples_per_round", 4, "--num_inner_epochs", 2, "--learning_rate", 1e-2],
     "nft": [*GROUPS, "--reward", "tiny:darkness", "--num_inner_epochs", 2, "--lag_rate", 0.2],
 }
 

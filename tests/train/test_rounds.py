@@ -31,7 +31,7 @@ def test_own_samples_are_those_of_whole_steps(samples: int | None, places: list[
         def select(self, *_: Any) -> Any:
             return None
 
-        def make_samples(self, keys: torch.Tensor) -> list[torch.Tensor]:
+        def make_samples(self, captions: list[str], keys: torch.Tensor) -> list[torch.Tensor]:
             made.append(seen[-1])
             return [keys]
 

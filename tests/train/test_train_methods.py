@@ -37,11 +37,12 @@ METHODS = {
     "nft": GROUPS,
     "awm": [*GROUPS, "--kl_beta", "0.1"],
     "raft": [*REWARDED, "--group_size", "4"],
+    "spin": ["--sample_steps", "3", "--samples_per_round", "4"],
 }
 
 
 def given(data: SimpleNamespace, method: str, output: Path, *more: object) -> list[object]:
-    source = {"sft": data.pictures, "sharpen-sft": data.pictures, "dpo": data.pairs}.get(method)
+    source = {"sft": data.pictures, "sharpen-sft": data.pictures, "spin": data.pictures, "dpo": data.pairs}.get(method)
     where = ["--train_data_dir", source] if source else ["--train_prompts", data.prompts]
     small = ["--train_batch_size", 2, "--max_train_steps", 2, "--rank", 2, "--learning_rate", 1e-2]
     return [
@@ -74,7 +75,8 @@ def test_every_method_gives_a_lora_that_plain_diffusers_loads(
     assert result["steps"] == len(log) == 2
     # Two rounds, or one that is gone over twice, of two prompts x 4 samples of 3 steps.
     rounds = {"group-dpo": 1, "nft": 2, "awm": 2, "raft": 2}.get(method, 0)
-    assert result["nfe"] == rounds * 2 * 4 * 3
+    samples = 4 if method == "spin" else rounds * 2 * 4
+    assert result["nfe"] == samples * 3
     assert result["peak_memory_bytes"] > 1e6 and result["seconds_per_step"] > 0
     rewarded = "reward" in configs.CONFIGS[method].model_fields
     assert (result["reward"]["pictures"] > 0) == rewarded == (out / "rewards.png").exists()

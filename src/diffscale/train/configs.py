@@ -5,6 +5,7 @@ What all methods go by is in `settings`, and what several share in `traits`.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -23,6 +24,7 @@ from diffscale.train.traits import (
     Noised,
     Pictured,
     Preferring,
+    Rewarded,
     Sampling,
     SamplingRounds,
     Sharpening,
@@ -75,7 +77,7 @@ class DpoConfig(Noised, Cropped, Preferring):
         return 2 * 4
 
 
-class DdpoConfig(SamplingRounds):
+class DdpoConfig(SamplingRounds, Rewarded):
     learning_rate: LearningRate = 3e-4
     sample_steps: SampleSteps = 50
 
@@ -83,7 +85,7 @@ class DdpoConfig(SamplingRounds):
         return 4 * (self.sample_steps or sample)
 
 
-class D3poConfig(SamplingRounds, Preferring):
+class D3poConfig(SamplingRounds, Rewarded, Preferring):
     learning_rate: LearningRate = 3e-5
     sample_steps: SampleSteps = 20
     beta: Beta = 0.1
@@ -95,7 +97,7 @@ class D3poConfig(SamplingRounds, Preferring):
 _REFINING: Final = {"refine_every", "refine_prompts", "refine_epochs", "refine_learning_rate"}
 
 
-class IterpoConfig(Sampling):
+class IterpoConfig(Sampling, Rewarded):
     panel = "Method"
     learning_rate: LearningRate = 1e-5
     sample_steps: SampleSteps = 40
@@ -192,6 +194,16 @@ class RaftConfig(Grouped):
         return self.sampled(sample) + 3 * self.learned
 
 
+class SpinConfig(InnerEpochs, Noised, Pictured, Preferring):
+    panel = "Method"
+    compares = False
+    steps_per_round = 50
+    beta: Beta = 5000.0
+
+    def evaluations(self, sample: int) -> int:
+        return math.ceil((self.sample_steps or sample) / self.num_inner_epochs) + 2 * 4
+
+
 CONFIGS: Final[dict[str, type[TrainConfig]]] = {
     "sharpen-sft": SharpenSftConfig,
     "sharpen-rlhf": SharpenRlhfConfig,
@@ -204,6 +216,7 @@ CONFIGS: Final[dict[str, type[TrainConfig]]] = {
     "nft": NftConfig,
     "awm": AwmConfig,
     "raft": RaftConfig,
+    "spin": SpinConfig,
 }
 
 _RECIPES: Final = Path(__file__).parent / "recipes"

@@ -23,6 +23,7 @@ METHODS: Final = {
     "nft": "own samples pull where they are good and push where they are bad (DiffusionNFT)",
     "awm": "denoising losses of own samples, weighted by advantage (advantage weighted matching)",
     "raft": "fine-tuning on the best of several own samples (best-of-N distillation)",
+    "spin": "preferring pictures of a data set to own samples of their prompts (SPIN-Diffusion)",
 }
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -34,7 +35,7 @@ EmptyShare = Annotated[
     float, Field(ge=0, le=1, description="Share of prompts left out. Default: 0.2 for sft and sharpen, else 0.")
 ]
 Beta = Annotated[
-    float, Field(gt=0, description="Default: 2500 sharpen-rlhf, 5000 dpo, 0.1 d3po, 100 group-dpo, 1 nft.")
+    float, Field(gt=0, description="Default: 2500 sharpen-rlhf, 5000 dpo and spin, 0.1 d3po, 100 group-dpo, 1 nft.")
 ]
 SampleSteps = Annotated[
     int | None,

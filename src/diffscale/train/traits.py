@@ -127,7 +127,7 @@ class Preferring(TrainConfig):
     beta: Beta
 
 
-class Sampling(Rewarded):
+class Sampling(Captioned):
     """Methods that learn from samples of the model's own."""
 
     panel = "Method"
@@ -173,11 +173,11 @@ class InnerEpochs(SamplingRounds):
     panel = "Method"
     steps_per_round = 1
     num_inner_epochs: PositiveInt = 1
-    """Of sharpen-rlhf, group-dpo, nft, awm and raft: steps on the own samples of a round, noised anew each time.
+    """Of sharpen-rlhf, group-dpo, nft, awm, raft and spin: steps on the own samples of a round, noised anew each time.
     Default: 1."""
 
     unguided: bool = False
-    """Of sharpen-rlhf, group-dpo, nft, awm and raft: own samples are made without classifier-free guidance, and the
+    """Of the same: own samples are made without classifier-free guidance, and the
     trained model is called so, which halves its price."""
     guidance_scale: float | None = Field(None, ge=0, le=1000)
     """Of the same: own samples are made with this, and so the trained model is called. Default: as models are."""
@@ -188,7 +188,7 @@ class InnerEpochs(SamplingRounds):
         return round_, *divmod(within, self.batches_per_round)
 
 
-class Grouped(Searching, InnerEpochs, Noised):
+class Grouped(Searching, InnerEpochs, Rewarded, Noised):
     """Methods that learn from groups of samples of the model's own, all of one prompt."""
 
     panel = "Method"

@@ -13,6 +13,7 @@ from diffscale.train.methods.nft import Nft
 from diffscale.train.methods.raft import Raft
 from diffscale.train.methods.sft import Sft
 from diffscale.train.methods.sharpen import SharpenRlhf, SharpenSft
+from diffscale.train.methods.spin import Spin
 
 METHODS: Final[dict[str, type[Method]]] = {
     "sharpen-sft": SharpenSft,
@@ -26,4 +27,5 @@ METHODS: Final[dict[str, type[Method]]] = {
     "nft": Nft,
     "awm": Awm,
     "raft": Raft,
+    "spin": Spin,
 }

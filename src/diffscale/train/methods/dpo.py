@@ -1,5 +1,8 @@
 """Diffusion-DPO: learn from pairs of pictures of which people preferred one."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,6 +11,9 @@ from diffscale.engine import noise
 from diffscale.train.configs import DpoConfig
 from diffscale.train.methods.method import Method
 from diffscale.train.policy import Policy
+
+Reference = Callable[[], AbstractContextManager[None]]
+"""Has the network be what it is compared with until the block ends, see `Policy.reference`."""
 
 
 def dpo_loss(errors: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor], beta: float) -> Tensor:
@@ -21,19 +27,25 @@ def dpo_loss(errors: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor], beta:
 
 
 def diffusion_dpo_loss(
-    policy: Policy, chosen: Tensor, other: Tensor, rows: Tensor, keys: Tensor, beta: float
+    policy: Policy,
+    chosen: Tensor,
+    other: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    beta: float,
+    reference: Reference | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """`dpo_loss` of preferred and other pictures, clean latents [B, ...] each; scalar, and what to log.
 
     As in the authors' script the two pictures of a pair share time and noise. `rows` int64 [B]: their prompts; all
-    draws are functions of `keys` int64 [B].
+    draws are functions of `keys` int64 [B]. `reference`: by default the network as it was before training.
     """
     time = policy.times.draw(noise.fold_rows(keys, "time")).repeat(2)
     eps = policy.prior(noise.fold_rows(keys, "noise")).to(chosen)
     x0, eps, both = torch.cat([chosen, other]), torch.cat([eps, eps]), rows.repeat(2)
     x, target = policy.times.noised(x0, eps, time), policy.times.target(x0, eps, time)
     won, lost = policy.errors(x, time, both, target).chunk(2)
-    with policy.reference():
+    with (reference or policy.reference)():
         won_before, lost_before = policy.errors(x, time, both, target).chunk(2)
     loss = dpo_loss((won, lost), (won_before, lost_before), beta)
     better = (won - won_before) < (lost - lost_before)

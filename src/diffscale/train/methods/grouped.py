@@ -10,7 +10,7 @@ from torch import Tensor
 from diffscale.engine import noise
 from diffscale.train.groups import Group, advantages, deviation_of, moments, sample_groups
 from diffscale.train.lagging import LaggingWeights
-from diffscale.train.methods.method import RoundMethod, TrainContext
+from diffscale.train.methods.method import LaggingRoundMethod, RoundMethod, TrainContext
 from diffscale.train.policy import Policy
 from diffscale.train.rewards import Mixture, PooledReward, Reward
 from diffscale.train.selection import search_of
@@ -143,8 +143,8 @@ class GroupMethod(RoundMethod):
         """Return the loss of noised groups, a scalar, and what to log beside it."""
 
 
-class LaggedMethod(GroupMethod):
-    """A method that needs the weights as they were: `lagging` follows at the beginning of each round."""
+class LaggedMethod(LaggingRoundMethod, GroupMethod):
+    """A method on groups whose `lagging` weights follow at the beginning of each round."""
 
     settings: Advantaged
 
@@ -178,12 +178,3 @@ class LaggedMethod(GroupMethod):
     @abstractmethod
     def advantage_loss(self, groups: NoisedGroups, output: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return the loss by the network's `output` [S, ...] for noised groups, and what to log."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {**super().state_dict(), **self.lagging.state_dict()} if self.samples else {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if state:
-            kept = self.lagging.state_dict().keys()
-            super().load_state_dict({name: tensor for name, tensor in state.items() if name not in kept})
-            self.lagging.load_state_dict(state)

@@ -1,6 +1,7 @@
 """The interface of methods, and the context that they work in."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from diffscale.engine import noise
 from diffscale.train.data.batches import Batch
+from diffscale.train.lagging import LaggingWeights
 from diffscale.train.rewards import Mixture, Reward
 from diffscale.train.settings import TrainConfig
 from diffscale.train.training_data import TrainingData
@@ -46,6 +48,14 @@ class TrainContext:
         batch = self.data.batches.batch_of(number)
         self.data.set_prompts(batch)
         return batch
+
+    @torch.no_grad()
+    def own_samples(self, captions: Sequence[str], keys: Tensor) -> Tensor:
+        """Clean latents [B, ...] that the model makes of `captions` as users call it, of noise by `keys` int64 [B]."""
+        self.data.set_own_prompts(captions)
+        sampler = self.data.base.own
+        latents = sampler.run(sampler.prior(keys, self.rows)).x
+        return latents.to(torch.promote_types(latents.dtype, torch.float32))
 
     def reward_scores(self, latents: Tensor, captions: list[str]) -> Tensor:
         """Rewards float64 [B] of clean latents."""
@@ -120,3 +130,18 @@ class RoundMethod(Method):
         if state:
             self.samples = {name: tensor for name, tensor in state.items() if name != "round"}
             self.round = int(state["round"])
+
+
+class LaggingRoundMethod(RoundMethod):
+    """A method that also needs the weights as they were at the beginning of a round, or earlier: `lagging`."""
+
+    lagging: LaggingWeights
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**super().state_dict(), **self.lagging.state_dict()} if self.samples else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state:
+            kept = self.lagging.state_dict().keys()
+            super().load_state_dict({name: tensor for name, tensor in state.items() if name not in kept})
+            self.lagging.load_state_dict(state)

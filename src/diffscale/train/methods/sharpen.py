@@ -135,8 +135,7 @@ class SharpenRlhf(RoundMethod, SharpenSft):
             return self.select(self.policy.sample, batch.captions, self.context.keys(number))
         samples = [self.samples[name] for name in sorted(self.samples) if name.startswith(f"{place}.")]
         if not samples:
-            self.context.data.set_own_prompts(batch.captions)
-            samples = self.make_samples(self.context.keys(batch_number, "own"))
+            samples = self.make_samples(batch.captions, self.context.keys(batch_number, "own"))
             if self.settings.num_inner_epochs > 1:
                 self.samples |= {f"{place}.{i}": tensor for i, tensor in enumerate(samples)}
         keys, device = self.context.keys(number), self.policy.like.device
@@ -147,19 +146,18 @@ class SharpenRlhf(RoundMethod, SharpenSft):
         trajectories = make_trajectories(self.policy, x0, rows.repeat(2), keys.repeat(2), self.settings.m)
         return Selection(rows, trajectories[: len(rows)], trajectories[len(rows) :], *figures.unbind(1))
 
-    def make_samples(self, keys: Tensor) -> list[Tensor]:
+    def make_samples(self, captions: list[str], keys: Tensor) -> list[Tensor]:
         """Clean latents [B, ...] that the model makes as users call it, of noise by `keys` int64 [B].
 
         One of each row; or the best and the worst of several, and their figures, see `select_samples`.
         """
-        sampler, reward = self.context.data.base.own, self.context.reward
-        if self.settings.own_samples == "each":
-            assert reward is not None
-            best, worst, figures = select_samples(sampler, reward, keys, self.settings.n, self.search)
-            return [best.float().cpu(), worst.float().cpu(), figures]
-        with torch.no_grad():
-            latents = sampler.run(sampler.prior(keys, self.context.rows)).x
-        return [latents.to(torch.promote_types(latents.dtype, torch.float32))]
+        if self.settings.own_samples != "each":
+            return [self.context.own_samples(captions, keys)]
+        reward, data = self.context.reward, self.context.data
+        assert reward is not None
+        data.set_own_prompts(captions)
+        best, worst, figures = select_samples(data.base.own, reward, keys, self.settings.n, self.search)
+        return [best.float().cpu(), worst.float().cpu(), figures]
 
     def loss(self, gathered: Selection) -> tuple[Tensor, dict[str, float]]:
         return sharpen_rlhf_loss(self.policy, gathered, self.settings.beta, self.settings.form)
