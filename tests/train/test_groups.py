@@ -153,6 +153,23 @@ def test_a_round_is_sampled_once_and_gone_over_in_every_inner_epoch() -> None:
     assert told == [True, False, False, False, True, False, False, False] and len(noises) == 8
 
 
+def test_lagging_weights_take_the_place_of_those_that_autocast_has_cast() -> None:
+    layer, x = nn.Linear(1, 1, bias=False), torch.ones(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    lagging = LaggingWeights({"w": layer.weight}, rate=0.0, most=0.0)
+    with torch.no_grad():
+        layer.weight.fill_(2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        own = layer(x)
+        with lagging.used():
+            before = layer(x)
+        after = layer(x)
+    assert [float(each) for each in (own.detach(), before, after.detach())] == [2.0, 1.0, 2.0]
+    own.sum().backward()
+    assert layer.weight.grad is not None and float(layer.weight.grad) == 1.0
+
+
 def test_lagging_weights_follow_and_take_the_place_of_the_others() -> None:
     layer = nn.Linear(1, 1, bias=False)
     with torch.no_grad():

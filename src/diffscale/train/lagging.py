@@ -41,6 +41,8 @@ class LaggingWeights:
     def _swap(self) -> None:
         for name, each in self._parameters.items():
             each.data, self._average[name] = self._average[name], each.data
+        # Autocast keeps the weights that it has cast, and would go on with those.
+        torch.clear_autocast_cache()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a checkpoint keeps."""
