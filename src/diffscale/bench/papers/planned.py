@@ -269,11 +269,11 @@ def _spread(part: Part, each: Mapping[str, Any], pilot: Pilot, folder: Path) -> 
 
             return power.of_groups(contrast.error, one.part["repeats"], freedom)
     values = _differences(raw, each, pilot)
-    total = float(values.mean(1).var(ddof=1))
+    total = pilot.left * float(values.mean(1).var(ddof=1))
     if part.repeats == 1:
         return power.over_prompts(total**0.5)
     if values.shape[1] > 1:
-        within = float(values.var(1, ddof=1).mean())
+        within = pilot.left * float(values.var(1, ddof=1).mean())
         if each.get("fixed"):
             return power.within_prompts(prompts, within**0.5)
         between = max(0.0, total - within / values.shape[1])

@@ -129,12 +129,14 @@ class Pilot(_Strict):
     `prompt`, and of the `rest`.
 
     `within`: which share of the variance is within prompts, where the pilot has one picture of each and the plan more.
+    `left`: which share of the variance is left, where the plan takes budgets from pools and the pilot did not.
     """
 
     item: str = ""
     a: list[Any] = Field(default_factory=list)
     b: list[Any] = Field(default_factory=list)
     within: float = Field(0.0, ge=0, le=1)
+    left: float = Field(1.0, gt=0, le=1)
     seed: float = 0.0
     prompt: float = 0.0
     rest: float = 0.0
