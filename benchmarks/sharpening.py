@@ -6,9 +6,10 @@
 Every method of `diffscale train` trains a LoRA with the settings of sharpening.yaml, with `--reward` where it takes
 one, from each of the seeds, in processes of one thread. Each has as many optimiser steps as make up `--tflop` counted
 operations (denoiser, decoder and rewards, forwards and backwards): 31 are what `sharpen-rlhf` did in ten minutes of
-one core of the first machine. Of several `--tflop`, the longer trainings go on with the shorter ones. Then each is
-called as the base is, for every prompt of the suite `shapes` (none of which is in the data), from the base's noises.
-Beside them the base itself, and the best of 4 and of 16 of its samples by the reward.
+one core of the first machine. Of several `--tflop`, the longer trainings go on with the shorter ones. A method with
+`parts` is several LoRAs that are trained one beside the other, each with its share of the operations, and loaded
+together. Then each is called as the base is, for every prompt of the suite `shapes` (none of which is in the data),
+from the base's noises. Beside them the base itself, and the best of 4 and of 16 of its samples by the reward.
 
 What is told: the judge, which nothing was trained or searched by, at 1x and for the best of 4 and 16 by clip of the
 trained model itself, and how much better that is than the same search on the base; other verifiers; recall as
@@ -28,7 +29,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,7 @@ def main() -> None:
     kept = options.output / f"{options.model}, {len(texts)} prompts"
     runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
     runs = [run for run in runs if not all(result_file(options, kept, each, *run).exists() for each in options.tflop)]
-    methods = sorted({method for method, _ in runs})
+    methods = sorted({part for method, _ in runs for part in parts(options, method)})
     for data in sorted({given(options, method)["data"] for method in methods}):
         draw(data, options.output / "cache" / "data")
     (options.output / "cache" / "encoded").mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ def measured(path: Path, measure: Callable[[], Cell]) -> Cell:
 
 def measure_base(options: argparse.Namespace, kept: Path, texts: list[str]) -> Cell:
     """The base at 1x for each seed, the best of 4 and of 16 by clip, and how good the best of 1, 2, ... 16 is."""
-    pool = scored(kept / "base", options.model, options.model, texts, range(POOL))
+    pool = scored(kept / "base", options.model, [], texts, range(POOL))
     own = (pool[:, seed * COPIES : (seed + 1) * COPIES] for seed in range(POOL // COPIES))
     return {
         "1x": [summary(each, texts) for each in own],
@@ -146,13 +147,17 @@ def measure_training(
 ) -> Cell:
     """What a training took, its model at 1x and, for seed 0, how good the best of 1, 2, 4, 8 and 16 by clip is."""
     method, seed = run
-    folder = make(settings(options, method, seed, tflop), method, options.output / "cache")
-    of = kept / folder.parent.name
-    own = scored(of / "1x", options.model, str(folder), texts, range(seed * COPIES, (seed + 1) * COPIES))
-    told = json.loads((folder / "result.json").read_text())
-    cell = {"1x": summary(own, texts)} | {key: told[key] for key in ("steps", "seconds", "peak_memory_bytes")}
+    folders = [
+        make(settings(options, part, seed, tflop * share), part, options.output / "cache")
+        for part, share in parts(options, method).items()
+    ]
+    of = kept / "+".join(folder.parent.name for folder in folders)
+    own = scored(of / "1x", options.model, folders, texts, range(seed * COPIES, (seed + 1) * COPIES))
+    told = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    cell = {"1x": summary(own, texts)} | {key: sum(each[key] for each in told) for key in ("steps", "seconds")}
+    cell["peak_memory_bytes"] = max(each["peak_memory_bytes"] for each in told)
     if seed == 0 and not options.no_search:
-        pool = scored(of / f"{POOL}x", options.model, str(folder), texts, range(POOL))
+        pool = scored(of / f"{POOL}x", options.model, folders, texts, range(POOL))
         cell["curve"] = curve(pool, BUDGETS)
         cell |= {f"best of {n}": summary(best_by_clip(pool, n), texts) for n in (4, POOL)}
     return cell
@@ -206,6 +211,12 @@ def compare(options: argparse.Namespace, tflop: float, texts: list[str], base: C
     table = as_table(options, tflop, rows, len(texts))
     (kept / f"{name}.md").write_text(table)
     print(table)
+
+
+def parts(options: argparse.Namespace, method: str) -> dict[str, float]:
+    """The trainings of a method, with the share that each has of the operations: itself, or those of its `parts`."""
+    shares: dict[str, float] = config.read(SETTINGS)[options.model][method].get("parts", {method: 1.0})
+    return shares
 
 
 def settings(options: argparse.Namespace, method: str, seed: int, tflop: float) -> dict[str, Any]:
@@ -268,26 +279,27 @@ def train(options: argparse.Namespace, run: tuple[str, int]) -> None:
 
 def train_in_turn(options: argparse.Namespace, method: str, seed: int) -> None:
     """Each training begins with what the next shorter one has learned, as its own first steps are the same."""
-    before = None
-    for tflop in options.tflop:
-        own, cache = settings(options, method, seed, tflop), options.output / "cache"
-        folder = folder_of(id_of(own), cache)
-        if before and not list_checkpoints(folder):
-            last = list_checkpoints(before)[-1]
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy(before / "config.yaml", folder)
-            with replacing(folder / last.name) as fresh:
-                shutil.copytree(last, fresh)
-        before = make(own, method, cache)
+    for part, share in parts(options, method).items():
+        before = None
+        for tflop in options.tflop:
+            own, cache = settings(options, part, seed, tflop * share), options.output / "cache"
+            folder = folder_of(id_of(own), cache)
+            if before and not list_checkpoints(folder):
+                last = list_checkpoints(before)[-1]
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(before / "config.yaml", folder)
+                with replacing(folder / last.name) as fresh:
+                    shutil.copytree(last, fresh)
+            before = make(own, part, cache)
 
 
 @torch.no_grad()
-def scored(folder: Path, base: str, model: str, prompts: list[str], copies: range) -> NDArray[np.float64]:
+def scored(folder: Path, base: str, trained: Sequence[Path], prompts: list[str], copies: range) -> NDArray[np.float64]:
     """What every judge says, and after that features, [prompts, copies, judges + D]; one sample of each."""
     path = folder / "scores.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = sampled(folder, model, prompts, copies)
+        pictures = sampled(folder, base, trained, prompts, copies)
         judges, extractor = [load(name, image_model=base) for name in JUDGES], load_inception("shapes-inception")
         found = []
         for prompt, made in zip(prompts, pictures.float() / 255, strict=True):
@@ -297,17 +309,19 @@ def scored(folder: Path, base: str, model: str, prompts: list[str], copies: rang
     return np.asarray(np.load(path), float)
 
 
-def sampled(folder: Path, model: str, prompts: list[str], copies: range) -> Tensor:
-    """Pictures uint8 [prompts, copies, 3, 64, 64], as users call the model."""
+def sampled(folder: Path, base: str, trained: Sequence[Path], prompts: list[str], copies: range) -> Tensor:
+    """Pictures uint8 [prompts, copies, 3, 64, 64], as users call what was `trained`: one model, or LoRAs together."""
     path = folder / "pictures.safetensors"
     if not path.exists():
-        pipe = load_pipeline(model, LoadOptions(device="cpu"))
+        together = list(map(str, trained)) if len(trained) > 1 else []
+        model = str(trained[0]) if len(trained) == 1 else base
+        pipe = load_pipeline(model, LoadOptions(device="cpu", lora=together))
         call, root = plain_call(pipe), noise.root(0)
         sampler = DiffusersSampler(pipe, prompts, call.steps, call.args)
         keys = torch.tensor([noise.fold(root, prompt, "sharpening", copy) for prompt in prompts for copy in copies])
         rows = torch.arange(len(prompts)).repeat_interleave(len(copies))
         made = []
-        for part in track(torch.arange(len(keys)).split(BATCH), model):
+        for part in track(torch.arange(len(keys)).split(BATCH), " + ".join([model, *together])):
             state = sampler.run(sampler.prior(keys[part], rows[part]), sampler.steps)
             made.append(eight_bit(sampler.decode(state.x)))
         save_file({"pictures": torch.cat(made)}, path)
