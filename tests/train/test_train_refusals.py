@@ -83,7 +83,7 @@ def test_a_recipe_has_steps(steps: str, tmp_path: Path) -> None:
     assert done.exit_code == 2 and "--steps" in done.output and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("sft", "dpo")])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("sft", "dpo", "spin")])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_reward_that_raises_ends_every_method_in_a_sentence(
     method: str,
