@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,10 +44,10 @@ from torch import Tensor
 from verifier_hacking import truth
 
 from diffscale._util import config
-from diffscale._util.files import replacing, write_json
+from diffscale._util.files import write_json
 from diffscale._util.pixels import eight_bit
 from diffscale.bench.papers.recipe import RECIPES
-from diffscale.bench.papers.trainings import config_of, draw, expanded, folder_of, id_of, make
+from diffscale.bench.papers.trainings import config_of, draw, expanded, id_of, make
 from diffscale.engine import noise
 from diffscale.engine.flops import count_flops
 from diffscale.metrics.distances import diversity, recall
@@ -57,7 +56,6 @@ from diffscale.models.options import LoadOptions
 from diffscale.samplers.diffusers import DiffusersSampler
 from diffscale.suites import prompts as prompt_files
 from diffscale.tape.curves import best_of, candidates_worth
-from diffscale.train.run_directory import list_checkpoints
 from diffscale.train.traits import InnerEpochs
 from diffscale.verifiers import load
 from diffscale.verifiers.inception import load_inception
@@ -280,17 +278,9 @@ def train(options: argparse.Namespace, run: tuple[str, int]) -> None:
 def train_in_turn(options: argparse.Namespace, method: str, seed: int) -> None:
     """Each training begins with what the next shorter one has learned, as its own first steps are the same."""
     for part, share in parts(options, method).items():
-        before = None
-        for tflop in options.tflop:
-            own, cache = settings(options, part, seed, tflop * share), options.output / "cache"
-            folder = folder_of(id_of(own), cache)
-            if before and not list_checkpoints(folder):
-                last = list_checkpoints(before)[-1]
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copy(before / "config.yaml", folder)
-                with replacing(folder / last.name) as fresh:
-                    shutil.copytree(last, fresh)
-            before = make(own, part, cache)
+        every = [settings(options, part, seed, tflop * share) for tflop in options.tflop]
+        for own in every:
+            make(own, part, options.output / "cache", among=every)
 
 
 @torch.no_grad()
